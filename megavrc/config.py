@@ -1,0 +1,261 @@
+"""Configuration and command lines: YAML plus dotted overrides into dataclasses, functions into commands.
+
+This file knows no component of megavrc. An unknown key is an error wherever it stands, and a user's mistake ends
+in one line and exit code 2 (`UserError`), never in a traceback.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXIT_USER = 2
+PROGRESS_SECONDS = 5.0  # between plain progress lines when the output is not a terminal
+
+
+class UserError(ValueError):
+    """The user's mistake. The message is one line: which file, key or value is wrong, and what to do."""
+
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+
+def command(
+    main: Callable[..., Any] | dict[str, Callable[..., Any]], prog: str | None = None
+) -> typing.NoReturn:
+    """Run a function (or, for a dictionary, one of several subcommands) as a command line program and exit.
+
+    Options come from the signature, their help from the Google-style docstring. The exit code is the integer that
+    the function returns (0 for None), 2 for a `UserError` or a wrong option.
+    """
+    try:
+        code = run_command(main, sys.argv[1:], prog)
+    except BrokenPipeError:  # `command | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def run_command(
+    main: Callable[..., Any] | dict[str, Callable[..., Any]], argv: list[str], prog: str | None = None
+) -> int:
+    """`command` without the exit: parse `argv`, call, return the exit code."""
+    try:
+        function, arguments = _parse(main, argv, prog)
+        return int(function(**arguments) or 0)
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_USER
+
+
+def _parse(
+    main: Callable[..., Any] | dict[str, Callable[..., Any]], argv: list[str], prog: str | None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    parser = _parser(prog)
+    if isinstance(main, dict):
+        parser.description = None
+        subcommands = parser.add_subcommands(dest="subcommand")
+        for name, function in main.items():
+            child = _parser(None)
+            child.description = _summary(function)
+            child.add_function_arguments(function, as_group=False)
+            subcommands.add_subcommand(name, child, help=_summary(function))
+    else:
+        parser.description = _summary(main)
+        parser.add_function_arguments(main, as_group=False)
+    parsed = parser.instantiate(_parse_args(parser, argv))
+    if isinstance(main, dict):
+        chosen = parsed.subcommand
+        return main[chosen], dict(vars(parsed[chosen]))
+    return main, dict(vars(parsed))
+
+
+def _parser(prog: str | None) -> Any:
+    import jsonargparse
+
+    return jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
+
+
+def _parse_args(parser: Any, argv: list[str]) -> Any:
+    import argparse
+
+    try:
+        return parser.parse_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{_one_line(str(error))} (see --help)") from None
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- configuration files ---------------------------------------------------------------------------------------
+
+
+def load_config(cls: type[T], argv: list[str] | None = None) -> T:
+    """Build the dataclass `cls` from `--config FILE.yaml` and `--dotted.key value` overrides.
+
+    Args:
+        cls: a dataclass, possibly nested; its `__post_init__` may raise ValueError with all its problems joined.
+        argv: the command line without the program's name (default: that of this process).
+
+    Raises:
+        UserError: a missing file, unknown keys (all of them, each with the nearest known one), a value of the wrong
+            type, or what `__post_init__` found.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(None)
+    parser.description = f"Every key of {cls.__name__} can stand in the YAML file or be given as an option."
+    parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
+    parser.add_class_arguments(cls, as_group=False)
+    for path in _config_files(argv):
+        _check_keys(cls, path)
+    parsed = _parse_args(parser, argv)
+    parsed.pop("config", None)
+    try:
+        built = parser.instantiate(parsed)
+        return cls(**vars(built))
+    except ValueError as error:
+        where = ", ".join(str(path) for path in _config_files(argv)) or "options"
+        raise UserError(f"{where}: {error}") from None
+
+
+def _config_files(argv: list[str]) -> list[Path]:
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    named = [
+        value if word == "--config" else word.partition("=")[2] for word, value in pairs if _is_config(word)
+    ]
+    return [Path(name) for name in named]
+
+
+def _is_config(word: str) -> bool:
+    return word == "--config" or word.startswith("--config=")
+
+
+def _check_keys(cls: type, path: Path) -> None:
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(str(error))}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
+    unknown = list(_unknown_keys(cls, content, ""))
+    if unknown:
+        raise UserError(f"{path}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+
+
+def _unknown_keys(cls: type, content: dict[str, Any], prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key, value in content.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            yield f"{prefix}{key}" + (f" (did you mean {prefix}{near[0]}?)" if near else "")
+            continue
+        nested = [
+            hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)
+        ]
+        if nested and isinstance(value, dict):
+            yield from _unknown_keys(typing.cast(type, nested[0]), value, f"{prefix}{key}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON types (tuples become lists, paths become strings)."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def dump_yaml(config: Any, path: str | Path) -> None:
+    """Write the resolved configuration, readable again by `load_config`."""
+    import yaml
+
+    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+# --- small files -----------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; UserError naming it when it is missing or damaged."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically: readers see the old file or the whole new one."""
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write a file through a temporary neighbour, fsync and rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of `content` (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- progress --------------------------------------------------------------------------------------------------
+
+
+def progress(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Pass `iterable` through, showing how far it is: a bar on a terminal, otherwise a line every few seconds."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(iterable, description=label, total=total, console=Console(stderr=True))
+        return
+    start = last = time.monotonic()
+    count = 0
+    for count, item in enumerate(iterable, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            left = f", {(now - start) / count * (total - count):.0f} s left" if total else ""
+            print(f"{label}: {count}/{total or '?'}{left}", file=sys.stderr, flush=True)
+    print(f"{label}: {count} done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

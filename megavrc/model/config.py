@@ -1,0 +1,229 @@
+"""The configuration of a VRC model: one flat description of what design choices and ablations are available.
+
+Values left at 0 come from the preset. Every ablation of the paper is a field here, never another model file.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+# Sizes of the paper's appendix A, which are those of LlamaGen (arXiv 2406.06525); `debug` is for tests and the demo.
+PRESETS: dict[str, dict[str, Any]] = {
+    "debug": dict(
+        layers=4, heads=4, width=128, hidden_multiple=8, vocab=512, grid=8, rope_base=100.0, slots=8
+    ),
+    "b": dict(layers=12, heads=12, width=768),
+    "l": dict(layers=24, heads=16, width=1024),
+    "xl": dict(layers=36, heads=20, width=1280),
+    "1.2b": dict(layers=22, heads=32, width=2048),
+}
+PAPER = dict(hidden_multiple=256, vocab=8192, grid=32, rope_base=10000.0, slots=128)
+
+
+@dataclass
+class ConditionConfig:
+    """What the video is generated from.
+
+    Attributes:
+        kind: `text` (a caption) or `class` (one label).
+        text: `learned` embeddings of sentencepiece tokens, or `features` of a frozen text encoder.
+        slots: condition positions in the sequence (0: from the preset; a class has 1).
+        vocab: size of the text vocabulary (`text: learned`).
+        feature_dim: width of the encoder's features (`text: features`).
+        classes: number of classes (`kind: class`); one more row is the null class.
+        drop: probability of training a sample without its condition, for classifier-free guidance.
+        attention: `causal` or `bidirectional` among the condition slots.
+    """
+
+    kind: Literal["text", "class"] = "text"
+    text: Literal["learned", "features"] = "learned"
+    slots: int = 0
+    vocab: int = 0
+    feature_dim: int = 0
+    classes: int = 0
+    drop: float = 0.1
+    attention: Literal["causal", "bidirectional"] = "causal"
+
+
+@dataclass
+class CompressionConfig:
+    """Compressor and decompressor.
+
+    Attributes:
+        rate: compression by area: 1, 4 (2x2), 16 (4x4) or 64 (8x8); 1 is block prediction without compression.
+        kind: `conv` is the paper's; `avgpool` and `strided` replace the compressor only (the decompressor stays
+            convolutional); `space_to_depth` is a linear patch embedding and its inverse; `identity` needs rate 1.
+        norm: `batch` is the paper's (synchronised over ranks); `group` and `rms` do not mix samples.
+    """
+
+    rate: Literal[1, 4, 16, 64] = 4
+    kind: Literal["conv", "avgpool", "strided", "space_to_depth", "identity"] = "conv"
+    norm: Literal["batch", "group", "rms"] = "batch"
+
+    @property
+    def side(self) -> int:
+        """Cells of the grid that one compressed cell covers along one axis."""
+        return {1: 1, 4: 2, 16: 4, 64: 8}[self.rate]
+
+
+@dataclass
+class ModelConfig:
+    """A VRC model.
+
+    Attributes:
+        preset: where values left at 0 come from.
+        layers, heads, width: the trunk.
+        hidden_multiple: the SwiGLU width is int(8 width / 3) rounded up to a multiple of this.
+        vocab: codebook size of the video tokenizer.
+        grid: cells along one side of a latent frame (N = grid x grid tokens a frame).
+        frames: latent frames after the first (F); 0 is the image model of stage 1.
+        condition, compression: see their classes.
+        decompressor_head: `shared` with the first frame, or its `own` 1x1 projection to the vocabulary.
+        prediction: `segment` is VRC; `token` the paper's baseline: no compression, next token everywhere.
+        first_frame: `token` by token, or `row` by row with the segment mechanism (not in the paper).
+        keep_first_frame: segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read literally.
+        segment_attention: inside a segment, `bidirectional` (Eq. 6) or `causal`.
+        feedback: what is compressed for the next pass at generation: sampled `tokens`, the `soft` mean embedding of
+            their distribution, or the decompressor's `features`.
+        rope_base: base of the rotary frequencies.
+        dropout: on embeddings, residual branches and feed-forward outputs.
+        loss_reduction: `term` = mean over the first frame + mean over the later ones; `token` = mean over all
+            tokens; `block` = Eq. 7 literally, a later frame being one outcome (a sum over its tokens).
+        loss_weights: weights of the first-frame and later-frame terms.
+        frame_loss_weight: 1 + frames weights of the frames within their terms (empty: all 1).
+    """
+
+    preset: Literal["debug", "b", "l", "xl", "1.2b"] = "debug"
+    layers: int = 0
+    heads: int = 0
+    width: int = 0
+    hidden_multiple: int = 0
+    vocab: int = 0
+    grid: int = 0
+    frames: int = 4
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    decompressor_head: Literal["shared", "own"] = "shared"
+    prediction: Literal["segment", "token"] = "segment"
+    first_frame: Literal["token", "row"] = "token"
+    keep_first_frame: bool = True
+    segment_attention: Literal["bidirectional", "causal"] = "bidirectional"
+    feedback: Literal["tokens", "soft", "features"] = "tokens"
+    rope_base: float = 0.0
+    dropout: float = 0.1
+    loss_reduction: Literal["term", "token", "block"] = "term"
+    loss_weights: tuple[float, float] = (1.0, 1.0)
+    frame_loss_weight: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        preset = PAPER | PRESETS[self.preset] if self.preset in PRESETS else PAPER
+        for name in ("layers", "heads", "width", "hidden_multiple", "vocab", "grid", "rope_base"):
+            if not getattr(self, name):
+                setattr(self, name, preset.get(name, 0))
+        if not self.condition.slots:
+            self.condition.slots = 1 if self.condition.kind == "class" else preset["slots"]
+        self.loss_weights = (float(self.loss_weights[0]), float(self.loss_weights[1]))
+        problems = self.problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """Everything that does not fit together, each as one sentence that names the field."""
+        condition, compression = self.condition, self.compression
+        checks = [
+            (self.preset in PRESETS, f"preset: {self.preset!r} is not one of {', '.join(PRESETS)}"),
+            (
+                self.heads > 0 and self.width % (self.heads * 16) == 0,
+                f"width: {self.width} must be heads ({self.heads}) times a multiple of 16",
+            ),
+            (self.frames >= 0, f"frames: {self.frames} is negative"),
+            (
+                compression.rate in (1, 4, 16, 64),
+                f"compression.rate: {compression.rate} is not 1, 4, 16 or 64",
+            ),
+            (
+                compression.rate not in (1, 4, 16, 64) or self.grid % compression.side == 0,
+                f"grid: {self.grid} cannot be divided by compression.rate {compression.rate}",
+            ),
+            (
+                compression.kind != "identity" or compression.rate == 1,
+                "compression.kind: identity needs compression.rate 1",
+            ),
+            (
+                condition.kind != "text" or condition.text != "learned" or condition.vocab > 0,
+                "condition.vocab: the size of the text vocabulary is needed",
+            ),
+            (
+                condition.kind != "text" or condition.text != "features" or condition.feature_dim > 0,
+                "condition.feature_dim: the width of the text features is needed",
+            ),
+            (
+                condition.kind != "class" or condition.classes > 0,
+                "condition.classes: the number of classes is needed",
+            ),
+            (
+                condition.kind != "class" or condition.slots == 1,
+                f"condition.slots: a class takes 1 slot, not {condition.slots}",
+            ),
+            (
+                condition.kind != "text" or condition.slots >= 2,
+                "condition.slots: text needs at least 2 (the last is begin-video)",
+            ),
+            (
+                self.prediction == "segment" or (self.first_frame == "token" and self.keep_first_frame),
+                "prediction: token has no segments, so first_frame must be token and keep_first_frame true",
+            ),
+            (
+                len(self.frame_loss_weight) in (0, 1 + self.frames),
+                f"frame_loss_weight: needs 1 + frames = {1 + self.frames} values, has {len(self.frame_loss_weight)}",
+            ),
+        ]
+        return [problem for fine, problem in checks if not fine]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """N, the tokens of one latent frame."""
+        return self.grid * self.grid
+
+    @property
+    def segment_length(self) -> int:
+        """M = N / rate, the compressed cells of one latent frame (Eq. 4)."""
+        return self.tokens_per_frame // self.compression.rate
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """SwiGLU width: int(8 width / 3) rounded up (LlamaGen)."""
+        return -(-int(8 * self.width / 3) // self.hidden_multiple) * self.hidden_multiple
+
+    @property
+    def has_segments(self) -> bool:
+        return self.prediction == "segment" and self.frames > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        values = asdict(self)
+        values["loss_weights"] = list(self.loss_weights)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """The inverse of `to_dict`; ValueError names unknown keys."""
+        return _build(cls, values, "")
+
+
+def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
+    known = {item.name: item for item in fields(cls)}
+    unknown = [f"{prefix}{name}" for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"unknown key {', '.join(unknown)}")
+    return cls(
+        **{
+            name: _build(known[name].type, value, f"{prefix}{name}.")
+            if is_dataclass(known[name].type) and isinstance(value, dict)
+            else value
+            for name, value in values.items()
+        }
+    )

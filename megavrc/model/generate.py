@@ -1,0 +1,222 @@
+"""Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame.
+
+`Decoder` runs the passes with cached keys and values; `generate` samples with it. Tests drive the same decoder with
+known tokens and compare its logits with the training forward pass.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .condition import Condition
+from .sampling import SamplingSettings, draw, probabilities, uniforms
+from .vrc import VRC
+
+
+class Decoder:
+    """The forward passes of one batch of clips, in order; with guidance the unconditional copies ride in the batch.
+
+    Attributes:
+        passes: trunk passes made so far.
+    """
+
+    def __init__(self, model: VRC, condition: Condition, batch: int, guidance: float = 1.0) -> None:
+        self.model, self.config = model, model.config
+        self.batch, self.guidance = batch, guidance
+        self.part = "all" if self.config.keep_first_frame else "first"
+        self.passes = 0
+        rows = [model.embed_condition(condition)]
+        if guidance != 1.0:
+            rows.append(model.embed_condition(model.null_condition(batch)))
+        self._pending = torch.cat(rows)  # rows not yet seen by the trunk, [B or 2B, L, D]
+        capacity = max(model.plan(part)[0].length for part in ("all", "first", "later"))
+        config = self.config
+        self.cache = KVCache(
+            config.layers, len(self._pending), config.heads, capacity, config.head_dim, like=self._pending
+        )
+
+    def push(self, rows_BLD: Tensor) -> None:
+        """Add input rows for the next pass (the same for the unconditional copies)."""
+        copies = len(self._pending) // self.batch
+        self._pending = torch.cat([self._pending, rows_BLD.repeat(copies, 1, 1)], dim=1)
+
+    def step(self, count: int) -> Tensor:
+        """One trunk pass over the pending rows; returns the normed states of its last `count` rows."""
+        layout, table, _ = self.model.plan(self.part)
+        start, stop = self.cache.length, self.cache.length + self._pending.shape[1]
+        mask = layout.mask(start, stop)
+        states = self.model.trunk(self._pending, table[:, start:stop], mask, cache=self.cache)
+        self._pending = self._pending[:, :0]
+        self.passes += 1
+        return states[:, -count:]
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Classifier-free guidance over the two halves of the batch: u + s (c - u)."""
+        if self.guidance == 1.0:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def raw_logits(self, count: int = 1) -> Tensor:
+        """Run the pending rows and predict the next `count` raw tokens, [B, count, V]."""
+        return self.guide(self.model.head(self.step(count)))
+
+    def push_raw(self, ids_BL: Tensor) -> None:
+        """Add raw tokens as input."""
+        self.push(self.model.embed_raw(ids_BL))
+
+    def push_segment(self, features_BND: Tensor) -> None:
+        """Compress the representations of the newest frame and add its segment as input.
+
+        With `keep_first_frame: false` the first segment takes the place of the raw rows: their keys are dropped.
+        """
+        side = self.config.grid
+        if not self.config.keep_first_frame and self.part == "first":
+            slots = self.config.condition.slots
+            if self.cache.length == 0:  # a known first frame: the condition has not been run yet
+                self._pending = self._pending[:, :slots]
+                self.step(1)
+            self.part = "later"
+            self.cache.truncate(slots)
+            self._pending = self._pending[:, :0]
+        self.push(self.model.compress(features_BND.unflatten(1, (side, side))))
+
+    def segment_logits(self) -> tuple[Tensor, Tensor]:
+        """Run the pending rows and predict the next frame: logits [B, N, V] and representations [B, N, D]."""
+        features = self.model.decompress(self.step(self.config.segment_length))
+        return self.guide(self.model.segment_logits(features)), features[: self.batch]
+
+
+@torch.no_grad()
+def generate(
+    model: VRC,
+    condition: Condition,
+    settings: SamplingSettings,
+    seeds: list[int],
+    prefix: Tensor | None = None,
+    frames: int | None = None,
+    on_frame: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Generate the tokens of one clip per seed.
+
+    Args:
+        model: in eval mode (running statistics of BatchNorm, no dropout).
+        condition: of B samples, as for `VRC.forward`.
+        settings: sampling of the first frame and of the later ones, guidance.
+        seeds: B integers; a sample depends on its own seed only.
+        prefix: long [B, K, g, g], tokens of the first K frames to continue from (K = 1: image to video).
+        frames: latent frames after the first to generate (default: the model's; at most that).
+        on_frame: called with (index, ids [B, g, g]) after each finished frame.
+
+    Returns:
+        long [B, 1 + frames, g, g].
+
+    Raises:
+        ValueError: more frames than the model was trained for, or a prefix of the wrong shape.
+    """
+    config = model.config
+    frames = config.frames if frames is None else frames
+    if not 0 <= frames <= config.frames:
+        raise ValueError(
+            f"frames: {frames} asked for, the model generates 0..{config.frames} after the first"
+        )
+    known = _check_prefix(prefix, len(seeds), 1 + frames, config.grid)
+    count = config.tokens_per_frame
+    device = model.tokens.weight.device
+    uniform = uniforms(seeds, (1 + config.frames) * count, device).unflatten(1, (-1, count))
+    was_training = model.training
+    model.eval()
+    try:
+        decoder = Decoder(model, condition, len(seeds), settings.guidance)
+        sampler = _Sampler(decoder, settings, uniform, known, on_frame)
+        if config.prediction == "token":
+            done = [sampler.token_frame(index) for index in range(1 + frames)]
+        else:
+            done = [sampler.row_frame() if config.first_frame == "row" else sampler.token_frame(0)]
+            for index in range(1, 1 + frames):
+                done.append(sampler.segment_frame(index, done[-1]))
+    finally:
+        model.train(was_training)
+    return torch.stack(done, dim=1).unflatten(2, (config.grid, config.grid))
+
+
+def _check_prefix(prefix: Tensor | None, batch: int, total: int, grid: int) -> list[Tensor]:
+    """Known frames as a list of [B, N]."""
+    if prefix is None:
+        return []
+    fits = prefix.dim() == 4 and len(prefix) == batch and 1 <= prefix.shape[1] <= total
+    if not fits or tuple(prefix.shape[2:]) != (grid, grid):
+        raise ValueError(
+            f"prefix: shape {tuple(prefix.shape)}, expected ({batch}, 1..{total}, {grid}, {grid})"
+        )
+    return list(prefix.flatten(2).unbind(1))
+
+
+class _Sampler:
+    """Samples frames in order, or takes them from the known prefix; keeps the decoder's input up to date."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        settings: SamplingSettings,
+        uniform_BTN: Tensor,
+        known: list[Tensor],
+        on_frame: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        self.decoder, self.settings, self.uniform, self.known = decoder, settings, uniform_BTN, known
+        self.on_frame = on_frame
+        self.features: Tensor | None = None  # of the newest sampled frame, when they are what is fed back
+
+    def _finish(self, index: int, ids_BN: Tensor) -> Tensor:
+        if self.on_frame:
+            side = self.decoder.config.grid
+            self.on_frame(index, ids_BN.unflatten(1, (side, side)))
+        return ids_BN
+
+    def token_frame(self, index: int) -> Tensor:
+        """A frame token by token; the last token of the last frame that is read stays pending."""
+        decoder = self.decoder
+        if index < len(self.known):
+            decoder.push_raw(self.known[index])
+            return self._finish(index, self.known[index])
+        sampling = self.settings.later if index else self.settings.first
+        drawn = []
+        for position in range(self.uniform.shape[2]):
+            logits_BV = decoder.raw_logits()[:, 0]
+            drawn.append(draw(probabilities(logits_BV, sampling), self.uniform[:, index, position]))
+            decoder.push_raw(drawn[-1][:, None])
+        return self._finish(index, torch.stack(drawn, dim=1))
+
+    def row_frame(self) -> Tensor:
+        """The first frame, one row of the grid a pass."""
+        decoder, side = self.decoder, self.decoder.config.grid
+        decoder.push(decoder.model.embed_start_row(decoder.batch))
+        if self.known:
+            decoder.push_raw(self.known[0])
+            return self._finish(0, self.known[0])
+        rows = []
+        for row in range(side):
+            probs = probabilities(decoder.raw_logits(side), self.settings.first)
+            rows.append(draw(probs, self.uniform[:, 0, row * side : (row + 1) * side]))
+            decoder.push_raw(rows[-1])
+        return self._finish(0, torch.cat(rows, dim=1))
+
+    def segment_frame(self, index: int, previous_BN: Tensor) -> Tensor:
+        """A later frame in one pass, from the frame before it."""
+        decoder = self.decoder
+        features = decoder.model.tokens(previous_BN) if self.features is None else self.features
+        self.features = None
+        decoder.push_segment(features)
+        if index < len(self.known):
+            return self._finish(index, self.known[index])
+        logits, decompressed = decoder.segment_logits()
+        probs = probabilities(logits, self.settings.later)
+        ids_BN = draw(probs, self.uniform[:, index])
+        feedback = decoder.config.feedback
+        if feedback == "soft":
+            self.features = probs.to(decompressed.dtype) @ decoder.model.tokens.weight
+        elif feedback == "features":
+            self.features = decompressed
+        return self._finish(index, ids_BN)

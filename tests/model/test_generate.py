@@ -1,0 +1,106 @@
+"""Generation: draws, guidance, prefixes, and independence of the batch."""
+
+import pytest
+import torch
+from models import VARIANTS, build, inputs
+
+from megavrc.model import Sampling, SamplingSettings, generate
+from megavrc.model.sampling import draw, probabilities, uniforms
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sample_depends_on_its_own_seed_only(variant):
+    model = build(variant)
+    ids, condition = inputs(model, batch=3)
+    settings = SamplingSettings(guidance=1.5)
+
+    def pick(index):
+        if isinstance(condition, tuple):
+            return tuple(part[index] for part in condition)
+        return condition[index]
+
+    together = generate(model, condition, settings, seeds=[3, 1, 2])
+    assert together.shape == ids.shape
+    for index, seed in enumerate([3, 1, 2]):
+        alone = generate(model, pick(slice(index, index + 1)), settings, seeds=[seed])
+        assert torch.equal(together[index], alone[0])
+    assert not torch.equal(together, generate(model, condition, settings, seeds=[4, 1, 2]))
+
+
+@pytest.mark.parametrize("variant", ["paper", "token", "row"])
+def test_top_k_1_is_argmax_and_guidance_1_is_none(variant):
+    model = build(variant)
+    _, condition = inputs(model)
+    greedy = SamplingSettings(Sampling(temperature=0), Sampling(temperature=0))
+    top_1 = SamplingSettings(Sampling(top_k=1), Sampling(top_k=1))
+    ids = generate(model, condition, greedy, [0, 1])
+    assert torch.equal(ids, generate(model, condition, top_1, [5, 6]))
+    out = model(ids, condition, logits=True)
+    logits = torch.cat([out.logits_first[:, None], out.logits_later], dim=1)
+    assert torch.equal(ids.flatten(2), logits.argmax(-1))
+    plain = generate(model, condition, SamplingSettings(), [0, 1])
+    assert torch.equal(plain, generate(model, condition, SamplingSettings(guidance=1.0), [0, 1]))
+    assert not torch.equal(plain, generate(model, condition, SamplingSettings(guidance=3.0), [0, 1]))
+
+
+@pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x"])
+def test_a_prefix_is_kept_and_continued_as_if_generated(variant):
+    model = build(variant)
+    _, condition = inputs(model)
+    whole = generate(model, condition, SamplingSettings(), [0, 1])
+    for known in range(1, 4):
+        assert torch.equal(
+            whole, generate(model, condition, SamplingSettings(), [0, 1], prefix=whole[:, :known])
+        )
+
+
+def test_fewer_frames_are_the_beginning_of_more():
+    model = build()
+    _, condition = inputs(model)
+    seen = []
+    whole = generate(
+        model, condition, SamplingSettings(), [0, 1], on_frame=lambda i, ids: seen.append((i, ids))
+    )
+    assert [index for index, _ in seen] == [0, 1, 2]
+    assert torch.equal(torch.stack([ids for _, ids in seen], dim=1), whole)
+    assert torch.equal(whole[:, :2], generate(model, condition, SamplingSettings(), [0, 1], frames=1))
+
+
+@pytest.mark.parametrize("feedback", ["soft", "features"])
+def test_feedback_options_change_only_frames_after_the_first_segment(feedback):
+    _, condition = inputs(build())
+    tokens = generate(build(), condition, SamplingSettings(), [0, 1])
+    other = generate(build(feedback=feedback), condition, SamplingSettings(), [0, 1])
+    assert torch.equal(tokens[:, :2], other[:, :2])
+    assert not torch.equal(tokens[:, 2], other[:, 2])
+
+
+def test_impossible_requests_are_refused():
+    model = build()
+    ids, condition = inputs(model)
+    with pytest.raises(ValueError, match=r"frames: 3 asked for, the model generates 0\.\.2"):
+        generate(model, condition, SamplingSettings(), [0, 1], frames=3)
+    with pytest.raises(ValueError, match="prefix: shape"):
+        generate(model, condition, SamplingSettings(), [0, 1], prefix=ids[:, :, :4])
+    with pytest.raises(ValueError, match="top_p"):
+        Sampling(top_p=0.0)
+
+
+def test_filters_keep_what_they_should():
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.float64))
+    assert probabilities(logits, Sampling(top_k=2)).tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])
+    assert probabilities(logits, Sampling(top_p=0.6)).tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])
+    assert probabilities(logits, Sampling(top_p=0.5)).tolist() == pytest.approx([1, 0, 0, 0])
+    warm = probabilities(logits, Sampling(temperature=0.5))
+    assert warm.tolist() == pytest.approx((torch.tensor([0.25, 0.0625, 0.0225, 0.01]) / 0.345).tolist())
+
+
+def test_draws_follow_the_distribution_and_avoid_impossible_tokens():
+    probs = torch.tensor([0.0, 0.2, 0.0, 0.7, 0.1, 0.0], dtype=torch.float64)
+    uniform = uniforms([7], 100_000, "cpu")[0]
+    ids = draw(probs.expand(len(uniform), -1), uniform)
+    share = torch.bincount(ids, minlength=6) / len(ids)
+    assert share.tolist() == pytest.approx(probs.tolist(), abs=0.01)
+    assert share[[0, 2, 5]].sum() == 0
+    edge = draw(probs.float().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    assert edge.tolist() == [1, 4]

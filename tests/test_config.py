@@ -1,0 +1,103 @@
+"""Configuration files, overrides, commands: what is wrong is said in one line."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from megavrc.config import UserError, dump_yaml, load_config, progress, read_json, run_command, write_json
+
+
+@dataclass
+class Part:
+    """A part."""
+
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size > 5:
+            raise ValueError("part.size: at most 5")
+
+
+@dataclass
+class Whole:
+    """A whole."""
+
+    name: str
+    part: Part = field(default_factory=Part)
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+def write(path, text: str) -> list[str]:
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_files_and_overrides(tmp_path):
+    argv = write(tmp_path / "a.yaml", "name: x\npart: {size: 2}\nextra: {k: 3}")
+    assert load_config(Whole, argv) == Whole("x", Part(2), {"k": 3})
+    assert load_config(Whole, [*argv, "--part.size", "4", "--name=y"]) == Whole("y", Part(4), {"k": 3})
+
+
+def test_a_dumped_configuration_loads_again(tmp_path):
+    config = Whole("x", Part(3), {"k": 1})
+    dump_yaml(config, tmp_path / "b.yaml")
+    assert load_config(Whole, ["--config", str(tmp_path / "b.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    "text, argv, said",
+    [
+        ("name: x\npart: {sze: 2}\nnme: 1", [], r"unknown keys part\.sze \(did you mean part\.size\?\), nme"),
+        ("name: x\npart: {size: 9}", [], r"a\.yaml: part\.size: at most 5"),
+        ("name: x\npart: {size: big}", [], r"part\.size.*big"),
+        ("part: {size: 2}", [], "required: name"),
+        ("name: x", ["--part.sise", "2"], "sise"),
+        ("name: [", [], r"a\.yaml: not valid YAML"),
+        ("- name", [], r"a\.yaml: expected `key: value` lines"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, argv, said):
+    with pytest.raises(UserError, match=said) as error:
+        load_config(Whole, [*write(tmp_path / "a.yaml", text), *argv])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.yaml: no such configuration file"):
+        load_config(Whole, ["--config", str(tmp_path / "nothing.yaml")])
+
+
+def add(left: int, right: int = 2) -> int:
+    """Add numbers.
+
+    Args:
+        left: the first
+        right: the second
+    """
+    if left < 0:
+        raise UserError("--left: negative\nnumbers are not added")
+    return left + right
+
+
+def test_commands(capsys):
+    assert run_command(add, ["--left", "1"]) == 3
+    assert run_command({"add": add}, ["add", "--left", "1", "--right=4"]) == 5
+    assert run_command(add, ["--left", "-1"]) == 2
+    assert capsys.readouterr().err == "error: --left: negative numbers are not added\n"
+    assert run_command(add, ["--left", "1", "--rigt", "4"]) == 2
+    assert "rigt" in capsys.readouterr().err
+
+
+def test_json_files_are_written_whole(tmp_path):
+    path = tmp_path / "sub" / "a.json"
+    write_json(path, {"a": [1, "ü"]})
+    assert read_json(path) == {"a": [1, "ü"]}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
+        read_json(path)
+
+
+def test_progress_passes_everything_through(capsys):
+    assert list(progress(range(5), "counting")) == list(range(5))
+    assert "counting: 5 done" in capsys.readouterr().err
