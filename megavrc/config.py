@@ -7,6 +7,7 @@ in one line and exit code 2 (`UserError`), never in a traceback.
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -62,8 +63,9 @@ def _parse(
     main: Callable[..., Any] | dict[str, Callable[..., Any]], argv: list[str], prog: str | None
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     parser = _parser(prog)
+    functions = list(main.values()) if isinstance(main, dict) else [main]
+    argv = _bare_flags(functions, argv)
     if isinstance(main, dict):
-        parser.description = None
         subcommands = parser.add_subcommands(dest="subcommand")
         for name, function in main.items():
             child = _parser(None)
@@ -78,6 +80,17 @@ def _parse(
         chosen = parsed.subcommand
         return main[chosen], dict(vars(parsed[chosen]))
     return main, dict(vars(parsed))
+
+
+def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[str]:
+    """Let `--flag` alone mean `--flag=true`: the parser wants a value of every option."""
+    parameters = [item for function in functions for item in inspect.signature(function).parameters.values()]
+    flags = {f"--{item.name}" for item in parameters if item.annotation is bool}
+    following = [*argv[1:], "--"]
+    return [
+        f"{word}=true" if word in flags and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def _parser(prog: str | None) -> Any:

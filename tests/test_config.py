@@ -88,6 +88,17 @@ def test_commands(capsys):
     assert "rigt" in capsys.readouterr().err
 
 
+def flag(loud: bool = False, times: int = 1) -> int:
+    """Say so."""
+    return times * (2 if loud else 1)
+
+
+def test_a_flag_needs_no_value():
+    assert run_command(flag, ["--loud"]) == 2
+    assert run_command(flag, ["--loud", "--times=3"]) == 6
+    assert run_command({"flag": flag}, ["flag", "--times", "3", "--loud", "false"]) == 3
+
+
 def test_json_files_are_written_whole(tmp_path):
     path = tmp_path / "sub" / "a.json"
     write_json(path, {"a": [1, "ü"]})
