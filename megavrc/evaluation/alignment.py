@@ -1,0 +1,214 @@
+"""Does a clip of one moving shape show what its caption says? A detector without learned parts, and its scores.
+
+The detector sees pixels only. Everything it measures scales with the size of the clip, 64 pixels being the nominal.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.data.shapes import CANVAS, COLOURS, SHAPES, Combination, caption, signed_distance
+from megavrc.evaluation.quality import mean_psnr
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
+Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
+
+CHROMA = 0.3  # max - min of RGB / 255 from which a pixel belongs to the shape
+MIN_AREA = 40.0  # nominal pixels; the smallest true shape has 200
+MIN_COSINE = 0.8  # with the nearest colour; neighbours of the palette are at 0.5
+MIN_IOU = 0.5  # with the nearest template, mean over frames
+MIN_TRAVEL = 6.0  # nominal pixels between first and last frames; true clips travel 24
+TEMPLATE = 20  # side of the box that masks and templates are scaled to
+
+
+class Detection(NamedTuple):
+    """What a clip shows; None where nothing is found. `iou` is the mean overlap with the template of `shape`."""
+
+    colour: str | None
+    shape: str | None
+    direction: str | None
+    iou: float
+
+
+class Score(TypedDict, total=False):
+    """Fractions of clips whose colour, shape, direction and all three are right; `n` clips; `psnr` in dB."""
+
+    colour: float
+    shape: float
+    direction: float
+    all: float
+    n: int
+    psnr: float
+
+
+def detect(frames_THWC: Frames) -> Detection:
+    """Find the shape in a clip, uint8 [T, H, W, 3].
+
+    The shape is where pixels are saturated. Colour: direction of its mean RGB away from grey. Shape: the template
+    with the largest intersection over union, summed over frames. Direction: the way of its centroid.
+    """
+    frames = frames_THWC.astype(np.float32)
+    chroma = (frames.max(axis=-1) - frames.min(axis=-1)) / 255
+    mask_THW = chroma > CHROMA
+    scale = frames.shape[1] / CANVAS
+    visible = np.flatnonzero(mask_THW.sum(axis=(1, 2)) >= MIN_AREA * scale**2)
+    if 2 * len(visible) < len(frames):  # in most frames there is nothing
+        return Detection(None, None, None, 0.0)
+    shape, iou = _shape(mask_THW[visible])
+    direction = _direction(mask_THW, visible, MIN_TRAVEL * scale)
+    return Detection(_colour(frames[mask_THW].mean(axis=0)), shape, direction, iou)
+
+
+def _colour(rgb: NDArray[np.float32]) -> str | None:
+    def hue(colour: NDArray[np.float32]) -> NDArray[np.float32]:
+        away = colour - colour.mean()
+        return away / np.linalg.norm(away)
+
+    if np.ptp(rgb) < CHROMA * 255:  # many colours that cancel out
+        return None
+    cosines = {name: float(hue(rgb) @ hue(np.asarray(value, np.float32))) for name, value in COLOURS.items()}
+    best = max(cosines, key=lambda name: cosines[name])
+    return best if cosines[best] >= MIN_COSINE else None
+
+
+def _templates() -> dict[str, NDArray[np.bool_]]:
+    axis = np.linspace(1 / TEMPLATE - 1, 1 - 1 / TEMPLATE, TEMPLATE, dtype=np.float32)
+    x, y = (
+        np.broadcast_to(axis[None, :], (TEMPLATE, TEMPLATE)),
+        np.broadcast_to(axis[:, None], (TEMPLATE, TEMPLATE)),
+    )
+    return {shape: signed_distance(shape, x, y, 1.0) < 0 for shape in SHAPES}
+
+
+TEMPLATES = _templates()
+
+
+def _shape(mask_THW: NDArray[np.bool_]) -> tuple[str | None, float]:
+    totals = dict.fromkeys(SHAPES, 0.0)
+    for mask in mask_THW:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = mask[np.ix_(_stretch(rows), _stretch(columns))]
+        for shape, template in TEMPLATES.items():
+            totals[shape] += float((box & template).sum() / (box | template).sum())
+    best = max(totals, key=lambda shape: totals[shape])
+    iou = totals[best] / len(mask_THW)
+    return (best if iou >= MIN_IOU else None), iou
+
+
+def _stretch(indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    """TEMPLATE positions spread evenly over the range from the first to the last index."""
+    first, length = indices[0], indices[-1] - indices[0] + 1
+    return first + ((np.arange(TEMPLATE) + 0.5) * length / TEMPLATE).astype(np.intp)
+
+
+def _direction(mask_THW: NDArray[np.bool_], visible: NDArray[np.intp], min_travel: float) -> str | None:
+    centres = np.stack([np.argwhere(mask_THW[t]).mean(axis=0) for t in visible])  # (y, x)
+    ends = max(1, len(visible) // 6)
+    dy, dx = centres[-ends:].mean(axis=0) - centres[:ends].mean(axis=0)
+    if max(abs(dx), abs(dy)) < min_travel:
+        return None
+    if abs(dx) > abs(dy):
+        return "right" if dx > 0 else "left"
+    return "down" if dy > 0 else "up"
+
+
+def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> Score:
+    """Score clips, each uint8 [T, H, W, 3], against what their captions say."""
+    right = []
+    for frames, wanted in zip(clips, expected, strict=True):
+        found = detect(frames)
+        right.append([a == b for a, b in zip(found[:3], wanted, strict=True)])
+    hits = np.asarray(right, dtype=bool).reshape(len(right), 3)
+    if not len(hits):
+        raise ValueError("no clips to score")
+    colour, shape, direction = hits.mean(axis=0)
+    return Score(
+        colour=float(colour),
+        shape=float(shape),
+        direction=float(direction),
+        all=float(hits.all(axis=1).mean()),
+        n=len(hits),
+    )
+
+
+Generate = Callable[[list[str], list[int], float, float], Clips]
+"""(prompts, seeds, temperature of the first frame, of the segments) -> uint8 [B, T, H, W, 3]."""
+
+
+class Report(NamedTuple):
+    """The scores by source, and some of the clips (for a contact sheet) as (label, frames)."""
+
+    scores: dict[str, Score]
+    examples: list[tuple[str, Frames]]
+
+
+def evaluate(
+    real: Sequence[tuple[Combination, Frames]],
+    reconstruct: Callable[[Clips], Clips],
+    generate: Generate,
+    trained: Sequence[Combination],
+    heldout: Sequence[Combination],
+    prompts: int = 144,
+    temperatures: tuple[float, float] = (0.7, 0.5),
+    seed: int = 0,
+    batch: int = 24,
+    progress: Callable[[range, str, int], Any] = lambda steps, label, total: steps,
+) -> Report:
+    """Score real, reconstructed and generated clips.
+
+    Args:
+        real: clips of the validation split with what they show, all of one size.
+        reconstruct: the video tokenizer, there and back.
+        generate: the model.
+        trained: combinations that the model was trained on.
+        heldout: combinations that it never saw together; may be empty.
+        prompts: generated clips for each set of combinations; rounded to whole rounds, so that every combination is
+            asked for equally often.
+        temperatures: of the first frame and of the segments, for `generated` and `heldout`.
+        seed: clip i is generated with the seed `seed` + i.
+        batch: clips that are reconstructed or generated together.
+        progress: wraps a range of batches: (range, label, total).
+
+    Returns:
+        Report with the scores `real`, `reconstructed` (and its PSNR against `real`), `generated`, `generated_t1`
+        (both temperatures 1, as in the paper) and, where there are any, `heldout`.
+    """
+    wanted, clips = [combination for combination, _ in real], np.stack([frames for _, frames in real])
+
+    def run(function: Callable[[int, int], Clips], total: int, label: str) -> Clips:
+        starts = range(0, total, batch)
+        return np.concatenate(
+            [function(i, min(i + batch, total)) for i in progress(starts, label, len(starts))]
+        )
+
+    def generated(combinations: Sequence[Combination], first: float, later: float, label: str) -> Clips:
+        def one_batch(start: int, end: int) -> Clips:
+            texts = [caption(combination) for combination in combinations[start:end]]
+            return generate(texts, list(range(seed + start, seed + end)), first, later)
+
+        return run(one_batch, len(combinations), label)
+
+    rebuilt = run(lambda start, end: reconstruct(clips[start:end]), len(clips), "reconstruct")
+    scores = {"real": score(clips, wanted), "reconstructed": score(rebuilt, wanted)}
+    scores["reconstructed"]["psnr"] = mean_psnr(clips, rebuilt)
+    shown = {"real": (wanted, clips), "reconstructed": (wanted, rebuilt)}
+    for name, combinations, (first, later) in (
+        ("generated", trained, temperatures),
+        ("generated_t1", trained, (1.0, 1.0)),
+        ("heldout", heldout, temperatures),
+    ):
+        if combinations:
+            asked = list(combinations) * max(1, round(prompts / len(combinations)))
+            made = generated(asked, first, later, name)
+            scores[name] = score(made, asked)
+            shown[name] = (asked, made)
+    return Report(scores, [example for name in shown for example in _examples(name, *shown[name])])
+
+
+def _examples(
+    name: str, combinations: Sequence[Combination], clips: Clips, count: int = 6
+) -> list[tuple[str, Frames]]:
+    chosen = np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)
+    return [(f"{name}: {caption(combinations[i])}", clips[i]) for i in chosen]

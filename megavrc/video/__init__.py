@@ -1,0 +1,19 @@
+"""Video files in and out: decoding, writing, contact sheets (PyAV)."""
+
+from megavrc.video.read import VideoError, VideoInfo, count_frames, probe, read_clip, read_frames
+from megavrc.video.sheet import clip_grid, contact_sheet
+from megavrc.video.write import write_gif, write_mp4, write_png
+
+__all__ = [
+    "VideoError",
+    "VideoInfo",
+    "clip_grid",
+    "contact_sheet",
+    "count_frames",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "write_gif",
+    "write_mp4",
+    "write_png",
+]

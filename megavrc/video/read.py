@@ -1,0 +1,209 @@
+"""Decode chosen frames of a video file in one sequential pass (PyAV).
+
+Frames are counted as they are decoded, never by the header, which may lie. A damaged file ends in `VideoError`:
+frames that a decoder conceals or drops are not passed on silently.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+# Without the two flags swscale takes a shortcut that darkens every picture by one level and blurs chroma.
+ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000
+RESAMPLING = Interpolation.BICUBIC | ACCURATE_RND | FULL_CHR_H_INT
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
+Crop = Literal["center", "squash"]
+Stage = Literal["open", "decode", "short", "timeout"]
+
+
+class VideoError(Exception):
+    """A video that gives no clip: `stage` says where it failed ("open", "decode", "short", "timeout"), `reason` why."""
+
+    def __init__(self, path: str | Path, stage: Stage, reason: str) -> None:
+        super().__init__(path, stage, reason)  # all arguments: so that it survives pickling between processes
+        self.path, self.stage, self.reason = Path(path), stage, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.stage}: {self.reason}"
+
+
+class VideoInfo(NamedTuple):
+    """What the header says. Sizes in pixels as displayed (rotation applied); `frames` 0 and `fps` 0.0 if unknown."""
+
+    height: int
+    width: int
+    fps: float
+    frames: int
+
+
+def read_clip(
+    path: str | Path,
+    start: int,
+    frames: int,
+    stride: int = 1,
+    size: int | None = 64,
+    crop: Crop = "center",
+    short: Literal["skip", "clamp"] = "skip",
+) -> Frames:
+    """Read the frames start, start + stride, .. of a video.
+
+    Args:
+        path: a video file.
+        start: index of the first frame, in decoded order.
+        frames: number of frames T.
+        stride: step between two frames.
+        size: side of the square result in pixels; None keeps the size of the video.
+        crop: `center` resizes the short side to `size` and cuts the centre, `squash` changes the proportions.
+        short: what to do when the video ends early: `skip` raises, `clamp` repeats its last frame.
+
+    Returns:
+        uint8 [T, H, W, 3].
+
+    Raises:
+        VideoError: stage "open" or "decode" for a damaged file, "short" for too few frames (with `clamp`: when not
+            even frame `start` exists).
+    """
+    if start < 0 or frames < 1 or stride < 1:
+        raise ValueError(f"start {start}, frames {frames}, stride {stride}: start >= 0, the others >= 1")
+    wanted = range(start, start + (frames - 1) * stride + 1, stride)
+    kept, length = _collect(path, wanted, size, crop)
+    if start >= length or (short == "skip" and wanted[-1] >= length):
+        raise VideoError(path, "short", f"{length} frames, frame {wanted[-1]} is needed")
+    if (
+        wanted[-1] >= length and length - 1 not in kept
+    ):  # the last frame lies between two strides: read it too
+        kept |= _collect(path, [length - 1], size, crop)[0]
+    return _stack(path, [kept[min(index, length - 1)] for index in wanted])
+
+
+def read_frames(
+    path: str | Path, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
+) -> Frames:
+    """Read the frames `wanted` (indices in decoded order, in any order, repeats allowed) in one pass.
+
+    Returns uint8 [len(wanted), H, W, 3] in the order of `wanted`; `size` and `crop` are those of `read_clip`.
+
+    Raises:
+        VideoError: stage "open", "decode", or "short" when a wanted frame is beyond the end.
+    """
+    if not len(wanted) or min(wanted) < 0:
+        raise ValueError(f"wanted frames {list(wanted)}: at least one, none negative")
+    kept, length = _collect(path, wanted, size, crop)
+    if max(wanted) >= length:
+        raise VideoError(path, "short", f"{length} frames, frame {max(wanted)} is needed")
+    return _stack(path, [kept[index] for index in wanted])
+
+
+def count_frames(path: str | Path) -> int:
+    """Count the frames that decode. Reads the whole file; `VideoError` if any part of it is damaged."""
+    with _decoding(path) as decoded:
+        return sum(1 for _ in decoded)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Read the header and the first frame of a video."""
+    with _decoding(path) as decoded:
+        frame = next(decoded)
+        stream = decoded.stream
+        height, width = _upright(np.empty((frame.height, frame.width), np.uint8), frame).shape
+        return VideoInfo(height, width, float(stream.average_rate or 0), stream.frames)
+
+
+class _Decoder(Iterator[Any]):
+    """The frames of the first video stream in display order; any damage raises VideoError."""
+
+    def __init__(self, path: str | Path, container: Any) -> None:
+        if not container.streams.video:
+            raise VideoError(path, "open", "no video stream")
+        self.path = path
+        self.stream = container.streams.video[0]
+        self.stream.thread_type = "NONE"  # decoder threads do not mix with forked workers
+        self.stream.codec_context.thread_count = 1
+        self.position = 0
+        self._frames = container.decode(self.stream)
+
+    def __next__(self) -> Any:
+        try:
+            frame = next(self._frames)
+        except StopIteration:
+            if not self.position:
+                raise VideoError(self.path, "decode", "no frame in the file") from None
+            raise
+        except av.FFmpegError as error:
+            raise VideoError(self.path, "decode", f"frame {self.position}: {_reason(error)}") from None
+        if frame.is_corrupt:
+            raise VideoError(self.path, "decode", f"frame {self.position}: damaged picture data")
+        self.position += 1
+        return frame
+
+
+@contextmanager
+def _decoding(path: str | Path) -> Iterator[_Decoder]:
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, "open", _reason(error)) from None
+    with container:
+        yield _Decoder(path, container)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _collect(
+    path: str | Path, wanted: Sequence[int], size: int | None, crop: Crop
+) -> tuple[dict[int, NDArray[np.uint8]], int]:
+    """Return the wanted frames that exist, by index, and how many frames were decoded up to the last wanted one."""
+    if crop not in ("center", "squash"):
+        raise ValueError(f"crop {crop!r}: choose center or squash")
+    chosen, last = set(wanted), max(wanted)
+    kept: dict[int, NDArray[np.uint8]] = {}
+    reformatter = VideoReformatter()  # keeps its tables from frame to frame
+    with _decoding(path) as decoded:
+        for index, frame in enumerate(decoded):
+            if index in chosen:
+                kept[index] = _picture(frame, reformatter, size, crop)
+            if index == last:
+                break
+        return kept, decoded.position
+
+
+def _stack(path: str | Path, pictures: list[NDArray[np.uint8]]) -> Frames:
+    if len({picture.shape for picture in pictures}) > 1:
+        raise VideoError(path, "decode", "the size of the pictures changes within the video; choose a size")
+    return np.stack(pictures)
+
+
+def _picture(frame: Any, reformatter: Any, size: int | None, crop: Crop) -> NDArray[np.uint8]:
+    """Convert to RGB [H, W, 3]: resize (bicubic, antialiased), rotate for display, cut the centre."""
+    height, width = frame.height, frame.width
+    if size is not None:
+        scale = size / min(height, width)
+        height, width = (size, size) if crop == "squash" else (round(height * scale), round(width * scale))
+    resized = reformatter.reformat(frame, width, height, "rgb24", interpolation=RESAMPLING)
+    picture = _upright(resized.to_ndarray(), frame)
+    if size is not None:
+        top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
+        picture = picture[top : top + size, left : left + size]
+    return np.ascontiguousarray(picture)
+
+
+def _upright(picture: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
+    """Apply the display matrix of `frame` (multiples of 90 degrees and mirrors) to its picture [H, W, ..]."""
+    matrix = next((data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+    if matrix is None:
+        return picture
+    # Row major, for row vectors: displayed x = a x + c y, displayed y = b x + d y.
+    a, b, _, c, d, *_ = np.frombuffer(matrix, dtype=np.int32)
+    if abs(int(b)) > abs(int(a)):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

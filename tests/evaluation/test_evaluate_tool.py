@@ -1,0 +1,118 @@
+"""tools/evaluate.py on a tiny model with random weights, as a user runs it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from megavrc.data.shapes import COMBINATIONS, caption, clip
+from megavrc.hf.folder import FORMAT_VERSION
+from megavrc.hf.keymap import to_folder
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenizers import TextTokenizer
+from megavrc.video import write_mp4
+
+ROOT = Path(__file__).resolve().parents[2]
+VIDEO = OmniTokenizerConfig(
+    width=16, heads=2, dim_head=8, enc_block="t", dec_block="t", temporal_depth=1, codes=32, code_dim=4
+)
+SPLITS = {"train": COMBINATIONS[:3], "val": COMBINATIONS[:2], "heldout": COMBINATIONS[3:5]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model`, a converted folder, and `manifest.jsonl` with clips of 32x32."""
+    world = tmp_path_factory.mktemp("world")
+    rows = []
+    for split, combinations in SPLITS.items():
+        for combination in combinations:
+            name = f"{split}-{len(rows)}"
+            _, frames = clip(0, len(rows), (combination,), size=32)
+            write_mp4(world / f"{name}.mp4", frames)
+            attributes = combination._asdict()
+            rows.append({"id": name, "path": f"{name}.mp4", "split": split, "attributes": attributes})
+    (world / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(0)
+    (world / "model").mkdir()
+    text = TextTokenizer.train(map(caption, COMBINATIONS), world / "model" / "tokenizer.model")
+    condition = ConditionConfig(slots=16, vocab=text.vocab)
+    config = ModelConfig(layers=1, heads=1, width=16, vocab=32, grid=4, condition=condition)
+    parts = {"vrc": VRC(config).state_dict(), "video_tokenizer": OmniTokenizerNet(VIDEO).state_dict()}
+    save_file(to_folder(parts), world / "model" / "model.safetensors")
+    described = {"model_type": "vrc", "format_version": FORMAT_VERSION}
+    described |= {"vrc": config.to_dict(), "video_tokenizer": VIDEO.to_dict()}
+    (world / "model" / "config.json").write_text(json.dumps(described))
+    return world
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+    return int(exit_.value.code or 0)
+
+
+def test_alignment(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for number in range(2):
+        paths = ("--json", tmp_path / f"{number}.json", "--sheet", tmp_path / "sheet.png")
+        options = ("--model", world / "model", "--manifest", world / "manifest.jsonl", "--prompts", 6)
+        assert run(monkeypatch, "alignment", *options, *paths) == 0
+        results.append(json.loads((tmp_path / f"{number}.json").read_text()))
+    assert results[0] == results[1]
+    assert {name: scores["n"] for name, scores in results[0].items()} == {
+        "real": 2,
+        "reconstructed": 2,
+        "generated": 6,
+        "generated_t1": 6,
+        "heldout": 6,
+    }
+    assert results[0]["real"] == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 2}
+    assert results[0]["generated"]["all"] == 0  # random weights
+    assert 0 < results[0]["reconstructed"]["psnr"] < 30
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
+
+
+def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (
+        "--model",
+        world / "model",
+        "--baseline",
+        "true",
+        "--repeats",
+        5,
+        "--json",
+        tmp_path / "speed.json",
+    )
+    assert run(monkeypatch, "speed", *options) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    medians = {name: speed["median"] for name, speed in result["seconds_per_clip"].items()}
+    assert result["ratio"] == pytest.approx(medians["token"] / medians["segment"])
+    assert len(result["seconds_per_clip"]["token"]["seconds"]) == 5
+
+
+def test_mistakes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain.jsonl").write_text('{"path": "a.mp4", "split": "val"}\n')
+    (tmp_path / "train.jsonl").write_text(
+        '{"path": "a.mp4", "attributes": {"colour": "red", "shape": "square", "direction": "up"}}\n'
+    )
+    model = ("--model", world / "model")
+    for options, words in (
+        (("alignment", *model, "--manifest", tmp_path / "plain.jsonl"), "attributes"),
+        (("alignment", *model, "--manifest", tmp_path / "train.jsonl"), "splits train and val"),
+        (("alignment", "--model", tmp_path, "--manifest", world / "manifest.jsonl"), "config.json"),
+        (("speed", *model, "--repeats", 2), "repeats 2"),
+        (("speed", *model, "--device", "abacus"), "abacus"),
+    ):
+        assert run(monkeypatch, *options) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1

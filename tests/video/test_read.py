@@ -1,0 +1,143 @@
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from megavrc.data.shapes import clip
+from megavrc.evaluation.quality import psnr
+from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames, write_mp4
+
+CLIPS = Path(__file__).parents[3] / "shared" / "clips"
+real_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="no real clips in ../shared/clips")
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """20 frames of 48x64; frame i is grey 10 i, with a white top left corner."""
+    frames = np.zeros((20, 48, 64, 3), np.uint8) + (10 * np.arange(20, dtype=np.uint8))[:, None, None, None]
+    frames[:, :16, :16] = 255
+    write_mp4(tmp_path / "numbered.mp4", frames, fps=25)
+    return tmp_path / "numbered.mp4"
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [round(float(frame[-8:, -8:].mean()) / 10) for frame in frames]
+
+
+def test_clips_are_cut_by_decoded_frame(numbered: Path) -> None:
+    assert count_frames(numbered) == 20
+    assert probe(numbered) == (48, 64, 25.0, 20)
+    assert numbers(read_clip(numbered, 3, 5, stride=3)) == [3, 6, 9, 12, 15]
+    assert numbers(read_frames(numbered, [7, 2, 7, 19])) == [7, 2, 7, 19]
+
+
+def test_sizes(numbered: Path) -> None:
+    assert read_clip(numbered, 0, 1, size=None).shape == (1, 48, 64, 3)
+    cut, squashed = read_clip(numbered, 0, 1, size=24), read_clip(numbered, 0, 1, size=24, crop="squash")
+    assert cut.shape == squashed.shape == (1, 24, 24, 3)
+    # The white corner is 16 of 64 columns: 4 of them are cut off on the left at half size, 6 remain when squashed.
+    assert (cut[0, 0, :, 0] > 128).sum() == 4 and (squashed[0, 0, :, 0] > 128).sum() == 6
+    with pytest.raises(ValueError, match="crop 'middle'"):
+        read_clip(numbered, 0, 1, crop="middle")  # type: ignore[arg-type]
+
+
+def test_downscaling_is_antialiased(tmp_path: Path) -> None:
+    stripes = np.zeros((2, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 200
+    write_mp4(tmp_path / "stripes.mp4", stripes, crf=1)
+    assert np.ptp(read_clip(tmp_path / "stripes.mp4", 0, 1, size=16)[:, 2:-2, 2:-2].astype(int)) < 20
+
+
+def test_too_short(numbered: Path) -> None:
+    with pytest.raises(VideoError) as error:
+        read_clip(numbered, 10, 17)
+    assert error.value.stage == "short" and error.value.reason == "20 frames, frame 26 is needed"
+    assert numbers(read_clip(numbered, 10, 6, stride=4, short="clamp")) == [10, 14, 18, 19, 19, 19]
+    with pytest.raises(VideoError, match="short"):
+        read_clip(numbered, 20, 1, short="clamp")
+    with pytest.raises(VideoError, match="short"):
+        read_frames(numbered, [0, 20])
+
+
+def test_files_that_are_no_video(tmp_path: Path) -> None:
+    (tmp_path / "page.mp4").write_text("<html>not found</html>")
+    (tmp_path / "empty.mp4").touch()
+    for name in ("page.mp4", "empty.mp4", "missing.mp4"):
+        with pytest.raises(VideoError, match=name) as error:
+            read_clip(tmp_path / name, 0, 1)
+        assert error.value.stage == "open" and error.value.reason
+
+
+def test_a_truncated_file_gives_its_whole_frames_and_then_an_error(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "whole.mp4", noise)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    whole = read_clip(tmp_path / "whole.mp4", 0, 5)
+    assert np.array_equal(read_clip(tmp_path / "cut.mp4", 0, 5), whole)
+    for read in (
+        lambda: read_clip(tmp_path / "cut.mp4", 0, 20, short="clamp"),
+        lambda: count_frames(tmp_path / "cut.mp4"),
+    ):
+        with pytest.raises(VideoError) as error:
+            read()
+        assert error.value.stage == "decode"
+
+
+def test_overwritten_bytes_are_noticed(tmp_path: Path) -> None:
+    """A decoder conceals such damage: pictures that look fine and are wrong."""
+    write_mp4(tmp_path / "whole.mp4", clip(0, 0, size=256)[1], crf=1)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        damaged = bytearray(content)
+        place = int(random.integers(content.index(b"mdat") + 1000, len(content) - 100))
+        damaged[place : place + 100] = random.bytes(100)
+        (tmp_path / "damaged.mp4").write_bytes(damaged)
+        with pytest.raises(VideoError, match="decode: frame"):
+            read_clip(tmp_path / "damaged.mp4", 0, 17)
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "timeout", "60 s")))
+    assert (error.stage, error.reason, str(error)) == ("timeout", "60 s", "a.mp4: timeout: 60 s")
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(VideoError, match="no video stream"):
+        read_clip(tmp_path / "sound.wav", 0, 1)
+
+
+@real_clips
+def test_rotation_is_applied() -> None:
+    upright = read_clip(CLIPS / "rotated_90.mov", 0, 1, size=None)[0]
+    assert upright.shape == (568, 320, 3) and probe(CLIPS / "rotated_90.mov")[:2] == (568, 320)
+    with av.open(str(CLIPS / "rotated_90.mov")) as container:
+        stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    # The display matrix turns clockwise: the stored bottom left corner is shown at the top left.
+    assert psnr(upright, np.ascontiguousarray(np.rot90(stored, -1))) > 35
+    small = read_clip(CLIPS / "rotated_90.mov", 0, 1, size=32)[0]
+    assert small.shape == (32, 32, 3)
+
+
+@real_clips
+def test_damage_is_reported_with_stage_and_reason() -> None:
+    with pytest.raises(VideoError) as error:
+        count_frames(CLIPS / "corrupted.mp4")
+    assert error.value.stage == "decode" and error.value.reason.startswith("frame ")
+
+
+@real_clips
+@pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 250), ("nasa_13013.mp4", 325)])
+def test_real_videos(name: str, count: int) -> None:
+    assert count_frames(CLIPS / name) == count
+    end = read_clip(CLIPS / name, count - 17, 17, size=64)
+    assert end.shape == (17, 64, 64, 3)
+    assert np.array_equal(end, read_frames(CLIPS / name, list(range(count - 17, count)), size=64))
