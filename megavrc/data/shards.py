@@ -1,0 +1,203 @@
+"""The shard format: plain WebDataset tars with a sidecar index, written so that a crash leaves nothing half done.
+
+    <dataset>/dataset.json      what a sample is: kind, shape, vocab, tokenizer, sampling
+    <dataset>/manifest.json     the shards in order (split, name, count, bytes, sha256) and their common manifest_id
+    <dataset>/shards/train-000000-of-000002.tar
+                     train-000000-of-000002.tar.idx.npz      key, offset, size and crc32 of every member
+                     train-000000-of-000002.tar.done.json    written last: the shard is whole
+
+A sample is two adjacent members, `{key}.json` (an object) and `{key}.npy` (int16 ids, C order, .npy version 1.0).
+Nothing in a tar depends on when, where or by whom it was written, so the same ids give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import socket
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from webdataset import TarWriter
+
+from megavrc.config import UserError, read_json, sha256_file, sha256_json, write_atomic, write_json
+
+FORMAT = "megavrc-shards 1"
+BLOCK = 512  # tar pads headers and members to this many bytes
+MAX_VOCAB = 2**15  # ids are int16
+
+
+class DataError(UserError):
+    """Damaged or missing bytes in a dataset; the message names the shard and, where it applies, the sample."""
+
+
+def shard_name(split: str, number: int, total: int) -> str:
+    """File name of a shard; the total is in it so that a folder with shards of two plans is seen at a glance."""
+    return f"{split}-{number:06d}-of-{total:06d}.tar"
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.idx.npz")
+
+
+def done_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.done.json")
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The bytes before the ids in a `.npy` member of this shape; the same for every sample of a dataset."""
+    buffer = io.BytesIO()
+    header = {"descr": "<i2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+class ShardWriter:
+    """Writes one shard beside its final name; only `commit` makes it appear. Use as a context manager.
+
+    Args:
+        tar: final path of the shard.
+        shape: shape of every sample's ids, (t, h, w).
+        vocab: ids must lie in [0, vocab).
+    """
+
+    def __init__(self, tar: Path, shape: tuple[int, ...], vocab: int) -> None:
+        if vocab > MAX_VOCAB:
+            raise UserError(
+                f"a vocabulary of {vocab} does not fit the shards' int16 ids (at most {MAX_VOCAB})"
+            )
+        self.tar, self.shape, self.vocab = tar, shape, vocab
+        self._header = npy_header(shape)
+        self._keys: list[str] = []
+        self._members: list[tuple[int, int, int]] = []  # offset, size, crc32; two for each sample
+        self._end = 0
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = tar.with_name(f".{tar.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        self._file = open(self._temporary, "wb")
+        self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
+
+    def add(self, key: str, ids: np.ndarray, fields: dict[str, Any]) -> None:
+        """Append a sample: ids of `shape` with values in [0, vocab), and its JSON fields.
+
+        Raises:
+            ValueError: wrong shape or ids outside the vocabulary.
+        """
+        if ids.shape != self.shape:
+            raise ValueError(f"sample {key}: ids have shape {ids.shape}, the dataset {self.shape}")
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            raise ValueError(
+                f"sample {key}: ids {ids.min()}..{ids.max()} outside the vocabulary of {self.vocab}"
+            )
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
+        members = {"json": text, "npy": self._header + ids.astype("<i2").tobytes()}
+        self._writer.write({"__key__": key, **members})
+        self._keys.append(key)
+        for payload in members.values():
+            self._members.append((self._end + BLOCK, len(payload), zlib.crc32(payload)))
+            self._end += BLOCK + -(-len(payload) // BLOCK) * BLOCK
+
+    def commit(self, **stamp: Any) -> None:
+        """Make the shard appear: tar, then index, then the done file, which also holds `stamp`."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        done = {
+            "name": self.tar.name,
+            "count": len(self._keys),
+            "bytes": self._temporary.stat().st_size,
+            "sha256": sha256_file(self._temporary),
+        }
+        done_path(self.tar).unlink(missing_ok=True)  # while a shard is replaced it is not whole
+        os.replace(self._temporary, self.tar)
+        write_atomic(index_path(self.tar), self._index())
+        done["index_sha256"] = sha256_file(index_path(self.tar))
+        write_json(done_path(self.tar), {**done, **stamp, "host": socket.gethostname()})
+
+    def _index(self) -> bytes:
+        members = np.array(self._members, dtype=np.int64).reshape(-1, 2, 3)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            keys=np.array(self._keys, dtype="S"),
+            offsets=members[..., 0],
+            sizes=members[..., 1].astype(np.uint32),
+            crc32=members[..., 2].astype(np.uint32),
+        )
+        return buffer.getvalue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.close()  # before its file, into which it still writes
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the members of each sample lie in the tar. Columns of the arrays: json, npy.
+
+    Attributes:
+        keys: bytes [n]. offsets: int64 [n, 2], of the payload. sizes: uint32 [n, 2]. crc32: uint32 [n, 2].
+    """
+
+    keys: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    crc32: np.ndarray
+
+    @staticmethod
+    def load(tar: Path, sha256: str) -> "ShardIndex":
+        """Read the index of a shard; DataError if it is not the one that the manifest knows."""
+        path = index_path(tar)
+        if not path.is_file():
+            raise DataError(f"{path}: index is missing; copy it again or tokenize again")
+        content = path.read_bytes()
+        if (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise DataError(f"{path}: index is damaged: sha256 {found[:12]}, the manifest says {sha256[:12]}")
+        with np.load(io.BytesIO(content)) as arrays:
+            return ShardIndex(*(arrays[name] for name in ("keys", "offsets", "sizes", "crc32")))
+
+
+def read_done(tar: Path, plan_sha256: str) -> dict[str, Any] | None:
+    """The done file of a shard that is whole and of this plan, otherwise None."""
+    if not (done_path(tar).is_file() and index_path(tar).is_file() and tar.is_file()):
+        return None
+    done = read_json(done_path(tar))
+    whole = done["plan_sha256"] == plan_sha256 and done["bytes"] == tar.stat().st_size
+    return done if whole else None
+
+
+def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:
+    """The identity of a dataset: what it is and the hash of every byte in it."""
+    return sha256_json({"dataset": dataset, "shards": shards})
+
+
+def write_manifest(folder: Path, dataset: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write `dataset.json` and `manifest.json` of a finished dataset and return the manifest.
+
+    Args:
+        folder: the dataset's folder.
+        dataset: at least kind, shape, vocab and tokenizer {name, sha256}.
+        shards: in order, each with split, name, count, bytes, sha256, index_sha256.
+    """
+    dataset = {"format": FORMAT, **dataset}
+    manifest = {
+        "manifest_id": manifest_id(dataset, shards),
+        "count": sum(shard["count"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+    }
+    write_json(folder / "dataset.json", dataset)
+    write_json(folder / "manifest.json", manifest)
+    return manifest

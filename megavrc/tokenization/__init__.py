@@ -1,0 +1,1 @@
+"""The offline job that turns videos into token shards: plan, run, status, finalize, verify."""

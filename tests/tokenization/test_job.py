@@ -1,0 +1,341 @@
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from megavrc.config import UserError
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.shards import DataError
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenization.encode import cut
+from megavrc.tokenization.job import finalize, plan, run, status, verify
+from megavrc.tokenization.manifest import from_folder, read_manifest, write_manifest
+from megavrc.tokenization.plan import Settings, choose, load_plan, source_key
+from megavrc.tokenizers import OmniTokenizer
+from megavrc.video.read import read_clip, read_frames
+from megavrc.video.write import write_mp4
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"size": 32, "clips_per_shard": 4, "clip_batch": 3, "image_batch": 4, "images_per_video": 3}
+LENGTHS = [17, 20, 40, 25, 18, 33, 17, 21, 30, 9]  # frames of the videos; the last is too short
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny", seed=0)
+
+
+def make_tokenizer(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = OmniTokenizerConfig(
+        width=32, heads=2, dim_head=16, enc_block="w", dec_block="t", temporal_depth=1, window=2, codes=256
+    )
+    OmniTokenizer(OmniTokenizerNet(config)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for number, frames in enumerate([*LENGTHS, 20]):
+        small = rng.integers(0, 256, (frames, 6, 8, 3), dtype=np.uint8)
+        path = folder / "ab"[number % 2] / f"{number:02d}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_mp4(path, small.repeat(8, axis=1).repeat(8, axis=2))
+        path.with_suffix(".txt").write_text(f"video {number}")
+    damaged = folder / "a" / "10.mp4"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    write_manifest(folder / "manifest.jsonl", from_folder(folder, folder / "manifest.jsonl"))
+    return folder / "manifest.jsonl"
+
+
+def tokenize(manifest: Path, tokenizer: Path, out: Path, tasks: int = 1, **settings: Any) -> Path:
+    plan(manifest, tokenizer, out, **{**SMALL, **settings})
+    for task in reversed(range(tasks)):
+        run(out, task=task, of=tasks)
+    finalize(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def done(manifest: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that ran undisturbed."""
+    return tokenize(manifest, tokenizer, tmp_path_factory.mktemp("job") / "out")
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What a job leaves, but for the done files, which tell when and where."""
+    paths = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith("done.json")]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+def samples(out: Path, kind: str) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    dataset = TokenDataset(out / kind)
+    return {dataset.key(index): dataset.read(index) for index in range(len(dataset))}
+
+
+def test_ids_are_those_of_the_videos(done: Path, manifest: Path, tokenizer: Path) -> None:
+    """Against an independent path: every clip and image read and encoded alone."""
+    loaded = OmniTokenizer.from_checkpoint(tokenizer)
+    clips, images = samples(done, "video"), samples(done, "image")
+    assert len(clips) == 9
+    assert len(images) == 9 * 3
+    for key, (ids, fields) in clips.items():
+        path, start = manifest.parent / fields["source"], fields["start_frame"]
+        assert key == f"{source_key(fields['source'])}-{start:07d}"
+        assert fields["caption"] == f"video {int(path.stem)}"
+        assert (fields["label"], fields["class"]) == [(0, "a"), (1, "b")][int(path.stem) % 2]
+        frames = read_clip(path, start, 17, size=32)
+        assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0].numpy()).all()
+    for key, (ids, fields) in images.items():
+        start = fields["start_frame"]
+        assert key == f"{source_key(fields['source'])}-f{start:07d}"
+        frames = read_frames(manifest.parent / fields["source"], [start], size=32)
+        assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0].numpy()).all()
+
+
+def test_damaged_and_short_videos_are_reported(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line for path in (done / "failures").iterdir() for line in path.read_text().splitlines()]
+    failures = {(failure := json.loads(line))["source"]: failure for line in lines}
+    assert set(failures) == {"a/10.mp4", "b/09.mp4"}
+    assert failures["b/09.mp4"]["stage"] == "short"
+    assert failures["b/09.mp4"]["reason"] == "9 frames, a clip needs 17"
+    assert failures["a/10.mp4"]["stage"] in ("open", "decode")
+    assert failures["a/10.mp4"]["reason"]
+    status(done)
+    assert "3 of 3 shards done" in (printed := capsys.readouterr().out)
+    assert "2 videos failed" in printed
+
+
+def test_webdataset_reads_the_result(done: Path) -> None:
+    tars = sorted(str(path) for path in (done / "video" / "shards").glob("*.tar"))
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(tars, shardshuffle=False).decode()}
+    expected = samples(done, "video")
+    assert set(found) == set(expected)
+    assert all((found[key]["npy"] == ids).all() for key, (ids, _) in expected.items())
+
+
+def test_two_tasks_make_the_same_bytes(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    assert files(tokenize(manifest, tokenizer, tmp_path / "two", tasks=2)) == files(done)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_stopped_job_continues(
+    number: signal.Signals, code: int, done: Path, manifest: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    plan(manifest, tokenizer, tmp_path, **SMALL)
+    entries = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    blocked = manifest.parent / next(entry["path"] for entry in entries if entry["shard"] == 1)
+    aside = blocked.rename(blocked.with_suffix(".aside"))
+    os.mkfifo(blocked)  # decoding waits here until the signal comes
+    try:
+        command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "run", "--out", tmp_path]
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wait_for(tmp_path / "image" / "shards" / "train-000000-of-000003.tar.done.json")
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+    finally:
+        aside.rename(blocked)
+    first = tmp_path / "video" / "shards" / "train-000000-of-000003.tar"
+    before = first.stat().st_mtime_ns
+    if number == signal.SIGTERM:
+        assert not [path for path in (tmp_path / "video" / "shards").iterdir() if path.name.startswith(".")]
+    with pytest.raises(UserError, match=r"2 of 3 shards are not done \(first: train-000001-of-000003.tar\)"):
+        finalize(tmp_path)
+    run(tmp_path)
+    finalize(tmp_path)
+    assert first.stat().st_mtime_ns == before
+    assert files(tmp_path) == files(done)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_one_command_for_one_machine(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    options = [f"--{name}={value}" for name, value in SMALL.items()]
+    paths = ["--manifest", manifest, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", "2"]
+    command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "all", *paths, *options]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    assert files(tmp_path) == files(done)
+
+
+def test_verify_finds_damage(manifest: Path, tokenizer: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tokenize(manifest, tokenizer, tmp_path)
+    verify(out)
+    tar = out / "image" / "shards" / "train-000001-of-000003.tar"
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"NUMPY") + 130] ^= 4
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match="problems"):
+        verify(out)
+    assert f"{tar}: sample " in (printed := capsys.readouterr().err)
+    assert f"{tar}: sha256" in printed
+    tar.write_bytes(content[:-512])
+    with pytest.raises(DataError, match=f"{tar}: shard has"):
+        verify(out)
+    run(out)  # a shard whose size is wrong is not done: it is made again
+    verify(out)
+
+
+def test_images_as_first_frames_of_clips(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    out = tokenize(manifest, tokenizer, tmp_path, image_source="clip")
+    loaded = OmniTokenizer.from_checkpoint(tokenizer)
+    images = samples(out, "image")
+    assert {len(key) for key in images} == {25}
+    assert TokenDataset(out / "image").info["image_source"] == "clip"
+    for ids, fields in images.values():
+        frames = read_clip(manifest.parent / fields["source"], fields["start_frame"], 17, size=32)
+        assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0, :1].numpy()).all()
+
+
+def test_short_videos_are_clamped_on_request(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    out = tokenize(manifest, tokenizer, tmp_path, short="clamp", stride=2)
+    short = [ids for ids, fields in samples(out, "video").values() if fields["source"] == "b/09.mp4"]
+    frames = read_clip(manifest.parent / "b/09.mp4", 0, 17, stride=2, size=32, short="clamp")
+    ids = OmniTokenizer.from_checkpoint(tokenizer).encode(torch.from_numpy(frames[None]))[0].numpy()
+    assert (short[0] == ids).all()
+
+
+def test_a_header_that_lies_is_not_believed(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of frames in the header is only a first guess."""
+    entry = {"id": "a/02.mp4", "caption": None, "label": None}
+    settings = Settings(size=32)
+    expected = cut(settings, manifest.parent / "a/02.mp4", entry)
+    from megavrc.tokenization import encode
+    from megavrc.video.read import probe
+
+    for wrong in (0, 5, 5000):
+        monkeypatch.setattr(encode, "probe", lambda path, wrong=wrong: probe(path)._replace(frames=wrong))
+        found = cut(settings, manifest.parent / "a/02.mp4", entry)
+        assert [s.key for kind in found for s in kind] == [s.key for kind in expected for s in kind]
+
+
+def test_another_plan_is_refused(done: Path, manifest: Path, tokenizer: Path) -> None:
+    plan(manifest, tokenizer, done, **SMALL)
+    with pytest.raises(UserError, match=r"plan.json is another plan \(.*seed.* differ\)"):
+        plan(manifest, tokenizer, done, **{**SMALL, "seed": 1})
+
+
+def test_another_tokenizer_is_refused(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    other = make_tokenizer(tmp_path / "other", seed=1)
+    plan(manifest, tokenizer, tmp_path / "out", **SMALL)
+    with pytest.raises(UserError, match=r"the plan is for tokenizer [0-9a-f]{64}, this one is [0-9a-f]{64}"):
+        run(tmp_path / "out", tokenizer=other)
+
+
+def test_array_tasks_come_from_slurm(
+    manifest: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    plan(manifest, tokenizer, tmp_path, **SMALL)
+    for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    run(tmp_path)
+    names = [path.name for path in (tmp_path / "video" / "shards").glob("*.tar")]
+    assert names == ["train-000001-of-000003.tar"]
+    status(tmp_path)
+    assert "--array=0,2 with --of 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="task 3 of 3"):
+        run(tmp_path, task=3)
+
+
+def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no plan.json"):
+        run(tmp_path)
+    with pytest.raises(UserError, match="no video of split 'val'"):
+        plan(manifest, tokenizer, tmp_path, splits=["val"])
+    with pytest.raises(UserError, match="clips of 16 frames of size 32: "):
+        plan(manifest, tokenizer, tmp_path, **{**SMALL, "frames": 16})
+    write_manifest(tmp_path / "m.jsonl", [{"path": "gone.mp4"}])
+    plan(tmp_path / "m.jsonl", tokenizer, tmp_path / "out", **SMALL)
+    run(tmp_path / "out")
+    with pytest.raises(UserError, match="no video gave a sample"):
+        finalize(tmp_path / "out")
+
+
+def test_cuts_are_a_function_of_the_video() -> None:
+    settings = Settings(clips_per_video=4, images_per_video=5, stride=2, seed=3)
+    clips, images = choose(settings, "a", 1000)
+    assert (clips, images) == choose(settings, "a", 1000) != choose(settings, "b", 1000)
+    parts = (1000 - settings.span + 1) / 4
+    assert [int(start // parts) for start in clips] == [0, 1, 2, 3]
+    assert len(set(images)) == 5
+    assert choose(settings, "a", settings.span) == ([0], choose(settings, "a", settings.span)[1])
+    assert choose(settings, "a", settings.span - 1) == ([], [])
+    assert choose(Settings(short="clamp"), "a", 3) == ([0], [0, 1, 2])
+
+
+def test_the_plan_mixes_the_videos(done: Path) -> None:
+    made = load_plan(done)
+    order = [entry["id"] for entries in made.sources(made.units).values() for entry in entries]
+    assert sorted(order) != order
+
+
+def test_inspecting(done: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "inspect_shards.py"))["inspect"]
+    for kind, count in (("video", 9), ("image", 27)):
+        sheet = tmp_path / f"{kind}.png"
+        tool(done / kind, sample=3, tokenizer=tokenizer, sheet=sheet, count=5)
+        assert sheet.read_bytes().startswith(b"\x89PNG")
+        printed = capsys.readouterr().out
+        assert f"{count} samples of split train in 3 shards" in printed
+        assert '"caption": "video ' in printed
+    with pytest.raises(UserError, match="sample 9 of 9 does not exist"):
+        tool(done / "video", sample=9)
+    with pytest.raises(UserError, match="needs both"):
+        tool(done / "video", sheet=tmp_path / "x.png")
+    other = make_tokenizer(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="the shards were made by"):
+        tool(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
+
+
+def test_preparing_a_list_of_videos(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))
+    tool["videofolder"](manifest.parent, tmp_path / "m.jsonl")
+    assert "11 videos (11 train), 11 with a caption, 2 classes" in capsys.readouterr().out
+    tool["list_"](tmp_path / "m.jsonl", tmp_path / "again.jsonl")
+    assert read_manifest(tmp_path / "again.jsonl") == read_manifest(tmp_path / "m.jsonl")
+
+
+CLIPS = ROOT.parent / "shared" / "clips"
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the shared clips are not here")
+@pytest.mark.parametrize(
+    ("short", "failed"), [("skip", {"corrupted.mp4", "rotated_90.mov"}), ("clamp", {"corrupted.mp4"})]
+)
+def test_real_videos(short: str, failed: set[str], tokenizer: Path, tmp_path: Path) -> None:
+    """One is damaged, one (rotated) has 3 frames only."""
+    write_manifest(tmp_path / "m.jsonl", from_folder(CLIPS, tmp_path / "m.jsonl"))
+    out = tokenize(tmp_path / "m.jsonl", tokenizer, tmp_path, short=short, clips_per_video=2)
+    lines = [line for path in (out / "failures").iterdir() for line in path.read_text().splitlines()]
+    assert {json.loads(line)["source"] for line in lines} == failed
+    found = {fields["source"] for _, fields in samples(out, "video").values()}
+    assert found == {path.name for path in CLIPS.iterdir()} - failed
