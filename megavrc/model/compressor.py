@@ -106,6 +106,8 @@ def _stages(config: CompressionConfig) -> int:
 class Compressor(nn.Module):
     """Token representations of one frame to compressed cells: [B, g, g, D] -> [B, g / side, g / side, D]."""
 
+    net: nn.Sequential  # of the kinds that have parameters
+
     def __init__(self, config: CompressionConfig, width: int) -> None:
         super().__init__()
         self.config = config
@@ -135,26 +137,25 @@ class Compressor(nn.Module):
     @torch.no_grad()
     def init_pooling(self, scale: float, noise: float) -> None:
         """Start near average pooling of embeddings, with outputs of standard deviation about `scale`."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=noise)
-                nn.init.zeros_(module.bias)
+        _init_noise(self, noise)
         if self.config.kind == "space_to_depth":
-            width = self.net[1].out_channels
             taps = self.config.side**2
-            rows = torch.arange(width)
+            projection = self.net[1]
+            assert isinstance(projection, nn.Conv2d)
+            rows = torch.arange(projection.out_channels)
             for tap in range(taps):  # PixelUnshuffle puts the taps of one channel next to each other
-                self.net[1].weight[rows, rows * taps + tap, 0, 0] += 1 / taps
+                projection.weight[rows, rows * taps + tap, 0, 0] += 1 / taps
         elif self.config.kind == "conv":
-            for conv in self.net[:-1]:
-                if isinstance(conv, nn.Conv2d):
-                    taps = slice(1, 3) if conv.stride[0] == 2 else slice(1, 2)
-                    _add_eye(conv.weight[:, :, taps, taps], 0.25 if conv.stride[0] == 2 else 1.0)
-            _pass_through(self.net, scale)
+            halves = self.config.side > 1
+            _init_pass_through(
+                self.net, slice(1, 3) if halves else slice(1, 2), 0.25 if halves else 1.0, scale
+            )
 
 
 class Decompressor(nn.Module):
     """Trunk states of one segment to token representations: [B, m, m, D] -> [B, m side, m side, D]."""
+
+    net: nn.Sequential  # of the kinds that have parameters
 
     def __init__(self, config: CompressionConfig, width: int) -> None:
         super().__init__()
@@ -181,22 +182,24 @@ class Decompressor(nn.Module):
     @torch.no_grad()
     def init_nearest(self, scale: float, noise: float) -> None:
         """Start near nearest-neighbour upsampling of states, with outputs of standard deviation about `scale`."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, std=noise)
-                nn.init.zeros_(module.bias)
+        _init_noise(self, noise)
         if self.config.kind == "space_to_depth":
-            width = self.net[0].in_channels
-            rows = torch.arange(width)
-            for tap in range(self.config.side**2):
-                self.net[0].weight[rows * self.config.side**2 + tap, rows, 0, 0] += scale
+            projection = self.net[0]
+            assert isinstance(projection, nn.Conv2d)
+            rows, taps = torch.arange(projection.in_channels), self.config.side**2
+            for tap in range(taps):
+                projection.weight[rows * taps + tap, rows, 0, 0] += scale
         elif self.config.kind != "identity":
-            for conv in self.net[:-1]:
-                if isinstance(conv, nn.ConvTranspose2d):
-                    _add_eye(conv.weight[:, :, 1:3, 1:3], 1.0)
-                elif isinstance(conv, nn.Conv2d):
-                    _add_eye(conv.weight[:, :, 1:2, 1:2], 1.0)
-            _pass_through(self.net, scale)
+            _init_pass_through(self.net, slice(1, 3) if self.config.side > 1 else slice(1, 2), 1.0, scale)
+
+
+def _init_noise(module: nn.Module, noise: float) -> None:
+    """N(0, noise) weights and zero offsets for every convolution."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(child.weight, std=noise)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
 
 
 def _add_eye(weight_OIHW: Tensor, value: float) -> None:
@@ -207,13 +210,19 @@ def _add_eye(weight_OIHW: Tensor, value: float) -> None:
 SHIFT = 1.0  # standard deviations by which a fresh norm lifts its output above the ReLU's kink
 
 
-def _pass_through(net: nn.Sequential, scale: float) -> None:
-    """Lift every norm so that most values pass its ReLU, and let the last 1x1 scale them and take the lift off."""
-    for module in net:
-        if isinstance(module, BatchNorm | ChannelRMSNorm | nn.GroupNorm):
+def _init_pass_through(net: nn.Sequential, taps: slice, value: float, scale: float) -> None:
+    """Let every stage pass its channels on.
+
+    The stage's convolution gets `value` at the given taps, its norm lifts most values above the ReLU's kink, and the
+    last 1x1 scales them and takes the lift off.
+    """
+    *stages, last = net
+    for module in stages:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            _add_eye(module.weight[:, :, taps, taps], value)
+        elif isinstance(module, BatchNorm | ChannelRMSNorm | nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.constant_(module.bias, SHIFT)
-    last = net[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     _add_eye(last.weight, 1.0)
     last.weight *= scale

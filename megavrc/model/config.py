@@ -115,7 +115,7 @@ class ModelConfig:
     frame_loss_weight: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        preset = PAPER | PRESETS[self.preset] if self.preset in PRESETS else PAPER
+        preset: dict[str, Any] = PAPER | PRESETS[self.preset] if self.preset in PRESETS else PAPER
         for name in ("layers", "heads", "width", "hidden_multiple", "vocab", "grid", "rope_base"):
             if not getattr(self, name):
                 setattr(self, name, preset.get(name, 0))
