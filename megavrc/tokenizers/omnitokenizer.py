@@ -1,0 +1,137 @@
+"""The video tokenizer for users: loads its folder or a published checkpoint, uint8 clips to ids and back.
+
+Notable: ids are computed in float32 without TF32, since near ties they depend on the last bits.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from megavrc.config import UserError, read_json, write_atomic, write_json
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+
+from .published import read_published
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class OmniTokenizer:
+    """A video tokenizer in use: no gradients, no change of its codebook.
+
+    Args:
+        net: the network, in float32.
+    """
+
+    def __init__(self, net: OmniTokenizerNet) -> None:
+        self.net = net
+        self.config = net.config
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "OmniTokenizer":
+        """Load a folder written by `save`, or an original `.ckpt` file of the published video VQ models.
+
+        Raises:
+            UserError: nothing there, damaged, or a kind of checkpoint that is not supported.
+        """
+        path = Path(path)
+        if path.is_dir():
+            config, weights = _read_folder(path)
+        elif path.is_file():
+            config, weights = read_published(path)
+        else:
+            raise UserError(f"{path}: no video tokenizer here (expected a folder or a .ckpt file)")
+        with torch.device("meta"):
+            net = OmniTokenizerNet(config)
+        try:
+            net.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"{path}: weights do not fit their configuration: {error}") from None
+        return cls(net.to(device).float().eval().requires_grad_(False))
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json, each atomically; with config.json the folder is whole."""
+        folder = Path(folder)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+        write_json(folder / CONFIG_FILE, self.config.to_dict())
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.codebook.embeddings.device
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of configuration and weights: two tokenizers with the same hash give the same ids."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of ids of a frame of these pixels; ValueError with the rule for a wrong size."""
+        return self.config.grid(height, width)
+
+    @torch.no_grad()
+    def encode(self, frames_BTHWC: Tensor) -> Tensor:
+        """uint8 clips [B, T, H, W, 3] to ids, int64 [B, 1 + (T - 1) / temporal_patch, h, w].
+
+        Raises:
+            ValueError: not uint8, or a size that the tokenizer cannot take, with the rule.
+        """
+        if frames_BTHWC.dtype != torch.uint8 or frames_BTHWC.dim() != 5 or frames_BTHWC.shape[-1] != 3:
+            raise ValueError(
+                f"expected uint8 frames [B, T, H, W, 3], got {frames_BTHWC.dtype} {list(frames_BTHWC.shape)}"
+            )
+        with _exact(self.device):
+            return self.net.encode(frames_BTHWC.to(self.device).permute(0, 4, 1, 2, 3).float() / 255 - 0.5)
+
+    @torch.no_grad()
+    def decode(self, ids_BTHW: Tensor) -> Tensor:
+        """Ids [B, T, h, w] to uint8 clips [B, 1 + (T - 1) * temporal_patch, H, W, 3]."""
+        with _exact(self.device):
+            x_BCTHW = self.net.decode(ids_BTHW.to(self.device).long())
+        return (
+            ((x_BCTHW.clamp(-0.5, 0.5) + 0.5) * 255)
+            .round()
+            .to(torch.uint8)
+            .permute(0, 2, 3, 4, 1)
+            .contiguous()
+        )
+
+
+@contextlib.contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Full float32 products, also inside a caller's autocast and where the process allows TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
+    content = read_json(folder / CONFIG_FILE)
+    try:
+        config = OmniTokenizerConfig.from_dict(content)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}") from None
+    weights = folder / WEIGHTS_FILE
+    try:
+        return config, safetensors.torch.load_file(weights)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read ({error})") from None

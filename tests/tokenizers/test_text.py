@@ -1,0 +1,111 @@
+"""The text tokenizer: layout of the condition slots, training, errors."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megavrc.config import UserError, run_command
+from megavrc.tokenizers.text import BEGIN, PAD, UNKNOWN, TextTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPTIONS = [
+    f"a {c} {s} moves {d}" for c in ("red", "green") for s in ("square", "circle") for d in ("left", "right")
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return TextTokenizer.train(CAPTIONS, tmp_path_factory.mktemp("text") / "tokenizer.model", vocab=128)
+
+
+def test_padded_left_with_begin_last(tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode("a red square moves left", 8)
+    words = tokenizer.ids("a red square moves left")
+    assert len(words) == 5 and ids == [PAD, PAD, *words, BEGIN]
+    assert tokenizer.encode("", 4) == [PAD, PAD, PAD, BEGIN]
+    assert tokenizer.decode(ids) == "a red square moves left"
+    assert max(ids) < tokenizer.vocab
+
+
+def test_case_and_spaces_do_not_matter(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.ids("  A Red  SQUARE moves left ") == tokenizer.ids("a red square moves left")
+
+
+def test_unknown_characters_and_spelled_out_specials_are_text(tokenizer: TextTokenizer) -> None:
+    assert UNKNOWN in tokenizer.ids("a \u2603")
+    assert BEGIN not in tokenizer.ids("<s> a red") and PAD not in tokenizer.ids("<pad> a red")
+
+
+def test_a_long_prompt_is_refused_or_cut(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(UserError, match="5 tokens, the model takes 4"):
+        tokenizer.encode("a red square moves left", 5)
+    assert tokenizer.encode("a red square moves left", 5, truncate=True) == [
+        *tokenizer.ids("a red square moves left")[:4],
+        BEGIN,
+    ]
+
+
+def test_training_is_deterministic(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    again = TextTokenizer.train(CAPTIONS, tmp_path / "tokenizer.model", vocab=128)
+    assert again.sha256 == tokenizer.sha256
+
+
+def test_few_captions_give_fewer_tokens(tmp_path: Path) -> None:
+    assert TextTokenizer.train(CAPTIONS, tmp_path / "tokenizer.model", vocab=8000).vocab < 300
+
+
+def test_errors_name_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vocab 5: .* characters"):
+        TextTokenizer.train(CAPTIONS, tmp_path / "x.model", vocab=5)
+    with pytest.raises(UserError, match="no captions"):
+        TextTokenizer.train(["", "  "], tmp_path / "x.model")
+    with pytest.raises(UserError, match="no such text tokenizer"):
+        TextTokenizer(tmp_path / "x.model")
+    (tmp_path / "x.model").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a sentencepiece model"):
+        TextTokenizer(tmp_path / "x.model")
+
+
+def test_a_model_with_other_special_ids_is_refused(tmp_path: Path) -> None:
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS), model_prefix=str(tmp_path / "other"), vocab_size=40, model_type="bpe",
+        minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="expected \\(0, 1, 2\\)"):
+        TextTokenizer(tmp_path / "other.model")
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/train_text_tokenizer.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+
+
+def test_command_reads_a_manifest(tmp_path: Path) -> None:
+    lines = [{"id": str(i), "caption": c, "split": "train"} for i, c in enumerate(CAPTIONS)]
+    lines += [
+        {"id": "v", "caption": "\u2603 of the validation split", "split": "val"},
+        {"id": "n", "caption": None},
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    out = tmp_path / "tokenizer.model"
+    done = _command("--captions", str(tmp_path / "manifest.jsonl"), "--out", str(out), "--vocab", "128")
+    assert done.returncode == 0, done.stderr
+    assert TextTokenizer(out).ids("\u2603")[-1] == UNKNOWN
+    assert "6 slots" in done.stdout
+
+
+def test_command_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "tools" / "train_text_tokenizer.py"))["train_text_tokenizer"]
+    (tmp_path / "bad.jsonl").write_text('{"caption": "x"}\nnot json\n')
+    for name, message in (("none.txt", "no such file"), ("bad.jsonl", "line 2")):
+        assert (
+            run_command(main, ["--captions", str(tmp_path / name), "--out", str(tmp_path / "t.model")]) == 2
+        )
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and message in error
