@@ -64,7 +64,7 @@ def _parse(
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     parser = _parser(prog)
     functions = list(main.values()) if isinstance(main, dict) else [main]
-    argv = _bare_flags(functions, argv)
+    argv = _bare_flags(functions, _underscores(argv))
     if isinstance(main, dict):
         subcommands = parser.add_subcommands(dest="subcommand")
         for name, function in main.items():
@@ -80,6 +80,16 @@ def _parse(
         chosen = parsed.subcommand
         return main[chosen], dict(vars(parsed[chosen]))
     return main, dict(vars(parsed))
+
+
+def _underscores(argv: list[str]) -> list[str]:
+    """Let `--top-k` mean `--top_k`."""
+
+    def plain(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return name[:2] + name[2:].replace("-", "_") + equals + value
+
+    return [plain(word) if word.startswith("--") else word for word in argv]
 
 
 def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[str]:
@@ -130,7 +140,7 @@ def load_config(cls: type[T], argv: list[str] | None = None) -> T:
         UserError: a missing file, unknown keys (all of them, each with the nearest known one), a value of the wrong
             type, or what `__post_init__` found.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _underscores(sys.argv[1:] if argv is None else argv)
     parser = _parser(None)
     parser.description = f"Every key of {cls.__name__} can stand in the YAML file or be given as an option."
     parser.add_argument("--config", action="config", help="YAML file; options after it override its values")

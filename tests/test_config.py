@@ -99,6 +99,16 @@ def test_a_flag_needs_no_value():
     assert run_command({"flag": flag}, ["flag", "--times", "3", "--loud", "false"]) == 3
 
 
+def dashed(first_frame: int = 0) -> int:
+    """Give it back."""
+    return first_frame
+
+
+def test_dashes_are_underscores():
+    assert run_command(dashed, ["--first-frame", "3"]) == 3
+    assert run_command(dashed, ["--first-frame=-4"]) == -4
+
+
 def test_json_files_are_written_whole(tmp_path):
     path = tmp_path / "sub" / "a.json"
     write_json(path, {"a": [1, "ü"]})

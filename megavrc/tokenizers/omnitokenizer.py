@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megavrc.config import UserError, read_json, write_atomic, write_json
+from megavrc.model.clips import decode_clips, encode_clips
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .published import read_published
@@ -81,7 +82,6 @@ class OmniTokenizer:
         """Rows and columns of ids of a frame of these pixels; ValueError with the rule for a wrong size."""
         return self.config.grid(height, width)
 
-    @torch.no_grad()
     def encode(self, frames_BTHWC: Tensor) -> Tensor:
         """uint8 clips [B, T, H, W, 3] to ids, int64 [B, 1 + (T - 1) / temporal_patch, h, w].
 
@@ -93,20 +93,12 @@ class OmniTokenizer:
                 f"expected uint8 frames [B, T, H, W, 3], got {frames_BTHWC.dtype} {list(frames_BTHWC.shape)}"
             )
         with _exact(self.device):
-            return self.net.encode(frames_BTHWC.to(self.device).permute(0, 4, 1, 2, 3).float() / 255 - 0.5)
+            return encode_clips(self.net, frames_BTHWC.to(self.device))
 
-    @torch.no_grad()
     def decode(self, ids_BTHW: Tensor) -> Tensor:
         """Ids [B, T, h, w] to uint8 clips [B, 1 + (T - 1) * temporal_patch, H, W, 3]."""
         with _exact(self.device):
-            x_BCTHW = self.net.decode(ids_BTHW.to(self.device).long())
-        return (
-            ((x_BCTHW.clamp(-0.5, 0.5) + 0.5) * 255)
-            .round()
-            .to(torch.uint8)
-            .permute(0, 2, 3, 4, 1)
-            .contiguous()
-        )
+            return decode_clips(self.net, ids_BTHW.to(self.device).long())
 
 
 @contextlib.contextmanager
