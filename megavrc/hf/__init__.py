@@ -1,0 +1,1 @@
+"""Folders in Hugging Face format: made from a run, checked, and read again with or without transformers."""

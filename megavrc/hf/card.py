@@ -1,0 +1,147 @@
+"""The model card of a converted folder, filled from the run; it names no machine and no path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megavrc.config import UserError, read_json
+from megavrc.model import ModelConfig
+from megavrc.model.omnitokenizer import OmniTokenizerConfig
+
+LOSSES = {
+    "loss": "final loss",
+    "first": "of the first frame",
+    "later": "of the later frames",
+}  # in metrics.jsonl
+LICENSE = """The Python files of this folder are part of megavrc and under the Apache License 2.0
+(https://www.apache.org/licenses/LICENSE-2.0).
+
+The weights come from a training run. Their licence is for whoever ran it to choose, within the terms of the data and
+of the video tokenizer; this note grants none.
+"""
+
+CARD = """---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+- video-generation
+- vrc
+---
+
+# {title}
+
+A VRC video generator ("Less Is More: Vision Representation Compression for Efficient Video Generation with Large
+Language Models"): a language model writes the first frame token by token and every later latent frame as one segment
+of compressed representations. The folder holds the generator, the video tokenizer{text_note} and all code they need;
+it was made by megavrc.
+
+## Use
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/to/this/folder", trust_remote_code=True)
+video = model.generate_video({example}, seed=0)  # uint8 [1, {frames}, {side}, {side}, 3]
+```
+
+`first_frame=` animates a picture, `clip=` continues a clip, `guidance=`, `temperature=`, `top_k=` and `top_p=` steer
+the sampling (generation_config.json holds the defaults), `output="ids"` returns tokens. The same seed gives the same
+clip; it depends on nothing else in the batch.
+
+## Model
+
+| | |
+|---|---|
+{model_rows}
+
+## Training
+
+| | |
+|---|---|
+{training_rows}
+
+## Limits
+
+{limits}
+
+## Licence
+
+Code: Apache-2.0. Weights: see LICENSE.
+"""
+
+
+def model_card(
+    title: str,
+    config: ModelConfig,
+    tokenizer: OmniTokenizerConfig,
+    parameters: int,
+    training: dict[str, Any],
+) -> str:
+    """README.md of a folder; `training` holds the rows of its training table."""
+    frames, side = 1 + config.frames * tokenizer.temporal_patch, config.grid * tokenizer.patch
+    condition = config.condition
+    learned = condition.kind == "text" and condition.text == "learned"
+    example = "label=0" if condition.kind == "class" else "condition=features"
+    model_rows = {
+        "parameters": f"{parameters / 1e6:.1f} M (generator)",
+        "layers, heads, width": f"{config.layers}, {config.heads}, {config.width}",
+        "condition": condition.kind + (f" ({condition.classes} classes)" if condition.classes else ""),
+        "clip": f"{frames} frames of {side} x {side} pixels",
+        "tokens": f"{1 + config.frames} x {config.grid} x {config.grid}, {config.vocab} codes",
+        "compression": f"{config.compression.kind}, rate {config.compression.rate}"
+        if config.has_segments
+        else "none",
+    }
+    return CARD.format(
+        pipeline="text-to-video" if condition.kind == "text" else "other",
+        title=title,
+        text_note=", the text tokenizer" if learned else "",
+        example='"a red square moves left"' if learned else example,
+        frames=frames,
+        side=side,
+        model_rows=_rows(model_rows),
+        training_rows=_rows(training),
+        limits=f"Clips have at most {frames} frames of {side} x {side} pixels and show what the training data shows.",
+    )
+
+
+def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Rows of the training table: data, steps, batch, final losses."""
+    config = state["config"]
+    rows = {
+        "stage": config["stage"],
+        "steps": state["step"],
+        "global batch": config["train"]["global_batch"],
+        "data": _dataset(Path(config["data"]["path"])),
+        "seed": config["seed"],
+    }
+    losses = _losses(run / "metrics.jsonl", state["step"])
+    return rows | {name: f"{value:.4f}" for name, value in losses.items()}
+
+
+def _dataset(folder: Path) -> str:
+    """The dataset in words, without its place; its folder's name when it is no longer there."""
+    try:
+        info, manifest = read_json(folder / "dataset.json"), read_json(folder / "manifest.json")
+    except UserError:
+        return folder.name
+    count = sum(shard["count"] for shard in manifest["shards"])
+    return f"{count} samples ({info['kind']}) of {' x '.join(map(str, info['shape']))} tokens"
+
+
+def _losses(metrics: Path, step: int) -> dict[str, float]:
+    """The last losses in metrics.jsonl up to a step."""
+    losses: dict[str, float] = {}
+    for line in metrics.read_text().splitlines() if metrics.is_file() else []:
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        found = {LOSSES[name]: value for name, value in content.items() if name in LOSSES}
+        if found and content["step"] <= step:
+            losses = found
+    return losses
+
+
+def _rows(rows: dict[str, Any]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())

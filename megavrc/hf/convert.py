@@ -1,0 +1,218 @@
+"""From a run to a folder in Hugging Face format, and the check of such a folder."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from megavrc.checkpoint import read_weights
+from megavrc.config import UserError, read_json, sha256_file, write_json
+from megavrc.model import VRC, ModelConfig
+from megavrc.model.compressor import BatchNorm
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+
+from .card import LICENSE, model_card, training_rows
+from .folder import CHECKSUMS, SAMPLING, TEXT_TOKENIZER, fill, load_folder, read_config
+from .gate import check
+from .keymap import to_folder
+
+UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SAMPLING_DEFAULTS = {
+    "do_sample": True,
+    "first_temperature": 0.7,
+    "later_temperature": 0.5,
+    "top_k": 0,
+    "top_p": 1.0,
+    "guidance": 1.0,
+}
+# What prompts may hold besides plain words; both text tokenizers are compared on it.
+ODD_STRINGS = (
+    "",
+    "  two  spaces ",
+    "\ttab\nand newline\r\n",
+    "UPPER lower, Mixed-Case.",
+    "don't \u2013 it\u2019s 50% off, #1 & $2.99 (really?)",
+    "<pad> <unk> <s> </s> [PAD]",
+    "caf\u00e9 cafe\u0301 CAFE\u0301 \ufb01ne \u2460 \uff21\uff22\uff23 \u00bd",
+    "\u4e00\u53ea\u732b\u5728\u8dd1 \u041a\u043e\u0448\u043a\u0430 \u0642\u0637\u0629",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \ud55c\uad6d\uc5b4",
+    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "zero\u200bwidth\u00a0nbsp\u3000wide \u2581 underline\u2581",
+    "\x01 control \x7f",
+    "a" * 300,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left: weights and state of one of its checkpoints."""
+
+    folder: Path
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def read_run(path: Path, step: int | None = None) -> Run:
+    """Read a run folder, or one checkpoint of it.
+
+    Args:
+        path: the run, or a `step-*` folder in its checkpoints.
+        step: of a run, the checkpoint of this step (default: the newest).
+
+    Raises:
+        UserError: not a VRC run, or no whole checkpoint.
+    """
+    folder = path if (path / "checkpoints").is_dir() else path.parent.parent
+    weights, state = read_weights(path if step is None else path / "checkpoints" / f"step-{step:08d}")
+    identity = state.get("identity", {})
+    if identity.get("stage") not in ("image", "video"):
+        raise UserError(
+            f"{path}: a run of stage {identity.get('stage')!r}; only image and video runs are converted"
+        )
+    return Run(folder, ModelConfig.from_dict(identity["model"]), weights, state)
+
+
+def to_hf(
+    run: Path,
+    video_tokenizer: Path,
+    text_tokenizer: Path | None,
+    out: Path,
+    step: int | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    shard_size: str = "4GB",
+) -> None:
+    """Convert a run; `out` appears only when a fresh process computes from it what the run's weights compute.
+
+    Args:
+        run: run folder, or one of its checkpoints.
+        video_tokenizer: folder or published checkpoint.
+        text_tokenizer: sentencepiece tokenizer.model, for a model with learned text embeddings.
+        out: new folder.
+        step: checkpoint to take (default: the newest).
+        dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
+        shard_size: largest weight file.
+
+    Raises:
+        UserError: parts that do not fit together, or a folder that does not pass; nothing is left behind.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists; choose another folder or remove it")
+    source = read_run(run, step)
+    video = OmniTokenizer.from_checkpoint(video_tokenizer)
+    text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
+    check_parts(source, video, text)
+    vrc = build(source, DTYPES[dtype])
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed conversion
+    try:
+        write_folder(partial, source, vrc, video, text, shard_size)
+        check(partial, vrc, video.net, text)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_parts(source: Run, video: OmniTokenizer, text: TextTokenizer | None) -> None:
+    """Raise UserError unless the tokenizers are those that the model was trained with."""
+    condition = source.model.condition
+    if (condition.kind == "text" and condition.text == "learned") != (text is not None):
+        wanted = "takes no text tokenizer" if text else "needs the text tokenizer that it was trained with"
+        raise UserError(f"{source.folder}: this run's model {wanted}")
+    if video.config.codes != source.model.vocab:
+        raise UserError(
+            f"the video tokenizer has {video.config.codes} codes, the run's model {source.model.vocab}"
+        )
+    facts = source.state.get("facts", {})
+    for name, part in (("video_tokenizer", video), ("text_tokenizer", text)):
+        if part is not None and facts.get(name, part.sha256) != part.sha256:
+            raise UserError(f"{name}: not the one that {source.folder} was trained with (another SHA-256)")
+
+
+def build(source: Run, dtype: torch.dtype) -> VRC:
+    """The run's model, in eval mode; batch norms stay float32."""
+    with torch.device("meta"):
+        vrc = VRC(source.model)
+    fill(vrc, {name: tensor.clone() for name, tensor in source.weights.items()}, source.folder)
+    for module in vrc.modules():
+        if not isinstance(module, BatchNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    return vrc.eval()
+
+
+def write_folder(
+    folder: Path, source: Run, vrc: VRC, video: OmniTokenizer, text: TextTokenizer | None, shard_size: str
+) -> None:
+    """Write every file of a folder."""
+    from transformers.utils import logging
+
+    from megavrc.model.configuration_vrc import VRCConfig
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    logging.disable_progress_bar()
+    VRCConfig.register_for_auto_class()
+    VRCForVideoGeneration.register_for_auto_class("AutoModel")
+    config = VRCConfig(vrc=source.model.to_dict(), video_tokenizer=video.config.to_dict())
+    with torch.device("meta"):
+        model = VRCForVideoGeneration(config)
+    fill(model, to_folder({"vrc": vrc.state_dict(), "video_tokenizer": video.net.state_dict()}), folder)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    if text is not None:
+        write_text_tokenizer(folder, text, source.model.condition.slots)
+    write_json(folder / SAMPLING, SAMPLING_DEFAULTS)
+    rows = training_rows(source.state, source.folder)
+    parameters = vrc.parameter_counts()["total"]
+    (folder / "README.md").write_text(model_card("VRC", source.model, video.config, parameters, rows))
+    (folder / "LICENSE").write_text(LICENSE)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    names = sorted(path.name for path in folder.iterdir() if path.name not in UNSIGNED)
+    (folder / CHECKSUMS).write_text("".join(f"{sha256_file(folder / name)}  {name}\n" for name in names))
+
+
+def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int) -> None:
+    """tokenizer.json and its companions; UserError unless it gives sentencepiece's ids."""
+    from .text import to_fast
+
+    fast = to_fast(text.path, slots)
+    for string in ODD_STRINGS:
+        if fast(string, add_special_tokens=False, verbose=False)["input_ids"] != text.ids(string):
+            raise UserError(
+                f"{text.path}: cannot be converted: tokenizer.json has other ids for {string[:40]!r}"
+            )
+    fast.save_pretrained(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    # The name that transformers 4 and 5 both know.
+    write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    shutil.copyfile(text.path, folder / TEXT_TOKENIZER)
+
+
+def verify(folder: Path) -> None:
+    """Check an existing folder: checksums, loading with and without transformers, equal logits and clips.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    read_config(folder)
+    check_sums(folder)
+    loaded = load_folder(folder)
+    check(folder, loaded.model, loaded.video_tokenizer.net, loaded.text_tokenizer)
+
+
+def check_sums(folder: Path) -> None:
+    """Compare the files with SHA256SUMS; UserError naming the first that is missing or changed."""
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        raise UserError(f"{sums}: missing")
+    for line in sums.read_text().splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing")
+        if sha256_file(path) != expected:
+            raise UserError(f"{path}: has changed since the conversion (SHA-256 differs)")

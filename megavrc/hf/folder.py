@@ -1,0 +1,213 @@
+"""A converted folder without transformers: safetensors, JSON and sentencepiece are enough to generate video."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from megavrc.config import UserError, read_json, sha256_file, sha256_json
+from megavrc.model import VRC, ModelConfig, SamplingSettings
+from megavrc.model.clips import (
+    SAMPLING_OPTIONS,
+    decode_clips,
+    generate_clips,
+    label_condition,
+    sampling_settings,
+)
+from megavrc.model.condition import Condition
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+
+from .keymap import from_folder
+
+MODEL_TYPE = "vrc"
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+TEXT_TOKENIZER = "tokenizer.model"
+SAMPLING = "generation_config.json"
+CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A loaded folder.
+
+    Attributes:
+        model: the generator, in eval mode.
+        video_tokenizer: pixels to ids and back.
+        text_tokenizer: None for a model that is not conditioned on text tokens.
+        sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
+    """
+
+    path: Path
+    model: VRC
+    video_tokenizer: OmniTokenizer
+    text_tokenizer: TextTokenizer | None
+    sampling: dict[str, Any]
+
+    def identity(self) -> str:
+        """A hash that tells this model from others."""
+        sums = self.path / CHECKSUMS
+        files = [sums] if sums.is_file() else sorted(self.path.glob("*.safetensors"))
+        return sha256_json([sha256_file(file) for file in files])[:16]
+
+    def condition(self, prompts: Sequence[str] | None, labels: Sequence[int] | None) -> Condition:
+        """Prompts or labels as the model's condition, on the CPU.
+
+        Raises:
+            UserError: the other kind of condition, a prompt that is too long, or a label outside the classes.
+        """
+        config = self.model.config.condition
+        if labels is not None and prompts is None and config.kind == "class":
+            return _user_error(label_condition, labels, config)
+        if prompts is not None and labels is None and self.text_tokenizer is not None:
+            return torch.tensor([self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts])
+        wanted = (
+            "labels" if config.kind == "class" else "prompts" if config.text == "learned" else "text features"
+        )
+        raise UserError(f"{self.path}: this model is generated from {wanted}")
+
+    def generate(
+        self,
+        prompts: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int],
+        settings: SamplingSettings | None = None,
+        first_frame: Tensor | None = None,
+        clip: Tensor | None = None,
+        frames: int | None = None,
+        batch_size: int = 8,
+    ) -> tuple[Tensor, Tensor]:
+        """Generate one clip per prompt or label.
+
+        Args:
+            prompts, labels: B texts or B classes.
+            seeds: B integers; the same seeds give the clips of `generate_video` in transformers.
+            settings: sampling (default: the folder's).
+            first_frame: uint8 [B, H, W, 3], the first frame of each clip.
+            clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
+            frames: frames of a clip (default and most: what the model was trained for).
+            batch_size: clips generated at once.
+
+        Returns:
+            ids, long [B, t, g, g], and frames, uint8 [B, T, H, W, 3].
+
+        Raises:
+            UserError: inputs that do not fit the model.
+        """
+        condition = self.condition(prompts, labels)
+        assert isinstance(condition, Tensor)
+        if len(seeds) != len(condition):
+            raise UserError(f"seeds: {len(seeds)} for {len(condition)} clips")
+        given = clip if first_frame is None else first_frame[:, None]
+        settings = settings or sampling_settings(self.sampling)
+        batches = []
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            ids = _user_error(
+                generate_clips,
+                self.model,
+                self.video_tokenizer.net,
+                condition[part],
+                list(seeds[part]),
+                settings,
+                given if given is None else given[part],
+                frames,
+            )
+            batches.append((ids, decode_clips(self.video_tokenizer.net, ids)))
+        ids, pixels = (torch.cat(items).cpu() for items in zip(*batches, strict=True))
+        return ids, pixels
+
+
+def load_folder(path: str | Path, device: str | torch.device = "cpu") -> Folder:
+    """Load a folder written by `tools/convert_checkpoint.py to-hf`.
+
+    Raises:
+        UserError: nothing there, not a VRC folder, another format version, or damaged or missing files.
+    """
+    path = Path(path)
+    config = read_config(path)
+    parts = _user_error(from_folder, read_tensors(path), prefix=f"{path}: ")
+    with torch.device("meta"):
+        model = VRC(_user_error(ModelConfig.from_dict, config["vrc"], prefix=f"{path}/config.json: "))
+        net = OmniTokenizerNet(
+            _user_error(
+                OmniTokenizerConfig.from_dict, config["video_tokenizer"], prefix=f"{path}/config.json: "
+            )
+        )
+    fill(model, parts["vrc"], path)
+    fill(net, parts["video_tokenizer"], path)
+    condition = model.config.condition
+    text = None
+    if condition.kind == "text" and condition.text == "learned":
+        if not (path / TEXT_TOKENIZER).is_file():
+            raise UserError(f"{path / TEXT_TOKENIZER}: missing; the folder is incomplete")
+        text = TextTokenizer(path / TEXT_TOKENIZER)
+        if text.vocab > condition.vocab:
+            raise UserError(
+                f"{path / TEXT_TOKENIZER}: {text.vocab} pieces, the model takes {condition.vocab}"
+            )
+    content = read_json(path / SAMPLING) if (path / SAMPLING).is_file() else {}
+    return Folder(
+        path,
+        model.eval().requires_grad_(False).to(device),
+        OmniTokenizer(net.to(device)),
+        text,
+        {name: content[name] for name in SAMPLING_OPTIONS if name in content},
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a converted folder; UserError when it is none or of another format version."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; expected one written by tools/convert_checkpoint.py to-hf")
+    config = read_json(path / "config.json")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != MODEL_TYPE or not {"vrc", "video_tokenizer"} <= set(config):
+        raise UserError(
+            f"{path}/config.json: model_type is {found!r}, not {MODEL_TYPE!r}: not a converted VRC model"
+        )
+    if config.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}/config.json: format version {config.get('format_version')}, this program reads {FORMAT_VERSION}: "
+            "convert the run again"
+        )
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, from one file or several."""
+    index = path / f"{WEIGHTS}.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            # Copies: aligned as transformers' are, for the same bits, and independent of the file.
+            tensors |= {key: tensor.clone() for key, tensor in load_file(path / name).items()}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path / name}: missing or damaged ({error})") from None
+    return tensors
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Give a module (which may be on the meta device) exactly these tensors; UserError names what does not fit."""
+    expected = module.state_dict()
+    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    wrong += [name for name in state if name not in expected]
+    if wrong:
+        raise UserError(f"{path}: {len(wrong)} tensors do not fit the configuration, the first is {wrong[0]}")
+    module.load_state_dict(state, assign=True)
+
+
+def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "") -> Any:
+    """Call a part of the model, whose ValueErrors about its arguments are here the user's."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from None

@@ -1,0 +1,221 @@
+"""VRC for transformers: one model that holds the generator and the video tokenizer and returns pixels."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput, cached_file
+
+# transformers 4 copies only the files that this one names itself: those of the second block are named for that alone.
+from .clips import (
+    SAMPLING_OPTIONS,
+    decode_clips,
+    generate_clips,
+    label_condition,
+    sampling_settings,
+    text_condition,
+)
+from .compressor import BatchNorm
+from .condition import Condition
+from .config import ModelConfig
+from .configuration_vrc import VRCConfig
+from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from .vrc import VRC
+
+# isort: split
+from .attention import SegmentMask as _attention  # noqa: F401
+from .cache import KVCache as _cache  # noqa: F401
+from .generate import generate as _generate  # noqa: F401
+from .layout import Layout as _layout  # noqa: F401
+from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
+from .rope import rope_table as _rope  # noqa: F401
+from .sampling import Sampling as _sampling  # noqa: F401
+from .transformer import Trunk as _transformer  # noqa: F401
+
+# What a folder holds besides weights, configuration and code.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "generation_config.json",
+    "README.md",
+    "LICENSE",
+)
+
+
+@dataclass
+class VRCModelOutput(ModelOutput):
+    """`VRCOutput`, see there."""
+
+    loss: Tensor | None = None
+    loss_first: Tensor | None = None
+    loss_later: Tensor | None = None
+    loss_frames: Tensor | None = None
+    logits_first: Tensor | None = None
+    logits_later: Tensor | None = None
+
+
+class VRCForVideoGeneration(PreTrainedModel):
+    """Generates video from text, a class label, a first frame or the beginning of a clip.
+
+    Attributes:
+        vrc: the generator.
+        video_tokenizer: pixels to ids and back; always float32.
+    """
+
+    config_class = VRCConfig
+    main_input_name = "ids"
+    _no_split_modules = ["Layer", "Transformer"]
+
+    def __init__(self, config: VRCConfig) -> None:
+        super().__init__(config)
+        self.vrc = VRC(ModelConfig.from_dict(config.vrc))
+        self.video_tokenizer = OmniTokenizerNet(OmniTokenizerConfig.from_dict(config.video_tokenizer))
+        self._text_tokenizer: Any = None
+        self._from_file = self.vrc.tokens.weight.is_meta
+        self.post_init()
+        self._keep_in_fp32_modules_strict = self._wide_tensors()  # after: transformers 4 checks for modules
+
+    def _wide_tensors(self) -> set[str]:
+        """Names that stay float32 in half precision. Tensor by tensor: transformers would cast integer buffers too."""
+        norms = tuple(
+            f"vrc.{name}." for name, module in self.vrc.named_modules() if isinstance(module, BatchNorm)
+        )
+        floats = [name for name, tensor in self.state_dict().items() if tensor.is_floating_point()]
+        return {name for name in floats if name.startswith(("video_tokenizer.", *norms))}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The parts initialise themselves; transformers asks for it while loading when a folder lacks tensors."""
+        if self._from_file and any(not tensor.is_meta for tensor in module.parameters(recurse=False)):
+            names = [name for name, other in self.named_modules() if other is module]
+            raise ValueError(
+                f"{self.config.name_or_path}: tensors of {names[0]} are missing: the folder is incomplete"
+            )
+
+    def forward(
+        self, ids: Tensor, condition: Condition, drop: Tensor | None = None, logits: bool = True, **_: Any
+    ) -> VRCModelOutput:
+        """Teacher-forced losses and logits of token ids, long [B, 1 + F, g, g]; see `VRC.forward`."""
+        return VRCModelOutput(**vars(self.vrc(ids, condition, drop, logits)))
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The text tokenizer of the folder that the model was loaded from, loaded at first use."""
+        if self._text_tokenizer is None:
+            self._text_tokenizer = PreTrainedTokenizerFast.from_pretrained(self._folder())
+        return self._text_tokenizer
+
+    def _folder(self) -> str:
+        folder = self.config.name_or_path
+        if not folder:
+            raise ValueError(
+                "the model was not loaded from a folder, so it has no text tokenizer: pass condition="
+            )
+        return folder
+
+    def _companion(self, name: str) -> str | None:
+        """The path of a file of the folder, None where there is none."""
+        if not self.config.name_or_path:
+            return None
+        return cached_file(
+            self._folder(),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Sampling options of the folder's generation_config.json."""
+        path = self._companion("generation_config.json")
+        content = json.loads(Path(path).read_text()) if path else {}
+        return {name: content[name] for name in SAMPLING_OPTIONS if name in content}
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; tokenizer, sampling defaults and model card of the folder come along."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        for name in COMPANIONS:
+            source, target = self._companion(name), Path(save_directory) / name
+            if source and not target.exists():
+                shutil.copyfile(source, target)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _condition(self, prompt: Any, label: Any, condition: Condition | None) -> Condition:
+        """The condition of exactly one of the three inputs."""
+        if sum(given is not None for given in (prompt, label, condition)) != 1:
+            raise ValueError("give exactly one of prompt, label and condition")
+        if condition is not None:
+            return condition
+        kind, config = self.vrc.config.condition.kind, self.vrc.config.condition
+        if (kind == "class") != (label is not None) or (kind == "text" and config.text != "learned"):
+            wanted = "label" if kind == "class" else "prompt" if config.text == "learned" else "condition"
+            raise ValueError(f"this model is conditioned on {kind} ({wanted}=)")
+        if label is not None:
+            return label_condition([label] if isinstance(label, int) else list(label), config)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+        return text_condition(tokens, config)
+
+    @torch.no_grad()
+    def generate_video(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        label: int | Sequence[int] | None = None,
+        condition: Condition | None = None,
+        first_frame: Tensor | None = None,
+        clip: Tensor | None = None,
+        frames: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        output: str = "uint8",
+        on_frame: Callable[[int, Tensor], None] | None = None,
+        **parts: Any,
+    ) -> Tensor:
+        """Generate clips.
+
+        Args:
+            prompt: one text or B texts.
+            label: one class label or B labels.
+            condition: instead of both, the condition as `VRC.forward` takes it.
+            first_frame: uint8 [B, H, W, 3] (or [H, W, 3]), the first frame of each clip.
+            clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
+            frames: frames of a clip (default and most: what the model was trained for).
+            seed: B seeds, or one: clip i then uses seed + i.
+            guidance: classifier-free guidance; 1 is none.
+            temperature, top_k, top_p: sampling; with `first_` or `later_` before the name (in `parts`) for the first
+                frame or the frames after it. What is not given comes from generation_config.json.
+            output: `uint8` for pixels, `ids` for the video tokens.
+            on_frame: called with (index, ids [B, g, g]) after each latent frame.
+
+        Returns:
+            uint8 [B, T, H, W, 3], or long [B, t, g, g].
+
+        Raises:
+            ValueError: inputs that do not fit the model, a prompt too long for it included.
+        """
+        if output not in ("uint8", "ids"):
+            raise ValueError(f"output: {output!r} is neither uint8 nor ids")
+        if first_frame is not None and clip is not None:
+            raise ValueError("give first_frame or clip, not both")
+        rows = self._condition(prompt, label, condition)
+        count = len(rows[0] if isinstance(rows, tuple) else rows)
+        seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            raise ValueError(f"seed: {len(seeds)} seeds for {count} clips")
+        if first_frame is not None:
+            clip = first_frame.unsqueeze(1) if first_frame.dim() == 4 else first_frame[None, None]
+        given = dict(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        settings = sampling_settings(self.sampling_defaults, given, parts)
+        ids = generate_clips(self.vrc, self.video_tokenizer, rows, seeds, settings, clip, frames, on_frame)
+        return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)

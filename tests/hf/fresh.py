@@ -1,0 +1,46 @@
+"""Run by test_transformers.py in a process without megavrc: everything a user of transformers does with a folder."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
+
+sys.modules["megavrc"] = None  # type: ignore[assignment]  # importing it fails
+torch.set_num_threads(1)
+folder, out = sys.argv[1], Path(sys.argv[2])
+prompts = ["a red square moves left", "a blue dog"]
+
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).vrc["grid"] == 4
+assert GenerationConfig.from_pretrained(folder).first_temperature == 0.7
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert not model.training
+results = {
+    "default": model.generate_video(prompts, seed=5),
+    "cold": model.generate_video(
+        prompts, seed=[5, 9], temperature=0.0, guidance=2.0, later_temperature=1.0, output="ids"
+    ),
+    "one": model.generate_video(prompts[0], seed=5, frames=9),
+}
+first = results["default"][:, 0]
+results["image"] = model.generate_video(prompts, seed=5, first_frame=first)
+results["clip"] = model.generate_video(prompts, seed=5, clip=results["default"][:, :5])
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+results["text"] = tokenizer(prompts, padding="max_length", return_tensors="pt")["input_ids"]
+
+# Saved again by transformers, and loaded from there, code and tokenizer included.
+model.save_pretrained(out / "again")
+again = AutoModel.from_pretrained(out / "again", trust_remote_code=True)
+state = model.state_dict()
+assert again.state_dict().keys() == state.keys()
+assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+assert torch.equal(again.generate_video(prompts, seed=5), results["default"])
+
+half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+wide = {name for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32}
+norms = {name for name in state if ".compressor.net.1." in name or ".decompressor.net.1." in name}
+floats = {name for name in state if state[name].is_floating_point()}
+assert wide == norms | {name for name in floats if name.startswith("video_tokenizer.")}
+results["half"] = half.generate_video(prompts, seed=5)
+save_file({name: tensor.clone() for name, tensor in results.items()}, out / "results.safetensors")

@@ -1,0 +1,59 @@
+"""A tiny random model as a run left it, with its tokenizers."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from megavrc import checkpoint
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+
+CAPTIONS = [
+    f"a {colour} {shape} moves {way}, caf\u00e9 {n}"
+    for n, (colour, shape, way) in enumerate(
+        (c, s, w) for c in ("red", "green", "blue") for s in ("square", "disc", "dog") for w in ("left", "up")
+    )
+]
+
+
+def scramble(module: nn.Module, seed: int) -> None:
+    """Random values everywhere, so that no part hides behind its initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
+
+
+class Source:
+    """A run folder, its model, and both tokenizers."""
+
+    def __init__(self, root: Path, condition: ConditionConfig | None = None) -> None:
+        self.text = TextTokenizer.train(CAPTIONS, root / "tokenizer.model", vocab=90)
+        sizes = dict(width=32, heads=2, dim_head=16, patch=4, temporal_depth=1, window=2, codes=64)
+        torch.manual_seed(0)
+        net = OmniTokenizerNet(OmniTokenizerConfig(enc_block="tw", dec_block="t", **sizes))
+        scramble(net, 1)
+        self.video = OmniTokenizer(net)
+        self.video.save(root / "video")
+        condition = condition or ConditionConfig(vocab=self.text.vocab + 7, slots=16)
+        self.model = VRC(
+            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, condition=condition)
+        ).eval()
+        scramble(self.model, 2)
+        self.run = root / "run"
+        self.run.mkdir()
+        model = self.model.config.to_dict()
+        data = {"path": str(root / "tokens" / "video")}
+        state = {
+            "identity": {"stage": "video", "model": model},
+            "facts": {"video_tokenizer": self.video.sha256, "text_tokenizer": self.text.sha256},
+            "config": {"stage": "video", "train": {"global_batch": 8}, "data": data, "seed": 0},
+        }
+        (self.run / "metrics.jsonl").write_text('{"step": 7, "loss": 1.25, "first": 0.5}\n{"cut off')
+        groups = {
+            "model": {name: tensor.detach() for name, tensor in self.model.named_parameters()},
+            "buffers": dict(self.model.named_buffers()),
+        }
+        checkpoint.write(self.run / "checkpoints", 7, groups, state, keep=1)

@@ -1,0 +1,137 @@
+"""From a run to a folder: nothing but a whole, checked folder ever appears."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hf_source import CAPTIONS, Source
+from safetensors.torch import load_file, save_file
+
+from megavrc.config import UserError
+from megavrc.hf.convert import build, check_sums, read_run, to_hf, write_folder
+from megavrc.hf.folder import load_folder
+from megavrc.hf.gate import check
+from megavrc.model import ConditionConfig
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the converted folder to damage."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_the_folder_is_complete_and_names_no_machine(source, folder) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"tokenizer.json", "tokenizer.model", "generation_config.json", "README.md", "LICENSE"} <= names
+    card = (folder / "README.md").read_text()
+    assert (
+        "| steps | 7 |" in card
+        and "| final loss | 1.2500 |\n| of the first frame | 0.5000 |" in card
+        and "uint8 [1, 17, 16, 16, 3]" in card
+    )
+    place = str(source.run.parent.parent)
+    assert not [name for name in names if place.encode() in (folder / name).read_bytes()]
+    check_sums(folder)
+
+
+def test_the_wrapper_names_every_file_itself(folder) -> None:
+    """transformers 4 copies no further than the files that modeling_vrc.py imports."""
+    imported = set(
+        re.findall(r"^from \.(\w+) import", (folder / "modeling_vrc.py").read_text(), re.MULTILINE)
+    )
+    assert {path.stem for path in folder.glob("*.py")} == imported | {"modeling_vrc"}
+
+
+def test_the_gate_refuses_other_weights(copy, source) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["vrc.decompressor.net.1.running_mean"] = tensors["vrc.decompressor.net.1.running_mean"] + 0.01
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="loss computed by transformers differs"):
+        check(copy, source.model, source.video.net, source.text)
+    with pytest.raises(UserError, match=r"model\.safetensors: has changed"):
+        check_sums(copy)
+
+
+def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
+    parts = source.run.parent
+    options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", tmp_path / "out"]
+    command = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
+    process = subprocess.Popen(command, cwd=TOOL.parents[1])
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_that_do_not_fit_are_named(source, tmp_path) -> None:
+    parts, out = source.run.parent, tmp_path / "out"
+    other = TextTokenizer.train(CAPTIONS, tmp_path / "other.model", vocab=60)
+    with pytest.raises(UserError, match="text_tokenizer: not the one"):
+        to_hf(source.run, parts / "video", other.path, out)
+    with pytest.raises(UserError, match="needs the text tokenizer"):
+        to_hf(source.run, parts / "video", None, out)
+    with pytest.raises(UserError, match="no checkpoints there"):
+        to_hf(source.run, parts / "video", source.text.path, out, step=8)
+    with pytest.raises(UserError, match="no checkpoints there"):
+        to_hf(parts / "video", parts / "video", source.text.path, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.model"]
+    with pytest.raises(UserError, match="exists; choose another"):
+        to_hf(source.run, parts / "video", source.text.path, tmp_path)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
+    def refused(match: str, path: Path = copy) -> None:
+        with pytest.raises(UserError, match=match) as error:
+            load_folder(path)
+        assert "\n" not in str(error.value)
+
+    refused("no such folder", tmp_path / "nowhere")
+    (tmp_path / "model.bin").write_bytes(b"\x80")
+    refused("config.json: no such file", tmp_path)
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused(r"model\.safetensors: missing or damaged")
+    (copy / "model.safetensors").unlink()
+    refused(r"model\.safetensors: missing or damaged")
+    (copy / "model.safetensors").write_bytes(weights)
+    (copy / "tokenizer.model").unlink()
+    refused(r"tokenizer\.model: missing")
+    edit(copy / "config.json", format_version=2)
+    refused("format version 2")
+    edit(copy / "config.json", model_type="llama")
+    refused("model_type is 'llama'")
+
+
+def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
+    run = read_run(source.run)
+    out = tmp_path / "out"
+    video = OmniTokenizer.from_checkpoint(tmp_path / "video")
+    write_folder(out, run, build(run, torch.bfloat16), video, None, shard_size="100KB")
+    assert len(list(out.glob("*.safetensors"))) > 1
+    folder = load_folder(out)
+    model = VRCForVideoGeneration.from_pretrained(out, dtype="auto")
+    assert folder.model.head.weight.dtype == model.vrc.head.weight.dtype == torch.bfloat16
+    assert folder.model.compressor.net[1].running_var.dtype == torch.float32
+    frames = folder.generate(labels=[0, 2], seeds=[1, 2])[1]
+    assert torch.equal(frames, model.generate_video(label=[0, 2], seed=1))
+    with pytest.raises(UserError, match=r"label 3 is not one of the model's classes 0\.\.2"):
+        folder.generate(labels=[3], seeds=[0])

@@ -1,0 +1,95 @@
+"""tools/generate.py: files of clips, and resuming."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megavrc.config import UserError, run_command
+from megavrc.hf.folder import Folder, load_folder
+from megavrc.hf.sample import generate_files, read_image, read_prompts, wishes
+from megavrc.model.clips import sampling_settings
+from megavrc.video import count_frames, read_frames, write_png
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
+PROMPTS = ["a red square moves left", "A blue DOG!", "a red square moves left"]
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Folder:
+    return load_folder(folder)
+
+
+def test_files_and_resuming(loaded, tmp_path) -> None:
+    settings = sampling_settings(loaded.sampling)
+    wanted = wishes(PROMPTS, [], seed=3)
+    assert generate_files(loaded, wanted, tmp_path, settings, batch_size=2) == 3
+    names = [wish.name for wish in wanted]
+    assert names[1] == "0001-a-blue-dog" and len(set(names)) == 3
+    files = {path.name for path in tmp_path.iterdir()}
+    clips = {f"{name}{end}" for name in names for end in (".mp4", ".gif")}
+    assert files == clips | {"prompts.jsonl", "sheet.png"}
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [(line["caption"], line["seed"]) for line in lines] == [(PROMPTS[i], 3 + i) for i in range(3)]
+    assert count_frames(tmp_path / lines[0]["path"]) == 17
+
+    (tmp_path / f"{names[1]}.mp4").unlink()
+    assert generate_files(loaded, wanted, tmp_path, settings) == 1
+    assert generate_files(loaded, wanted, tmp_path, settings) == 0
+    assert generate_files(loaded, wishes(PROMPTS[:1], [], seed=4), tmp_path, settings) == 1
+    assert (
+        generate_files(loaded, wishes(PROMPTS[:1], [], seed=4), tmp_path, sampling_settings({"top_k": 2}))
+        == 1
+    )
+
+
+def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[..., 0] = 200
+    write_png(tmp_path / "red.png", picture)
+    image = read_image(tmp_path / "red.png", 16)
+    assert image.shape == (16, 16, 3) and abs(int(image[8, 8, 0]) - 200) < 4
+    wanted = wishes(PROMPTS[:1], [], seed=0)
+    assert generate_files(loaded, wanted, tmp_path, sampling_settings({}), image, frames=5, scale=4) == 1
+    shown = read_frames(tmp_path / f"{wanted[0].name}.mp4", [0])[:, 2::4, 2::4]
+    again = loaded.video_tokenizer.decode(loaded.video_tokenizer.encode(image[None, None]))[0, 0]
+    assert np.abs(shown[0].astype(int) - again.numpy()).mean() < 12
+    with pytest.raises(UserError, match="not a picture"):
+        read_image(tmp_path / "prompts.jsonl", 16)
+
+
+def test_prompt_files(tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("a dog\n\n  caf\u00e9 \n")
+    assert read_prompts(tmp_path / "p.txt") == ["a dog", "caf\u00e9"]
+    (tmp_path / "p.txt").write_text("\n")
+    with pytest.raises(UserError, match="holds no prompts"):
+        read_prompts(tmp_path / "p.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path / "q.txt")
+
+
+def test_the_command(folder, loaded, tmp_path, capsys) -> None:
+    generate = runpy.run_path(str(TOOL))["generate"]
+    common = ["--model", str(folder), "--out", str(tmp_path / "out")]
+    options = [
+        "--prompt",
+        json.dumps(PROMPTS[:2]),
+        "--seed",
+        "7",
+        "--top_k",
+        "1",
+        "--frames",
+        "5",
+        "--scale",
+        "4",
+    ]
+    assert run_command(generate, common + options) == 0
+    assert "2 clips generated, 0 were there" in capsys.readouterr().out
+    _, frames = loaded.generate(PROMPTS[:2], seeds=[7, 8], frames=5, settings=sampling_settings({"top_k": 1}))
+    shown = read_frames(tmp_path / "out" / "0001-a-blue-dog.mp4", range(5))[:, 2::4, 2::4]
+    assert torch.tensor(shown.astype(int)).sub(frames[1].int()).abs().float().mean() < 12
+    assert run_command(generate, common) == 2
+    assert capsys.readouterr().err == "error: give one of --prompt, --prompts and --label\n"

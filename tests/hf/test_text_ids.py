@@ -1,0 +1,52 @@
+"""tokenizer.json gives the ids of sentencepiece, whatever is typed."""
+
+import unicodedata
+
+import pytest
+from hf_source import CAPTIONS, Source
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megavrc.config import UserError
+from megavrc.hf.convert import ODD_STRINGS
+from megavrc.hf.text import to_fast
+
+NATURAL = [
+    "CAF\u00c9 NA\u00cfVE \u00c5ngstr\u00f6m",
+    "Ti\u1ebfng Vi\u1ec7t \u0110\u01b0\u1eddng",
+    "\u0130stanbul \u0395\u03bb\u03bb\u03ac\u03b4\u03b1 \u0386",
+]
+DECOMPOSED = [unicodedata.normalize("NFD", text) for text in NATURAL]
+
+
+def test_ids_are_those_of_sentencepiece(source: Source) -> None:
+    fast = to_fast(source.text.path, 16)
+    for text in [*ODD_STRINGS, *CAPTIONS, *NATURAL, *DECOMPOSED]:
+        assert fast(text, add_special_tokens=False, verbose=False)["input_ids"] == source.text.ids(text), (
+            repr(text)
+        )
+
+
+def test_ids_are_those_of_sentencepiece_for_any_text(source: Source) -> None:
+    fast = to_fast(source.text.path, 16)
+    # Marks are left out: `tokenizers` cuts text into grapheme clusters where sentencepiece does not.
+    characters = st.characters(exclude_categories=("Cs", "Mn", "Mc", "Me"), exclude_characters="\u200d")
+
+    @given(st.text(characters) | st.text("a \u2581<s>pad\t\n"))
+    @settings(deadline=None, max_examples=300, database=None)
+    def same(text: str) -> None:
+        assert fast(text, add_special_tokens=False, verbose=False)["input_ids"] == source.text.ids(text)
+
+    same()
+
+
+def test_padding_to_full_length_gives_the_condition(source: Source) -> None:
+    fast = to_fast(source.text.path, 16)
+    for text in ("", "a red square", "a red square <s> <pad>"):
+        assert fast(text, padding="max_length")["input_ids"] == source.text.encode(text, 16)
+
+
+def test_other_files_are_refused(tmp_path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\xff\xfe no model")
+    with pytest.raises(UserError, match="not a sentencepiece model"):
+        to_fast(tmp_path / "tokenizer.model", 16)

@@ -1,0 +1,78 @@
+"""Video from a converted folder: text, class labels, a file of prompts (resumes), optionally a first picture."""
+
+from pathlib import Path
+
+from megavrc.config import UserError, command
+from megavrc.hf.folder import load_folder
+from megavrc.hf.sample import generate_files, read_image, read_prompts, wishes
+from megavrc.model.clips import sampling_settings
+
+
+def generate(
+    model: Path,
+    out: Path,
+    prompt: list[str] | str | None = None,
+    prompts: Path | None = None,
+    label: list[int] | int | None = None,
+    first_image: Path | None = None,
+    seed: int = 0,
+    frames: int | None = None,
+    guidance: float | None = None,
+    first_temperature: float | None = None,
+    later_temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    batch_size: int = 4,
+    fps: float = 8,
+    scale: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png of all, and prompts.jsonl.
+
+    Clips that are in the output folder, made from the same model, prompt, seed and sampling, are not made again.
+
+    Args:
+        model: folder written by tools/convert_checkpoint.py to-hf.
+        out: output folder.
+        prompt: a text, or a list of them: '["a red square moves left", "a blue circle moves up"]'.
+        prompts: file with one prompt a line, instead of prompt.
+        label: a class, or a list of them, for a class-conditioned model.
+        first_image: picture that every clip starts with; its centre is cut to a square.
+        seed: clip i uses seed + i.
+        frames: frames of a clip, 1 + 4k (default: as many as the model was trained for, which is the most).
+        guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
+        first_temperature: of the first frame's tokens; 0 takes the most likely.
+        later_temperature: of the later frames' tokens.
+        top_k: keep only the k most likely tokens (0: all).
+        top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+        batch_size: clips generated at once.
+        fps: frames a second of the files.
+        scale: enlarge each pixel this many times in the files.
+        device: cpu or cuda.
+    """
+    if sum(given is not None for given in (prompt, prompts, label)) != 1:
+        raise UserError("give one of --prompt, --prompts and --label")
+    folder = load_folder(model, device)
+    texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
+    labels = [label] if isinstance(label, int) else label or []
+    config = folder.model.config
+    image = (
+        read_image(first_image, config.grid * folder.video_tokenizer.config.patch) if first_image else None
+    )
+    given = dict(
+        first_temperature=first_temperature, later_temperature=later_temperature, top_k=top_k, top_p=top_p
+    )
+    try:
+        settings = sampling_settings(folder.sampling, given | {"guidance": guidance})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    count = generate_files(
+        folder, wishes(texts, labels, seed), out, settings, image, frames, batch_size, fps, scale
+    )
+    print(
+        f"{out}: {count} clips generated, {len(texts) + len(labels) - count} were there; look at {out}/sheet.png"
+    )
+
+
+if __name__ == "__main__":
+    command(generate)
