@@ -1,0 +1,55 @@
+# One environment for everything, in .venv. `make demo` is the place to start.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help venv demo demo-quick test test-full check format clean
+
+help:
+	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
+	@echo "make demo-quick  the same with a quarter of the steps"
+	@echo "make test        the fast tests ($(WORKERS) processes: WORKERS=n)"
+	@echo "make test-full   every test, slow ones too"
+	@echo "make check       lint, format, types, import contract"
+	@echo "make clean       remove the environment and caches (runs/ stays)"
+
+venv: $(READY)
+
+$(READY): setup.py requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "megavrc needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing megavrc and what it needs into $(VENV): a few minutes"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m megavrc.recipes.demo
+
+demo-quick: $(READY)
+	$(BIN)/python -m megavrc.recipes.demo --part=0.25 --out=runs/demo-quick
+
+# --dist loadfile: a file's tests run in one process, so what they share is built once
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-full: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

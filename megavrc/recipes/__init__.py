@@ -1,0 +1,1 @@
+"""What joins the parts below it: the demonstration and its report, the doctor."""

@@ -1,0 +1,309 @@
+"""What this machine and this installation can do: the findings behind `tools/doctor.py`.
+
+Only the standard library is imported at the top: the doctor has to speak where a requirement is missing or broken.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["ok", "note", "warn", "FAIL"]  # note: absent and not required
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+MODULES = {
+    "pillow": "PIL",
+    "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
+}  # where the module is not named like the package
+OPTIONAL = {
+    "triton": "fused kernels on NVIDIA GPUs",
+    "flash_attn": "an attention backend to compare with",
+    "apex": "apex FusedAdam, used when asked for",
+    "mpi4py": "launching under mpirun",
+}
+USER_FILES = {  # name -> (environment variable, what it is for)
+    "omnitokenizer": (
+        "MEGAVRC_OMNITOKENIZER",
+        "a published OmniTokenizer checkpoint (.ckpt) or an exported folder",
+    ),
+    "i3d": ("MEGAVRC_I3D", "the I3D TorchScript file (FVD)"),
+    "clip": ("MEGAVRC_CLIP", "a CLIP model folder in transformers format (CLIPSIM)"),
+}
+MEMORY_GIB, DISK_GIB = 4.0, 2.0  # what the CPU demo should find free
+LOCK_MINUTES = 10  # a build of one extension takes two
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table; only `FAIL` keeps the CPU demo from running."""
+
+    group: str
+    name: str
+    found: str
+    state: State = "ok"
+    advice: str = ""
+
+
+def examine(files: dict[str, str | None]) -> list[Finding]:
+    """Look at everything. `files` maps a key of USER_FILES to a path, or None to ask the environment."""
+    return [
+        *machine(),
+        *requirements(),
+        *abilities(),
+        *optional_packages(),
+        *user_files(files),
+        *build_locks(),
+    ]
+
+
+def able(findings: list[Finding]) -> bool:
+    """Whether the CPU demo can run here."""
+    return all(finding.state != "FAIL" for finding in findings)
+
+
+# --- machine ------------------------------------------------------------------------------------------------------
+
+
+def machine() -> Iterator[Finding]:
+    version = platform.python_version()
+    if _numbers(version) < (3, 11):
+        yield Finding("machine", "python", version, "FAIL", "megavrc needs 3.11 or newer")
+    else:
+        yield Finding("machine", "python", version)
+    yield Finding("machine", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
+    yield Finding("machine", "cores", str(_cores()))
+    free = _memory_free_gib()
+    if free is not None:
+        yield _at_least("memory free", free, MEMORY_GIB)
+    yield _at_least("disk free here", shutil.disk_usage(".").free / 2**30, DISK_GIB)
+    yield from _gpus()
+    slurm = shutil.which("sbatch")
+    yield Finding("machine", "slurm", slurm or "no sbatch", "ok" if slurm else "note")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_free_gib() -> float | None:
+    try:
+        kib = re.search(r"^MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return int(kib[1]) / 2**20 if kib else None
+
+
+def _at_least(name: str, gib: float, needed: float) -> Finding:
+    if gib >= needed:
+        return Finding("machine", name, f"{gib:.1f} GiB")
+    return Finding("machine", name, f"{gib:.1f} GiB", "warn", f"the demo wants about {needed:.0f} GiB")
+
+
+def _gpus() -> Iterator[Finding]:
+    torch = _import("torch")
+    if isinstance(torch, str) or not torch.cuda.is_available():
+        yield Finding("machine", "gpu", "none that torch can use", "note")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing deepspeed warns that it found none
+        return
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        yield Finding("machine", f"gpu {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}")
+
+
+# --- installation -------------------------------------------------------------------------------------------------
+
+
+def _import(module: str) -> Any:
+    """The module, or why it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken binary package raises anything
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _required() -> list[str]:
+    if not REQUIREMENTS.is_file():  # installed without the repository
+        return [line for line in importlib.metadata.requires("megavrc") or [] if "extra ==" not in line]
+    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def requirements() -> Iterator[Finding]:
+    for line in _required():
+        package, extras, wanted = re.fullmatch(r"([\w.-]+)(\[.*?\])?\s*(.*)", line).groups()  # type: ignore[union-attr]
+        version = _version(package)
+        if version is None:
+            yield Finding(
+                "required", package, "not installed", "FAIL", f"pip install '{package}{extras or ''}{wanted}'"
+            )
+            continue
+        module = _import(MODULES.get(package, package))
+        if isinstance(module, str):
+            yield Finding("required", package, f"{version}, does not import", "FAIL", module)
+        elif not _in_range(version, wanted):
+            yield Finding("required", package, version, "warn", f"tested range {wanted}")
+        else:
+            yield Finding("required", package, version)
+
+
+def _in_range(version: str, wanted: str) -> bool:
+    """Whether `1.2.3+local` satisfies a list of `>=1.2` and `<2` bounds."""
+    parts = _numbers(version)
+    for operator, bound in re.findall(r"(>=|<)\s*([\d.]+)", wanted):
+        if (parts >= _numbers(bound)) != (operator == ">="):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in release[0].split(".")) if release else ()
+
+
+def optional_packages() -> Iterator[Finding]:
+    for module, purpose in OPTIONAL.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding("optional", module, "not installed", "note", purpose)
+        else:
+            yield Finding("optional", module, _version(module.replace("_", "-")) or "installed")
+
+
+def abilities() -> Iterator[Finding]:
+    """Things that are tried, since a version number does not promise them."""
+    trials: dict[str, Callable[[], str]] = {"H.264 video": _try_video, "gloo (several processes)": _try_gloo}
+    for name, trial in trials.items():
+        try:
+            yield Finding("tried", name, trial())
+        except Exception as error:
+            yield Finding(
+                "tried", name, "does not work", "FAIL", f"{type(error).__name__}: {error}".splitlines()[0]
+            )
+
+
+def _try_video() -> str:
+    import numpy as np
+
+    from megavrc.video import count_frames, write_mp4
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.mp4"
+        write_mp4(path, np.zeros((4, 64, 64, 3), np.uint8))
+        frames = count_frames(path)
+    if frames != 4:
+        raise RuntimeError(f"wrote 4 frames, read {frames}")
+    return "writes and reads"
+
+
+def _try_gloo() -> str:
+    import torch.distributed
+
+    if not torch.distributed.is_gloo_available():
+        raise RuntimeError("this build of torch has no gloo")
+    return "available"
+
+
+# --- files that users bring ------------------------------------------------------------------------------------------
+
+
+def user_files(files: dict[str, str | None]) -> Iterator[Finding]:
+    for name, (variable, purpose) in USER_FILES.items():
+        given = files.get(name) or os.environ.get(variable)
+        if not given:
+            yield Finding("your files", name, "not given", "note", f"{purpose}: --{name} PATH or {variable}")
+            continue
+        problem = damage(Path(given))
+        if not problem and name == "omnitokenizer":
+            problem = _does_not_load(Path(given))
+        if problem:
+            yield Finding("your files", name, given, "warn", problem)
+        else:
+            yield Finding("your files", name, f"{given}, whole")
+
+
+def _does_not_load(path: Path) -> str:
+    try:
+        from megavrc.tokenizers import OmniTokenizer
+
+        OmniTokenizer.from_checkpoint(path)
+    except Exception as error:  # a requirement may be missing too
+        return str(error)
+    return ""
+
+
+def damage(path: Path) -> str:
+    """Why a weights file, or a folder of them, cannot be whole; empty when nothing is wrong."""
+    if path.is_dir():
+        weights = [
+            file for file in sorted(path.iterdir()) if file.suffix in {".safetensors", ".bin", ".pt", ".ckpt"}
+        ]
+        if not weights:
+            return "no weights in this folder"
+        if not (path / "config.json").is_file():
+            return "no config.json in this folder"
+        return next(filter(None, map(damage, weights)), "")
+    if not path.is_file():
+        return "no such file"
+    if path.suffix == ".safetensors":
+        return _safetensors_damage(path)
+    if not zipfile.is_zipfile(path):
+        return "not a PyTorch file (a download that was cut off, or a page in its place)"
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    return f"damaged inside: {bad}" if bad else ""
+
+
+def _safetensors_damage(path: Path) -> str:
+    import json
+
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_size <= path.stat().st_size - 8:
+            return "cut off in its header"
+        try:
+            header = json.loads(file.read(header_size))
+        except ValueError:
+            return "its header is damaged"
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    missing = 8 + header_size + max(ends, default=0) - path.stat().st_size
+    return f"{missing} bytes are missing at its end" if missing > 0 else ""
+
+
+# --- DeepSpeed's compiled extensions ------------------------------------------------------------------------------
+
+
+def build_locks() -> Iterator[Finding]:
+    """A killed build leaves `lock` behind, and every later process that wants the extension waits for it in silence."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
+    locks = [*root.glob("*/lock"), *root.glob("*/*/lock")] if root.is_dir() else []
+    for lock in locks:
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > LOCK_MINUTES:
+            yield Finding(
+                "builds",
+                lock.parent.name,
+                f"lock {minutes:.0f} min old",
+                "warn",
+                f"no build running? rm {lock}",
+            )
+    if not locks:
+        yield Finding("builds", "stale locks", "none")

@@ -1,0 +1,256 @@
+"""A user's mistake ends in one line on stderr that names what is wrong, and exit code 2; never in a traceback."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.video import write_mp4
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = OmniTokenizerConfig(
+    width=16,
+    heads=2,
+    dim_head=8,
+    enc_block="t",
+    dec_block="t",
+    temporal_depth=1,
+    window=2,
+    codes=32,
+    code_dim=4,
+)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: str, *options: object) -> int:
+    """A command in this process: its exit code. Any other exception is the traceback that must not happen."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+    monkeypatch.setattr(os, "_exit", sys.exit)  # how pretraining ends
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return int(exit_.value.code or 0)
+
+
+def pretrain(*options: object) -> subprocess.CompletedProcess[str]:
+    """The pretraining command in a process of its own, which it ends in its own way."""
+    command = [sys.executable, ROOT / "pretrain/pretrain_vrc.py", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos, two tokenizers with random weights, tokens made by the first, and a configuration for them."""
+    folder = tmp_path_factory.mktemp("world")
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(3):
+        write_mp4(folder / f"{number}.mp4", random.integers(0, 256, (17, 32, 32, 3), np.uint8))
+        rows.append(
+            {
+                "id": str(number),
+                "path": f"{number}.mp4",
+                "caption": "a red square",
+                "label": 0,
+                "split": "train",
+            }
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "broken.mp4").write_bytes(b"not a video" * 100)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        OmniTokenizer(OmniTokenizerNet(CONFIG)).save(folder / f"tokenizer{seed}")
+    with pytest.MonkeyPatch.context() as patch:
+        options = ["--manifest", folder / "manifest.jsonl", "--tokenizer", folder / "tokenizer0"]
+        for step in (["plan", *options, "--size", 32], ["run"], ["finalize"]):
+            assert run(patch, "tools/tokenize_videos.py", *step, "--out", folder / "tokens") == 0
+        assert (
+            run(patch, "tools/tokenize_videos.py", "plan", *options, "--size", 32, "--out", folder / "todo")
+            == 0
+        )
+    TextTokenizer.train(["a red square moves left", "a blue circle"] * 10, folder / "tokenizer.model", 64)
+    config = {
+        "run_dir": str(folder / "run"),
+        "stage": "video",
+        "model": {
+            "layers": 1,
+            "heads": 1,
+            "width": 16,
+            "vocab": CONFIG.codes,
+            "grid": 4,
+            "condition": {"slots": 8, "vocab": TextTokenizer(folder / "tokenizer.model").vocab},
+        },
+        "data": {
+            "path": str(folder / "tokens/video"),
+            "text_tokenizer": str(folder / "tokenizer.model"),
+            "video_tokenizer": str(folder / "tokenizer0"),
+        },
+        "train": {"steps": 1, "global_batch": 1, "micro_batch": 1},
+        "preview": {"count": 0},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    config["model"]["widht"] = config["model"].pop("width")  # type: ignore[index]
+    (folder / "misspelt.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path) -> Path:
+    """A run of one step, and its converted folder."""
+    done = pretrain("--config", world / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        parts = ["--video_tokenizer", world / "tokenizer0", "--text_tokenizer", world / "tokenizer.model"]
+        convert = ["to-hf", "--run", world / "run", *parts, "--out", world / "hf"]
+        assert run(patch, "tools/convert_checkpoint.py", *convert) == 0
+    return world
+
+
+# name -> (script, options, words of the error line); {} in them is the world's folder
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "no options": ("tools/make_shapes.py", "", "out"),
+    "abbreviated option": ("tools/make_shapes.py", "--out {}/x --clip 3", "--clip"),
+    "unknown option": ("tools/make_shapes.py", "--out {}/x --colour red", "--colour"),
+    "value of the wrong type": ("tools/make_shapes.py", "--out {}/x --clips many", "clips"),
+    "value out of range": ("tools/make_shapes.py", "--out {}/x --heldout 50", "heldout"),
+    "folder that holds something else": ("tools/make_shapes.py", "--out {}", "{}"),
+    "unknown subcommand": ("tools/prepare_dataset.py", "videos", "videos"),
+    "missing folder": (
+        "tools/prepare_dataset.py",
+        "videofolder --folder {}/none --out {}/m.jsonl",
+        "{}/none",
+    ),
+    "missing table": ("tools/prepare_dataset.py", "list --table {}/none.csv --out {}/m.jsonl", "{}/none.csv"),
+    "missing manifest": (
+        "tools/tokenize_videos.py",
+        "plan --manifest {}/none.jsonl --tokenizer {}/tokenizer0 --out {}/t",
+        "{}/none.jsonl",
+    ),
+    "missing tokenizer": (
+        "tools/tokenize_videos.py",
+        "plan --manifest {}/manifest.jsonl --tokenizer {}/none --out {}/t",
+        "{}/none",
+    ),
+    "size that does not fit the tokenizer": (
+        "tools/tokenize_videos.py",
+        "plan --manifest {}/manifest.jsonl --tokenizer {}/tokenizer0 --out {}/t --size 33",
+        "33",
+    ),
+    "another plan lies there": (
+        "tools/tokenize_videos.py",
+        "plan --manifest {}/manifest.jsonl --tokenizer {}/tokenizer1 --out {}/tokens --size 32",
+        "{}/tokens",
+    ),
+    "no plan": ("tools/tokenize_videos.py", "run --out {}/none", "{}/none"),
+    "tokenizer of another plan": (
+        "tools/tokenize_videos.py",
+        "run --out {}/todo --tokenizer {}/tokenizer1",
+        "plan is for tokenizer",
+    ),
+    "missing configuration": ("pretrain/pretrain_vrc.py", "--config {}/none.yaml", "{}/none.yaml"),
+    "unknown key in YAML": (
+        "pretrain/pretrain_vrc.py",
+        "--config {}/misspelt.yaml",
+        "model.widht (did you mean model.width?)",
+    ),
+    "unknown key on the command line": (
+        "pretrain/pretrain_vrc.py",
+        "--config {}/config.yaml --train.stpes 3",
+        "train.stpes",
+    ),
+    "abbreviated key on the command line": (
+        "pretrain/pretrain_vrc.py",
+        "--config {}/config.yaml --train.step 3",
+        "train.step",
+    ),
+    "value of the wrong type in a configuration": (
+        "pretrain/pretrain_vrc.py",
+        "--config {}/config.yaml --train.steps many",
+        "train.steps",
+    ),
+    "not a dataset": ("tools/inspect_shards.py", "--folder {}", "{}"),
+    "no such sample": ("tools/inspect_shards.py", "--folder {}/tokens/video --sample 99", "99"),
+}
+
+PRETRAIN_MISTAKES: dict[str, tuple[str, str]] = {  # name -> (options, words of the error line)
+    "shape that does not fit": ("--model.grid 8", "4x4"),
+    "shards of another tokenizer": ("--data.video_tokenizer {}/tokenizer1", "shards were made by tokenizer"),
+    "batches that do not divide": ("--train.micro_batch 2", "micro_batch"),
+}
+
+TRAINED_MISTAKES: dict[str, tuple[str, str, str]] = {
+    "prompt longer than the slots": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompt " + "a_red_square_" * 20,
+        "the model takes 7",
+    ),
+    "unreadable picture": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompt red --first_image {}/broken.mp4",
+        "{}/broken.mp4",
+    ),
+    "prompts that are missing": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompts {}/none.txt",
+        "{}/none.txt",
+    ),
+    "label for a text model": ("tools/generate.py", "--model {}/hf --out {}/clips --label 3", "prompts"),
+    "folder that exists": (
+        "tools/convert_checkpoint.py",
+        "to-hf --run {}/run --video_tokenizer {}/tokenizer0 --out {}/hf",
+        "{}/hf",
+    ),
+    "clips without attributes": (
+        "tools/evaluate.py",
+        "alignment --model {}/hf --manifest {}/manifest.jsonl",
+        "make_shapes",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_line_and_exit_code_2(
+    mistake: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, options, words = MISTAKES[mistake]
+    capsys.readouterr()
+    assert run(monkeypatch, script, *options.replace("{}", str(world)).split()) == 2
+    check_line(capsys.readouterr().err, words.replace("{}", str(world)))
+
+
+@pytest.mark.parametrize("mistake", TRAINED_MISTAKES)
+def test_with_a_trained_model(
+    mistake: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, options, words = TRAINED_MISTAKES[mistake]
+    capsys.readouterr()
+    assert run(monkeypatch, script, *options.replace("{}", str(trained)).split()) == 2
+    check_line(capsys.readouterr().err, words.replace("{}", str(trained)))
+
+
+@pytest.mark.parametrize("mistake", PRETRAIN_MISTAKES)
+def test_pretraining(mistake: str, world: Path) -> None:
+    options, words = PRETRAIN_MISTAKES[mistake]
+    options = f"--config {world}/config.yaml --run_dir {world}/other {options}"
+    done = pretrain(*options.replace("{}", str(world)).split())
+    assert done.returncode == 2, done.stderr
+    check_line(done.stderr, words.replace("{}", str(world)))
+
+
+def test_a_run_folder_that_holds_another_run(trained: Path) -> None:
+    done = pretrain("--config", trained / "config.yaml", "--seed", 1)
+    assert done.returncode == 2, done.stderr
+    check_line(done.stderr, "holds another run (seed: 0 there, 1 here)")
+
+
+def check_line(errors: str, words: str) -> None:
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: ") and words in lines[0]
