@@ -1,0 +1,122 @@
+"""Which rank is this process? From torchrun, srun, mpirun or plain python, without asking the user.
+
+Whatever the launcher, the five variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set
+afterwards, so nothing below (torch, DeepSpeed) has to guess again.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megavrc.config import UserError
+
+PORTS = range(
+    20000, 30000
+)  # below the kernel's ephemeral range, so no outgoing connection holds one by chance
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the ranks of one run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+
+def seed_for(seed: int, *parts: int | str) -> int:
+    """A 63-bit seed for one purpose, e.g. `seed_for(seed, "dropout", step, micro, rank)`.
+
+    A hash, so that neighbouring steps, ranks and purposes share nothing; the same on every machine.
+    """
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def discover(env: Mapping[str, str]) -> dict[str, str]:
+    """The five rendezvous variables, from the environment of torchrun, srun, mpirun or plain python.
+
+    Raises:
+        UserError: ranks on several machines under mpirun without MASTER_ADDR and MASTER_PORT.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, or set by hand
+        found = {key: env[key] for key in ("RANK", "WORLD_SIZE")}
+        return found | {"LOCAL_RANK": env.get("LOCAL_RANK", "0")} | _address(env, "127.0.0.1", "29500")
+    if "SLURM_STEP_NUM_TASKS" in env:  # set for the tasks of srun, not in the batch script itself
+        host = _first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+        port = str(PORTS[int(env["SLURM_JOB_ID"]) % len(PORTS)])
+        ranks = _ranks(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return ranks | _address(env, host, port)
+    if "OMPI_COMM_WORLD_RANK" in env:
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+        return _mpi(env, names, env["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    if "PMI_RANK" in env:  # MPICH, Intel MPI
+        return _mpi(env, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"), env.get("MPI_LOCALNRANKS", "0"))
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    return alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+
+def _ranks(env: Mapping[str, str], rank: str, size: str, local: str) -> dict[str, str]:
+    return {"RANK": env[rank], "WORLD_SIZE": env[size], "LOCAL_RANK": env.get(local, "0")}
+
+
+def _address(env: Mapping[str, str], host: str, port: str) -> dict[str, str]:
+    return {"MASTER_ADDR": env.get("MASTER_ADDR", host), "MASTER_PORT": env.get("MASTER_PORT", port)}
+
+
+def _mpi(env: Mapping[str, str], names: tuple[str, str, str], on_this_machine: str) -> dict[str, str]:
+    ranks = _ranks(env, *names)
+    if on_this_machine != ranks["WORLD_SIZE"] and not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        raise UserError(
+            "mpirun over several machines: pass -x MASTER_ADDR=<first host> -x MASTER_PORT=<free port>"
+        )
+    port = PORTS[os.getppid() % len(PORTS)]  # all ranks of one machine are children of the same mpirun
+    return ranks | _address(env, "127.0.0.1", str(port))
+
+
+def _first_host(nodelist: str) -> str:
+    """`gpu[003-007,9],x` -> `gpu003`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
+    if match is None:
+        raise UserError(f"SLURM node list {nodelist!r} not understood; set MASTER_ADDR")
+    return match[1] + (match[2] or "")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def connect(timeout_minutes: float = 30.0) -> Iterator[Rank]:
+    """Join the ranks of this run: torch's default process group, NCCL on GPUs and gloo on CPUs.
+
+    The group is destroyed on the way out, also after an error, so that the other ranks fail at once.
+    """
+    os.environ.update(discover(os.environ))
+    rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield Rank(rank, world_size, local_rank, device)
+    finally:
+        dist.destroy_process_group()

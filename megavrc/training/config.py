@@ -1,0 +1,231 @@
+"""The configuration of a training run: what the YAML files of `pretrain/configs` hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megavrc.model import ModelConfig
+from megavrc.model.omnitokenizer import OmniTokenizerConfig
+from megavrc.tokenizers.objective import ObjectiveConfig
+
+
+@dataclass
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        global_batch: samples of one optimiser step, over all ranks.
+        micro_batch: samples of one forward pass of one rank; global_batch must be a multiple of ranks x this.
+        clip: largest gradient norm (0: no clipping).
+        log_every: steps between lines of metrics.
+        save_every: steps between checkpoints; one more at the end and when stopped by a signal.
+        preview_every: steps between previews (0: one at the end only).
+        keep: checkpoints that stay on disk.
+        zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
+        precision: of the forward and backward pass; master weights and moments are fp32 always.
+        workers: processes a rank reads data with; 0 reads in the training process.
+    """
+
+    steps: int = 1000
+    global_batch: int = 8
+    micro_batch: int = 8
+    clip: float = 1.0
+    log_every: int = 20
+    save_every: int = 500
+    preview_every: int = 500
+    keep: int = 3
+    zero: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 0
+
+    def problems(self) -> Iterator[str]:
+        for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                yield f"train.{name}: {getattr(self, name)} must be at least 1"
+        for name in ("clip", "preview_every", "workers"):
+            if getattr(self, name) < 0:
+                yield f"train.{name}: {getattr(self, name)} is negative"
+        if self.precision == "bf16" and self.zero == 0:
+            yield "train.zero: bf16 needs ZeRO stage 1, 2 or 3, which keep fp32 master weights"
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule. Weights of two or more dimensions decay, others do not.
+
+    Attributes:
+        lr: peak learning rate.
+        betas: of the moments. eps: added to the root of the second moment. weight_decay: decoupled, times lr.
+        warmup: steps of linear warm-up from 0.
+        schedule: after the warm-up, `cosine` down to final_lr x lr at the last step, or `constant`.
+        final_lr: the fraction of lr at the end of the cosine.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    warmup: int = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr: float = 0.03
+
+    def problems(self) -> Iterator[str]:
+        if self.lr <= 0:
+            yield f"optimizer.lr: {self.lr} must be positive"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"optimizer.betas: {self.betas} must lie in [0, 1)"
+        if self.weight_decay < 0 or self.warmup < 0 or self.eps <= 0:
+            yield "optimizer: weight_decay and warmup cannot be negative, eps must be positive"
+        if not 0 <= self.final_lr <= 1:
+            yield f"optimizer.final_lr: {self.final_lr} is a fraction of lr, from 0 to 1"
+
+
+@dataclass
+class TokenDataConfig:
+    """Tokenized clips and what belongs to them.
+
+    Attributes:
+        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage).
+        text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
+        video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
+            decoded with it. Empty: neither.
+        split: of the dataset.
+    """
+
+    path: str
+    text_tokenizer: str = ""
+    video_tokenizer: str = ""
+    split: str = "train"
+
+
+@dataclass
+class PreviewConfig:
+    """Samples generated while training.
+
+    Attributes:
+        count: clips of a preview (0: none).
+        first_temperature, later_temperature: of the first frame's and the later frames' tokens.
+    """
+
+    count: int = 6
+    first_temperature: float = 0.7
+    later_temperature: float = 0.5
+
+
+@dataclass
+class RunConfig:
+    """A VRC run, `pretrain/pretrain_vrc.py`.
+
+    Attributes:
+        run_dir: where everything about the run is written; the same configuration there resumes.
+        stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
+        seed: of weights, data order, dropout and condition dropout.
+        model, data, train, optimizer, preview: see their classes.
+        init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from.
+        deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
+    """
+
+    run_dir: str
+    stage: Literal["image", "video"]
+    model: ModelConfig
+    data: TokenDataConfig
+    seed: int = 0
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    init_from: str = ""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _raise(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        yield from self.train.problems()
+        yield from self.optimizer.problems()
+        if self.stage == "image" and self.model.frames != 0:
+            yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
+        if self.stage == "video" and self.model.frames == 0:
+            yield "model.frames: stage video needs at least 1"
+        if self.stage == "image" and self.init_from:
+            yield "init_from: only stage video starts from another run"
+        condition = self.model.condition
+        if condition.kind == "text" and condition.text == "learned" and not self.data.text_tokenizer:
+            yield "data.text_tokenizer: condition.kind text needs one (tools/train_text_tokenizer.py)"
+
+
+@dataclass
+class ClipDataConfig:
+    """Videos for the video tokenizer.
+
+    Attributes:
+        path: manifest.jsonl.
+        frames: frames decoded of every clip, from its first frame on.
+        size: side of the square frames in pixels.
+        crop: `center` crop of the resized frame, or `squash` to a square.
+        split: lines of the manifest with this split are used.
+        limit: use only the first so many clips (0: all).
+        frames_schedule: step to the frames of a training window from that step on, as in {0: 9, 1500: 17}; windows
+            start at a random frame. Empty: all frames always.
+    """
+
+    path: str
+    frames: int = 17
+    size: int = 64
+    crop: Literal["center", "squash"] = "center"
+    split: str = "train"
+    limit: int = 0
+    frames_schedule: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
+class TokenizerRunConfig:
+    """A video tokenizer run, `pretrain/pretrain_tokenizer.py`. Fields as in `RunConfig`.
+
+    Attributes:
+        model: the network.
+        objective: its loss.
+    """
+
+    run_dir: str
+    model: OmniTokenizerConfig
+    data: ClipDataConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    seed: int = 0
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _raise(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        yield from self.train.problems()
+        yield from self.optimizer.problems()
+        if self.train.precision != "fp32":
+            yield "train.precision: the video tokenizer is trained in fp32"
+        if self.train.zero == 3:
+            yield "train.zero: the video tokenizer is too small for ZeRO stage 3; use 0, 1 or 2"
+        schedule = self.data.frames_schedule
+        if schedule and 0 not in schedule:
+            yield "data.frames_schedule: must say what happens from step 0 on"
+        for frames in {self.data.frames, *schedule.values()}:
+            if frames > self.data.frames or frames < 1 or (frames - 1) % self.model.temporal_patch:
+                yield (
+                    f"data.frames_schedule: {frames} frames; windows have 1 + {self.model.temporal_patch}k frames, "
+                    f"at most data.frames = {self.data.frames}"
+                )
+        try:
+            self.model.grid(self.data.size, self.data.size)
+        except ValueError as error:
+            yield f"data.size: {error}"
+
+
+AnyRunConfig = RunConfig | TokenizerRunConfig
+
+
+def _raise(problems: Iterator[str]) -> None:
+    found = list(problems)
+    if found:
+        raise ValueError("; ".join(found))

@@ -1,0 +1,336 @@
+"""The engine: DeepSpeed, at every world size and ZeRO stage, on GPUs and on CPUs. The only file that imports it.
+
+Notable: the state goes in and out as one full fp32 tensor per parameter and moment, so that checkpoints do not depend
+on ZeRO; a step with a non-finite gradient on any rank is skipped on all of them at every ZeRO stage.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megavrc.config import UserError
+from megavrc.distributed import Rank
+from megavrc.training.config import OptimizerConfig, TrainConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SMALL = 100_000  # elements; ZeRO stage 3 keeps parameters below this whole anyway (its persistence threshold)
+Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimiser step did."""
+
+    applied: bool
+    grad_norm: float
+
+
+class _Objective(nn.Module):
+    """The loss as a module, because DeepSpeed's hooks (ZeRO stage 3) sit on forward."""
+
+    def __init__(self, core: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.core = core
+        self._loss = loss
+
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._loss(self.core, batch, step)
+
+
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW that clips by itself and skips non-finite gradients, for ZeRO stage 0, where DeepSpeed has no guard.
+
+    `overflow` and `_global_grad_norm` are the attributes that DeepSpeed's own optimizers report through.
+    """
+
+    clip = 0.0
+    overflow = False
+    _global_grad_norm = 0.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))
+        self._global_grad_norm = float(norm)
+        self.overflow = not bool(torch.isfinite(norm))
+        if not self.overflow:
+            super().step(closure)
+
+
+class Engine:
+    """Trains `core`.
+
+    Args:
+        core: the module whose parameters and persistent buffers are the state; moved to the rank's device.
+        loss: called as loss(core, batch, step) -> (scalar, detached metrics).
+        train, optimizer: hyper-parameters.
+        rank: of this process; torch's process group must exist.
+        passthrough: more DeepSpeed configuration.
+
+    Raises:
+        UserError: `passthrough` contradicts what is derived, or the batch sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        loss: Loss,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        rank: Rank,
+        passthrough: dict[str, Any] | None = None,
+    ) -> None:
+        config = deepspeed_config(train, rank, passthrough or {})
+        deepspeed = _import_deepspeed(rank)
+        self.core, self.train = core.to(rank.device), train
+        self.accumulation: int = config["gradient_accumulation_steps"]
+        self._parameters = {name: p for name, p in core.named_parameters() if p.requires_grad}
+        self._adamw = _adamw(self._parameters, train, optimizer)
+        self._deepspeed = deepspeed
+        objective = _Objective(core, loss)
+        self._engine, *_ = deepspeed.initialize(
+            model=objective, optimizer=self._adamw, config=config, dist_init_required=False
+        )
+        if train.zero == 3:
+            # ZeRO fetches parameters for the forward of their module; small ones are also used outside (type rows).
+            for parameter in self._parameters.values():
+                if parameter.ds_numel < SMALL:  # type: ignore[attr-defined]
+                    deepspeed.zero.register_external_parameter(objective, parameter)
+        # Everything else that a checkpoint needs: persistent buffers, and parameters that are not trained.
+        others = core.state_dict(keep_vars=True).items()
+        self._buffers = {name: tensor for name, tensor in others if name not in self._parameters}
+        self._create_moments()
+        self.updates = 0  # applied optimiser steps: AdamW's own count
+
+    # --- one optimiser step ----------------------------------------------------------------------------------
+
+    def forward_backward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """One micro-batch: gradients accumulate. Returns the detached loss and the metrics."""
+        loss, metrics = self._engine(batch, step)
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch, nothing more
+        return loss.detach(), metrics
+
+    def snapshot_buffers(self) -> list[Tensor]:
+        """Copies of the buffers, to undo what a forward pass that is then skipped did to them."""
+        return [buffer.detach().clone() for buffer in self._buffers.values()]
+
+    def step(self, lr: float, before: list[Tensor]) -> Update:
+        """Apply the accumulated gradients, unless one of them is not finite; then `before` becomes the buffers."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        applied = not self._engine.optimizer.overflow
+        self.updates += applied
+        if not applied:
+            for buffer, old in zip(self._buffers.values(), before, strict=True):
+                buffer.data.copy_(old)
+        norm = self._engine.optimizer._global_grad_norm
+        return Update(applied, float(norm) if applied else float("nan"))
+
+    # --- state in and out ------------------------------------------------------------------------------------
+
+    def gather_state(
+        self, keep: bool, groups: tuple[str, ...] = ("model", *MOMENTS)
+    ) -> dict[str, dict[str, Tensor]]:
+        """Full fp32 parameters and moments, and the buffers, on the CPU (collective).
+
+        Every rank must call it, but only those that `keep` them get the copies.
+        """
+        state: dict[str, dict[str, Tensor]] = {group: {} for group in (*groups, "buffers")}
+        for name, parameter in self._parameters.items():
+            for group in groups:
+                full = self._get(parameter, group)
+                if keep:
+                    state[group][name] = full.to("cpu", torch.float32, copy=True)
+        if keep:
+            state["buffers"] = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers.items()}
+        return state
+
+    def load_state(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:
+        """The inverse of `gather_state`, on every rank with the same state; any world size and ZeRO stage.
+
+        Raises:
+            UserError: the names or shapes are not those of this model.
+        """
+        _check_names(self._parameters, state["model"], "parameters")
+        _check_names(self._buffers, state["buffers"], "buffers")
+        for moments in self._adamw.state.values():
+            moments["step"].fill_(updates)
+        for name, parameter in self._parameters.items():
+            for group in ("model", *MOMENTS):
+                self._set(parameter, group, state[group][name].to(self.device))
+            # Setting the fp32 master leaves the weights that the next forward uses as they were.
+            with self._gathered(parameter):
+                parameter.data.copy_(state["model"][name])
+        for name, buffer in self._buffers.items():
+            buffer.data.copy_(state["buffers"][name])
+        self.updates = updates
+
+    @contextlib.contextmanager
+    def whole_core(self, build: Callable[[], nn.Module]) -> Iterator[nn.Module]:
+        """The module with all its weights, in eval mode, for use on the main rank (collective to enter).
+
+        At ZeRO stage 3 it is another one, made by `build`: the hooks of the sharded one would wait for other ranks.
+        """
+        core = self.core
+        if self.train.zero == 3:
+            main = self._engine.global_rank == 0
+            state = self.gather_state(keep=main, groups=("model",))
+            if main:
+                core = build()
+                core.load_state_dict(state["model"] | state["buffers"])
+                core.to(self.device)
+        core.eval()
+        with torch.no_grad():
+            yield core
+        core.train()
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def _gathered(self, parameters: Any) -> Any:
+        return self._deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=0, enabled=self.train.zero == 3
+        )
+
+    def _get(self, parameter: nn.Parameter, group: str) -> Tensor:
+        if self.train.zero == 0:
+            return parameter.detach() if group == "model" else self._adamw.state[parameter][group]
+        if group == "model":
+            return self._deepspeed.utils.safe_get_full_fp32_param(parameter)
+        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, group)
+
+    def _set(self, parameter: nn.Parameter, group: str, full: Tensor) -> None:
+        utils = self._deepspeed.utils
+        if self.train.zero == 0:
+            target = parameter.data if group == "model" else self._adamw.state[parameter][group]
+            target.copy_(full)
+        elif self.train.zero == 3:  # by partitions: the full setter cannot take a padded last one
+            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+            padded = torch.zeros(size * self._engine.world_size, device=full.device)
+            padded[: full.numel()] = full.flatten()
+            part = padded[size * self._engine.global_rank :][:size]
+            if group == "model":
+                utils.safe_set_local_fp32_param(parameter, part)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, part, group)
+        elif group == "model":
+            utils.safe_set_full_fp32_param(parameter, full)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, full, group)
+
+    def _create_moments(self) -> None:
+        """Give AdamW its state now instead of at its first step.
+
+        Resuming needs that, and so does saving: DeepSpeed links moments to parameters when the first parameter group
+        has made its first step, and those of the second group do not exist then.
+        """
+        zero = self._engine.optimizer
+        lists = (
+            "single_partition_of_fp32_groups",
+            "fp32_partitioned_groups_flat",
+            "fp32_groups_flat_partition",
+        )
+        found = [getattr(zero, name) for name in lists if hasattr(zero, name)]
+        for flat in found[0] if self.train.zero else self._parameters.values():
+            self._adamw.state[flat] = {
+                "step": torch.zeros((), device=flat.device),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def deepspeed_config(train: TrainConfig, rank: Rank, passthrough: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's JSON, derived from ours, with the user's additions. Raises UserError where they contradict."""
+    if train.global_batch % (rank.world_size * train.micro_batch):
+        raise UserError(
+            f"train.global_batch: {train.global_batch} is not a multiple of {rank.world_size} ranks x "
+            f"train.micro_batch {train.micro_batch}"
+        )
+    derived: dict[str, Any] = {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": train.global_batch // (rank.world_size * train.micro_batch),
+        "gradient_clipping": train.clip if train.zero else 0.0,  # at stage 0 the optimizer clips
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
+        "zero_optimization": {"stage": train.zero},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    defaults: dict[str, Any] = {"zero_optimization": {"stage": train.zero}}
+    if rank.device.type == "cpu":  # no streams to overlap with; the extra flat copies only cost time
+        defaults["zero_optimization"] |= {"overlap_comm": False, "contiguous_gradients": False}
+    _refuse_contradictions(derived, passthrough, "deepspeed")
+    return _merged(_merged(derived, defaults), passthrough)
+
+
+def _refuse_contradictions(derived: dict[str, Any], given: dict[str, Any], where: str) -> None:
+    for key, value in given.items():
+        if key in ("optimizer", "scheduler"):
+            raise UserError(f"{where}.{key}: use the optimizer section instead")
+        if key in derived and isinstance(value, dict) and isinstance(derived[key], dict):
+            _refuse_contradictions(derived[key], value, f"{where}.{key}")
+        elif key in derived and value != derived[key]:
+            raise UserError(
+                f"{where}.{key}: {value!r} contradicts {derived[key]!r}, which follows from train; drop it"
+            )
+
+
+def _merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in more.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _import_deepspeed(rank: Rank) -> Any:
+    if rank.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every known accelerator is probed for
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    # Its CPU collectives would be compiled at start-up: 20 s and more, and a hang for ever after a killed build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel("ERROR" if rank.main else "CRITICAL")
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _adamw(
+    parameters: dict[str, nn.Parameter], train: TrainConfig, config: OptimizerConfig
+) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    cls = torch.optim.AdamW if train.zero else _GuardedAdamW
+    adamw = cls(
+        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+    if isinstance(adamw, _GuardedAdamW):
+        adamw.clip = train.clip
+    return adamw
+
+
+def _check_names(mine: dict[str, Any], given: dict[str, Tensor], what: str) -> None:
+    different = sorted(mine.keys() ^ given.keys())
+    if different:
+        raise UserError(f"the checkpoint has other {what} than the model, for example {different[0]}")
+    for name, tensor in mine.items():
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+        if shape != tuple(given[name].shape):
+            raise UserError(
+                f"the checkpoint's {name} has shape {tuple(given[name].shape)}, the model's {shape}"
+            )

@@ -1,0 +1,54 @@
+"""From a command line to a running task: configuration, ranks, log, exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from megavrc.config import EXIT_USER, UserError, load_config
+from megavrc.distributed import Rank, connect
+from megavrc.training.config import AnyRunConfig
+from megavrc.training.loop import train
+from megavrc.training.tasks import Task
+
+C = TypeVar("C", bound=AnyRunConfig)
+
+
+def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
+    """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
+
+    Exit codes: 0 finished, or stopped by a signal after saving; 2 the user's mistake.
+    """
+
+    try:
+        code = _run(cls, make_task)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = EXIT_USER
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # ZeRO stage 3 sometimes aborts while the interpreter takes itself apart, which would look like a failed run.
+    os._exit(code)
+
+
+def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
+    config = load_config(cls)
+    with connect() as rank:
+        _log_on_main_rank(rank)
+        try:
+            train(config, make_task(config, rank), rank)
+        except UserError:
+            if rank.main:
+                raise
+            return EXIT_USER  # the main rank says why
+    return 0
+
+
+def _log_on_main_rank(rank: Rank) -> None:
+    logger = logging.getLogger("megavrc")
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if rank.main else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

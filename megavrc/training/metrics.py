@@ -1,0 +1,163 @@
+"""What a run reports: means over steps and ranks, to metrics.jsonl, TensorBoard and the terminal.
+
+Notable: between two lines nothing is read back from the device and nothing is sent between ranks.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megavrc.config import write_atomic
+
+DETAIL = "frame_"  # metrics whose names begin so are not in the terminal's line
+
+
+class Meter:
+    """Sums of losses and metrics since the last line; skipped steps are left out."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._pending: list[Tensor] = []
+        self._sums: Tensor | None = None
+        self._count = 0
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Values of one micro-batch."""
+        self.names = ["loss", *metrics]
+        self._pending.append(torch.stack([loss.float(), *(value.float() for value in metrics.values())]))
+
+    def commit(self, applied: bool) -> None:
+        """End of a step: keep its values if the step was applied."""
+        if applied:
+            for values in self._pending:
+                self._sums = values if self._sums is None else self._sums + values
+                self._count += 1
+        self._pending = []
+
+    def means(self) -> dict[str, float]:
+        """Means over all ranks since the last call (collective); empty when every step was skipped."""
+        if self._sums is None:
+            return {}  # skipping is decided by all ranks together, so this is so on all of them
+        packed = torch.cat([self._sums, self._sums.new_tensor([float(self._count)])])
+        dist.all_reduce(packed)
+        *sums, count = packed.tolist()
+        self._sums, self._count = None, 0
+        return {name: value / count for name, value in zip(self.names, sums, strict=True)}
+
+
+class Clock:
+    """Time since the last line, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.waiting = 0.0
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        """Count what happens inside as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self.waiting += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def excluded(self) -> Iterator[None]:
+        """What happens inside (checkpoints, previews) does not count as training time."""
+        begin = time.perf_counter()
+        yield
+        self.last += time.perf_counter() - begin
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and the share of them spent waiting."""
+        now = time.perf_counter()
+        seconds, waiting = now - self.last, self.waiting
+        self.last, self.waiting = now, 0.0
+        return seconds, waiting / seconds
+
+
+class Reporter:
+    """Writes lines of metrics; on the main rank only.
+
+    Args:
+        run_dir: gets metrics.jsonl and tensorboard/.
+        first_step: lines of later steps, left by a run that died after its last checkpoint, are removed.
+        steps: of the whole run, for the progress line.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
+        self._first, self._steps = first_step, steps
+        self._path = run_dir / "metrics.jsonl"
+        self._start = time.monotonic()
+        if self._path.is_file():
+            lines = [line for line in self._path.read_text().splitlines() if _is_step_until(line, first_step)]
+            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
+        self._file = open(self._path, "a", buffering=1)
+        self._board = _tensorboard(run_dir / "tensorboard", first_step)
+        self._bar = _bar(first_step, steps)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, after `step` steps."""
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._steps - step)
+        text = "  ".join(
+            f"{name} {_short(value)}" for name, value in values.items() if not name.startswith(DETAIL)
+        )
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        else:
+            print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _is_step_until(line: str, step: int) -> bool:
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False  # half a line of a killed run
+
+
+def _tensorboard(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # optional
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
+
+
+def _bar(first_step: int, steps: int) -> Any:
+    if not sys.stdout.isatty():
+        return None
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    )
+    bar.add_task("", total=steps, completed=first_step)
+    bar.start()
+    return bar
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

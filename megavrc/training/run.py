@@ -1,0 +1,156 @@
+"""The run folder: whose it is, where training stands in it, and how a run starts, resumes and ends there.
+
+config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ previews/ complete.json (of a finished run only)
+"""
+
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+import megavrc
+from megavrc.checkpoint import Checkpoint, newest_good, read, write
+from megavrc.config import UserError, dump_yaml, read_json, to_dict, write_json
+from megavrc.distributed import Rank
+from megavrc.training.config import AnyRunConfig
+
+log = logging.getLogger("megavrc")
+T = TypeVar("T")
+
+PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
+
+
+class RunFolder:
+    """The folder of one run, opened by all ranks together.
+
+    Args:
+        config: of the run.
+        identity: what makes it this run and no other (model, data, seed, ...); JSON.
+        facts: more about the data and tokenizers for those who read checkpoints; JSON.
+        rank: of this process.
+
+    Attributes:
+        checkpoint: to resume from, or None.
+        finished: the configured number of steps is done already.
+
+    Raises:
+        UserError: the folder holds another run, or no checkpoint in it is whole.
+    """
+
+    def __init__(
+        self, config: AnyRunConfig, identity: dict[str, Any], facts: dict[str, Any], rank: Rank
+    ) -> None:
+        self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
+        self.path = Path(config.run_dir)
+        chosen = main_rank_decides(self._open, rank)
+        # Verified by the main rank; the others trust its hashes.
+        self.checkpoint = read(chosen) if chosen is not None and rank.main else _reopen(chosen)
+        self.finished = (
+            self.complete_file.is_file()
+            and self.checkpoint is not None
+            and self.checkpoint.step >= config.train.steps
+        )
+
+    @property
+    def complete_file(self) -> Path:
+        return self.path / "complete.json"
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def _open(self) -> Path | None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        record = self.path / "run.json"
+        starts: list[dict[str, Any]] = []
+        if record.is_file():
+            content = read_json(record)
+            _refuse_another(self.path, content["identity"], self.identity)
+            starts = content["starts"]
+        dump_yaml(self.config, self.path / "config.yaml")
+        found = newest_good(self.path / "checkpoints")
+        starts.append(
+            {**_surroundings(), "world_size": self.rank.world_size, "step": found.step if found else 0}
+        )
+        write_json(record, {"identity": self.identity, "facts": self.facts, "starts": starts})
+        return found.path if found else None
+
+    def save(self, step: int, groups: dict[str, dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Commit a checkpoint; on the main rank."""
+        state = {
+            **progress,
+            "identity": self.identity,
+            "facts": self.facts,
+            "config": to_dict(self.config),
+            "world_size": self.rank.world_size,
+        }
+        write(self.path / "checkpoints", step, groups, state, keep=self.config.train.keep)
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished; on the main rank."""
+        write_json(self.complete_file, {"step": self.config.train.steps, "time": time.time(), **summary})
+
+
+def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
+    """Run `decide` on the main rank and give every rank its result, or its UserError."""
+    outcome: list[Any] = [None, None]
+    if rank.main:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def _reopen(path: Path | None) -> Checkpoint | None:
+    return None if path is None else Checkpoint(path, read_json(path / "state.json"))
+
+
+def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    differences = list(_differences(theirs, mine, ""))
+    if differences:
+        raise UserError(
+            f"{path}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to that "
+            "configuration to resume it"
+        )
+
+
+def _differences(theirs: Any, mine: Any, key: str) -> list[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        names = sorted(theirs.keys() | mine.keys())
+        nested = [
+            _differences(theirs.get(name), mine.get(name), f"{key}.{name}".lstrip(".")) for name in names
+        ]
+        return [difference for part in nested for difference in part]
+    return [] if theirs == mine else [f"{key}: {theirs!r} there, {mine!r} here"]
+
+
+def _surroundings() -> dict[str, Any]:
+    """When, with what code and on what this process runs."""
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "command": sys.argv,
+        "git": _git_revision(),
+        "versions": {"megavrc": megavrc.__version__} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _git_revision() -> str | None:
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its repository

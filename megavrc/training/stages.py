@@ -1,0 +1,102 @@
+"""Stage 2 starts from stage 1: what is loaded, what is fresh, what is checked.
+
+Loaded are all weights that both models have: trunk, embeddings, type rows, condition, head. Compressor and
+decompressor, which the image model lacks, are fresh, and so are optimizer, schedule and data position.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megavrc.checkpoint import read_weights
+from megavrc.config import UserError
+from megavrc.model import VRC
+
+log = logging.getLogger("megavrc")
+
+# Fields that may differ: what only stage 2 has, and what does not change the meaning of a weight.
+FREE = {
+    "preset",
+    "frames",
+    "compression",
+    "decompressor_head",
+    "prediction",
+    "keep_first_frame",
+    "segment_attention",
+    "feedback",
+    "dropout",
+    "loss_reduction",
+    "loss_weights",
+    "frame_loss_weight",
+}
+FRESH = ("compressor", "decompressor", "decompressor_head")
+
+
+@torch.no_grad()
+def start_from_stage1(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[str, list[str]]:
+    """Load stage 1's weights into a fresh stage-2 model.
+
+    Args:
+        model: with random weights.
+        facts: of this run: hashes of the tokenizers, image_source.
+        source: run folder of a finished stage 1, or one of its checkpoints.
+
+    Returns:
+        Names of the parameters by what became of them: {"loaded": [...], "fresh": [...]}.
+
+    Raises:
+        UserError: stage 1 is unfinished, or does not fit; the first reason is named.
+    """
+    path = Path(source)
+    is_run = (path / "run.json").is_file()
+    if is_run and not (path / "complete.json").is_file():
+        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
+    weights, state = read_weights(path)
+    _check(model, facts, state, path)
+    mine = model.state_dict()
+    fresh = sorted(name for name in mine if name.partition(".")[0] in FRESH)
+    expected = mine.keys() - set(fresh)
+    if expected != weights.keys():
+        odd = sorted(expected ^ weights.keys())[0]
+        raise UserError(f"init_from: {path} and this model do not have the same weights, for example {odd}")
+    for name in sorted(expected):
+        if mine[name].shape != weights[name].shape:
+            raise UserError(
+                f"init_from: {name} has shape {tuple(weights[name].shape)} in {path}, {tuple(mine[name].shape)} here"
+            )
+        mine[name].copy_(weights[name])
+    model.init_segments()
+    _show(path, state, model, fresh)
+    return {"loaded": sorted(expected), "fresh": fresh}
+
+
+def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    if state["identity"].get("stage") != "image":
+        raise UserError(f"init_from: {path} is not a run of stage image")
+    theirs, mine = dict(state["identity"]["model"]), model.config.to_dict()
+    for config in (theirs, mine):
+        config["condition"] = {key: value for key, value in config["condition"].items() if key != "drop"}
+    for key in mine.keys() - FREE:
+        if theirs[key] != mine[key]:
+            raise UserError(f"init_from: model.{key} was {theirs[key]!r} in {path}, it is {mine[key]!r} here")
+    for key, what in (
+        ("video_tokenizer", "images were tokenized by another video tokenizer"),
+        ("text_tokenizer", "captions were read with another text tokenizer"),
+        ("image_source", "images were tokenized from another image_source"),
+    ):
+        if state["facts"][key] != facts[key]:
+            raise UserError(f"init_from: in {path} {what} ({state['facts'][key]}) than here ({facts[key]})")
+
+
+def _show(path: Path, state: dict[str, Any], model: VRC, fresh: list[str]) -> None:
+    log.info("stage 2 starts from %s, step %d:", path, state["step"])
+    for name, child in model.named_children():
+        count = sum(parameter.numel() for parameter in child.parameters())
+        if count:
+            log.info(
+                "  %-18s %12s parameters  %s", name, f"{count:,}", "fresh" if name in FRESH else "loaded"
+            )
+    log.info("  %-18s %12s             fresh", "optimizer", "")
+    log.info("  checked: video tokenizer, text tokenizer, grid, image source, model fields")

@@ -1,0 +1,5 @@
+"""What is trained: the tasks that the one loop runs."""
+
+from megavrc.training.tasks.base import Task
+
+__all__ = ["Task"]

@@ -1,0 +1,42 @@
+"""What the loop needs to know of a task."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from megavrc.data.stream import Source
+
+
+class Task(Protocol):
+    """One kind of training: a module, its data and its loss.
+
+    Attributes:
+        source: samples by index.
+        tokens: of one sample, for tokens per second.
+        identity: JSON that a run folder is bound to; another identity is another run.
+        facts: JSON about data and tokenizers, kept in every checkpoint.
+    """
+
+    source: Source
+    tokens: int
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """The module with random weights, on the CPU."""
+
+    def initialise(self, module: nn.Module) -> None:
+        """Called once, before step 0 of a run: take weights from elsewhere. The same result on every rank."""
+
+    def collate(self, items: list[dict[str, Any]]) -> Any:
+        """A batch (tensors in dictionaries and tuples) of items, which have their "position"; picklable."""
+
+    def loss(self, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`."""
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+        """Write pictures of what the module (in eval mode) does now; on the main rank alone, so nothing collective."""
+
+    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+        """After the last step, on the main rank: export what others use. Returns what complete.json should say."""

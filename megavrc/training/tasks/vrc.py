@@ -1,0 +1,173 @@
+"""Stages 1 and 2: VRC on tokenized images and clips."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megavrc.config import UserError
+from megavrc.data.dataset import TokenDataset
+from megavrc.distributed import seed_for
+from megavrc.model import VRC, Sampling, SamplingSettings, generate
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.training.config import RunConfig
+from megavrc.training.previews import write_preview
+from megavrc.training.stages import start_from_stage1
+
+log = logging.getLogger("megavrc")
+
+
+class VRCTask:
+    """Trains VRC; see `Task` for the parts.
+
+    Raises:
+        UserError: dataset, model and tokenizers do not fit together; all that does not is named.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        data, model = config.data, config.model
+        self.video_tokenizer = None
+        if data.video_tokenizer:
+            self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
+        expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
+        self.source = TokenDataset(data.path, expected, split=data.split)
+        self.text = TextTokenizer(data.text_tokenizer) if model.condition.kind == "text" else None
+        problems = [problem for fine, problem in self._checks() if not fine]
+        if problems:
+            raise UserError(f"{data.path}: " + "; ".join(problems))
+        self.tokens = (1 + model.frames) * model.tokens_per_frame
+        self.facts = {
+            "video_tokenizer": self.source.info["tokenizer"]["sha256"],
+            "text_tokenizer": self.text.sha256 if self.text else None,
+            "image_source": self.source.info["image_source"],
+        }
+        self.identity = {
+            "stage": config.stage,
+            "seed": config.seed,
+            "model": model.to_dict(),
+            "data": self.source.manifest_id,
+            "split": data.split,
+            "global_batch": config.train.global_batch,
+            "text_tokenizer": self.facts["text_tokenizer"],
+            "starts_from_stage_1": bool(config.init_from),
+        }
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        model, info, shape = self.config.model, self.source.info, self.source.shape
+        kind, frames = ("image", 1) if self.config.stage == "image" else ("video", 1 + model.frames)
+        classes = len(info.get("classes") or [])
+        return [
+            (
+                info["kind"] == kind,
+                f"stage {self.config.stage} trains on {kind} tokens, this dataset has {info['kind']}s",
+            ),
+            (
+                shape[0] == frames,
+                f"model.frames: samples have {shape[0]} latent frames, the model takes {frames}",
+            ),
+            (
+                shape[1:] == (model.grid, model.grid),
+                f"model.grid: samples are {shape[1]}x{shape[2]}, the model's grid is {model.grid}",
+            ),
+            (
+                self.source.vocab == model.vocab,
+                f"model.vocab: is {model.vocab}, the samples' ids are below {self.source.vocab}",
+            ),
+            (
+                self.text is None or self.text.vocab <= model.condition.vocab,
+                f"model.condition.vocab: is {model.condition.vocab}, the text tokenizer has "
+                f"{self.text.vocab if self.text else 0} ids",
+            ),
+            (
+                model.condition.kind == "text" or classes <= model.condition.classes,
+                f"model.condition.classes: is {model.condition.classes}, the dataset has {classes} classes",
+            ),
+            (
+                model.condition.text == "learned",
+                "model.condition.text: features are not in token datasets yet",
+            ),
+        ]
+
+    def build(self) -> nn.Module:
+        return VRC(self.config.model)
+
+    def initialise(self, module: nn.Module) -> None:
+        if self.config.init_from:
+            assert isinstance(module, VRC)
+            start_from_stage1(module, self.facts, self.config.init_from)
+
+    @functools.cached_property
+    def _slots(self) -> int:
+        return self.config.model.condition.slots
+
+    def condition(self, items: list[dict[str, Any]]) -> Tensor:
+        """Long [B, C] text ids (captions are cut to the slots), or long [B] labels.
+
+        Raises:
+            UserError: a sample without what the model is conditioned on.
+        """
+        key = "label" if self.text is None else "caption"
+        missing = [item["key"] for item in items if item[key] is None]
+        if missing:
+            raise UserError(
+                f"{self.config.data.path}: sample {missing[0]} has no {key}, which the model needs"
+            )
+        if self.text is None:
+            return torch.tensor([item["label"] for item in items])
+        return torch.tensor([self.text.encode(item["caption"], self._slots, truncate=True) for item in items])
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {
+            "ids": torch.stack([item["ids"] for item in items]),
+            "condition": self.condition(items),
+            "drop": torch.tensor([self.dropped(item["position"]) for item in items]),
+        }
+
+    def dropped(self, position: int) -> bool:
+        """Whether the sample at a position trains without its condition."""
+        draw = seed_for(self.config.seed, "drop", position) / 2**63
+        return draw < self.config.model.condition.drop
+
+    def loss(
+        self, module: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        out = module(batch["ids"], batch["condition"], batch["drop"])
+        if self.config.stage == "image":
+            return out.loss, {"first": out.loss_first}
+        frames = {f"frame_{index}": loss for index, loss in enumerate(out.loss_frames) if index}
+        return out.loss, {"first": out.loss_first, "later": out.loss_later, **frames}
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+        count = min(self.config.preview.count, len(self.source))
+        if self.video_tokenizer is None or not count:
+            return
+        assert isinstance(module, VRC)
+        items = self._preview_items(count)
+        settings = SamplingSettings(
+            first=Sampling(temperature=self.config.preview.first_temperature),
+            later=Sampling(temperature=self.config.preview.later_temperature),
+        )
+        condition = self.condition(items).to(next(module.parameters()).device)
+        ids = generate(module, condition, settings, seeds=list(range(count)))
+        clips = self.video_tokenizer.decode(ids.cpu()).numpy()
+        write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
+
+    def _preview_items(self, count: int) -> list[dict[str, Any]]:
+        """Samples with different conditions, as far as the first few hundred of the dataset have them."""
+        chosen: dict[str, dict[str, Any]] = {}
+        for index in range(min(len(self.source), 50 * count)):
+            item = self.source[index]
+            chosen.setdefault(self._label(item), item)
+            if len(chosen) == count:
+                break
+        return [list(chosen.values())[index % len(chosen)] for index in range(count)]
+
+    def _label(self, item: dict[str, Any]) -> str:
+        return f"class {item['label']}" if self.text is None else str(item["caption"])
+
+    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+        return {}

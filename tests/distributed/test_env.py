@@ -1,0 +1,100 @@
+"""Rank discovery under every launcher, seeds, and the signal flag."""
+
+import os
+import signal
+
+import pytest
+
+from megavrc.config import UserError
+from megavrc.distributed import StopSignal, discover, seed_for
+
+FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+SLURM = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_JOB_NODELIST": "gpu[007-009,12],x3",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+    "SLURM_STEP_NUM_TASKS": "16",
+}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+
+
+def test_torchrun() -> None:
+    given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}
+    assert discover(given | SLURM) == given, "torchrun inside a SLURM job counts"
+
+
+def test_srun() -> None:
+    found = discover(SLURM)
+    assert found == {
+        "RANK": "11",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "gpu007",
+        "MASTER_PORT": "23456",
+    }
+    assert discover({**SLURM, "MASTER_ADDR": "h", "MASTER_PORT": "9"})["MASTER_ADDR"] == "h"
+
+
+def test_python_in_a_batch_script_is_alone() -> None:
+    batch = {key: value for key, value in SLURM.items() if key != "SLURM_STEP_NUM_TASKS"} | {
+        "SLURM_NTASKS": "16"
+    }
+    assert discover(batch)["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("n1", "n1"), ("a-b[3,5]", "a-b3"), ("n[08-11]", "n08"), ("x,y", "x")]
+)
+def test_first_host(nodes: str, first: str) -> None:
+    assert discover({**SLURM, "SLURM_JOB_NODELIST": nodes})["MASTER_ADDR"] == first
+
+
+def test_mpirun_on_one_machine() -> None:
+    found = discover(OPENMPI)
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("1", "2", "1")
+    assert found["MASTER_PORT"] == discover(OPENMPI | {"OMPI_COMM_WORLD_RANK": "0"})["MASTER_PORT"]
+
+
+def test_mpirun_on_several_machines_needs_an_address() -> None:
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        discover({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8"})
+    given = {**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
+    assert discover(given)["WORLD_SIZE"] == "8"
+
+
+def test_plain_python() -> None:
+    first = discover({})
+    assert first.keys() == FIVE
+    assert (first["RANK"], first["WORLD_SIZE"]) == ("0", "1")
+
+
+def test_seeds_are_stable_and_apart() -> None:
+    assert seed_for(1, "order") == 8307011275362835592, "runs must resume under a newer version"
+    seeds = {
+        seed_for(seed, what, step, rank)
+        for seed in range(3)
+        for what in "ab"
+        for step in range(5)
+        for rank in range(4)
+    }
+    assert len(seeds) == 3 * 2 * 5 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_only_sets_a_flag(number: signal.Signals) -> None:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        stop = StopSignal()
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number.name
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

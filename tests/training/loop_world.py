@@ -1,0 +1,111 @@
+"""Run by test_loop.py on two ranks and on one: runs of the toy task, reported as JSON by rank 0."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from toy import ToyTask, toy_config
+
+from megavrc.checkpoint import read
+from megavrc.config import UserError
+from megavrc.distributed import Rank, connect
+from megavrc.training.loop import train
+
+
+def everyones(task: ToyTask, rank: Rank) -> list[list[list[int]]]:
+    """Samples that each rank got, micro-batch by micro-batch."""
+    parts: list[Any] = [None] * rank.world_size
+    dist.all_gather_object(parts, task.delivered)
+    return parts
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same bits."""
+    names = ("model", "exp_avg", "exp_avg_sq", "buffers")
+    pairs = [(read(a).tensors(name), read(b).tensors(name)) for name in names]
+    return all(torch.equal(x[key], y[key]) for x, y in pairs for key in x)
+
+
+def copy(source: Path, target: Path, rank: Rank) -> None:
+    if rank.main:
+        shutil.copytree(source, target)
+    dist.barrier()
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(folder: Path, rank: Rank, steps: int = 10, task: ToyTask | None = None) -> list[list[list[int]]]:
+    task = task or ToyTask(dropout=0.1)
+    train(toy_config(folder, steps), task, rank)
+    return everyones(task, rank)
+
+
+def two_ranks(root: Path, rank: Rank) -> dict[str, Any]:
+    whole = run(root / "whole", rank)
+    first = run(root / "parts", rank, task=ToyTask(dropout=0.1, stop_step=5))
+    stopped = {
+        "checkpoints": sorted(path.name for path in (root / "parts" / "checkpoints").glob("step-*")),
+        "complete": (root / "parts" / "complete.json").exists(),
+    }
+    copy(root / "parts", root / "damaged", rank)
+    then = run(root / "parts", rank)
+    again = run(root / "parts", rank)
+    if rank.main:
+        weights = root / "damaged" / "checkpoints" / "step-00000006" / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-3] ^= 1
+        weights.write_bytes(content)
+    fallen_back = run(root / "damaged", rank)
+    refused = ""
+    try:
+        run(root / "whole", rank, task=ToyTask(name="another"))
+    except UserError as error:
+        refused = str(error)
+    run(root / "nan", rank, task=ToyTask(nan_step=2))
+    run(root / "plain", rank, steps=6, task=ToyTask())
+    more = run(root / "plain", rank, task=ToyTask(stop_step=7))
+    stopped["complete_when_continued"] = (root / "plain" / "complete.json").exists()
+    more = [a + b for a, b in zip(more, run(root / "plain", rank, task=ToyTask()), strict=True)]
+    if rank.main:
+        (root / "whole" / "complete.json").unlink()
+    run(root / "whole", rank)
+    end = "checkpoints/step-00000010"
+    return {
+        "same_after_stop": same(root / "whole" / end, root / "parts" / end),
+        "same_after_damage": same(root / "whole" / end, root / "damaged" / end),
+        "samples_after_stop": [a + b for a, b in zip(first, then, strict=True)] == whole,
+        "samples_after_damage": [len(part) for part in fallen_back],
+        "stopped": stopped,
+        "again": again,
+        "refused": refused,
+        "whole": metrics(root / "whole"),
+        "parts": metrics(root / "parts"),
+        "nan": metrics(root / "nan"),
+        "plain": metrics(root / "plain"),
+        "samples": [sample for parts in zip(*more, strict=True) for part in parts for sample in part],
+    }
+
+
+def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
+    """Go on from step 6 of the two ranks' run without dropout, alone."""
+    shutil.copytree(root / "plain", root / "alone")
+    for name in ("complete.json", "checkpoints/latest"):
+        (root / "alone" / name).unlink()
+    for name in ("step-00000008", "step-00000009", "step-00000010"):
+        shutil.rmtree(root / "alone" / "checkpoints" / name)
+    [delivered] = run(root / "alone", rank, task=ToyTask())
+    return {"samples": [sample for part in delivered for sample in part], "alone": metrics(root / "alone")}
+
+
+if __name__ == "__main__":
+    with connect() as rank:
+        root = Path(sys.argv[1])
+        result = (two_ranks if rank.world_size == 2 else one_rank)(root, rank)
+        if rank.main:
+            (root / f"result{rank.world_size}.json").write_text(json.dumps(result))

@@ -1,0 +1,89 @@
+"""The loop on real ranks: exact resume, signals, damage, other world sizes, refusals, skipped steps."""
+
+import json
+from typing import Any
+
+import pytest
+from worlds import run_world
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of two ranks, then of one rank that goes on with one of their runs."""
+    root = tmp_path_factory.mktemp("runs")
+    found: dict[str, Any] = {"root": root}
+    for ranks in (2, 1):
+        done = run_world(ranks, "loop_world.py", root)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found |= {f"output{ranks}": done.stdout + done.stderr}
+        found |= {
+            f"{key}{ranks}": value
+            for key, value in json.loads((root / f"result{ranks}.json").read_text()).items()
+        }
+    return found
+
+
+def test_a_signal_on_one_rank_stops_all_after_saving(worlds: dict[str, Any]) -> None:
+    assert worlds["stopped2"]["checkpoints"] == ["step-00000003", "step-00000006"]
+    assert not worlds["stopped2"]["complete"]
+
+
+def test_a_stopped_run_goes_on_bit_exactly(worlds: dict[str, Any]) -> None:
+    assert worlds["same_after_stop2"]
+    assert worlds["samples_after_stop2"]
+    assert [line["step"] for line in worlds["parts2"]] == list(range(1, 11)), "no line is lost or doubled"
+    assert [line["loss"] for line in worlds["parts2"]] == [line["loss"] for line in worlds["whole2"]]
+
+
+def test_a_finished_run_does_nothing(worlds: dict[str, Any]) -> None:
+    assert worlds["again2"] == [[], []]
+    complete = json.loads((worlds["root"] / "parts" / "complete.json").read_text())
+    assert complete["step"] == 10 and complete["exported"]
+
+
+def test_a_finished_run_continues_with_more_steps_and_is_unfinished_meanwhile(worlds: dict[str, Any]) -> None:
+    assert not worlds["stopped2"]["complete_when_continued"]
+    assert json.loads((worlds["root"] / "plain" / "complete.json").read_text())["step"] == 10
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_complete_json_only_finishes(
+    worlds: dict[str, Any],
+) -> None:
+    assert (worlds["root"] / "whole" / "complete.json").is_file()
+    assert [line["step"] for line in worlds["whole2"]] == list(range(1, 11))
+
+
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before(worlds: dict[str, Any]) -> None:
+    assert worlds["same_after_damage2"]
+    assert worlds["samples_after_damage2"] == [7 * 2, 7 * 2], "steps 3 to 9, two micro-batches each"
+
+
+def test_another_run_in_the_folder_is_refused(worlds: dict[str, Any]) -> None:
+    assert "holds another run" in worlds["refused2"]
+    assert "name: 'toy' there, 'another' here" in worlds["refused2"]
+
+
+def test_a_non_finite_step_is_skipped_and_counted(worlds: dict[str, Any]) -> None:
+    steps = worlds["nan2"]
+    assert [line["skipped"] for line in steps] == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert "loss" not in steps[2]
+    assert all(line["loss"] < 10 for line in steps if line["step"] != 3)
+
+
+def test_another_world_size_goes_on_with_the_same_samples(worlds: dict[str, Any]) -> None:
+    two = [sample for sample in worlds["samples2"]]
+    assert sorted(two) == sorted(worlds["samples1"])
+    assert len(set(worlds["samples1"])) == 4 * 8
+    for ours, theirs in zip(worlds["alone1"], worlds["plain2"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_the_folder_tells_what_ran(worlds: dict[str, Any]) -> None:
+    folder = worlds["root"] / "plain"
+    record = json.loads((folder / "run.json").read_text())
+    assert [start["step"] for start in record["starts"]] == [0, 6, 8]
+    assert record["starts"][0]["versions"].keys() >= {"torch", "deepspeed", "megavrc"}
+    assert sorted(path.name for path in (folder / "previews").iterdir()) == ["10.txt", "6.txt"]
+    assert "steps: 10" in (folder / "config.yaml").read_text()
+    assert "step 10/10" in worlds["output2"], "progress as plain lines"

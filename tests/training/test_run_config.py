@@ -1,0 +1,71 @@
+"""Configurations and the schedule: shipped files load, all problems are named together, rates are as described."""
+
+from pathlib import Path
+
+import pytest
+
+from megavrc.config import UserError, dump_yaml, load_config
+from megavrc.training.config import OptimizerConfig, RunConfig, TokenizerRunConfig
+from megavrc.training.schedule import learning_rate
+
+CONFIGS = sorted((Path(__file__).parents[2] / "pretrain" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_load_and_are_commented(path: Path, tmp_path: Path) -> None:
+    cls = TokenizerRunConfig if "tokenizer" in path.name else RunConfig
+    config = load_config(cls, ["--config", str(path)])
+    dump_yaml(config, tmp_path / "again.yaml")
+    assert load_config(cls, ["--config", str(tmp_path / "again.yaml")]) == config
+    assert path.read_text().startswith("# ")
+
+
+def test_the_paper_s_batch_fits_eight_ranks() -> None:
+    for path in CONFIGS:
+        if not path.name.startswith("demo"):
+            train = load_config(RunConfig, ["--config", str(path)]).train
+            assert train.global_batch == 96 and train.global_batch % (8 * train.micro_batch) == 0, path.name
+
+
+def test_all_problems_are_named_together() -> None:
+    words = [
+        "--train.steps=0",
+        "--train.keep=0",
+        "--optimizer.lr=-1",
+        "--train.zero=0",
+        "--train.precision=bf16",
+    ]
+    words += ["--init_from=x", "--model.frames=4", "--data.text_tokenizer="]
+    path = next(path for path in CONFIGS if path.name == "demo_image.yaml")
+    with pytest.raises(UserError) as caught:
+        load_config(RunConfig, ["--config", str(path), *words])
+    for named in (
+        "train.steps",
+        "train.keep",
+        "optimizer.lr",
+        "train.zero",
+        "init_from",
+        "model.frames",
+        "text_token",
+    ):
+        assert named in str(caught.value)
+
+
+def test_tokenizer_windows_must_fit_the_network() -> None:
+    path = next(path for path in CONFIGS if path.name == "demo_tokenizer.yaml")
+    words = ["--data.frames_schedule", '{"100": 8}', "--data.size=60", "--train.precision=bf16"]
+    with pytest.raises(UserError) as caught:
+        load_config(TokenizerRunConfig, ["--config", str(path), *words])
+    for named in ("from step 0 on", "8 frames", "data.size", "train.precision"):
+        assert named in str(caught.value)
+
+
+def test_learning_rate() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=4, final_lr=0.1)
+    rates = [learning_rate(step, 104, config) for step in range(110)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[54] == pytest.approx(2.0 * 0.55), "half way between lr and final_lr x lr"
+    assert rates[104] == rates[109] == pytest.approx(0.2)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    constant = OptimizerConfig(lr=2.0, warmup=0, schedule="constant")
+    assert {learning_rate(step, 10, constant) for step in range(20)} == {2.0}

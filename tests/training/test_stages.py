@@ -1,0 +1,136 @@
+"""Stage 1 to stage 2: what is loaded, what is fresh, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megavrc.checkpoint import write
+from megavrc.config import UserError
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.training.stages import start_from_stage1
+
+FACTS = {"video_tokenizer": "v1", "text_tokenizer": "t1", "image_source": "image"}
+
+
+def model(frames: int, **changes: Any) -> VRC:
+    settings: dict[str, Any] = {"layers": 2, "dropout": 0.0, "condition": ConditionConfig(vocab=40)} | changes
+    return VRC(ModelConfig(frames=frames, **settings))
+
+
+def trained_weights(net: VRC) -> VRC:
+    """Weights that stand for a trained stage 1: nothing zero, nothing of its initial size."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+@pytest.fixture
+def stage1(tmp_path: Path) -> tuple[Path, VRC]:
+    """A finished image run and its model."""
+    net = trained_weights(model(frames=0))
+    save(tmp_path, net)
+    for name in ("run.json", "complete.json"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path, net
+
+
+def save(folder: Path, net: VRC, stage: str = "image") -> None:
+    weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    state = {"identity": {"stage": stage, "model": net.config.to_dict()}, "facts": FACTS}
+    write(folder / "checkpoints", 5, {"model": weights, "buffers": dict(net.named_buffers())}, state, keep=1)
+
+
+def test_shared_weights_are_loaded_and_segments_are_fresh(stage1: tuple[Path, VRC]) -> None:
+    folder, image = stage1
+    video = model(frames=3)
+    parts = start_from_stage1(video, FACTS, folder)
+    theirs, mine = image.state_dict(), video.state_dict()
+    assert set(parts["loaded"]) == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert {name.partition(".")[0] for name in parts["fresh"]} == {"compressor", "decompressor"}
+    assert set(parts["loaded"]) | set(parts["fresh"]) == mine.keys()
+
+
+def test_the_first_frame_is_predicted_as_in_stage_1(stage1: tuple[Path, VRC]) -> None:
+    """Segments stand after the first frame in the sequence, so its loss does not change."""
+    folder, image = stage1
+    video = model(frames=3)
+    start_from_stage1(video, FACTS, folder)
+    ids, text = torch.randint(0, 512, (4, 4, 8, 8)), torch.randint(0, 40, (4, 8))
+    first = image.eval()(ids[:, :1], text).loss_first
+    assert video.eval()(ids, text).loss_first == pytest.approx(float(first), rel=1e-5)
+
+
+def test_a_checkpoint_of_an_unfinished_stage_1_must_be_named(stage1: tuple[Path, VRC]) -> None:
+    folder, _ = stage1
+    (folder / "complete.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        start_from_stage1(model(frames=3), FACTS, folder)
+    start_from_stage1(model(frames=3), FACTS, folder / "checkpoints" / "step-00000005")
+
+
+@pytest.mark.parametrize(("key", "named"), [(key, key.split("_")[0]) for key in FACTS])
+def test_other_tokenizers_and_image_sources_are_refused(
+    stage1: tuple[Path, VRC], key: str, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        start_from_stage1(model(frames=3), {**FACTS, key: "another"}, stage1[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"layers": 3}, "model.layers"),
+        ({"rope_base": 50.0}, "model.rope_base"),
+        ({"heads": 8}, "model.heads"),
+        ({"condition": ConditionConfig(vocab=41)}, "model.condition"),
+        ({"first_frame": "row"}, "model.first_frame"),
+    ],
+)
+def test_other_models_are_refused(stage1: tuple[Path, VRC], changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        start_from_stage1(model(frames=3, **changes), FACTS, stage1[0])
+
+
+def test_what_only_stage_2_has_may_differ(stage1: tuple[Path, VRC]) -> None:
+    changes = {"dropout": 0.1, "decompressor_head": "own", "condition": ConditionConfig(vocab=40, drop=0.3)}
+    parts = start_from_stage1(model(frames=3, **changes), FACTS, stage1[0])
+    assert "decompressor_head.weight" in parts["fresh"]
+
+
+def test_a_video_run_is_no_stage_1(tmp_path: Path) -> None:
+    save(tmp_path, model(frames=3), stage="video")
+    with pytest.raises(UserError, match="not a run of stage image"):
+        start_from_stage1(model(frames=3), FACTS, tmp_path)
+
+
+def test_no_spike_when_stage_2_starts(stage1: tuple[Path, VRC]) -> None:
+    """From stage-1 weights the losses of the first steps stay below those of a model that knows nothing."""
+    folder = stage1[0]
+    torch.manual_seed(2)
+    ids, text = torch.randint(0, 16, (4, 1, 8, 8)).repeat(1, 4, 1, 1), torch.randint(0, 40, (4, 8))
+    image = model(frames=0)
+    _train(image, ids[:, :1], text, 30)
+    save(folder, image)
+    video = model(frames=3)
+    start_from_stage1(video, FACTS, folder)
+    losses = _train(video, ids, text, 15)
+    fresh = torch.log(torch.tensor(512.0))
+    assert max(losses) < 2 * fresh
+    assert losses[-1] < losses[0]
+
+
+def _train(net: VRC, ids: torch.Tensor, text: torch.Tensor, steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        loss = net(ids, text).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

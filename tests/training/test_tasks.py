@@ -1,0 +1,272 @@
+"""The tasks: batches, condition dropout, checks of data against the model, decoded clips and their windows."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from worlds import ROOT, environment
+
+from megavrc.config import UserError, load_config, read_json
+from megavrc.data.shards import ShardWriter, read_done, shard_name, write_manifest
+from megavrc.distributed import Rank
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.training.config import ClipDataConfig, RunConfig, TokenDataConfig, TokenizerRunConfig
+from megavrc.training.tasks.tokenizer import TokenizerTask
+from megavrc.training.tasks.vrc import VRCTask
+from megavrc.video import write_mp4
+
+CAPTIONS = ["a red square moves left", "a blue circle moves up", "a green square moves down"]
+
+
+def make_tokens(folder: Path, frames: int, tokenizer: str = "a" * 64, label: int | None = None) -> Path:
+    tar = folder / "shards" / shard_name("train", 0, 1)
+    shape = (frames, 8, 8)
+    rng = np.random.default_rng(0)
+    with ShardWriter(tar, shape, 512) as shard:
+        for number in range(12):
+            fields = {"caption": CAPTIONS[number % 3], "label": label, "source": "s"}
+            shard.add(f"{number:016x}-0000000", rng.integers(0, 512, shape), fields)
+        shard.commit(plan_sha256="p")
+    done = read_done(tar, "p")
+    assert done is not None
+    entry = {key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")}
+    info: dict[str, Any] = {"kind": "video" if frames > 1 else "image", "shape": list(shape), "vocab": 512}
+    info |= {"tokenizer": {"name": "t", "sha256": tokenizer}, "image_source": "image", "classes": None}
+    write_manifest(folder, info, [{"split": "train", **entry}])
+    return folder
+
+
+def text_tokenizer(folder: Path) -> str:
+    TextTokenizer.train(CAPTIONS, folder / "tokenizer.model", 64)
+    return str(folder / "tokenizer.model")
+
+
+def video_run(folder: Path, **model: Any) -> RunConfig:
+    settings: dict[str, Any] = {"frames": 4, "layers": 1, "condition": ConditionConfig(vocab=64)} | model
+    data = TokenDataConfig(str(make_tokens(folder / "video", 5)), text_tokenizer(folder))
+    return RunConfig(str(folder / "run"), "video", ModelConfig(**settings), data)
+
+
+def batch_of(task: VRCTask, positions: range) -> dict[str, torch.Tensor]:
+    return task.collate([task.source[p % len(task.source)] | {"position": p} for p in positions])
+
+
+def test_a_batch_of_clips(tmp_path: Path) -> None:
+    task = VRCTask(video_run(tmp_path))
+    batch = batch_of(task, range(4))
+    assert batch["ids"].shape == (4, 5, 8, 8) and batch["ids"].dtype == torch.long
+    assert batch["condition"].shape == (4, 8)
+    assert task.text is not None
+    assert batch["condition"][1].tolist() == task.text.encode(CAPTIONS[1], 8)
+    loss, metrics = task.loss(task.build(), batch, 0)
+    assert loss.requires_grad
+    assert set(metrics) == {"first", "later", "frame_1", "frame_2", "frame_3", "frame_4"}
+    assert float(loss.detach()) == pytest.approx(float(metrics["first"] + metrics["later"]), rel=1e-5)
+
+
+def test_the_condition_is_dropped_by_position_alone(tmp_path: Path) -> None:
+    task = VRCTask(video_run(tmp_path))
+    drops = [task.dropped(position) for position in range(4000)]
+    assert 0.08 < np.mean(drops) < 0.12
+    assert batch_of(task, range(100, 140))["drop"].tolist() == drops[100:140]
+
+
+def test_labels_are_the_condition_of_class_models(tmp_path: Path) -> None:
+    data = TokenDataConfig(str(make_tokens(tmp_path / "image", 1, label=2)))
+    model = ModelConfig(frames=0, layers=1, condition=ConditionConfig(kind="class", classes=3))
+    task = VRCTask(RunConfig(str(tmp_path), "image", model, data))
+    batch = batch_of(task, range(3))
+    assert batch["condition"].tolist() == [2, 2, 2]
+    assert set(task.loss(task.build(), batch, 0)[1]) == {"first"}
+    data.path = str(make_tokens(tmp_path / "unlabelled", 1))
+    with pytest.raises(UserError, match="no label"):
+        batch_of(VRCTask(RunConfig(str(tmp_path), "image", model, data)), range(3))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"grid": 16}, "model.grid"),
+        ({"vocab": 256}, "model.vocab"),
+        ({"frames": 3}, "model.frames"),
+        ({"condition": ConditionConfig(vocab=5)}, "model.condition.vocab"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(tmp_path: Path, model: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        VRCTask(video_run(tmp_path, **model))
+
+
+def test_another_video_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = video_run(tmp_path)
+    OmniTokenizer(tiny_net()).save(tmp_path / "omni")
+    config.data.video_tokenizer = str(tmp_path / "omni")
+    with pytest.raises(UserError, match="tokenizer"):
+        VRCTask(config)
+
+
+def tiny() -> OmniTokenizerConfig:
+    sizes = {"width": 16, "heads": 2, "dim_head": 8, "enc_block": "t", "dec_block": "t", "temporal_depth": 1}
+    return OmniTokenizerConfig(**sizes, codes=512)
+
+
+def tiny_net() -> OmniTokenizerNet:
+    torch.manual_seed(0)
+    return OmniTokenizerNet(tiny())
+
+
+def test_a_preview_is_a_sheet_and_an_animation(tmp_path: Path) -> None:
+    config = video_run(tmp_path)
+    tokenizer = OmniTokenizer(tiny_net())
+    tokenizer.save(tmp_path / "omni")
+    make_tokens(tmp_path / "again", 5, tokenizer.sha256)
+    config.data.path, config.data.video_tokenizer = str(tmp_path / "again"), str(tmp_path / "omni")
+    config.preview.count = 4
+    task = VRCTask(config)
+    module = task.build()
+    assert isinstance(module, VRC)
+    task.preview(module, tmp_path / "previews", 7)
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "step-00000007.gif",
+        "step-00000007.png",
+    ]
+
+
+@pytest.fixture
+def alone() -> Iterator[Rank]:
+    """A world of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Rank(0, 1, 0, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def make_videos(folder: Path, count: int = 5, broken: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        frames = np.full((17, 64, 64, 3), 40 * number + 20, np.uint8)
+        frames += np.arange(17, dtype=np.uint8)[:, None, None, None]
+        write_mp4(folder / f"{number}.mp4", frames)
+        lines.append(
+            {"id": f"v{number}", "path": f"{number}.mp4", "caption": f"grey {number}", "split": "train"}
+        )
+    if broken:
+        (folder / "broken.mp4").write_bytes(b"not a video")
+        lines.insert(2, {"id": "broken", "path": "broken.mp4", "split": "train"})
+    lines.append({"id": "val", "path": "0.mp4", "split": "val"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "manifest.jsonl"
+
+
+def clip_run(folder: Path, schedule: dict[int, int]) -> TokenizerRunConfig:
+    data = ClipDataConfig(str(folder / "videos" / "manifest.jsonl"), frames_schedule=schedule)
+    config = TokenizerRunConfig(str(folder / "run"), tiny(), data)
+    config.train.global_batch = config.train.micro_batch = 2
+    return config
+
+
+def test_clips_are_decoded_once_without_the_broken_ones(
+    tmp_path: Path, alone: Rank, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_videos(tmp_path / "videos")
+    logging.getLogger("megavrc").propagate = True
+    task = TokenizerTask(clip_run(tmp_path, {}), alone)
+    assert [task.source[index]["key"] for index in range(len(task.source))] == ["v0", "v1", "v2", "v3", "v4"]
+    for number in range(5):
+        assert abs(task.source[number]["clip"].astype(int)[0].mean() - (40 * number + 20)) < 4
+    assert "1 of 6 videos are left out" in caplog.text
+    array = next((tmp_path / "run" / "cache").glob("*.npy"))
+    written = array.stat().st_mtime_ns
+    TokenizerTask(clip_run(tmp_path, {}), alone)
+    assert array.stat().st_mtime_ns == written
+    for name in ("0.mp4", "1.mp4", "2.mp4", "3.mp4", "4.mp4"):
+        (tmp_path / "videos" / name).write_bytes(b"")
+    config = clip_run(tmp_path, {})
+    config.data.frames = 9
+    with pytest.raises(UserError, match="no video can be decoded"):
+        TokenizerTask(config, alone)
+
+
+def test_windows_follow_the_schedule_and_the_position(tmp_path: Path, alone: Rank) -> None:
+    make_videos(tmp_path / "videos", broken=False)
+    task = TokenizerTask(clip_run(tmp_path, {0: 9, 3: 17}), alone)
+    assert [task.frames_at(step) for step in (0, 2, 3, 9)] == [9, 9, 17, 17]
+
+    def batch(step: int) -> torch.Tensor:
+        return task.collate([task.source[i] | {"position": 2 * step + i} for i in range(2)])
+
+    assert batch(2).shape == (2, 9, 64, 64, 3) and batch(3).shape == (2, 17, 64, 64, 3)
+    assert torch.equal(batch(1), batch(1))
+    starts = {int(batch(step)[0, 0].float().mean().round()) for step in (0, 1, 2)}
+    starts |= {
+        int(task.collate([task.source[0] | {"position": p}])[0, 0].float().mean().round()) for p in range(6)
+    }
+    assert len(starts) > 2, "windows start at different frames"
+
+
+def run_tool(*words: Any, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, words)),
+        cwd=ROOT,
+        env=environment() | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_from_videos_to_a_converted_model(tmp_path: Path) -> None:
+    """The commands of the demo at a tiny size; every part once, then all again, which does nothing."""
+    python, run = sys.executable, tmp_path / "demo"
+    small = ["--train.log_every=2", "--train.save_every=4", "--preview.count=2"]
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    commands = [
+        [python, "tools/make_shapes.py", f"--out={run / 'data'}", "--clips=72", "--val=4", "--processes=1"],
+        [*launch, "pretrain/pretrain_tokenizer.py", "--config=pretrain/configs/demo_tokenizer.yaml", *small]
+        + [f"--run_dir={run / 'tokenizer'}", f"--data.path={run / 'data' / 'manifest.jsonl'}"]
+        + ["--train.steps=8", "--objective.warmup_steps=3", '--data.frames_schedule={"0": 9, "5": 17}'],
+        [
+            python,
+            "tools/tokenize_videos.py",
+            "all",
+            f"--manifest={run / 'data' / 'manifest.jsonl'}",
+            "--size=64",
+        ]
+        + [f"--tokenizer={run / 'tokenizer' / 'model'}", f"--out={run / 'tokens'}"],
+    ]
+    for words in commands:
+        done = run_tool(*words)
+        assert done.returncode == 0, done.stderr[-2000:]
+    stages = {"RUN": str(run), "PYTHON": python, "IMAGE_OPTIONS": " ".join(["--train.steps=6", *small])}
+    stages |= {"VIDEO_OPTIONS": " ".join(["--train.steps=6", *small, "--train.zero=3"])}
+    for attempt in range(2):
+        done = run_tool("bash", "pretrain/two_stage.sh", env=stages)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("step 6/6" in done.stdout) == (attempt == 0)
+    assert read_json(run / "stage2" / "complete.json")["step"] == 6
+    assert (run / "stage2" / "previews" / "step-00000006.gif").is_file()
+    assert (run / "hf" / "config.json").is_file()
+    refused = run_tool(
+        python,
+        "pretrain/pretrain_vrc.py",
+        "--config",
+        run / "stage1" / "config.yaml",
+        "--seed=1",
+        "--train.steps=9",
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1 and "seed: 0 there, 1 here" in refused.stderr
+    config = load_config(RunConfig, ["--config", str(run / "stage1" / "config.yaml")])
+    assert config.train.steps == 6 and os.path.samefile(config.run_dir, run / "stage1")

@@ -1,0 +1,102 @@
+"""A small task for tests of the engine and the loop: regression with dropout, a buffer, and faults on request."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megavrc.model import ConditionConfig, ModelConfig
+from megavrc.training.config import RunConfig, TokenDataConfig
+
+
+class ToyNet(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 13), nn.Linear(13, 5)  # odd sizes: shards need padding
+        self.scale = nn.Parameter(torch.ones(13))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+            self.mean.lerp_(x.mean(0), 0.1)
+        return self.last(self.dropout(torch.tanh(self.first(x.to(self.scale.dtype))) * self.scale)).float()
+
+
+class ToySource:
+    def __len__(self) -> int:
+        return 37
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        return {
+            "index": index,
+            "x": torch.randn(7, generator=generator),
+            "y": torch.randn(5, generator=generator),
+        }
+
+
+class ToyTask:
+    """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM."""
+
+    tokens = 1
+
+    def __init__(
+        self, dropout: float = 0.0, nan_step: int = -1, stop_step: int = -1, name: str = "toy"
+    ) -> None:
+        self.source = ToySource()
+        self.identity, self.facts = {"name": name}, {}
+        self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
+        self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+        self.delivered: list[list[int]] = []
+
+    def build(self) -> nn.Module:
+        return ToyNet(self.dropout)
+
+    def initialise(self, module: nn.Module) -> None: ...
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
+        return {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
+
+    def loss(
+        self, module: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch["x"]
+        if self.last_rank and step == self.nan_step:
+            x = x * float("nan")
+        if self.last_rank and step == self.stop_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        loss = (module(x) - batch["y"]).square().mean()
+        return loss, {"error": loss.detach().sqrt()}
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+        assert not module.training
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step}.txt").write_text(str(float(module(torch.ones(1, 7)).sum())))
+
+    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+        return {"exported": True}
+
+
+def toy_config(run_dir: Path, steps: int = 10, **train: Any) -> RunConfig:
+    """Global batch 8 in micro-batches of 2; no warm-up, so that ten steps move the weights."""
+    model = ModelConfig(frames=0, condition=ConditionConfig(kind="class", classes=1))
+    config = RunConfig(str(run_dir), "image", model, TokenDataConfig("toy"))
+    settings = {
+        "global_batch": 8,
+        "micro_batch": 2,
+        "steps": steps,
+        "log_every": 1,
+        "save_every": 3,
+        "keep": 9,
+    } | train
+    for name, value in settings.items():
+        setattr(config.train, name, value)
+    config.optimizer.lr, config.optimizer.warmup = 1e-2, 2
+    return config
