@@ -96,7 +96,7 @@ def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[st
     """Let `--flag` alone mean `--flag=true`: the parser wants a value of every option."""
     parameters = [item for function in functions for item in inspect.signature(function).parameters.values()]
     flags = {f"--{item.name}" for item in parameters if item.annotation is bool}
-    following = [*argv[1:], "--"]
+    following = [*argv, "--"][1:]
     return [
         f"{word}=true" if word in flags and after.startswith("--") else word
         for word, after in zip(argv, following, strict=True)
@@ -106,7 +106,7 @@ def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[st
 def _parser(prog: str | None) -> Any:
     import jsonargparse
 
-    return jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
+    return jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
 
 
 def _parse_args(parser: Any, argv: list[str]) -> Any:
@@ -158,7 +158,7 @@ def load_config(cls: type[T], argv: list[str] | None = None) -> T:
 
 
 def _config_files(argv: list[str]) -> list[Path]:
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip(argv, [*argv, ""][1:], strict=True)
     named = [
         value if word == "--config" else word.partition("=")[2] for word, value in pairs if _is_config(word)
     ]

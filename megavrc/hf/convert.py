@@ -107,7 +107,7 @@ def to_hf(
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)
     vrc = build(source, DTYPES[dtype])
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f"{out.name}_partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed conversion
     try:
         write_folder(partial, source, vrc, video, text, shard_size)
