@@ -41,11 +41,19 @@ class BatchNorm(nn.Module):
 
     def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.register_buffer("running_mean", torch.empty(width))
+        self.register_buffer("running_var", torch.empty(width))
         self.momentum, self.eps = momentum, eps
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Gain 1, offset 0, and statistics of a standard normal."""
+        for ones, zeros in ((self.weight, self.bias), (self.running_var, self.running_mean)):
+            ones.fill_(1.0)
+            zeros.fill_(0.0)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         wide = x_BDHW if x_BDHW.dtype == torch.float64 else x_BDHW.float()
@@ -82,9 +90,15 @@ class ChannelRMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1, offset 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         wide = x_BDHW if x_BDHW.dtype == torch.float64 else x_BDHW.float()
@@ -134,23 +148,6 @@ class Compressor(nn.Module):
         out = F.avg_pool2d(x_BDHW, side) if kind == "avgpool" else self.net(x_BDHW)
         return out.permute(0, 2, 3, 1)
 
-    @torch.no_grad()
-    def init_pooling(self, scale: float, noise: float) -> None:
-        """Start near average pooling of embeddings, with outputs of standard deviation about `scale`."""
-        _init_noise(self, noise)
-        if self.config.kind == "space_to_depth":
-            taps = self.config.side**2
-            projection = self.net[1]
-            assert isinstance(projection, nn.Conv2d)
-            rows = torch.arange(projection.out_channels)
-            for tap in range(taps):  # PixelUnshuffle puts the taps of one channel next to each other
-                projection.weight[rows, rows * taps + tap, 0, 0] += 1 / taps
-        elif self.config.kind == "conv":
-            halves = self.config.side > 1
-            _init_pass_through(
-                self.net, slice(1, 3) if halves else slice(1, 2), 0.25 if halves else 1.0, scale
-            )
-
 
 class Decompressor(nn.Module):
     """Trunk states of one segment to token representations: [B, m, m, D] -> [B, m side, m side, D]."""
@@ -178,56 +175,3 @@ class Decompressor(nn.Module):
         if self.config.kind == "identity":
             return x_BHWD
         return self.net(x_BHWD.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    @torch.no_grad()
-    def init_nearest(self, scale: float, noise: float) -> None:
-        """Start near nearest-neighbour upsampling of states, with outputs of standard deviation about `scale`."""
-        _init_noise(self, noise)
-        if self.config.kind == "space_to_depth":
-            projection = self.net[0]
-            assert isinstance(projection, nn.Conv2d)
-            rows, taps = torch.arange(projection.in_channels), self.config.side**2
-            for tap in range(taps):
-                projection.weight[rows * taps + tap, rows, 0, 0] += scale
-        elif self.config.kind != "identity":
-            _init_pass_through(self.net, slice(1, 3) if self.config.side > 1 else slice(1, 2), 1.0, scale)
-
-
-def _init_noise(module: nn.Module, noise: float) -> None:
-    """N(0, noise) weights and zero offsets for every convolution."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(child.weight, std=noise)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-
-
-def _add_eye(weight_OIHW: Tensor, value: float) -> None:
-    """Add `value` where output and input channel agree, at every tap of the view."""
-    weight_OIHW += value * torch.eye(weight_OIHW.shape[0], device=weight_OIHW.device)[:, :, None, None]
-
-
-SHIFT = 1.0  # standard deviations by which a fresh norm lifts its output above the ReLU's kink
-
-
-def _init_pass_through(net: nn.Sequential, taps: slice, value: float, scale: float) -> None:
-    """Let every stage pass its channels on.
-
-    The stage's convolution gets `value` at the given taps, its norm lifts most values above the ReLU's kink, and the
-    last 1x1 scales them and takes the lift off.
-    """
-    *stages, last = net
-    for module in stages:
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            _add_eye(module.weight[:, :, taps, taps], value)
-        elif isinstance(module, BatchNorm | ChannelRMSNorm | nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.constant_(module.bias, SHIFT)
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    _add_eye(last.weight, 1.0)
-    last.weight *= scale
-    # the mean of relu(n + SHIFT) for a standard normal n is SHIFT Phi(SHIFT) + phi(SHIFT)
-    normal = torch.distributions.Normal(0.0, 1.0)
-    shift = torch.tensor(SHIFT)
-    mean = SHIFT * normal.cdf(shift) + normal.log_prob(shift).exp()
-    nn.init.constant_(last.bias, -scale * float(mean))

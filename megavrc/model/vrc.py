@@ -20,7 +20,6 @@ from .rope import rope_table
 from .transformer import RMSNorm, Trunk
 
 INIT_STD = 0.02
-FRESH_STATE_SCALE = 0.1  # of a fresh decompressor's outputs, relative to the trunk's normed states
 
 
 @dataclass
@@ -81,11 +80,16 @@ class VRC(nn.Module):
 
     @torch.no_grad()
     def init_segments(self) -> None:
-        """Fresh compressor and decompressor, matched to the present embeddings (also called when stage 2 starts)."""
+        """Fresh compressor and decompressor, in PyTorch's own initialisation (also called when stage 2 starts).
+
+        A warm head takes it without a spike, and it learns faster than a start at average pooling and nearest
+        upsampling did (docs/model.md).
+        """
         if not self.config.has_segments:
             return
-        self.compressor.init_pooling(scale=float(self.tokens.weight.std()), noise=INIT_STD)
-        self.decompressor.init_nearest(scale=FRESH_STATE_SCALE, noise=INIT_STD)
+        for module in (*self.compressor.modules(), *self.decompressor.modules()):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         if self.config.decompressor_head == "own":
             nn.init.zeros_(self.decompressor_head.weight)
 

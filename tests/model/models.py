@@ -28,13 +28,11 @@ VARIANTS = {
 
 
 def build(variant: str = "paper", seed: int = 0, **changes: object) -> VRC:
-    """A float64 model in eval mode; fresh heads are zero and fresh decompressors faint, so these are made loud."""
+    """A float64 model with random heads (fresh ones are zero and would hide everything), in eval mode."""
     torch.manual_seed(seed)
     settings = {"condition": ConditionConfig(vocab=40), "layers": 2, "width": 64, "frames": 2, "vocab": 50}
     model = VRC(ModelConfig(**{**settings, "dropout": 0.0, **VARIANTS[variant], **changes}))  # type: ignore[arg-type]
     torch.nn.init.normal_(model.head.weight, std=0.2)
-    if model.config.has_segments:
-        model.decompressor.init_nearest(scale=1.0, noise=0.02)
     if model.config.decompressor_head == "own":
         torch.nn.init.normal_(model.decompressor_head.weight, std=0.2)
     return model.double().eval()

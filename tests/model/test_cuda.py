@@ -15,7 +15,9 @@ pytestmark = pytest.mark.gpu
 def test_attention_with_gradients(backend, dtype, limit):
     mask = SegmentMask.from_ends(torch.tensor([*range(1, 129), *[192] * 64, *[256] * 64]))
     torch.manual_seed(0)
-    exact = [torch.randn(2, 4, 256, 64, dtype=torch.float64, device="cuda", requires_grad=True) for _ in range(3)]
+    exact = [
+        torch.randn(2, 4, 256, 64, dtype=torch.float64, device="cuda", requires_grad=True) for _ in range(3)
+    ]
     tested = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     results = []
     for tensors, name in ((exact, "dense"), (tested, backend)):
