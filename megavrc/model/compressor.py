@@ -5,6 +5,8 @@ ReLU, conv 1x1 and the decompressor transposed conv 4x4 stride 2, norm, ReLU, co
 two more stages; rate 1 has stride-1 3x3 convolutions on both sides.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -13,20 +15,40 @@ from torch import Tensor, nn
 from .config import CompressionConfig
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce with its gradient: the sum over ranks of a sum is differentiated by the sum of the gradients."""
+class _JointNorm(torch.autograd.Function):
+    """Normalise by the statistics of the joint batch: one all-reduce forward and one backward.
+
+    Sums are taken of x - shift, so that a mean far from zero does not eat the digits of the variance.
+    """
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
+    def forward(ctx: Any, x_BDHW: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float) -> Any:
+        centred = x_BDHW - shift[:, None, None]
+        count = x_BDHW.new_full((1,), x_BDHW.numel() / x_BDHW.shape[1])
+        sums = _sum_over_ranks(torch.cat([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3)), count]))
+        offset, square = (sums[:-1] / sums[-1]).chunk(2)
+        var = (square - offset.square()).clamp(min=0)
+        scale = (var + eps).rsqrt()
+        normed = (centred - offset[:, None, None]) * scale[:, None, None]
+        ctx.save_for_backward(normed, weight * scale, sums[-1])
+        ctx.mark_non_differentiable(*(statistics := (shift + offset, var, sums[-1])))
+        return normed * weight[:, None, None] + bias[:, None, None], *statistics
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone()
-        dist.all_reduce(grad)
-        return grad
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad, (normed, slope, count) = grads[0], ctx.saved_tensors
+        local = torch.cat([grad.sum((0, 2, 3)), (grad * normed).sum((0, 2, 3))])
+        bias_grad, weight_grad = local.chunk(2)
+        mean, product = (_sum_over_ranks(local.clone()) / count).chunk(2)
+        x_grad = (grad - mean[:, None, None] - normed * product[:, None, None]) * slope[:, None, None]
+        return x_grad, weight_grad, bias_grad, None, None
+
+
+def _sum_over_ranks(sums: Tensor) -> Tensor:
+    """All-reduce in place, where there are several ranks."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    return sums
 
 
 class BatchNorm(nn.Module):
@@ -57,32 +79,18 @@ class BatchNorm(nn.Module):
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         wide = x_BDHW if x_BDHW.dtype == torch.float64 else x_BDHW.float()
-        if self.training:
-            mean, var, count = self._joint_statistics(wide)
-            with torch.no_grad():
-                unbiased = var * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        else:
-            mean, var = self.running_mean.to(wide.dtype), self.running_var.to(wide.dtype)
-        scale = self.weight.to(wide.dtype) * (var + self.eps).rsqrt()
-        shift = self.bias.to(wide.dtype) - mean * scale
-        return (wide * scale[:, None, None] + shift[:, None, None]).to(x_BDHW.dtype)
-
-    def _joint_statistics(self, x_BDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, biased variance (both [D]) and sample count over all ranks, in two exact passes."""
-        count = torch.tensor(
-            [float(x_BDHW.numel() // x_BDHW.shape[1])], device=x_BDHW.device, dtype=x_BDHW.dtype
+        weight, bias, mean, var = (
+            tensor.to(wide.dtype) for tensor in (self.weight, self.bias, self.running_mean, self.running_var)
         )
-        spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not spread:
-            var, mean = torch.var_mean(x_BDHW, dim=(0, 2, 3), correction=0)
-            return mean, var, count
-        packed = _SumOverRanks.apply(torch.cat([x_BDHW.sum((0, 2, 3)), count]))
-        count = packed[-1:].detach()
-        mean = packed[:-1] / count
-        var = _SumOverRanks.apply((x_BDHW - mean[:, None, None]).square().sum((0, 2, 3))) / count
-        return mean, var, count
+        if not self.training:
+            scale = weight * (var + self.eps).rsqrt()
+            return (wide * scale[:, None, None] + (bias - mean * scale)[:, None, None]).to(x_BDHW.dtype)
+        out, mean, var, count = _JointNorm.apply(wide, weight, bias, mean, self.eps)
+        with torch.no_grad():
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return out.to(x_BDHW.dtype)
 
 
 class ChannelRMSNorm(nn.Module):

@@ -21,7 +21,7 @@ from megavrc.recipes.report import write_report
 
 ROOT = Path(__file__).parents[2]
 CLIPS, VALIDATION, HELDOUT = 4096, 144, 6
-STEPS = {"tokenizer": 2400, "stage1": 2000, "stage2": 3400}
+STEPS = {"tokenizer": 2000, "stage1": 1800, "stage2": 2800}
 SHORT_WINDOWS = 0.5  # of the tokenizer's steps are on windows of 9 frames, the rest on whole clips
 PROMPTS = 144
 EXAMPLES = ("a red square moves left", "a green triangle moves right", "a blue circle moves up")
