@@ -1,0 +1,189 @@
+"""Evaluation of a converted model: do its clips show what the prompts say, and how long does one take."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megavrc.config import UserError, progress, write_json
+from megavrc.data.shapes import Combination
+from megavrc.evaluation.alignment import evaluate
+from megavrc.evaluation.speed import seconds_per_clip
+from megavrc.hf.folder import load_folder
+from megavrc.model import VRC, ModelConfig, Sampling, SamplingSettings
+from megavrc.model import generate as generate_ids
+from megavrc.tokenization.manifest import read_manifest
+from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
+
+Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
+
+
+def alignment(
+    model: Path,
+    manifest: Path,
+    prompts: int = 144,
+    first_temperature: float = 0.7,
+    later_temperature: float = 0.5,
+    seed: int = 0,
+    device: str = "cpu",
+    json: Path | None = None,
+    sheet: Path | None = None,
+) -> None:
+    """Detect colour, shape and direction in real, reconstructed and generated clips (made by tools/make_shapes.py).
+
+    Scores are fractions of clips, 0 to 1. `generated_t1` samples at temperature 1 throughout, as the paper does;
+    `heldout` asks for combinations that training never showed together.
+
+    Args:
+        model: converted folder.
+        manifest: manifest.jsonl of the clips.
+        prompts: clips to generate for each of generated, generated_t1 and heldout; rounded so that each
+            combination comes equally often.
+        first_temperature: sampling temperature of the first frame.
+        later_temperature: sampling temperature of the later frames.
+        seed: clip i is generated with the seed SEED + i.
+        device: cpu or cuda.
+        json: write the scores there.
+        sheet: write a contact sheet (PNG) there.
+    """
+    loaded = load_folder(model, checked(device))
+    entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
+    if not entries["val"] or not entries["train"]:
+        raise UserError(
+            f"{manifest}: needs clips of the splits train and val; make them with tools/make_shapes.py"
+        )
+
+    def reconstruct(clips: Clips) -> Clips:
+        tokenizer = loaded.video_tokenizer
+        try:
+            return tokenizer.decode(tokenizer.encode(torch.from_numpy(clips))).cpu().numpy()
+        except ValueError as error:
+            raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
+
+    def generate(texts: list[str], seeds: list[int], first: float, later: float) -> Clips:
+        settings = SamplingSettings(first=Sampling(first), later=Sampling(later))
+        return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
+
+    report = evaluate(
+        real=[(combination, read(manifest, path)) for combination, path in entries["val"]],
+        reconstruct=reconstruct,
+        generate=generate,
+        trained=sorted({combination for combination, _ in entries["train"]}),
+        heldout=sorted({combination for combination, _ in entries["heldout"]}),
+        prompts=prompts,
+        temperatures=(first_temperature, later_temperature),
+        seed=seed,
+        progress=progress,
+    )
+    for name, scores in report.scores.items():
+        print(f"{name:14s}" + "".join(f" {key} {value:.4g}" for key, value in scores.items()))
+    if json:
+        write_json(json, report.scores)
+    if sheet:
+        write_png(sheet, contact_sheet(report.examples))
+
+
+def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
+    """What the clips of a split show, and their paths."""
+    try:
+        rows = [row for row in read_manifest(manifest) if row["split"] == split]
+        return [(Combination(**row["attributes"]), row["path"]) for row in rows]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{manifest}: a clip without attributes; alignment needs tools/make_shapes.py's clips"
+        ) from None
+
+
+def read(manifest: Path, path: str) -> Clips:
+    """One whole clip as it is, [T, H, W, 3]."""
+    try:
+        return read_clip(manifest.parent / path, 0, count_frames(manifest.parent / path), size=None)
+    except VideoError as error:
+        raise UserError(str(error)) from None
+
+
+def speed(
+    model: Path,
+    baseline: bool = False,
+    repeats: int = 9,
+    warmup: int = 2,
+    first_temperature: float = 1.0,
+    later_temperature: float = 1.0,
+    guidance: float = 1.0,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Time the generation of one clip at batch 1: tokens only, warm, median.
+
+    With --baseline the same model with `prediction: token` (fresh weights: its time does not depend on them) runs
+    in turns with it, on the same engine and settings, and the ratio is reported.
+
+    Args:
+        model: converted folder.
+        baseline: time the token-by-token baseline too.
+        repeats: timed clips, at least 5.
+        warmup: clips before that.
+        first_temperature: sampling temperature of the first frame.
+        later_temperature: sampling temperature of the later frames.
+        guidance: classifier-free guidance scale; 1 is none.
+        device: cpu or cuda.
+        json: write the times (seconds) there.
+    """
+    vrc = load_folder(model, checked(device)).model
+    models = {vrc.config.prediction: vrc}
+    if baseline:
+        if vrc.config.prediction == "token":
+            raise UserError(
+                f"{model}: is a `prediction: token` model itself; give a VRC folder with --baseline"
+            )
+        models["token"] = VRC(token_config(vrc.config)).to(device).eval()
+    settings = SamplingSettings(Sampling(first_temperature), Sampling(later_temperature), guidance)
+    try:
+        times = seconds_per_clip(
+            {name: clip_maker(each, settings) for name, each in models.items()},
+            repeats=repeats,
+            warmup=warmup,
+            synchronise=torch.cuda.synchronize if device.startswith("cuda") else lambda: None,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "preset": vrc.config.preset,
+        "latent_frames": 1 + vrc.config.frames,
+        "guidance": guidance,
+        "seconds_per_clip": times,
+    }
+    for name, time in times.items():
+        spread = f"{time['minimum']:.4f} to {time['maximum']:.4f}"
+        print(f"{name:8s} {time['median']:.4f} s a clip (median of {repeats}, {spread})")
+    if baseline:
+        result["ratio"] = times["token"]["median"] / times["segment"]["median"]
+        print(f"token / segment: {result['ratio']:.2f}")
+    if json:
+        write_json(json, result)
+
+
+def checked(device: str) -> str:
+    """The device, if this machine has it."""
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise UserError(
+            f"device {device}: not here; choose cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
+    return device
+
+
+def token_config(config: ModelConfig) -> ModelConfig:
+    """The baseline of the same size: no compression, the next token everywhere."""
+    return dataclasses.replace(config, prediction="token", first_frame="token", keep_first_frame=True)
+
+
+def clip_maker(model: VRC, settings: SamplingSettings) -> Callable[[int], torch.Tensor]:
+    """A callable that makes the tokens of one clip from a seed."""
+    condition = model.null_condition(1)
+    return lambda seed: generate_ids(model, condition, settings, [seed])
