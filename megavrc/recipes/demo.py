@@ -22,6 +22,7 @@ from megavrc.recipes.report import write_report
 ROOT = Path(__file__).parents[2]
 CLIPS, VALIDATION, HELDOUT = 4096, 144, 6
 STEPS = {"tokenizer": 2000, "stage1": 1800, "stage2": 2800}
+BATCH = {"tokenizer": 4, "stage1": 8, "stage2": 8}  # global; BatchNorm sees all of it, however many processes
 SHORT_WINDOWS = 0.5  # of the tokenizer's steps are on windows of 9 frames, the rest on whole clips
 PROMPTS = 144
 EXAMPLES = ("a red square moves left", "a green triangle moves right", "a blue circle moves up")
@@ -51,7 +52,7 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
         out: run folder.
         part: fraction of the clips and of the training steps.
         seed: of weights, data order and sampling.
-        processes: training processes, one thread each.
+        processes: training processes, one thread each: 1, 2 or 4.
     """
     if not 0 < part <= 1:
         raise UserError(f"--part: {part} is not in (0, 1]")
@@ -80,7 +81,14 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     launch = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
     count = {name: max(1, round(part * steps)) for name, steps in STEPS.items()}
-    steps = {name: [f"--train.steps={number}", f"--seed={seed}"] for name, number in count.items()}
+    if any(batch % processes for batch in BATCH.values()):
+        raise UserError(
+            f"--processes: {processes} does not divide the batches ({', '.join(map(str, BATCH.values()))})"
+        )
+    steps = {
+        name: [f"--train.steps={number}", f"--train.micro_batch={BATCH[name] // processes}", f"--seed={seed}"]
+        for name, number in count.items()
+    }
     windows = {0: 9, round(SHORT_WINDOWS * count["tokenizer"]): 17}
     return [
         Step(
