@@ -133,8 +133,8 @@ def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> S
     )
 
 
-Generate = Callable[[list[str], list[int], float, float], Clips]
-"""(prompts, seeds, temperature of the first frame, of the segments) -> uint8 [B, T, H, W, 3]."""
+Generate = Callable[[list[str], list[int], float, float, float], Clips]
+"""(prompts, seeds, temperature of the first frame, of the segments, guidance) -> uint8 [B, T, H, W, 3]."""
 
 
 class Report(NamedTuple):
@@ -152,6 +152,7 @@ def evaluate(
     heldout: Sequence[Combination],
     prompts: int = 144,
     temperatures: tuple[float, float] = (0.7, 0.5),
+    guidance: float = 1.0,
     seed: int = 0,
     batch: int = 24,
     progress: Callable[[range, str, int], Any] = lambda steps, label, total: steps,
@@ -167,6 +168,8 @@ def evaluate(
         prompts: generated clips for each set of combinations; rounded to whole rounds, so that every combination is
             asked for equally often.
         temperatures: of the first frame and of the segments, for `generated` and `heldout`.
+        guidance: classifier-free guidance of all generated clips; unless it is 1, the set `unguided` repeats
+            `generated` without it.
         seed: clip i is generated with the seed `seed` + i.
         batch: clips that are reconstructed or generated together.
         progress: wraps a range of batches: (range, label, total).
@@ -183,10 +186,10 @@ def evaluate(
             [function(i, min(i + batch, total)) for i in progress(starts, label, len(starts))]
         )
 
-    def generated(combinations: Sequence[Combination], first: float, later: float, label: str) -> Clips:
+    def generated(combinations: Sequence[Combination], how: tuple[float, float, float], label: str) -> Clips:
         def one_batch(start: int, end: int) -> Clips:
             texts = [caption(combination) for combination in combinations[start:end]]
-            return generate(texts, list(range(seed + start, seed + end)), first, later)
+            return generate(texts, list(range(seed + start, seed + end)), *how)
 
         return run(one_batch, len(combinations), label)
 
@@ -194,14 +197,15 @@ def evaluate(
     scores = {"real": score(clips, wanted), "reconstructed": score(rebuilt, wanted)}
     scores["reconstructed"]["psnr"] = mean_psnr(clips, rebuilt)
     shown = {"real": (wanted, clips), "reconstructed": (wanted, rebuilt)}
-    for name, combinations, (first, later) in (
-        ("generated", trained, temperatures),
-        ("generated_t1", trained, (1.0, 1.0)),
-        ("heldout", heldout, temperatures),
+    for name, combinations, how in (
+        ("generated", trained, (*temperatures, guidance)),
+        ("generated_t1", trained, (1.0, 1.0, guidance)),
+        ("heldout", heldout, (*temperatures, guidance)),
+        ("unguided", trained if guidance != 1 else (), (*temperatures, 1.0)),
     ):
         if combinations:
             asked = list(combinations) * max(1, round(prompts / len(combinations)))
-            made = generated(asked, first, later, name)
+            made = generated(asked, how, name)
             scores[name] = score(made, asked)
             shown[name] = (asked, made)
     return Report(scores, [example for name in shown for example in _examples(name, *shown[name])])

@@ -14,13 +14,14 @@ from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_
 ROWS = {"val": 6, "heldout": 2}  # prompts of each split
 
 
-def write_comparison(model: Path, manifest: Path, out: Path, seed: int = 0) -> None:
+def write_comparison(model: Path, manifest: Path, out: Path, guidance: float = 1.0, seed: int = 0) -> None:
     """Write OUT/comparison.gif (moving) and OUT/comparison.png (stills).
 
     Args:
         model: converted folder.
         manifest: of the clips of tools/make_shapes.py; prompts are taken from its splits val and heldout.
         out: folder.
+        guidance: classifier-free guidance of the generated clips.
         seed: of the generated clips.
     """
     loaded = load_folder(model)
@@ -29,7 +30,7 @@ def write_comparison(model: Path, manifest: Path, out: Path, seed: int = 0) -> N
     real = np.stack([read_clip(manifest.parent / entry["path"], 0, 17, size=None) for entry in entries])
     tokenizer = loaded.video_tokenizer
     rebuilt = tokenizer.decode(tokenizer.encode(torch.from_numpy(real))).numpy()
-    settings = SamplingSettings(first=Sampling(0.7), later=Sampling(0.5))
+    settings = SamplingSettings(Sampling(0.7), Sampling(0.5), guidance)
     seeds = list(range(seed, seed + len(prompts)))
     made = np.asarray(loaded.generate(prompts=prompts, seeds=seeds, settings=settings)[1])
     cells = []

@@ -25,6 +25,7 @@ STEPS = {"tokenizer": 2000, "stage1": 1800, "stage2": 2800}
 BATCH = {"tokenizer": 4, "stage1": 8, "stage2": 8}  # global; BatchNorm sees all of it, however many processes
 SHORT_WINDOWS = 0.5  # of the tokenizer's steps are on windows of 9 frames, the rest on whole clips
 PROMPTS = 144
+GUIDANCE = 2.0  # of the generated clips; their scores without it are reported too
 EXAMPLES = ("a red square moves left", "a green triangle moves right", "a blue circle moves up")
 
 
@@ -69,7 +70,7 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
         timing.append({"step": step.name, "command": shlex.join(step.words), "seconds": seconds})
         write_json(out / "timing.json", timing)
         print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
-    write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", seed)
+    write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", GUIDANCE, seed)
     report = write_report(out)
     _print_scores(read_json(out / "alignment.json"))
     print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser.")
@@ -138,7 +139,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
                 f"--out={run / 'samples'}",
                 f"--seed={seed}",
             ]
-            + [f"--prompt={json.dumps(EXAMPLES)}"],
+            + [f"--guidance={GUIDANCE}", f"--prompt={json.dumps(EXAMPLES)}"],
             run / "samples" / "sheet.png",
         ),
         Step(
@@ -146,6 +147,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
             [python, "tools/evaluate.py", "alignment", f"--model={run / 'hf'}", f"--manifest={manifest}"]
             + [
                 f"--prompts={round(part * PROMPTS)}",
+                f"--guidance={GUIDANCE}",
                 f"--seed={1000 * seed}",
                 f"--json={run / 'alignment.json'}",
             ],

@@ -28,6 +28,7 @@ def alignment(
     prompts: int = 144,
     first_temperature: float = 0.7,
     later_temperature: float = 0.5,
+    guidance: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
     json: Path | None = None,
@@ -45,6 +46,8 @@ def alignment(
             combination comes equally often.
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
+        guidance: classifier-free guidance scale of all generated clips; 1 is none. Otherwise the set `unguided`
+            repeats `generated` without it.
         seed: clip i is generated with the seed SEED + i.
         device: cpu or cuda.
         json: write the scores there.
@@ -64,8 +67,8 @@ def alignment(
         except ValueError as error:
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
-    def generate(texts: list[str], seeds: list[int], first: float, later: float) -> Clips:
-        settings = SamplingSettings(first=Sampling(first), later=Sampling(later))
+    def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
+        settings = SamplingSettings(Sampling(first), Sampling(later), scale)
         return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
@@ -76,6 +79,7 @@ def alignment(
         heldout=sorted({combination for combination, _ in entries["heldout"]}),
         prompts=prompts,
         temperatures=(first_temperature, later_temperature),
+        guidance=guidance,
         seed=seed,
         progress=progress,
     )

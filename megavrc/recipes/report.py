@@ -22,9 +22,10 @@ CURVES = {  # metric -> label, for each run
 SETS = {  # set of clips -> (name, what it is)
     "real": ("real", "validation clips as rendered"),
     "reconstructed": ("reconstructed", "the same clips through the video tokenizer"),
-    "generated": ("generated", "training combinations, temperatures 0.7 / 0.5"),
-    "generated_t1": ("generated, T = 1", "training combinations, temperatures 1 / 1"),
-    "heldout": ("held out", "combinations never seen in training, temperatures 0.7 / 0.5"),
+    "generated": ("generated", "training combinations, temperatures 0.7 / 0.5, guidance 2"),
+    "generated_t1": ("generated, T = 1", "training combinations, temperatures 1 / 1, guidance 2"),
+    "heldout": ("held out", "combinations never seen in training, temperatures 0.7 / 0.5, guidance 2"),
+    "unguided": ("without guidance", "training combinations, temperatures 0.7 / 0.5"),
 }
 ATTRIBUTES = ("colour", "shape", "direction", "all")
 

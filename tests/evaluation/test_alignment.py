@@ -75,27 +75,30 @@ def test_evaluate_asks_for_every_combination_equally_often() -> None:
     heldout = heldout_combinations(0)
     trained = training_combinations(heldout)
     real = [clip(5, index, trained) for index in range(20)]
-    asked: list[tuple[str, int, float, float]] = []
+    asked: list[tuple[str, int, float, float, float]] = []
 
-    def draw(prompts: list[str], seeds: list[int], first: float, later: float) -> np.ndarray:
+    def draw(prompts: list[str], seeds: list[int], first: float, later: float, scale: float) -> np.ndarray:
         """An ideal model that fails at temperature 1: there everything moves left."""
-        asked.extend((prompt, seed, first, later) for prompt, seed in zip(prompts, seeds, strict=True))
+        asked.extend((prompt, seed, first, later, scale) for prompt, seed in zip(prompts, seeds, strict=True))
         clips = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             _, colour, shape, _, direction = prompt.split()
             clips.append(of(Combination(colour, shape, "left" if first == 1 else direction), seed))
         return np.stack(clips)
 
-    report = evaluate(real, lambda clips: clips ^ 1, draw, trained, heldout, prompts=144, seed=7)
-    assert set(report.scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout"}
+    report = evaluate(
+        real, lambda clips: clips ^ 1, draw, trained, heldout, prompts=144, guidance=2.0, seed=7
+    )
+    assert set(report.scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout", "unguided"}
     assert report.scores["real"] == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 20}
     assert report.scores["reconstructed"]["psnr"] == pytest.approx(20 * np.log10(255))
     assert report.scores["generated"] == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 132}
     share = sum(c.direction == "left" for c in trained) / len(trained)
     assert report.scores["generated_t1"]["direction"] == pytest.approx(share)
     assert report.scores["heldout"]["n"] == 144
-    prompts = [prompt for prompt, _, first, _ in asked if first == 1]
+    prompts = [prompt for prompt, _, first, _, _ in asked if first == 1]
     assert len(prompts) == 132 and all(prompts.count(prompt) == 2 for prompt in prompts)
-    assert [seed for _, seed, first, _ in asked if first == 1] == list(range(7, 139))
-    assert {(first, later) for _, _, first, later in asked} == {(0.7, 0.5), (1.0, 1.0)}
-    assert len(report.examples) == 30
+    assert [seed for _, seed, first, _, _ in asked if first == 1] == list(range(7, 139))
+    assert {tuple(how) for _, _, *how in asked} == {(0.7, 0.5, 2.0), (1.0, 1.0, 2.0), (0.7, 0.5, 1.0)}
+    assert len(report.examples) == 36
+    assert "unguided" not in evaluate(real, lambda clips: clips, draw, trained, heldout, prompts=6).scores
