@@ -40,10 +40,8 @@ def write_comparison(model: Path, manifest: Path, out: Path, guidance: float = 1
             cells.append((f"{name}: {entry['caption']}{note}", clips[index]))
     out.mkdir(parents=True, exist_ok=True)
     write_png(out / "comparison.png", contact_sheet(cells, columns=9, scale=2))
-    moving = [
-        (label.partition(":")[0] if index % 3 else label, clip) for index, (label, clip) in enumerate(cells)
-    ]
-    write_gif(out / "comparison.gif", clip_grid(moving, columns=6, scale=2), fps=8)
+    short = [(label.split(": ")[index % 3 == 0], clip) for index, (label, clip) in enumerate(cells)]
+    write_gif(out / "comparison.gif", clip_grid(short, columns=6, scale=3), fps=8)
 
 
 def _choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #1c2330; background: #fff; 
 h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem }
 p.lead { font-size: 1.05rem; color: #4a5568; margin: .2rem 0 1rem } .small { color: #5c6675; font-size: .9rem }
 table { border-collapse: collapse; margin: .6rem 0 } td, th { padding: .35rem .9rem .35rem 0; text-align: left;
-       border-bottom: 1px solid #e4e8ee } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+       border-bottom: 1px solid #e4e8ee } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums;
+       white-space: nowrap }
 img { max-width: 100%; border: 1px solid #e4e8ee; border-radius: 6px } code { font-size: .88em; background: #f3f5f8;
        padding: .1em .3em; border-radius: 3px } .note { border-left: 4px solid #c9a227; background: #fdf9ec;
        padding: .7rem 1rem; border-radius: 0 6px 6px 0 } .figures { display: flex; flex-wrap: wrap; gap: 1rem }
