@@ -114,6 +114,15 @@ class ChannelRMSNorm(nn.Module):
         return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(x_BDHW.dtype)
 
 
+RESETTABLE = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.GroupNorm,
+    BatchNorm,
+    ChannelRMSNorm,
+)  # all that has parameters here
+
+
 def _norm(kind: str, width: int) -> nn.Module:
     if kind == "batch":
         return BatchNorm(width)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import SegmentMask
-from .compressor import Compressor, Decompressor
+from .compressor import RESETTABLE, Compressor, Decompressor
 from .condition import Condition, ConditionEmbedding
 from .config import ModelConfig
 from .layout import COMPRESSED, RAW, Layout, make_layout
@@ -88,7 +88,7 @@ class VRC(nn.Module):
         if not self.config.has_segments:
             return
         for module in (*self.compressor.modules(), *self.decompressor.modules()):
-            if hasattr(module, "reset_parameters"):
+            if isinstance(module, RESETTABLE):
                 module.reset_parameters()
         if self.config.decompressor_head == "own":
             nn.init.zeros_(self.decompressor_head.weight)
