@@ -1,9 +1,10 @@
 """Videos to token shards: plan, run (any number of tasks), status, finalize, verify; `all` for one machine."""
 
-from megavrc.config import command
-from megavrc.tokenization.job import finalize, plan, run, run_all, status, verify
+if __name__ == "__main__":  # the decoding processes load this file too, and need nothing of what follows
+    from megavrc.config import command
+    from megavrc.tokenization.job import plan, run, run_all
+    from megavrc.tokenization.result import finalize, status, verify
 
-if __name__ == "__main__":
     command(
         {
             "plan": plan,

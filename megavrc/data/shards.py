@@ -10,10 +10,12 @@ A sample is two adjacent members, `{key}.json` (an object) and `{key}.npy` (int1
 Nothing in a tar depends on when, where or by whom it was written, so the same ids give the same bytes.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import secrets
 import socket
 import zlib
 from dataclasses import dataclass
@@ -76,7 +78,7 @@ class ShardWriter:
         self._members: list[tuple[int, int, int]] = []  # offset, size, crc32; two for each sample
         self._end = 0
         tar.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = tar.with_name(f".{tar.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        self._temporary = tar.with_name(f".{tar.name}.{secrets.token_hex(8)}.tmp")
         self._file = open(self._temporary, "wb")
         self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
 
@@ -115,6 +117,7 @@ class ShardWriter:
         done_path(self.tar).unlink(missing_ok=True)  # while a shard is replaced it is not whole
         os.replace(self._temporary, self.tar)
         write_atomic(index_path(self.tar), self._index())
+        _sync_folder(self.tar.parent)  # the done file must not survive a power failure that the others do not
         done["index_sha256"] = sha256_file(index_path(self.tar))
         write_json(done_path(self.tar), {**done, **stamp, "host": socket.gethostname()})
 
@@ -136,11 +139,19 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # of a full disk; ValueError: closed by `commit`
             self._writer.close()  # before its file, into which it still writes
-        finally:
+        with contextlib.suppress(OSError):
             self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,15 @@ RESAMPLING = Interpolation.BICUBIC | ACCURATE_RND | FULL_CHR_H_INT
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Crop = Literal["center", "squash"]
-Stage = Literal["open", "decode", "short", "timeout"]
+Stage = Literal["io", "open", "decode", "short", "timeout", "crash"]
 
 
 class VideoError(Exception):
-    """A video that gives no clip: `stage` says where it failed ("open", "decode", "short", "timeout"), `reason` why."""
+    """A video that gives no clip: `stage` says where it failed, `reason` why.
+
+    Stages: "io" (no such file, or the drive failed), "open" (not a video), "decode", "short"; of a decoding process:
+    "timeout", "crash".
+    """
 
     def __init__(self, path: str | Path, stage: Stage, reason: str) -> None:
         super().__init__(path, stage, reason)  # all arguments: so that it survives pickling between processes
@@ -138,7 +142,8 @@ class _Decoder(Iterator[Any]):
                 raise VideoError(self.path, "decode", "no frame in the file") from None
             raise
         except av.FFmpegError as error:
-            raise VideoError(self.path, "decode", f"frame {self.position}: {_reason(error)}") from None
+            reason = f"frame {self.position}: {_reason(error)}"
+            raise VideoError(self.path, _stage(error, "decode"), reason) from None
         if frame.is_corrupt:
             raise VideoError(self.path, "decode", f"frame {self.position}: damaged picture data")
         self.position += 1
@@ -150,9 +155,14 @@ def _decoding(path: str | Path) -> Iterator[_Decoder]:
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, "open", _reason(error)) from None
+        raise VideoError(path, _stage(error, "open"), _reason(error)) from None
     with container:
         yield _Decoder(path, container)
+
+
+def _stage(error: Exception, otherwise: Stage) -> Stage:
+    """A file that cannot be read may be readable later; damaged content stays damaged."""
+    return "io" if isinstance(error, OSError) else otherwise
 
 
 def _reason(error: Exception) -> str:

@@ -2,96 +2,26 @@ import json
 import os
 import runpy
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import webdataset
+from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.tokenization.encode import cut
-from megavrc.tokenization.job import finalize, plan, run, status, verify
+from megavrc.tokenization.cut import cut
+from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.manifest import from_folder, read_manifest, write_manifest
-from megavrc.tokenization.plan import Settings, choose, load_plan, source_key
+from megavrc.tokenization.plan import load_plan
+from megavrc.tokenization.result import finalize, status, verify
+from megavrc.tokenization.sampling import Settings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.read import read_clip, read_frames
-from megavrc.video.write import write_mp4
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"size": 32, "clips_per_shard": 4, "clip_batch": 3, "image_batch": 4, "images_per_video": 3}
-LENGTHS = [17, 20, 40, 25, 18, 33, 17, 21, 30, 9]  # frames of the videos; the last is too short
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handlers() -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny", seed=0)
-
-
-def make_tokenizer(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    config = OmniTokenizerConfig(
-        width=32, heads=2, dim_head=16, enc_block="w", dec_block="t", temporal_depth=1, window=2, codes=256
-    )
-    OmniTokenizer(OmniTokenizerNet(config)).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    rng = np.random.default_rng(0)
-    for number, frames in enumerate([*LENGTHS, 20]):
-        small = rng.integers(0, 256, (frames, 6, 8, 3), dtype=np.uint8)
-        path = folder / "ab"[number % 2] / f"{number:02d}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        write_mp4(path, small.repeat(8, axis=1).repeat(8, axis=2))
-        path.with_suffix(".txt").write_text(f"video {number}")
-    damaged = folder / "a" / "10.mp4"
-    damaged.write_bytes(damaged.read_bytes()[:-2000])
-    write_manifest(folder / "manifest.jsonl", from_folder(folder, folder / "manifest.jsonl"))
-    return folder / "manifest.jsonl"
-
-
-def tokenize(manifest: Path, tokenizer: Path, out: Path, tasks: int = 1, **settings: Any) -> Path:
-    plan(manifest, tokenizer, out, **{**SMALL, **settings})
-    for task in reversed(range(tasks)):
-        run(out, task=task, of=tasks)
-    finalize(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def done(manifest: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job that ran undisturbed."""
-    return tokenize(manifest, tokenizer, tmp_path_factory.mktemp("job") / "out")
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """What a job leaves, but for the done files, which tell when and where."""
-    paths = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith("done.json")]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
-
-
-def samples(out: Path, kind: str) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    dataset = TokenDataset(out / kind)
-    return {dataset.key(index): dataset.read(index) for index in range(len(dataset))}
 
 
 def test_ids_are_those_of_the_videos(done: Path, manifest: Path, tokenizer: Path) -> None:
@@ -149,8 +79,7 @@ def test_a_stopped_job_continues(
     aside = blocked.rename(blocked.with_suffix(".aside"))
     os.mkfifo(blocked)  # decoding waits here until the signal comes
     try:
-        command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "run", "--out", tmp_path]
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = start("run", "--out", tmp_path)
         wait_for(tmp_path / "image" / "shards" / "train-000000-of-000003.tar.done.json")
         time.sleep(0.3)
         process.send_signal(number)
@@ -169,19 +98,10 @@ def test_a_stopped_job_continues(
     assert files(tmp_path) == files(done)
 
 
-def wait_for(path: Path) -> None:
-    for _ in range(600):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
-
-
 def test_one_command_for_one_machine(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     paths = ["--manifest", manifest, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", "2"]
-    command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "all", *paths, *options]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    assert start("all", *paths, *options).wait(timeout=120) == 0
     assert files(tmp_path) == files(done)
 
 
@@ -227,13 +147,14 @@ def test_a_header_that_lies_is_not_believed(manifest: Path, monkeypatch: pytest.
     entry = {"id": "a/02.mp4", "caption": None, "label": None}
     settings = Settings(size=32)
     expected = cut(settings, manifest.parent / "a/02.mp4", entry)
-    from megavrc.tokenization import encode
+    from megavrc.tokenization import cut as module
     from megavrc.video.read import probe
 
     for wrong in (0, 5, 5000):
-        monkeypatch.setattr(encode, "probe", lambda path, wrong=wrong: probe(path)._replace(frames=wrong))
+        monkeypatch.setattr(module, "probe", lambda path, wrong=wrong: probe(path)._replace(frames=wrong))
         found = cut(settings, manifest.parent / "a/02.mp4", entry)
-        assert [s.key for kind in found for s in kind] == [s.key for kind in expected for s in kind]
+        for kind in ("clips", "images"):
+            assert [c.start for c in getattr(found, kind)] == [c.start for c in getattr(expected, kind)]
 
 
 def test_another_plan_is_refused(done: Path, manifest: Path, tokenizer: Path) -> None:
@@ -253,7 +174,7 @@ def test_array_tasks_come_from_slurm(
     manifest: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plan(manifest, tokenizer, tmp_path, **SMALL)
-    for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10")):
+    for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10"), ("MAX", "12")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     run(tmp_path)
     names = [path.name for path in (tmp_path / "video" / "shards").glob("*.tar")]
@@ -262,6 +183,13 @@ def test_array_tasks_come_from_slurm(
     assert "--array=0,2 with --of 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="task 3 of 3"):
         run(tmp_path, task=3)
+    for name, value in (("COUNT", "2"), ("ID", "2"), ("MIN", "0"), ("MAX", "2")):  # --array=0,2
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(UserError, match="a job array with gaps: say with --of"):
+        run(tmp_path)
+    run(tmp_path, of=3)
+    status(tmp_path, of=3)
+    assert "--array=0 with --of 3" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
