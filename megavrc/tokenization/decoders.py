@@ -1,6 +1,7 @@
 """Processes that decode videos for one encoder. One that hangs or dies costs its video, not the job."""
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
@@ -15,8 +16,6 @@ from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.manifest import Entry
 from megavrc.tokenization.sampling import Settings
 from megavrc.video.read import VideoError
-
-GRACE = 60  # seconds after which a decoder whose job was killed stops by itself
 
 Result = Cuts | VideoError
 
@@ -56,7 +55,7 @@ class Decoders:
             decoder = self._take()
             try:
                 decoder.wait()
-                decoder.connection.send((settings, path, entry, self._seconds))
+                decoder.connection.send((settings, path, entry))
                 if not decoder.connection.poll(self._seconds):
                     self._end(decoder)
                     return VideoError(path, "timeout", f"not decoded within {self._seconds:g} s")
@@ -126,15 +125,21 @@ class _Decoder:
 def serve(connection: Connection) -> None:
     """The loop of a decoding process: one video at a time, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the encoder decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         connection.send(True)
         while True:
-            settings, path, entry, seconds = connection.recv()
-            signal.alarm(int(seconds) + GRACE)
-            connection.send(_result(settings, path, entry))
-            signal.alarm(0)
+            connection.send(_result(*connection.recv()))
     except (EOFError, ConnectionError):
         pass
+
+
+def _end_with_parent() -> None:
+    """Also when the job was killed while this process waits for a file."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _result(settings: Settings, path: Path, entry: Entry) -> Result:
