@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from megavrc.config import UserError
 from megavrc.tokenization.manifest import Entry
-
-SLACK = 1e-4  # seconds; times in files are rounded
+from megavrc.video.times import SLACK
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from megavrc.video.read import Crop, Frames, VideoError, _Decoder, _decoding, _picture, _stack
 
-ROUNDING = 1e-6  # seconds
+SLACK = 1e-3  # seconds; files may round times to milliseconds
+TICK = 1e-6  # seconds; frames are told apart by their times in this unit
 INDEXED = {
     "mov,mp4,m4a,3gp,3g2,mj2",
     "matroska,webm",
@@ -45,7 +46,7 @@ def frame_times(
         else:
             shown = list(itertools.takewhile(lambda time: time < end, (time for _, time in video)))
     times = np.unique(np.array(shown, dtype=np.float64))
-    return times[(times >= start - ROUNDING) & (times < end - ROUNDING)]
+    return times[(times >= start - SLACK) & (times < end - SLACK)]
 
 
 def read_frames_at(
@@ -74,15 +75,15 @@ def _read(path: str | Path, wanted: Sequence[float], size: int | None, crop: Cro
         for frame, time in video:
             if _tick(time) in chosen:
                 kept[_tick(time)] = _picture(frame, reformatter, size, crop)
-            if time > wanted[-1] + ROUNDING or len(kept) == len(chosen):
+            if time > wanted[-1] + TICK or len(kept) == len(chosen):
                 break
     if missing := chosen - set(kept):
-        raise VideoError(path, "decode", f"no frame at {min(missing) * ROUNDING:.3f} s")
+        raise VideoError(path, "decode", f"no frame at {min(missing) * TICK:.3f} s")
     return _stack(path, [kept[_tick(time)] for time in wanted])
 
 
 def _tick(time: float) -> int:
-    return round(time / ROUNDING)
+    return round(time / TICK)
 
 
 class _Timed(Iterator[tuple[Any, float]]):
