@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from megavrc.tokenization.manifest import Entry
 from megavrc.tokenization.sampling import Settings, choose, resample, shot
 from megavrc.video.read import VideoError, count_frames, probe, read_frames
-from megavrc.video.times import frame_times, read_frames_at
+from megavrc.video.times import SLACK, frame_times, read_frames_at
 
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 
@@ -63,24 +63,33 @@ def cut(settings: Settings, path: Path, entry: Entry) -> Cuts:
 def _by_time(settings: Settings, path: Path, entry: Entry, part: tuple[float, float]) -> Cuts:
     """A shot, or a video that is resampled: its frames are known by the times at which they are shown."""
 
-    def by_times(decode: bool) -> Cuts:
-        times = frame_times(path, *part, decode=decode)
+    def cut_at(times: NDArray[np.float64], read: Callable[..., Frames]) -> Cuts:
         if settings.fps and len(times):
             times = resample(times, settings.fps)
-        return _cut(
-            settings,
-            path,
-            entry,
-            len(times),
-            lambda wanted: read_frames_at(path, times[wanted].tolist(), settings.size, settings.crop),
-        )
 
+        def read_rows(wanted: list[int]) -> Frames:
+            return read(path, times[wanted].tolist(), settings.size, settings.crop)
+
+        return _cut(settings, path, entry, len(times), read_rows)
+
+    if path.is_dir():
+        rate = _rate(path, entry)
+        times = np.arange(probe(path).frames) / rate
+        times = times[(times >= part[0] - SLACK) & (times < part[1] - SLACK)]
+        return cut_at(times, lambda path, at, *how: read_frames(path, [round(t * rate) for t in at], *how))
     try:
-        return by_times(decode=False)
+        return cut_at(frame_times(path, *part), read_frames_at)
     except VideoError as error:
         if error.stage != "decode":
             raise
-    return by_times(decode=True)  # some packets hold no picture: decode to know
+    return cut_at(frame_times(path, *part, decode=True), read_frames_at)  # some packets hold no picture
+
+
+def _rate(folder: Path, entry: Entry) -> float:
+    rate = entry.get("fps")
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise VideoError(folder, "open", "a folder of pictures has no times: give its fps in the manifest")
+    return rate
 
 
 def _cut(

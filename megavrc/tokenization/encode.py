@@ -32,7 +32,9 @@ class Sample:
 def samples(settings: Settings, entry: Entry, cuts: Cuts) -> tuple[list[Sample], list[Sample]]:
     """The clips and the stage-1 frames of a video."""
     extra = {key: value for key, value in entry.items() if key not in OWN_KEYS}
-    fields = {**extra, "source": entry["id"], "stride": settings.stride, "fps": settings.fps}
+    fields = {**extra, "source": entry["id"], "stride": settings.stride}
+    if settings.fps:
+        fields["fps"] = settings.fps
     key = source_key(entry["id"])
 
     def made(kind: str, chosen: list[Cut]) -> list[Sample]:

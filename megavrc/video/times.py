@@ -114,9 +114,7 @@ class _Timed(Iterator[tuple[Any, float]]):
 def _reading(path: str | Path, start: float = 0.0) -> Iterator[_Timed]:
     with _decoding(path) as decoder:
         if not isinstance(decoder, _Decoder):
-            raise VideoError(
-                path, "open", "a folder of pictures has no times: use neither fps, start nor end"
-            )
+            raise VideoError(path, "open", "a folder of pictures has no times")
         video = _Timed(decoder)
         try:
             if start > 0 and video.indexed:
