@@ -199,7 +199,8 @@ def _picture(frame: Any, reformatter: Any, size: int | None, crop: Crop) -> NDAr
     if size is not None:
         scale = size / min(height, width)
         height, width = (size, size) if crop == "squash" else (round(height * scale), round(width * scale))
-    resized = reformatter.reformat(frame, width, height, "rgb24", interpolation=RESAMPLING)
+    # Planes, not rgb24: the same values in less than half the time.
+    resized = reformatter.reformat(frame, width, height, "gbrp", interpolation=RESAMPLING)
     picture = _upright(resized.to_ndarray(), frame)
     if size is not None:
         top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
