@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, w
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
+from megavrc.recipes.inspect import inspect
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.manifest import from_folder, read_manifest, write_manifest
@@ -224,22 +227,41 @@ def test_the_plan_mixes_the_videos(done: Path) -> None:
     assert sorted(order) != order
 
 
-def test_inspecting(done: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "inspect_shards.py"))["inspect"]
+def test_inspecting(
+    done: Path, manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind, count in (("video", 9), ("image", 27)):
         sheet = tmp_path / f"{kind}.png"
-        tool(done / kind, sample=3, tokenizer=tokenizer, sheet=sheet, count=5)
+        inspect(done / kind, sample=3, tokenizer=tokenizer, sheet=sheet, count=5)
         assert sheet.read_bytes().startswith(b"\x89PNG")
         printed = capsys.readouterr().out
         assert f"{count} samples of split train in 3 shards" in printed
         assert '"caption": "video ' in printed
+        assert "5 of them cut from their videos again: 100.00% of the ids are the same" in printed
     with pytest.raises(UserError, match="sample 9 of 9 does not exist"):
-        tool(done / "video", sample=9)
+        inspect(done / "video", sample=9)
     with pytest.raises(UserError, match="needs both"):
-        tool(done / "video", sheet=tmp_path / "x.png")
+        inspect(done / "video", sheet=tmp_path / "x.png")
     other = make_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="the shards were made by"):
-        tool(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
+        inspect(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
+
+
+def test_inspecting_notices_ids_of_another_video(
+    manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in manifest.parent.rglob("*.*"):
+        (copy := tmp_path / path.relative_to(manifest.parent)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    out = tokenize(tmp_path / "manifest.jsonl", tokenizer, tmp_path / "out", images_per_video=0)
+    shutil.copy(tmp_path / "a/06.mp4", tmp_path / "a/00.mp4")  # both have 17 frames
+    (tmp_path / "b/01.mp4").unlink()
+    capsys.readouterr()
+    inspect(out / "video", tokenizer=tokenizer, sheet=tmp_path / "sheet.png")
+    printed = capsys.readouterr().out
+    share = float(re.findall(r"worst sample ([\d.]+)%", printed)[0])
+    assert share < 50
+    assert "1 of them have no video here to compare with" in printed
 
 
 def test_preparing_a_list_of_videos(
