@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.config import write_json
+from megavrc.config import UserError, write_json
 from megavrc.data.shards import ShardWriter
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenization.cut import Cuts, cut
@@ -25,7 +25,7 @@ from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import count_frames, probe, read_clip, write_mp4
 
-SECONDS, FPS, HEIGHT, WIDTH = 10, 30, 360, 640  # of the generated videos
+FPS, HEIGHT, WIDTH = 30, 360, 640  # of the generated videos
 NOISE = 12.0  # grey levels, of the noisy one
 STRIDE = 4
 CLIPS = 4  # cut in one pass
@@ -35,12 +35,13 @@ def tokenize(
     tokenizer: Path | None = None,
     size: int = 256,
     batch: int = 1,
-    repeats: int = 5,
+    seconds: int = 10,
+    repeats: int = 3,
     threads: int = 1,
     device: str = "cpu",
     json: Path | None = None,
 ) -> None:
-    """Measure the parts of tokenization on generated 10 s videos of 640x360, 30 fps, H.264: one smooth, one noisy.
+    """Measure the parts of tokenization on generated videos of 640x360, 30 fps, H.264: one smooth, one noisy.
 
     Decoding is given in clips (17 frames, stride 4) a second of CPU time, so for one core; medians.
 
@@ -48,15 +49,18 @@ def tokenize(
         tokenizer: folder or .ckpt file (default: the published sizes with random weights).
         size: side of the square frames in pixels.
         batch: clips in an encoder batch; ten times as many images.
+        seconds: length of the videos, at least 3.
         repeats: measurements of each part.
         threads: CPU threads of the encoder.
         device: torch device of the encoder.
         json: write the results there.
     """
+    if seconds < 3:
+        raise UserError(f"--seconds {seconds}: at least 3, or no clip fits")
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         decoding = {
-            name: _decoding(_generated(Path(folder) / f"{name}.mp4", noise), size, repeats)
+            name: _decoding(_generated(Path(folder) / f"{name}.mp4", noise, seconds), size, repeats)
             for name, noise in (("smooth", 0.0), ("noisy", NOISE))
         }
         cuts = cut(Settings(size=size, stride=STRIDE), Path(folder) / "smooth.mp4", {"id": "smooth"})
@@ -72,7 +76,7 @@ def tokenize(
     }
     result = {
         "machine": _machine(device, threads),
-        "video": {"seconds": SECONDS, "fps": FPS, "height": HEIGHT, "width": WIDTH, "codec": "H.264"},
+        "video": {"seconds": seconds, "fps": FPS, "height": HEIGHT, "width": WIDTH, "codec": "H.264"},
         "sampling": {"frames": 17, "stride": STRIDE, "size": size},
         "decode": decoding,
         "encode": encoding,
@@ -107,7 +111,7 @@ def _decoding(path: Path, size: int, repeats: int) -> dict[str, Any]:
     with_images = _cpu_seconds(lambda: cut(usual, path, entry), repeats)
     opening = _cpu_seconds(lambda: probe(path), repeats)
     decoded = max(run.start for run in cut(several, path, entry).clips) + several.span
-    decoding = (_cpu_seconds(lambda: count_frames(path), repeats) - opening) * decoded / (SECONDS * FPS)
+    decoding = (_cpu_seconds(lambda: count_frames(path), repeats) - opening) * decoded / probe(path).frames
     return {
         "bytes": path.stat().st_size,
         "first_clip_per_core_second": 1 / first,
@@ -134,7 +138,7 @@ def _encoding(tokenizer: OmniTokenizer, cuts: Cuts, batch: int, repeats: int) ->
 
 def _writing(folder: Path, grid: int, repeats: int) -> float:
     """CPU seconds for a clip and ten images of a shard of 200 videos."""
-    videos = 200
+    videos = 50
     ids = np.random.default_rng(0).integers(0, 8192, (5, grid, grid))
     fields = {"caption": "a caption of some length, as they are", "source": "video.mp4"}
 
@@ -148,19 +152,21 @@ def _writing(folder: Path, grid: int, repeats: int) -> float:
     return _cpu_seconds(write, repeats) / videos
 
 
-def _generated(path: Path, noise: float) -> Path:
+def _generated(path: Path, noise: float, seconds: int) -> Path:
     """A video of drifting colours and a moving square, with noise of this deviation on top."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    y, x = np.arange(HEIGHT, dtype=np.float32)[:, None, None], np.arange(WIDTH, dtype=np.float32)[:, None]
 
     def picture(number: int) -> NDArray[np.uint8]:
-        phases = number / 40 + np.arange(3)
-        levels = 128 + 90 * np.sin(x[..., None] / 90 + phases) * np.cos(y[..., None] / 70 - phases)
+        phases = np.float32(number / 40) + np.arange(3, dtype=np.float32)
+        levels = 128 + 90 * np.sin(x / 90 + phases) * np.cos(y / 70 - phases)
         left = 2 * number % (WIDTH - 80)
         levels[140:220, left : left + 80] = (240, 60, 30)
-        return (levels + rng.normal(0, noise, levels.shape)).clip(0, 255).astype(np.uint8)
+        if noise:
+            levels += noise * rng.standard_normal(levels.shape, dtype=np.float32)
+        return levels.clip(0, 255).astype(np.uint8)
 
-    write_mp4(path, np.stack([picture(number) for number in range(SECONDS * FPS)]), fps=FPS, crf=23)
+    write_mp4(path, np.stack([picture(number) for number in range(seconds * FPS)]), fps=FPS, crf=23)
     return path
 
 
