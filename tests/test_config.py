@@ -122,3 +122,12 @@ def test_json_files_are_written_whole(tmp_path):
 def test_progress_passes_everything_through(capsys):
     assert list(progress(range(5), "counting")) == list(range(5))
     assert "counting: 5 done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_says_more_on_request(terminal, capsys, monkeypatch):
+    monkeypatch.setattr("megavrc.config.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert list(progress(range(3), "clips", note=lambda: "7.5 clips/s")) == [0, 1, 2]
+    printed = capsys.readouterr().err
+    assert ("clips, 7.5 clips/s" if terminal else "clips: 2/3, 7.5 clips/s, 0 s left") in printed

@@ -68,6 +68,15 @@ def test_webdataset_reads_the_result(done: Path) -> None:
     assert all((found[key]["npy"] == ids).all() for key, (ids, _) in expected.items())
 
 
+def test_decoders_do_not_change_the_result(
+    done: Path, manifest: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    plan(manifest, tokenizer, tmp_path, **SMALL)
+    run(tmp_path, decoders=4)
+    finalize(tmp_path)
+    assert files(tmp_path) == files(done)
+
+
 def test_two_tasks_make_the_same_bytes(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     assert files(tokenize(manifest, tokenizer, tmp_path / "two", tasks=2)) == files(done)
 
@@ -124,6 +133,11 @@ def test_verify_finds_damage(manifest: Path, tokenizer: Path, tmp_path: Path, ca
         verify(out)
     run(out)  # a shard whose size is wrong is not done: it is made again
     verify(out)
+    for path in (out / "failures").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="problems"):
+        verify(out)
+    assert "2 videos have neither a sample nor a failure (first: a/10.mp4)" in capsys.readouterr().err
 
 
 def test_images_as_first_frames_of_clips(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
