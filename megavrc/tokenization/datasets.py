@@ -301,7 +301,7 @@ def _ucf_fold(
     entries: list[Entry], lists: Path, fold: str, classes: dict[str, tuple[str, int]]
 ) -> tuple[list[Entry], list[str]]:
     """The videos of a train and a test list with their split, and what is missing on either side."""
-    split_of: dict[str, str] = {}
+    listed: dict[str, tuple[str, str]] = {}  # key -> name as listed, split
     for split in ("train", "test"):
         path = lists / f"{split}list0{fold}.txt"
         for number, line in enumerate(_lines(path), 1):
@@ -309,12 +309,15 @@ def _ucf_fold(
             known = classes.get(name.partition("/")[0].casefold())
             if known is None or label not in ([], [str(known[1] + 1)]):
                 raise UserError(f"{path} line {number}: {line!r} does not agree with classInd.txt")
-            split_of[_ucf_key(name)] = split
-    kept = [{**e, "split": split_of[_ucf_key(e["id"])]} for e in entries if _ucf_key(e["id"]) in split_of]
-    there = {_ucf_key(entry["id"]) for entry in entries}
-    missing = [{"path": name} for name in split_of if name not in there]
+            listed[_ucf_key(name)] = name, split
+    keys = [_ucf_key(entry["id"]) for entry in entries]
+    kept = [
+        {**entry, "split": listed[key][1]} for entry, key in zip(entries, keys, strict=True) if key in listed
+    ]
+    there = set(keys)
+    missing = [{"path": name} for key, (name, _) in listed.items() if key not in there]
     notes = _missing(lists, missing, kept)
-    if unlisted := [entry["id"] for entry in entries if _ucf_key(entry["id"]) not in split_of]:
+    if unlisted := [entry["id"] for entry, key in zip(entries, keys, strict=True) if key not in listed]:
         notes.append(f"{len(unlisted)} videos are in neither list and left out, the first is {unlisted[0]}")
     return kept, notes
 
@@ -345,7 +348,7 @@ def _msrvtt_json(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     for path in files:
         content = read_json(path)
         try:
-            videos |= {video["video_id"]: video for video in content["videos"] if video["split"]}
+            videos |= {video["video_id"]: {"split": video["split"], **video} for video in content["videos"]}
             sentences |= {(row["video_id"], row["sen_id"]): row["caption"] for row in content["sentences"]}
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: not a file of MSR-VTT: {error} is missing") from None

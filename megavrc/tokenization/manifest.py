@@ -75,8 +75,8 @@ def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, Entry]]:
 def _entry(path: Path, number: int, fields: Entry) -> Entry:
     if not isinstance(fields.get("path"), str):
         raise UserError(f'{path} line {number}: expected an object with "path", a string')
-    part = [str(fields[key]) for key in ("start", "end") if fields.get(key) is not None]
-    own = "#".join([fields["path"], "-".join(part)]) if part else fields["path"]
+    part = "-".join("" if fields.get(key) is None else str(fields[key]) for key in ("start", "end"))
+    own = fields["path"] if part == "-" else f"{fields['path']}#{part}"
     entry = {"id": own, "caption": None, "label": None, "split": "train", **fields}
     if problem := _problem(entry):
         raise UserError(f"{path} line {number}: {problem}")
