@@ -43,5 +43,7 @@ def writing(prepare: Callable[..., Listing]) -> Callable[..., None]:
     return run
 
 
+COMMANDS = {kind: writing(prepare) for kind, prepare in KINDS.items()}
+
 if __name__ == "__main__":
-    command({kind: writing(prepare) for kind, prepare in KINDS.items()})
+    command(COMMANDS)

@@ -242,7 +242,7 @@ def _shots(path: Path) -> list[Shot]:
             first, start, last, end = (float(row[name]) for name in COLUMNS)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} line {number + 1}: expected numbers {', '.join(COLUMNS)}") from None
-        shots.append(Shot(number, start, end, int(last - first)))
+        shots.append(Shot(number, start, end, int(last - first) + 1))  # endframe is the last one inside
     return shots
 
 

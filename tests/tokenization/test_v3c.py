@@ -18,9 +18,9 @@ def shots(path: Path, *frames: int) -> None:
     """Shot boundaries of a video whose shots have so many frames."""
     lines, first = ["startframe\tstarttime\tendframe\tendtime"], 0
     for count in frames:
-        last = first + count
-        lines.append(f"{first}\t{first / FPS}\t{last}\t{last / FPS}")
-        first = last
+        last = first + count - 1
+        lines.append(f"{first}\t{first / FPS}\t{last}\t{(last + 1) / FPS}")
+        first = last + 1
     touch(path, "\r\n".join(lines) + "\r\n")
 
 
