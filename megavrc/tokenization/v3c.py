@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megavrc.config import UserError, read_json
+from megavrc.config import UserError, progress, read_json
 from megavrc.tokenization.datasets import Listing
 from megavrc.tokenization.manifest import Entry, fraction, is_video, read_jsonl
 
@@ -127,7 +127,7 @@ def v3c(
         files, boundaries, more = _videos(part)
         known = _metadata(part, metadata)
         notes += [*more, f"{part.name}: metadata of {len(known.keys() & files.keys())} videos"]
-        for name in sorted(files.keys() & boundaries.keys()):
+        for name in progress(sorted(files.keys() & boundaries.keys()), part.name):
             about = known.get(name, {})
             video = {
                 "caption": make_caption(template, about, max_words),
@@ -248,6 +248,8 @@ def _shots(path: Path) -> list[Shot]:
 
 def _metadata(part: Path, given: Path | None) -> dict[str, Entry]:
     """What is known of the videos by id: title, description, tags, categories, licence, language, width, height."""
+    if given is not None and not given.exists():
+        raise UserError(f"{given}: no such file or folder of metadata")
     if given is not None and given.suffix == ".jsonl":
         raw = {str(row["id"]): row for _, row in read_jsonl(given, "id")}
     elif given is not None and given.suffix == ".csv":
@@ -267,8 +269,10 @@ def _about(name: str, raw: Any) -> Entry:
     for field, names in NAMES.items():
         value = next((raw[name] for name in names if raw.get(name)), None)
         if field in ("tags", "categories") and value is not None:
-            value = [_name(item) for item in (value.split(",") if isinstance(value, str) else value)]
+            value = [_name(item) for item in (value if isinstance(value, list) else str(value).split(","))]
         elif field in ("width", "height") and value is not None:
+            if not str(value).isdigit():
+                raise UserError(f"metadata of {name}: {field} {value!r} is not a number of pixels")
             value = int(value)
         elif value is not None:
             value = _name(value)

@@ -1,6 +1,10 @@
 """V3C on a generated tree: shots of long videos, text of the whole video, the selection of clips."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +202,20 @@ def test_wrong_trees_and_files(collection: Path) -> None:
 )
 def test_captions(template: str, about: Entry, caption: str | None) -> None:
     assert make_caption(template, about, max_words=4) == caption
+
+
+def test_the_documented_selection_runs(collection: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs/datasets.md").read_text()
+    block = re.search(
+        r"^    python (tools/prepare_dataset\.py v3c .*?--clips 300000.*?)$\n\n", page, re.M | re.S
+    )
+    assert block
+    script, *options = shlex.split(block[1].replace("\\\n", " "))
+    places = {"V3C": str(collection), "v3c_300k.jsonl": str(collection / "m.jsonl")}
+    command = [sys.executable, str(root / script), *(places.get(option, option) for option in options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # Of the three videos one is German, one has a caption of one word; of the other, one shot has five frames.
+    assert [e["id"] for e in read_manifest(collection / "m.jsonl")] == ["00001_1", "00001_3", "00001_4"]
+    assert "3 shots of at most 20 a video to choose from, 300000 asked for" in done.stdout
