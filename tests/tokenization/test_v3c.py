@@ -183,6 +183,11 @@ def test_wrong_trees_and_files(collection: Path) -> None:
     touch(collection / "V3C1/info/00001.info.json", "[]")
     with pytest.raises(UserError, match="metadata of 00001: expected an object, got list"):
         v3c(collection, collection / "m")
+    info(collection / "V3C1/info/00001.info.json", width="wide")
+    with pytest.raises(UserError, match="metadata of 00001: width 'wide' is not a number of pixels"):
+        v3c(collection, collection / "m")
+    with pytest.raises(UserError, match="no such file or folder of metadata"):
+        v3c(collection, collection / "m", metadata=collection / "none.csv")
     (collection / "V3C1/info/00001.info.json").unlink()
     touch(collection / "V3C1/msb/00001.tsv", "start\tend\n0\t50\n")
     with pytest.raises(UserError, match=r"00001.tsv line 2: expected numbers startframe, starttime"):
