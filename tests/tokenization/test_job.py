@@ -317,10 +317,10 @@ def test_inspecting(done: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.
 def test_preparing_a_list_of_videos(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))
-    tool["videofolder"](manifest.parent, tmp_path / "m.jsonl")
+    commands = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))["COMMANDS"]
+    commands["videofolder"](folder=manifest.parent, out=tmp_path / "m.jsonl")
     assert "11 videos (11 train), 11 with a caption, 2 classes" in capsys.readouterr().out
-    tool["list_"](tmp_path / "m.jsonl", tmp_path / "again.jsonl")
+    commands["list"](table=tmp_path / "m.jsonl", out=tmp_path / "again.jsonl")
     assert read_manifest(tmp_path / "again.jsonl") == read_manifest(tmp_path / "m.jsonl")
 
 
