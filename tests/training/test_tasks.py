@@ -204,13 +204,14 @@ def test_windows_follow_the_schedule_and_the_position(tmp_path: Path, alone: Ran
     assert [task.frames_at(step) for step in (0, 2, 3, 9)] == [9, 9, 17, 17]
 
     def batch(step: int) -> torch.Tensor:
-        return task.collate([task.source[i] | {"position": 2 * step + i} for i in range(2)])
+        return task.collate([task.source[i] | {"position": 2 * step + i} for i in range(2)])["clips"]
 
     assert batch(2).shape == (2, 9, 64, 64, 3) and batch(3).shape == (2, 17, 64, 64, 3)
     assert torch.equal(batch(1), batch(1))
     starts = {int(batch(step)[0, 0].float().mean().round()) for step in (0, 1, 2)}
     starts |= {
-        int(task.collate([task.source[0] | {"position": p}])[0, 0].float().mean().round()) for p in range(6)
+        int(task.collate([task.source[0] | {"position": p}])["clips"][0, 0].float().mean().round())
+        for p in range(6)
     }
     assert len(starts) > 2, "windows start at different frames"
 
