@@ -169,6 +169,8 @@ class ClipDataConfig:
         frames_schedule: step to the frames of a training window from that step on, as in {0: 9, 1500: 17}; windows
             start at a random frame. A list takes turns, a step each: {0: [17, 1]} trains on clips and on images, that
             is single frames. Empty: all frames always.
+        cache: decode all videos once, before training, into a memory map in the run folder (frames x size^2 x 3 bytes a
+            clip). Otherwise each is decoded whenever its turn comes; use train.workers then.
         images_per_clip: frames of each clip that a step of single frames takes, each an image of its own.
     """
 
@@ -178,6 +180,7 @@ class ClipDataConfig:
     crop: Literal["center", "squash"] = "center"
     split: str = "train"
     limit: int = 0
+    cache: bool = True
     frames_schedule: dict[int, int | list[int]] = field(default_factory=dict)
     images_per_clip: int = 1
 
