@@ -245,7 +245,7 @@ class TokenizerRunConfig:
         if self.train.zero == 3:
             yield "train.zero: the video tokenizer is too small for ZeRO stage 3; use 0, 1 or 2"
         yield from self.data.problems(self.model.temporal_patch)
-        for scale in self.objective.scales or [1.0]:
+        for scale in sorted({1.0, *self.objective.scales}):
             side = self.data.size * scale
             try:
                 self.model.grid(round(side), round(side))

@@ -60,6 +60,26 @@ def test_tokenizer_windows_must_fit_the_network() -> None:
         assert named in str(caught.value)
 
 
+def test_problems_of_the_tokenizer_s_terms_are_named_together() -> None:
+    path = next(path for path in CONFIGS if path.name == "demo_tokenizer.yaml")
+    words = ["--objective.perceptual=1", "--objective.feature_matching=1", "--objective.l1=-1"]
+    words += ["--objective.scales=[1.0,0.8]", "--data.images_per_clip=18", "--init_from=x"]
+    words += ["--data.frames_schedule", '{"0": [17, 8], "5": []}']
+    with pytest.raises(UserError) as caught:
+        load_config(TokenizerRunConfig, ["--config", str(path), *words])
+    for named in (
+        "objective.vgg",
+        "objective.feature_matching",
+        "objective.l1: -1",
+        "got 51x51 (objective.scales: 0.8)",
+        "data.images_per_clip: 18",
+        "objective.warmup_steps: must be 0 with init_from",
+        "8 frames",
+        "from step 0 on",
+    ):
+        assert named in str(caught.value)
+
+
 def test_learning_rate() -> None:
     config = OptimizerConfig(lr=2.0, warmup=4, final_lr=0.1)
     rates = [learning_rate(step, 104, config) for step in range(110)]
