@@ -74,7 +74,7 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
         timing.append({"step": step.name, "command": shlex.join(step.words), "seconds": seconds})
         write_json(out / "timing.json", timing)
         print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
-    settings = SamplingSettings(*(Sampling(temperature) for temperature in TEMPERATURES))
+    settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
     write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", settings, seed)
     report = write_report(out, settings)
     _print_scores(read_json(out / "alignment.json"))

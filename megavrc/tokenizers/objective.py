@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavrc.model.compressor import several_ranks, sum_over_ranks
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.perceptual import Perceptual
@@ -252,7 +253,7 @@ class TokenizerObjective(nn.Module):
         book.embeddings.copy_(rows)
         book.z_avg.copy_(rows)
         book.N.fill_(1.0)
-        if distributed():
+        if several_ranks():
             # Equal pools give equal rows on equal machines only; ranks must not drift apart on others.
             dist.broadcast(book.embeddings, 0)
             dist.broadcast(book.z_avg, 0)
@@ -276,8 +277,7 @@ class TokenizerObjective(nn.Module):
         sums = torch.zeros(len(book.N), z.shape[-1] + 1, device=z.device)  # last column: counts
         vectors = z.float().reshape(-1, z.shape[-1])
         sums.index_add_(0, ids.flatten(), torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1))
-        if distributed():
-            dist.all_reduce(sums)
+        sum_over_ranks(sums)
         book.N.lerp_(sums[:, -1], 1 - decay)
         book.z_avg.lerp_(sums[:, :-1], 1 - decay)
         total = book.N.sum()
@@ -316,23 +316,14 @@ def kmeans_plus_plus(vectors_ND: Tensor, rows: int, seed: int) -> Tensor:
     return vectors_ND[torch.tensor(chosen, device=vectors_ND.device)]
 
 
-def distributed() -> bool:
-    """Whether several ranks train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a scalar, on every rank."""
-    if not distributed():
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return sum_over_ranks(value.clone()) / dist.get_world_size() if several_ranks() else value
 
 
 def gather(rows_ND: Tensor) -> Tensor:
     """The rows of all ranks, in rank order, on every rank (equal counts)."""
-    if not distributed():
+    if not several_ranks():
         return rows_ND
     parts = [torch.empty_like(rows_ND) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows_ND.contiguous())
