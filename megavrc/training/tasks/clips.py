@@ -121,7 +121,8 @@ def _decode_together(
     clips = np.load(unfinished, mmap_mode="r+")
     failures: Failures = []
     mine = range(rank.rank, len(entries), rank.world_size)
-    for row in progress(mine, f"decoding {len(entries)} clips", len(mine)) if rank.main else mine:
+    label = f"decoding {len(entries)} clips, 1 of {rank.world_size} shares"
+    for row in progress(mine, label, len(mine)) if rank.main else mine:
         try:
             clips[row] = _read(root, entries[row], config)
         except VideoError as error:
