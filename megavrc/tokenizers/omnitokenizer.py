@@ -1,6 +1,6 @@
 """The video tokenizer for users: loads its folder or a published checkpoint, uint8 clips to ids and back.
 
-Notable: ids are computed in float32 without TF32, since near ties they depend on the last bits.
+Notable: ids are computed in float32 without TF32, since near ties they depend on the last bits; bfloat16 is an option.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import safetensors.torch
 import torch
@@ -22,6 +23,9 @@ from .published import read_published
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+NAMED_PROBLEMS = 3  # of weights that do not fit
+
+Precision = Literal["fp32", "bf16"]
 
 
 class OmniTokenizer:
@@ -51,17 +55,19 @@ class OmniTokenizer:
             raise UserError(f"{path}: no video tokenizer here (expected a folder or a .ckpt file)")
         with torch.device("meta"):
             net = OmniTokenizerNet(config)
-        try:
-            net.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise UserError(f"{path}: weights do not fit their configuration: {error}") from None
+        if problems := _misfits(net, weights):
+            more = f" and {len(problems) - NAMED_PROBLEMS} more" if len(problems) > NAMED_PROBLEMS else ""
+            listed = "; ".join(problems[:NAMED_PROBLEMS])
+            raise UserError(f"{path}: weights do not fit their configuration: {listed}{more}")
+        net.load_state_dict(weights, assign=True)
         return cls(net.to(device).float().eval().requires_grad_(False))
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json, each atomically; with config.json the folder is whole."""
         folder = Path(folder)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        # Clones: weights that share one storage cannot be written.
+        weights = {name: tensor.contiguous().clone() for name, tensor in self.net.state_dict().items()}
         write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
         write_json(folder / CONFIG_FILE, self.config.to_dict())
 
@@ -82,18 +88,24 @@ class OmniTokenizer:
         """Rows and columns of ids of a frame of these pixels; ValueError with the rule for a wrong size."""
         return self.config.grid(height, width)
 
-    def encode(self, frames_BTHWC: Tensor) -> Tensor:
+    def encode(self, frames_BTHWC: Tensor, precision: Precision = "fp32") -> Tensor:
         """uint8 clips [B, T, H, W, 3] to ids, int64 [B, 1 + (T - 1) / temporal_patch, h, w].
+
+        Args:
+            precision: `bf16` computes the encoder's products in bfloat16, which changes ids near ties (docs/model.md
+                has numbers); the distances to the codebook stay float32.
 
         Raises:
             ValueError: not uint8, or a size that the tokenizer cannot take, with the rule.
         """
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
         if frames_BTHWC.dtype != torch.uint8 or frames_BTHWC.dim() != 5 or frames_BTHWC.shape[-1] != 3:
             raise ValueError(
                 f"expected uint8 frames [B, T, H, W, 3], got {frames_BTHWC.dtype} {list(frames_BTHWC.shape)}"
             )
         with _exact(self.device):
-            return encode_clips(self.net, frames_BTHWC.to(self.device))
+            return encode_clips(self.net, frames_BTHWC.to(self.device), bf16=precision == "bf16")
 
     def decode(self, ids_BTHW: Tensor) -> Tensor:
         """Ids [B, T, h, w] to uint8 clips [B, 1 + (T - 1) * temporal_patch, H, W, 3]."""
@@ -114,6 +126,18 @@ def _exact(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def _misfits(net: OmniTokenizerNet, weights: dict[str, Tensor]) -> list[str]:
+    expected = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    return problems + [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
 
 
 def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
