@@ -223,7 +223,9 @@ def _tokenize(
         return
     torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, device)
+    loaded = OmniTokenizer.from_checkpoint(
+        tokenizer or work.tokenizer_path, device, work.settings.precision
+    )
     if loaded.sha256 != work.tokenizer["sha256"]:
         raise UserError(f"the plan is for tokenizer {work.tokenizer['sha256']}, this one is {loaded.sha256}")
     sources = work.sources(todo)

@@ -35,6 +35,7 @@ class Settings:
         clips_per_shard: samples of a full video shard.
         clip_batch: clips in an encoder batch.
         image_batch: images in an encoder batch.
+        precision: of the encoder; bf16 changes some ids (docs/model.md), distances to the codebook stay float32.
         seed: of the order of the videos in the shards, of clip starts and of image frames.
     """
 
@@ -51,6 +52,7 @@ class Settings:
     clips_per_shard: int = 2048
     clip_batch: int = 8
     image_batch: int = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -33,14 +33,18 @@ class OmniTokenizer:
 
     Args:
         net: the network, in float32.
+        precision: of `encode`. `bf16` computes the encoder's products in bfloat16, which changes ids near ties
+            (docs/model.md has numbers); the distances to the codebook stay float32.
     """
 
-    def __init__(self, net: OmniTokenizerNet) -> None:
-        self.net = net
+    def __init__(self, net: OmniTokenizerNet, precision: Precision = "fp32") -> None:
+        self.net, self.precision = net, precision
         self.config = net.config
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "OmniTokenizer":
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32"
+    ) -> "OmniTokenizer":
         """Load a folder written by `save`, or an original `.ckpt` file of the published video VQ models.
 
         Raises:
@@ -60,7 +64,7 @@ class OmniTokenizer:
             listed = "; ".join(problems[:NAMED_PROBLEMS])
             raise UserError(f"{path}: weights do not fit their configuration: {listed}{more}")
         net.load_state_dict(weights, assign=True)
-        return cls(net.to(device).float().eval().requires_grad_(False))
+        return cls(net.to(device).float().eval().requires_grad_(False), precision)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json, each atomically; with config.json the folder is whole."""
@@ -77,7 +81,7 @@ class OmniTokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of configuration and weights: two tokenizers with the same hash give the same ids."""
+        """Hash of configuration and weights: with one hash and precision, tokenizers give the same ids."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(self.net.state_dict().items()):
             digest.update(name.encode())
@@ -88,24 +92,18 @@ class OmniTokenizer:
         """Rows and columns of ids of a frame of these pixels; ValueError with the rule for a wrong size."""
         return self.config.grid(height, width)
 
-    def encode(self, frames_BTHWC: Tensor, precision: Precision = "fp32") -> Tensor:
+    def encode(self, frames_BTHWC: Tensor) -> Tensor:
         """uint8 clips [B, T, H, W, 3] to ids, int64 [B, 1 + (T - 1) / temporal_patch, h, w].
-
-        Args:
-            precision: `bf16` computes the encoder's products in bfloat16, which changes ids near ties (docs/model.md
-                has numbers); the distances to the codebook stay float32.
 
         Raises:
             ValueError: not uint8, or a size that the tokenizer cannot take, with the rule.
         """
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
         if frames_BTHWC.dtype != torch.uint8 or frames_BTHWC.dim() != 5 or frames_BTHWC.shape[-1] != 3:
             raise ValueError(
                 f"expected uint8 frames [B, T, H, W, 3], got {frames_BTHWC.dtype} {list(frames_BTHWC.shape)}"
             )
         with _exact(self.device):
-            return encode_clips(self.net, frames_BTHWC.to(self.device), bf16=precision == "bf16")
+            return encode_clips(self.net, frames_BTHWC.to(self.device), bf16=self.precision == "bf16")
 
     def decode(self, ids_BTHW: Tensor) -> Tensor:
         """Ids [B, T, h, w] to uint8 clips [B, 1 + (T - 1) * temporal_patch, H, W, 3]."""
