@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import safetensors.torch
 import torch
@@ -38,6 +38,8 @@ class OmniTokenizer:
     """
 
     def __init__(self, net: OmniTokenizerNet, precision: Precision = "fp32") -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
         self.net, self.precision = net, precision
         self.config = net.config
 

@@ -132,6 +132,8 @@ def test_encoding_in_bf16_is_an_option() -> None:
     assert torch.equal(rounded.encode(frames()), bf16)
     assert bf16.dtype == torch.int64 and 0 < (bf16 != ids).float().mean() < 0.3
     assert OmniTokenizer(tokenizer.net).sha256 == before
+    with pytest.raises(ValueError, match="fp32 or bf16, got 'fp16'"):
+        OmniTokenizer(tokenizer.net, "fp16")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
