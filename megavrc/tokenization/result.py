@@ -11,6 +11,7 @@ from typing import Any
 from megavrc.config import UserError, progress, sha256_file
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, read_done, write_manifest
+from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
 
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
@@ -83,6 +84,10 @@ def verify(out: Path) -> None:
             before = len(problems)
             problems += _problems(dataset, _planned(work, split), f"verify {kind} {split}")
             print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - before} problems")
+            if (features_folder(dataset.folder) / "manifest.json").is_file():
+                before = len(problems)
+                problems += TextFeatures(dataset).problems(dataset)
+                print(f"{out}/{kind} {split}: text features, {len(problems) - before} problems")
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
