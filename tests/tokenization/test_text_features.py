@@ -1,8 +1,10 @@
 """Text features: the encoder's numbers, beside the tokens with the same keys, whatever happens to the tasks."""
 
+import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -126,26 +128,39 @@ def test_tasks_make_the_same_bytes(
 
 
 def test_killed_and_stopped_tasks_continue(tmp_path: Path) -> None:
-    """Real processes, ended while they encode; the result is that of one which ran through."""
+    """Ended while they encode, the first in a process of its own; the result is that of one which ran through."""
     encoder = make_encoder(tmp_path / "encoder", width=64)
     counts = {"video": {"train": (4,) * 50}}
     whole, out = make_tokens(tmp_path / "whole", counts), make_tokens(tmp_path / "tokens", counts)
-    words = ["text-features", "--out", out, "--encoder", encoder, "--batch", "1"]
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        before = done_shards(out)
-        process = start(*words)
-        while done_shards(out) == before and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code
-        assert before < done_shards(out) < 50
-        if number == signal.SIGTERM:
-            assert not list(
-                (out / "video" / "text_features" / "shards").glob(".*" + shard_name("train", before, 50))
-            )
-    text_features(whole, encoder, batch=1)
+    process = start("text-features", "--out", out, "--encoder", encoder, "--batch", "1")
+    wait_for_shards(out, 1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    killed = done_shards(out)
+    stopper = threading.Thread(target=stop_this_process, args=(out, killed + 1))
+    stopper.start()
+    with pytest.raises(SystemExit) as stopped:
+        text_features(out, encoder, batch=1)
+    stopper.join()
+    assert stopped.value.code == 75
+    assert killed < done_shards(out) < 50
+    shards = out / "video" / "text_features" / "shards"
+    assert len(list(shards.glob(".*.tmp"))) <= 1  # at most that of the killed process
     text_features(out, encoder, batch=1)
+    text_features(whole, encoder, batch=1)
     assert files(out) == files(whole)
+
+
+def stop_this_process(out: Path, shards: int) -> None:
+    wait_for_shards(out, shards)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_shards(out: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while done_shards(out) < count:
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def done_shards(out: Path) -> int:
