@@ -29,17 +29,13 @@ class TextEncoder:
     def __init__(
         self, folder: Path, device: str | torch.device = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
     ) -> None:
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{folder}: no text encoder here (expected a folder with config.json and weights)"
-            )
+        _check(folder)
         self.folder, self.device = folder, torch.device(device)
         self._model, self._tokenizer = _load(folder, DTYPES[precision])
         self._model.to(device).eval().requires_grad_(False)
         vocabularies = sorted(set(self._tokenizer.vocab_files_names.values()))
-        if not any(
-            (folder / name).is_file() for name in vocabularies
-        ):  # transformers would make an empty one
+        # Without one of these files transformers makes an empty tokenizer.
+        if not any((folder / name).is_file() for name in vocabularies):
             raise UserError(f"{folder}: no tokenizer (expected one of {', '.join(vocabularies)})")
         if self._tokenizer.pad_token is None:
             raise UserError(f"{folder}: its tokenizer has no pad token")
@@ -49,14 +45,14 @@ class TextEncoder:
         """Columns of the features."""
         return int(self._model.config.hidden_size)
 
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest text that the tokenizer is meant for (very large if it says none)."""
-        return int(self._tokenizer.model_max_length)
-
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[tuple[Tensor, bool]]:
-        """Features [tokens, width] of each text, in float32 on the CPU, and whether it was cut to `max_tokens`."""
+        """Features [tokens, width] of each text, in float32 on the CPU, and whether it was cut.
+
+        Args:
+            max_tokens: longer texts are cut at their end; also to what the encoder itself takes.
+        """
+        max_tokens = min(max_tokens, self._tokenizer.model_max_length)
         whole = self._tokenizer(list(texts), verbose=False)["input_ids"]
         batch = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"

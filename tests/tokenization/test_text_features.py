@@ -17,7 +17,7 @@ from encoders import make_encoder
 from jobs import files, start
 from transformers import AutoTokenizer, T5EncoderModel
 
-from megavrc.config import UserError, read_json, run_command
+from megavrc.config import UserError, read_json, run_command, write_json
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, ShardWriter, done_path, read_done, shard_name, write_manifest
 from megavrc.data.text_features import TextFeatures
@@ -218,6 +218,16 @@ def test_the_decoder_of_a_whole_model_is_left_out(tmp_path: Path) -> None:
         (first, cut), (second, _) = TextEncoder(folder, precision=precision).encode(texts, 10)  # type: ignore[arg-type]
         assert (first.shape, second.shape, cut) == ((4, 16), (2, 16), False)
         assert first.dtype == torch.float32
+
+
+def test_an_encoder_with_a_limit_of_its_own(encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "short")
+    write_json(
+        folder / "tokenizer_config.json",
+        read_json(folder / "tokenizer_config.json") | {"model_max_length": 2},
+    )
+    ((features_LF, cut),) = TextEncoder(folder).encode(["a red square"], 10)
+    assert (len(features_LF), cut) == (2, True)
 
 
 def test_other_settings_encoders_and_tokens_are_refused(made: Path, encoder: Path, tmp_path: Path) -> None:
