@@ -1,4 +1,4 @@
-"""From the videos of one shard to its tokens: one decode a video, encoder batches that are fixed runs of the plan."""
+"""From the cuts of one shard's videos to its tokens, in encoder batches that are fixed runs of the plan."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,20 +9,13 @@ from typing import Any
 import numpy as np
 
 from megavrc.config import write_atomic
-from megavrc.data.shards import ShardWriter
+from megavrc.data.shards import ShardWriter, done_path
+from megavrc.tokenization.cut import Cut, Cuts
 from megavrc.tokenization.manifest import Entry
-from megavrc.tokenization.plan import (
-    Plan,
-    Settings,
-    Shard,
-    choose,
-    encode,
-    failures_path,
-    json_line,
-    source_key,
-)
+from megavrc.tokenization.plan import Plan, Shard, encode, failures_path, json_line
+from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.read import VideoError, count_frames, probe, read_frames
+from megavrc.video.read import VideoError
 
 OWN_KEYS = {"id", "path", "split"}  # of a manifest entry; all its other keys go into the samples
 
@@ -36,41 +29,25 @@ class Sample:
     fields: dict[str, Any]
 
 
-def cut(settings: Settings, path: Path, entry: Entry) -> tuple[list[Sample], list[Sample]]:
-    """The clips and the stage-1 frames of a video.
-
-    Raises:
-        VideoError: the video is damaged, or too short and `short` is "skip".
-    """
-    try:
-        if (header := probe(path).frames) >= settings.span:
-            return _cut(settings, path, entry, header)
-    except VideoError as error:
-        if error.stage != "short":
-            raise
-    return _cut(settings, path, entry, count_frames(path))  # the header lies, or says nothing: decode to know
-
-
-def _cut(settings: Settings, path: Path, entry: Entry, count: int) -> tuple[list[Sample], list[Sample]]:
-    clips, images = choose(settings, entry["id"], count)
-    if not clips:
-        raise VideoError(path, "short", f"{count} frames, a clip needs {settings.span}")
-    clip_offsets = np.arange(settings.frames) * settings.stride
-    image_offsets = clip_offsets if settings.image_source == "clip" else clip_offsets[:1]
-    runs = [np.minimum(start + clip_offsets, count - 1) for start in clips]
-    runs += [np.minimum(start + image_offsets, count - 1) for start in images]
-    wanted = np.unique(np.concatenate(runs))
-    frames = read_frames(path, wanted.tolist(), settings.size, settings.crop)
-    cuts = [frames[np.searchsorted(wanted, run)] for run in runs]
+def samples(settings: Settings, entry: Entry, cuts: Cuts) -> tuple[list[Sample], list[Sample]]:
+    """The clips and the stage-1 frames of a video."""
     extra = {key: value for key, value in entry.items() if key not in OWN_KEYS}
-    shared = {**extra, "source": entry["id"], "stride": settings.stride}
+    fields = {**extra, "source": entry["id"], "stride": settings.stride}
+    if settings.fps:
+        fields["fps"] = settings.fps
     key = source_key(entry["id"])
-    names = [f"{key}-{start:07d}" for start in clips] + [f"{key}-f{start:07d}" for start in images]
-    samples = [
-        Sample(name, cut, {**shared, "start_frame": start})
-        for name, cut, start in zip(names, cuts, clips + images, strict=True)
-    ]
-    return samples[: len(clips)], samples[len(clips) :]
+
+    def made(kind: str, chosen: list[Cut]) -> list[Sample]:
+        return [
+            Sample(
+                f"{key}-{kind}{cut.start:07d}",
+                cuts.frames_NHWC[cut.rows],
+                {**fields, "start_frame": cut.start},
+            )
+            for cut in chosen
+        ]
+
+    return made("", cuts.clips), made("f", cuts.images)
 
 
 class BatchEncoder:
@@ -115,9 +92,20 @@ class BatchEncoder:
 
 
 def tokenize_shard(
-    plan: Plan, shard: Shard, entries: list[Entry], tokenizer: OmniTokenizer
-) -> Iterator[None]:
-    """Write one shard of each kind, and the list of videos that failed; yields after every video."""
+    plan: Plan,
+    shard: Shard,
+    entries: list[Entry],
+    cuts: Iterator[Cuts | VideoError],
+    tokenizer: OmniTokenizer,
+) -> Iterator[int]:
+    """Write one shard of each kind, and the list of videos that failed.
+
+    Args:
+        cuts: what decoding made of the videos, in the order of `entries`; may go on with those of the next shard.
+
+    Yields:
+        After every video, its number of clips.
+    """
     settings = plan.settings
     failures: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -129,22 +117,32 @@ def tokenize_shard(
         if "image" in writers:
             batch = settings.clip_batch if settings.image_source == "clip" else settings.image_batch
             encoders.append(BatchEncoder(tokenizer, writers["image"], batch, settings.images_per_video))
-        for entry in entries:
-            samples: tuple[list[Sample], ...] = ([], [])
-            try:
-                samples = cut(settings, plan.root / entry["path"], entry)
-            except VideoError as error:
-                failures.append(
-                    {"source": entry["id"], "start": None, "stage": error.stage, "reason": error.reason}
-                )
-            for encoder, cuts in zip(encoders, samples, strict=False):
-                encoder.add(cuts)
-            yield
+        for entry, result in zip(entries, cuts, strict=False):
+            made: tuple[list[Sample], ...] = ([], [])
+            if isinstance(result, Cuts):
+                made = samples(settings, entry, result)
+            else:
+                failures.append(_failure(entry, result))
+            for encoder, cut in zip(encoders, made, strict=False):
+                encoder.add(cut)
+            yield len(made[0])
         for encoder in encoders:
             encoder.finish()
+        for writer in writers.values():  # from here until the last commit the shard is not done
+            done_path(writer.tar).unlink(missing_ok=True)
         _write_failures(failures_path(plan, shard), failures)
         for writer in writers.values():
             writer.commit(plan_sha256=plan.sha256, failed=len(failures))
+
+
+def _failure(entry: Entry, error: VideoError) -> dict[str, Any]:
+    """A line of the failure list; `start` is that of the shot, in seconds."""
+    return {
+        "source": entry["id"],
+        "start": entry.get("start"),
+        "stage": error.stage,
+        "reason": error.reason,
+    }
 
 
 def _write_failures(path: Path, failures: list[dict[str, Any]]) -> None:

@@ -9,9 +9,9 @@ Everything that decides the result is in the plan, so the result does not depend
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,67 +20,8 @@ from megavrc.config import UserError, read_json, sha256_json, write_atomic, writ
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.tokenization.manifest import Entry, read_manifest
+from megavrc.tokenization.sampling import Settings, shot, source_key
 from megavrc.tokenizers import OmniTokenizer
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the samples.
-
-    Args:
-        frames: frames of a clip.
-        stride: step between two frames of a clip, in frames of the video.
-        size: side of the square frames, in pixels.
-        crop: resize the short side and cut the centre, or squash the frame into a square.
-        short: a video with too few frames is skipped (and recorded), or its last frame is repeated.
-        clips_per_video: clips cut from a video, each at a random place in its own equal part of the video.
-        images_per_video: stage-1 frames drawn from a video, without replacement; all of them if it has fewer.
-        image_source: encode a stage-1 frame as an image, or take the first latent frame of the clip that starts there.
-        splits: splits of the manifest to tokenize.
-        clips_per_shard: samples of a full video shard.
-        clip_batch: clips in an encoder batch.
-        image_batch: images in an encoder batch.
-        seed: of the order of the videos in the shards, of clip starts and of image frames.
-    """
-
-    frames: int = 17
-    stride: int = 1
-    size: int = 256
-    crop: Literal["center", "squash"] = "center"
-    short: Literal["skip", "clamp"] = "skip"
-    clips_per_video: int = 1
-    images_per_video: int = 10
-    image_source: Literal["image", "clip"] = "image"
-    splits: list[str] = field(default_factory=lambda: ["train"])
-    clips_per_shard: int = 2048
-    clip_batch: int = 8
-    image_batch: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = (
-            self.frames,
-            self.stride,
-            self.size,
-            self.clips_per_video,
-            self.clip_batch,
-            self.image_batch,
-        )
-        if min(counts) < 1 or self.images_per_video < 0 or not self.splits:
-            raise UserError(
-                "frames, stride, size, clips and batches must be positive, and at least one split is needed"
-            )
-        if self.clips_per_shard < self.clips_per_video:
-            raise UserError(
-                f"clips_per_shard {self.clips_per_shard} < clips_per_video {self.clips_per_video}"
-            )
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"seed {self.seed} is not in [0, 2**64)")
-
-    @property
-    def span(self) -> int:
-        """Frames of the video from the first to the last frame of a clip."""
-        return (self.frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +104,7 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
         UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already.
     """
     entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
-    _check_keys(entries)
+    _check(entries)
     lines: list[str] = []
     shards: dict[str, int] = {}
     for split in settings.splits:
@@ -210,33 +151,6 @@ def load_plan(out: Path) -> Plan:
     )
 
 
-def source_key(source_id: str) -> str:
-    """The part of a sample's key that stands for its video: no dots (they end a WebDataset key), of fixed length."""
-    return hashlib.sha256(source_id.encode()).hexdigest()[:16]
-
-
-def choose(settings: Settings, source_id: str, count: int) -> tuple[list[int], list[int]]:
-    """Where to cut a video of `count` frames: first frames of its clips, and its stage-1 frames, both ascending.
-
-    A function of (seed, source id, count) only. No clips if the video is too short and is to be skipped.
-    """
-    last = count - settings.span  # the last possible start of a whole clip
-    if last < 0 and settings.short == "skip":
-        return [], []
-    starts = max(last, 0) + 1
-    parts = settings.clips_per_video
-    draws = _draw(settings.seed, source_id, "clips", parts).tolist()  # integers of 64 bits
-    clips = sorted({(part * 2**64 + draw) * starts // (parts * 2**64) for part, draw in enumerate(draws)})
-    frames = starts if settings.image_source == "clip" and settings.short == "skip" else count
-    ranks = np.argsort(_draw(settings.seed, source_id, "images", frames), kind="stable")
-    return clips, sorted(ranks[: settings.images_per_video].tolist())
-
-
-def _draw(seed: int, source_id: str, what: str, count: int) -> np.ndarray:
-    key = hashlib.sha256(f"{seed}/{what}/{source_id}".encode()).digest()[:16]
-    return np.random.Philox(key=int.from_bytes(key)).random_raw(count)
-
-
 def _shapes(tokenizer: OmniTokenizer, settings: Settings) -> dict[str, list[int]]:
     """Ids of a clip and of an image, found by encoding an empty clip."""
     empty = np.zeros((1, settings.frames, settings.size, settings.size, 3), np.uint8)
@@ -260,9 +174,10 @@ def _classes(entries: list[Entry]) -> list[str] | None:
     return [names.get(label, str(label)) for label in range(max(names) + 1)]
 
 
-def _check_keys(entries: list[Entry]) -> None:
+def _check(entries: list[Entry]) -> None:
     seen: dict[str, str] = {}
     for entry in entries:
+        shot(entry)
         other = seen.setdefault(source_key(entry["id"]), entry["id"])
         if other != entry["id"]:
             raise UserError(f"ids {other!r} and {entry['id']!r} have one hash; rename one of them")

@@ -1,97 +1,30 @@
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import webdataset
+from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.tokenization.encode import cut
-from megavrc.tokenization.job import finalize, plan, run, status, verify
+from megavrc.recipes.inspect import inspect
+from megavrc.tokenization.cut import cut
+from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.manifest import from_folder, read_manifest, write_manifest
-from megavrc.tokenization.plan import Settings, choose, load_plan, source_key
+from megavrc.tokenization.plan import load_plan
+from megavrc.tokenization.result import finalize, status, verify
+from megavrc.tokenization.sampling import Settings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.read import read_clip, read_frames
-from megavrc.video.write import write_mp4
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"size": 32, "clips_per_shard": 4, "clip_batch": 3, "image_batch": 4, "images_per_video": 3}
-LENGTHS = [17, 20, 40, 25, 18, 33, 17, 21, 30, 9]  # frames of the videos; the last is too short
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handlers() -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny", seed=0)
-
-
-def make_tokenizer(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    config = OmniTokenizerConfig(
-        width=32, heads=2, dim_head=16, enc_block="w", dec_block="t", temporal_depth=1, window=2, codes=256
-    )
-    OmniTokenizer(OmniTokenizerNet(config)).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    rng = np.random.default_rng(0)
-    for number, frames in enumerate([*LENGTHS, 20]):
-        small = rng.integers(0, 256, (frames, 6, 8, 3), dtype=np.uint8)
-        path = folder / "ab"[number % 2] / f"{number:02d}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        write_mp4(path, small.repeat(8, axis=1).repeat(8, axis=2))
-        path.with_suffix(".txt").write_text(f"video {number}")
-    damaged = folder / "a" / "10.mp4"
-    damaged.write_bytes(damaged.read_bytes()[:-2000])
-    write_manifest(folder / "manifest.jsonl", from_folder(folder, folder / "manifest.jsonl"))
-    return folder / "manifest.jsonl"
-
-
-def tokenize(manifest: Path, tokenizer: Path, out: Path, tasks: int = 1, **settings: Any) -> Path:
-    plan(manifest, tokenizer, out, **{**SMALL, **settings})
-    for task in reversed(range(tasks)):
-        run(out, task=task, of=tasks)
-    finalize(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def done(manifest: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job that ran undisturbed."""
-    return tokenize(manifest, tokenizer, tmp_path_factory.mktemp("job") / "out")
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """What a job leaves, but for the done files, which tell when and where."""
-    paths = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith("done.json")]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
-
-
-def samples(out: Path, kind: str) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    dataset = TokenDataset(out / kind)
-    return {dataset.key(index): dataset.read(index) for index in range(len(dataset))}
 
 
 def test_ids_are_those_of_the_videos(done: Path, manifest: Path, tokenizer: Path) -> None:
@@ -149,8 +82,7 @@ def test_a_stopped_job_continues(
     aside = blocked.rename(blocked.with_suffix(".aside"))
     os.mkfifo(blocked)  # decoding waits here until the signal comes
     try:
-        command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "run", "--out", tmp_path]
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process = start("run", "--out", tmp_path)
         wait_for(tmp_path / "image" / "shards" / "train-000000-of-000003.tar.done.json")
         time.sleep(0.3)
         process.send_signal(number)
@@ -169,19 +101,10 @@ def test_a_stopped_job_continues(
     assert files(tmp_path) == files(done)
 
 
-def wait_for(path: Path) -> None:
-    for _ in range(600):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
-
-
 def test_one_command_for_one_machine(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     paths = ["--manifest", manifest, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", "2"]
-    command = [sys.executable, ROOT / "tools" / "tokenize_videos.py", "all", *paths, *options]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    assert start("all", *paths, *options).wait(timeout=120) == 0
     assert files(tmp_path) == files(done)
 
 
@@ -214,6 +137,18 @@ def test_images_as_first_frames_of_clips(manifest: Path, tokenizer: Path, tmp_pa
         assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0, :1].numpy()).all()
 
 
+def test_encoding_in_bf16(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    out = tokenize(manifest, tokenizer, tmp_path, precision="bf16")
+    assert TokenDataset(out / "video").info["sampling"]["precision"] == "bf16"
+    loaded, differ = OmniTokenizer.from_checkpoint(tokenizer, precision="bf16"), 0
+    fp32 = samples(done, "video")
+    for key, (ids, fields) in samples(out, "video").items():
+        frames = read_clip(manifest.parent / fields["source"], fields["start_frame"], 17, size=32)
+        assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0].numpy()).all()
+        differ += (ids != fp32[key][0]).sum()
+    assert differ
+
+
 def test_short_videos_are_clamped_on_request(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tokenize(manifest, tokenizer, tmp_path, short="clamp", stride=2)
     short = [ids for ids, fields in samples(out, "video").values() if fields["source"] == "b/09.mp4"]
@@ -227,13 +162,14 @@ def test_a_header_that_lies_is_not_believed(manifest: Path, monkeypatch: pytest.
     entry = {"id": "a/02.mp4", "caption": None, "label": None}
     settings = Settings(size=32)
     expected = cut(settings, manifest.parent / "a/02.mp4", entry)
-    from megavrc.tokenization import encode
+    from megavrc.tokenization import cut as module
     from megavrc.video.read import probe
 
     for wrong in (0, 5, 5000):
-        monkeypatch.setattr(encode, "probe", lambda path, wrong=wrong: probe(path)._replace(frames=wrong))
+        monkeypatch.setattr(module, "probe", lambda path, wrong=wrong: probe(path)._replace(frames=wrong))
         found = cut(settings, manifest.parent / "a/02.mp4", entry)
-        assert [s.key for kind in found for s in kind] == [s.key for kind in expected for s in kind]
+        for kind in ("clips", "images"):
+            assert [c.start for c in getattr(found, kind)] == [c.start for c in getattr(expected, kind)]
 
 
 def test_another_plan_is_refused(done: Path, manifest: Path, tokenizer: Path) -> None:
@@ -253,7 +189,7 @@ def test_array_tasks_come_from_slurm(
     manifest: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plan(manifest, tokenizer, tmp_path, **SMALL)
-    for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10")):
+    for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10"), ("MAX", "12")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     run(tmp_path)
     names = [path.name for path in (tmp_path / "video" / "shards").glob("*.tar")]
@@ -262,6 +198,13 @@ def test_array_tasks_come_from_slurm(
     assert "--array=0,2 with --of 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="task 3 of 3"):
         run(tmp_path, task=3)
+    for name, value in (("COUNT", "2"), ("ID", "2"), ("MIN", "0"), ("MAX", "2")):  # --array=0,2
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(UserError, match="a job array with gaps: say with --of"):
+        run(tmp_path)
+    run(tmp_path, of=3)
+    status(tmp_path, of=3)
+    assert "--array=0 with --of 3" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -296,22 +239,41 @@ def test_the_plan_mixes_the_videos(done: Path) -> None:
     assert sorted(order) != order
 
 
-def test_inspecting(done: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "inspect_shards.py"))["inspect"]
+def test_inspecting(
+    done: Path, manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind, count in (("video", 9), ("image", 27)):
         sheet = tmp_path / f"{kind}.png"
-        tool(done / kind, sample=3, tokenizer=tokenizer, sheet=sheet, count=5)
+        inspect(done / kind, sample=3, tokenizer=tokenizer, sheet=sheet, count=5)
         assert sheet.read_bytes().startswith(b"\x89PNG")
         printed = capsys.readouterr().out
         assert f"{count} samples of split train in 3 shards" in printed
         assert '"caption": "video ' in printed
+        assert "5 of them cut from their videos again: 100.00% of the ids are the same" in printed
     with pytest.raises(UserError, match="sample 9 of 9 does not exist"):
-        tool(done / "video", sample=9)
+        inspect(done / "video", sample=9)
     with pytest.raises(UserError, match="needs both"):
-        tool(done / "video", sheet=tmp_path / "x.png")
+        inspect(done / "video", sheet=tmp_path / "x.png")
     other = make_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="the shards were made by"):
-        tool(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
+        inspect(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
+
+
+def test_inspecting_notices_ids_of_another_video(
+    manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in manifest.parent.rglob("*.*"):
+        (copy := tmp_path / path.relative_to(manifest.parent)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    out = tokenize(tmp_path / "manifest.jsonl", tokenizer, tmp_path / "out", images_per_video=0)
+    shutil.copy(tmp_path / "a/06.mp4", tmp_path / "a/00.mp4")  # both have 17 frames
+    (tmp_path / "b/01.mp4").unlink()
+    capsys.readouterr()
+    inspect(out / "video", tokenizer=tokenizer, sheet=tmp_path / "sheet.png")
+    printed = capsys.readouterr().out
+    share = float(re.findall(r"worst sample ([\d.]+)%", printed)[0])
+    assert share < 50
+    assert "1 of them have no video here to compare with" in printed
 
 
 def test_preparing_a_list_of_videos(

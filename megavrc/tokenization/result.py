@@ -1,0 +1,175 @@
+"""What a tokenization job has left so far: status, finalize, verify."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megavrc.config import UserError, progress, sha256_file
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.shards import DataError, read_done, write_manifest
+from megavrc.data.text_features import TextFeatures, features_folder
+from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
+
+RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
+
+
+def status(out: Path, of: int | None = None) -> None:
+    """Say which shards are done, which videos failed and why, and which array tasks are still to run.
+
+    Args:
+        out: folder of the job.
+        of: number of tasks of the job array (default: one for each shard).
+    """
+    work = load_plan(out)
+    units = work.units
+    missing = [number for number, shard in enumerate(units) if not is_done(work, shard)]
+    print(f"{out}: {len(units) - len(missing)} of {len(units)} shards done")
+    reasons = Counter(failure["stage"] for shard in units for failure in read_failures(work, shard))
+    if reasons:
+        counts = ", ".join(f"{stage} {count}" for stage, count in sorted(reasons.items()))
+        print(f"{sum(reasons.values())} videos failed ({counts}); reasons in {out}/failures/")
+    if again := sum(count for stage, count in reasons.items() if stage in RETRYABLE):
+        print(f"{again} of them may work another time: run --retry-failed, then finalize")
+    if missing:
+        print(f"still to run: {array_expression(missing, of or len(units))}")
+
+
+def finalize(out: Path) -> None:
+    """Write dataset.json and manifest.json of the finished datasets.
+
+    Args:
+        out: folder of the job.
+    """
+    work = load_plan(out)
+    missing = [shard for shard in work.units if not is_done(work, shard)]
+    if missing:
+        raise UserError(
+            f"{out}: {len(missing)} of {len(work.units)} shards are not done (first: {missing[0].name}); "
+            "run the job again, `status` lists the tasks"
+        )
+    for folder in (
+        out,
+        out / "failures",
+        *(out / kind / sub for kind in work.kinds for sub in (".", "shards")),
+    ):
+        for left in folder.glob(".*"):  # half-written files of tasks that were killed
+            left.unlink(missing_ok=True)
+    for kind in work.kinds:
+        shards = [_entry(work, kind, shard) for shard in work.units]
+        if not any(shard["count"] for shard in shards):
+            raise UserError(f"{out}: no video gave a sample; the reasons are in {out}/failures/")
+        with writing(out):
+            manifest = write_manifest(out / kind, work.dataset(kind), shards)
+        size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
+        print(
+            f"{out}/{kind}: {manifest['count']} samples, {len(shards)} shards, {size:.1f} MB, manifest {name}"
+        )
+
+
+def verify(out: Path) -> None:
+    """Read every byte of the finished datasets again and check it.
+
+    Args:
+        out: folder of the job.
+    """
+    work = load_plan(out)
+    problems: list[str] = []
+    for kind in work.kinds:
+        for split in work.settings.splits:
+            dataset = TokenDataset(out / kind, work.tokenizer["sha256"], split)
+            before = len(problems)
+            problems += _problems(dataset, _planned(work, split), f"verify {kind} {split}")
+            print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - before} problems")
+            if (features_folder(dataset.folder) / "manifest.json").is_file():
+                before = len(problems)
+                problems += TextFeatures(dataset).problems(dataset)
+                print(f"{out}/{kind} {split}: text features, {len(problems) - before} problems")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise DataError(
+            f"{out}: {len(problems)} problems; delete the damaged shards, then run the job and finalize again"
+        )
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line that a disk is full or gone; what is done stays, what was half written is removed."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}; nothing is half written: "
+            "when that is mended, run the same command again"
+        ) from None
+
+
+def array_expression(missing: list[int], of: int) -> str:
+    """The tasks whose shards (numbers in the plan's order) are missing: "--array=1-3,7 with --of 8"."""
+    parts: list[list[int]] = []
+    for number in sorted({shard % of for shard in missing}):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    ranges = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return f"--array={ranges} with --of {of}"
+
+
+def is_done(work: Plan, shard: Shard) -> bool:
+    """Whether a shard is whole, with its images."""
+    return all(read_done(work.tar(kind, shard), work.sha256) for kind in work.kinds)
+
+
+def read_failures(work: Plan, shard: Shard) -> list[dict[str, Any]]:
+    """The videos of a shard that gave no sample: {source, start, stage, reason}."""
+    path = failures_path(work, shard)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def can_be_retried(work: Plan, shard: Shard) -> bool:
+    """Whether videos of a shard failed for a reason that may be gone."""
+    return any(failure["stage"] in RETRYABLE for failure in read_failures(work, shard))
+
+
+def _planned(work: Plan, split: str) -> set[str]:
+    """The videos of a split that must have given samples."""
+    shards = [shard for shard in work.units if shard.split == split]
+    failed = {failure["source"] for shard in shards for failure in read_failures(work, shard)}
+    return {entry["id"] for entries in work.sources(shards).values() for entry in entries} - failed
+
+
+def _entry(work: Plan, kind: str, shard: Shard) -> dict[str, Any]:
+    done = read_done(work.tar(kind, shard), work.sha256) or {}
+    return {
+        "split": shard.split,
+        **{key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")},
+    }
+
+
+def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[str]:
+    for shard in dataset.shards:
+        path = dataset.folder / "shards" / shard["name"]
+        if (found := sha256_file(path)) != shard["sha256"]:
+            yield f"{path}: sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}"
+    keys: set[str] = set()
+    sources: set[str] = set()
+    for index in progress(range(len(dataset)), label):
+        try:
+            ids, fields = dataset.read(index)
+            sources.add(fields["source"])
+            if ids.min() < 0 or ids.max() >= dataset.vocab:
+                yield f"sample {dataset.key(index)}: ids outside the vocabulary of {dataset.vocab}"
+            keys.add(dataset.key(index))
+        except DataError as error:
+            yield str(error)
+    if len(keys) < len(dataset):
+        yield f"{dataset.folder}: {len(dataset) - len(keys)} keys are damaged or stand there twice"
+    if lost := sorted(planned - sources):
+        yield f"{dataset.folder}: {len(lost)} videos have neither a sample nor a failure (first: {lost[0]})"
+    if strange := sorted(sources - planned):
+        yield f"{dataset.folder}: {len(strange)} videos should have no sample (first: {strange[0]})"

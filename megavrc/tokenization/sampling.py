@@ -1,0 +1,132 @@
+"""Which clips and stage-1 frames a video gives: a pure function of the settings, the video's id and its frames.
+
+Imports neither torch nor a tokenizer: the decoding processes start with it.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.config import UserError
+from megavrc.tokenization.manifest import Entry
+from megavrc.video.times import SLACK
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the samples.
+
+    Args:
+        frames: frames of a clip.
+        stride: step between two frames of a clip, in frames of the video (with `fps`: of the resampled one).
+        fps: first resample the video to this many frames a second, by the times at which its frames are shown
+            (a slower video repeats frames). Default: the video's own frames, in decoded order.
+        size: side of the square frames, in pixels.
+        crop: resize the short side and cut the centre, or squash the frame into a square.
+        short: a video with too few frames is skipped (and recorded), or its last frame is repeated.
+        clips_per_video: clips cut from a video, each at a random place in its own equal part of the video.
+        images_per_video: stage-1 frames drawn from a video, without replacement; all of them if it has fewer.
+        image_source: encode a stage-1 frame as an image, or take the first latent frame of the clip that starts there.
+        splits: splits of the manifest to tokenize.
+        clips_per_shard: samples of a full video shard.
+        clip_batch: clips in an encoder batch.
+        image_batch: images in an encoder batch.
+        precision: of the encoder; bf16 changes some ids (docs/model.md), distances to the codebook stay float32.
+        seed: of the order of the videos in the shards, of clip starts and of image frames.
+    """
+
+    frames: int = 17
+    stride: int = 1
+    fps: float | None = None
+    size: int = 256
+    crop: Literal["center", "squash"] = "center"
+    short: Literal["skip", "clamp"] = "skip"
+    clips_per_video: int = 1
+    images_per_video: int = 10
+    image_source: Literal["image", "clip"] = "image"
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    clips_per_shard: int = 2048
+    clip_batch: int = 8
+    image_batch: int = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (
+            self.frames,
+            self.stride,
+            self.size,
+            self.clips_per_video,
+            self.clip_batch,
+            self.image_batch,
+        )
+        if min(counts) < 1 or self.images_per_video < 0 or not self.splits:
+            raise UserError(
+                "frames, stride, size, clips and batches must be positive, and at least one split is needed"
+            )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UserError(f"fps {self.fps}: must be positive")
+        if self.clips_per_shard < self.clips_per_video:
+            raise UserError(
+                f"clips_per_shard {self.clips_per_shard} < clips_per_video {self.clips_per_video}"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed {self.seed} is not in [0, 2**64)")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from the first to the last frame of a clip."""
+        return (self.frames - 1) * self.stride + 1
+
+
+def source_key(source_id: str) -> str:
+    """The part of a sample's key that stands for its video: no dots (they end a WebDataset key), of fixed length."""
+    return hashlib.sha256(source_id.encode()).hexdigest()[:16]
+
+
+def choose(settings: Settings, source_id: str, count: int) -> tuple[list[int], list[int]]:
+    """Where to cut a video of `count` frames: first frames of its clips, and its stage-1 frames, both ascending.
+
+    A function of (seed, source id, count) only. No clips if the video is too short and is to be skipped.
+    """
+    last = count - settings.span  # the last possible start of a whole clip
+    if last < 0 and settings.short == "skip":
+        return [], []
+    starts = max(last, 0) + 1
+    parts = settings.clips_per_video
+    draws = _draw(settings.seed, source_id, "clips", parts).tolist()  # integers of 64 bits
+    clips = sorted({(part * 2**64 + draw) * starts // (parts * 2**64) for part, draw in enumerate(draws)})
+    frames = starts if settings.image_source == "clip" and settings.short == "skip" else count
+    ranks = np.argsort(_draw(settings.seed, source_id, "images", frames), kind="stable")
+    return clips, sorted(ranks[: settings.images_per_video].tolist())
+
+
+def shot(entry: Entry) -> tuple[float, float] | None:
+    """The part of its file that a video is, [start, end) in seconds; None for all of it.
+
+    Raises:
+        UserError: `start` or `end` is no time, or there is nothing between them.
+    """
+    start, end = entry.get("start"), entry.get("end")
+    if start is None and end is None:
+        return None
+    times = (0.0 if start is None else start), (math.inf if end is None else end)
+    if not all(isinstance(time, int | float) for time in times) or not 0 <= times[0] < times[1]:
+        raise UserError(f"video {entry['id']}: start {start!r}, end {end!r}: seconds, 0 <= start < end")
+    return times
+
+
+def resample(times: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
+    """The times of the frames that are shown at the moments times[0] + k / fps; `times` ascend."""
+    count = int((times[-1] - times[0]) * fps + fps * SLACK) + 1
+    moments = times[0] + np.arange(count) / fps
+    return times[np.searchsorted(times, moments + SLACK, side="right") - 1]
+
+
+def _draw(seed: int, source_id: str, what: str, count: int) -> np.ndarray:
+    key = hashlib.sha256(f"{seed}/{what}/{source_id}".encode()).digest()[:16]
+    return np.random.Philox(key=int.from_bytes(key)).random_raw(count)

@@ -1,0 +1,213 @@
+"""Kinds of files that datasets hold, through the real job; and videos whose frames are known by their times."""
+
+import json
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import ColorRange
+from jobs import SMALL, samples, tokenize
+
+from megavrc.config import UserError
+from megavrc.tokenization.cut import Cuts, cut
+from megavrc.tokenization.job import plan
+from megavrc.tokenization.manifest import write_manifest
+from megavrc.tokenization.plan import encode
+from megavrc.tokenization.sampling import Settings, resample
+from megavrc.tokenizers import OmniTokenizer
+from megavrc.video import VideoError, read_clip
+
+COUNT, STEP = 24, 8  # frame i has brightness 16 + STEP i, and a white left half of the top
+HEIGHT, WIDTH = 48, 64
+QUIET = {"x265-params": "log-level=none"}
+KINDS = {  # name -> encoder, pixel format, size, options
+    "plain.mp4": ("libx264", "yuv420p", (WIDTH, HEIGHT), {"bf": "3"}),
+    "hevc.mp4": ("libx265", "yuv420p", (WIDTH, HEIGHT), QUIET),
+    "hevc10.mkv": ("libx265", "yuv420p10le", (WIDTH, HEIGHT), QUIET),
+    "av1.mp4": ("libsvtav1", "yuv420p", (WIDTH, HEIGHT), {"preset": "10"}),
+    "vp9.webm": ("libvpx-vp9", "yuv420p", (WIDTH, HEIGHT), {}),
+    "mpeg4.avi": ("mpeg4", "yuv420p", (WIDTH, HEIGHT), {"bf": "2", "g": "8", "qmin": "1", "qmax": "2"}),
+    "ten_bits.mp4": ("libx264", "yuv420p10le", (WIDTH, HEIGHT), {}),
+    "grey.mp4": ("libx264", "gray", (WIDTH, HEIGHT), {}),
+    "odd.mp4": ("libx264", "yuv444p", (WIDTH - 1, HEIGHT - 1), {}),
+}
+UNEVEN = np.cumsum(np.random.default_rng(1).uniform(0.01, 0.1, COUNT))  # seconds
+
+
+def pictures() -> np.ndarray:
+    levels = 16 + STEP * np.arange(COUNT, dtype=np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (COUNT, HEIGHT, WIDTH, 3)).copy()
+    frames[:, :16, : WIDTH // 2] = 255
+    return frames
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Which frames these are, by the brightness of the bottom."""
+    return [round((float(frame[-8:].mean()) - 16) / STEP) for frame in frames]
+
+
+def write(
+    path: Path,
+    encoder: str = "libx264",
+    pixels: str = "yuv420p",
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    options: dict[str, str] | None = None,
+    times: Sequence[float] | None = None,
+) -> Path:
+    base = Fraction(1, 30) if times is None else Fraction(1, 10_000)
+    stamps = range(COUNT) if times is None else [round((time - times[0]) / base) for time in times]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=30, options={"crf": "10"} | (options or {}))
+        stream.width, stream.height = size
+        stream.pix_fmt = pixels
+        stream.codec_context.time_base = base
+        if pixels == "gray":  # what the conversion below makes
+            stream.codec_context.color_range = ColorRange.JPEG
+        for picture, stamp in zip(pictures(), stamps, strict=True):
+            cut = np.ascontiguousarray(picture[: size[1], : size[0]])
+            frame = av.VideoFrame.from_ndarray(cut, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = stamp, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def turn(path: Path) -> None:
+    """Say in the track header that the picture is to be shown turned clockwise by a quarter."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    one = 1 << 16
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, HEIGHT * one, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+def write_sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("formats")
+    for name, kind in KINDS.items():
+        write(folder / name, *kind)
+    write(folder / "uneven.mp4", times=UNEVEN.tolist())
+    write(folder / "uneven.mkv", times=UNEVEN.tolist())
+    turn(write(folder / "turned.mp4"))
+    write_sound(folder / "sound.mp4")
+    (folder / "empty.mp4").touch()
+    (folder / "page.mp4").write_text("<html>not found</html>")
+    plain = (folder / "plain.mp4").read_bytes()
+    (folder / "headless.mp4").write_bytes(plain[: len(plain) // 2])  # the index is at the end
+    streamed = (folder / "vp9.webm").read_bytes()
+    (folder / "cut.webm").write_bytes(streamed[: len(streamed) // 2])
+    return folder
+
+
+def cut_of(path: Path, entry: dict[str, float] | None = None, **settings: object) -> Cuts:
+    chosen = Settings(**{"size": 32, "clips_per_video": 3, "images_per_video": 4, **settings})
+    return cut(chosen, path, {"id": path.name, **(entry or {})})
+
+
+@pytest.mark.parametrize("name", [*KINDS, "uneven.mp4", "uneven.mkv"])
+def test_pictures_are_those_that_were_written(folder: Path, name: str) -> None:
+    cuts = cut_of(folder / name)
+    for clip in cuts.clips:
+        assert numbers(cuts.frames_NHWC[clip.rows]) == list(range(clip.start, clip.start + 17))
+    for image in cuts.images:
+        assert numbers(cuts.frames_NHWC[image.rows]) == [image.start]
+
+
+def test_every_kind_of_file_through_the_job(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    entries = [{"path": str(folder / name), "id": name, "caption": name} for name in names]
+    write_manifest(tmp_path / "manifest.jsonl", entries)
+    out = tokenize(tmp_path / "manifest.jsonl", tokenizer, tmp_path / "out")
+    lines = [line for path in (out / "failures").iterdir() for line in path.read_text().splitlines()]
+    stages = {(failure := json.loads(line))["source"]: failure["stage"] for line in lines}
+    assert stages.pop("cut.webm") in ("decode", "short")
+    assert stages == dict.fromkeys(("empty.mp4", "headless.mp4", "page.mp4", "sound.mp4"), "open")
+    found = {fields["source"]: (ids, fields) for ids, fields in samples(out, "video").values()}
+    assert set(found) == {*KINDS, "uneven.mp4", "uneven.mkv", "turned.mp4"}
+    loaded = OmniTokenizer.from_checkpoint(tokenizer)
+    for name, (ids, fields) in found.items():
+        frames = read_clip(folder / name, fields["start_frame"], 17, size=32)
+        assert (ids == encode(loaded, frames[None])[0]).all()
+
+
+def test_turned_videos_are_shown_upright(folder: Path) -> None:
+    frames = cut_of(folder / "turned.mp4").frames_NHWC
+    # Stored: white in the top left. Turned clockwise: white in the top right.
+    assert frames[0, :8, -8:].mean() > 200 > 150 > frames[0, -8:, :8].mean()
+
+
+def test_frames_per_second_follow_the_clock(folder: Path) -> None:
+    """Frame k of the resampled video is what is on the screen at k / fps."""
+    for name in ("uneven.mp4", "uneven.mkv"):
+        cuts = cut_of(folder / name, fps=20.0, frames=9)
+        for clip in cuts.clips:
+            moments = UNEVEN[0] + (clip.start + np.arange(9)) / 20 + 1e-3
+            shown = np.searchsorted(UNEVEN, moments, side="right") - 1
+            assert numbers(cuts.frames_NHWC[clip.rows]) == shown.tolist()
+    steady = cut_of(folder / "mpeg4.avi", fps=15.0, frames=9)  # every other frame of 30 a second
+    for clip in steady.clips:
+        assert numbers(steady.frames_NHWC[clip.rows]) == list(range(2 * clip.start, 2 * clip.start + 17, 2))
+    slow = cut_of(folder / "plain.mp4", fps=60.0, clips_per_video=1)  # a slower video repeats frames
+    first = slow.clips[0].start
+    assert numbers(slow.frames_NHWC[slow.clips[0].rows]) == [(first + k) // 2 for k in range(17)]
+    assert resample(np.array([0.0, 0.5, 1.0]), 4).tolist() == [0, 0, 0.5, 0.5, 1]
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "hevc10.mkv", "vp9.webm", "mpeg4.avi", "av1.mp4"])
+def test_a_shot_is_not_left(folder: Path, name: str) -> None:
+    """Clips and images stay inside [start, end); frame 10 is shown at 1/3 s."""
+    for fps in (None, 30.0):
+        shot = {"start": 10 / 30, "end": 20 / 30}
+        cuts = cut_of(folder / name, shot, frames=5, images_per_video=99, fps=fps)
+        assert numbers(cuts.frames_NHWC) == list(range(10, 20))
+        assert sorted(image.start for image in cuts.images) == list(range(10))
+        for clip in cuts.clips:
+            first = 10 + clip.start
+            assert numbers(cuts.frames_NHWC[clip.rows]) == list(range(first, first + 5))
+    assert numbers(cut_of(folder / name, {"start": 0.5}, frames=5).frames_NHWC)[0] >= 15
+    assert numbers(cut_of(folder / name, {"end": 0.3}, frames=5).frames_NHWC)[-1] <= 8
+
+
+def test_shots_that_are_too_short(folder: Path) -> None:
+    with pytest.raises(VideoError, match="short: 10 frames, a clip needs 17"):
+        cut_of(folder / "plain.mp4", {"start": 10 / 30, "end": 20 / 30})
+    for short in ("skip", "clamp"):
+        with pytest.raises(VideoError, match="short: 0 frames"):
+            cut_of(folder / "plain.mp4", {"start": 100.0}, short=short)
+
+
+def test_shots_and_rates_are_checked(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for shot in ({"start": 3, "end": 3}, {"start": "a"}, {"start": -1.0}):
+        write_manifest(tmp_path / "m.jsonl", [{"path": str(folder / "plain.mp4"), **shot}])
+        with pytest.raises(UserError, match="seconds, 0 <= start < end"):
+            plan(tmp_path / "m.jsonl", tokenizer, tmp_path / "out", **SMALL)
+    with pytest.raises(UserError, match="fps 0: must be positive"):
+        Settings(fps=0)
+
+
+def test_two_shots_of_a_file_through_the_job(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
+    shots = [{"id": f"plain/{n}", "start": n * 0.4, "end": (n + 1) * 0.4} for n in range(2)]
+    write_manifest(
+        tmp_path / "m.jsonl", [{"path": str(folder / "plain.mp4"), "caption": "", **shot} for shot in shots]
+    )
+    out = tokenize(tmp_path / "m.jsonl", tokenizer, tmp_path / "out", frames=9)
+    loaded = OmniTokenizer.from_checkpoint(tokenizer)
+    clips = samples(out, "video")
+    assert len(clips) == 2
+    for ids, fields in clips.values():
+        first = round(fields["start"] * 30) + fields["start_frame"]
+        frames = read_clip(folder / "plain.mp4", first, 9, size=32)
+        assert (ids == encode(loaded, frames[None])[0]).all()
