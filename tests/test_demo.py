@@ -35,7 +35,7 @@ def test_every_part_leaves_its_result(run):
 
 def test_scores_cover_all_sets(run):
     scores = json.loads((run / "alignment.json").read_text())
-    assert set(scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout", "unguided"}
+    assert set(scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout"}
     assert scores["real"]["all"] >= 0.99
     assert scores["reconstructed"]["psnr"] > 5
 

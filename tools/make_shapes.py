@@ -38,7 +38,7 @@ def main(
     frames: int = 17,
     size: int = 64,
     fps: int = 8,
-    crf: int = 12,
+    crf: int = 4,
     processes: int = 2,
 ) -> None:
     """Write captioned clips of one moving shape: OUT/videos/*.mp4 and OUT/manifest.jsonl.

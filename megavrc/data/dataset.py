@@ -17,63 +17,51 @@ from megavrc.data.shards import FORMAT, DataError, ShardIndex, manifest_id, npy_
 MAX_OPEN = 256  # shards held open at once
 
 
-class TokenDataset:
-    """A dataset folder (`<out>/video` or `<out>/image`) as a map from index to sample. Picklable.
+class ShardReader:
+    """A folder of shards as a map from index to the members of a sample. Picklable.
 
     Args:
         folder: holds dataset.json, manifest.json and shards/.
-        expected_tokenizer_sha256: refuse shards that were made by another tokenizer.
-        split: which shards to use.
+        split: which shards to use; None for all.
+        format: what the samples must be.
+        finish: the command that finishes such a folder.
 
     Attributes:
-        info: the content of dataset.json (kind, shape, vocab, tokenizer, image_source, sampling, ...).
-        shape: (t, h, w) of every sample. vocab: ids lie in [0, vocab).
+        info: the content of dataset.json.
         manifest_id: identity of all the bytes; training refuses to resume on another.
 
     Raises:
-        UserError: no finished dataset there, no such split, another tokenizer.
+        UserError: no finished dataset there, another format, no such split.
         DataError: a shard is missing or has another size than the manifest says.
     """
 
     def __init__(
-        self, folder: str | Path, expected_tokenizer_sha256: str | None = None, split: str = "train"
+        self, folder: str | Path, split: str | None, format: str = FORMAT, finish: str = "finalize"
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.split = Path(folder), split
         if not (self.folder / "manifest.json").is_file():
             raise UserError(
-                f"{self.folder}: no manifest.json; finish it with tools/tokenize_videos.py finalize"
+                f"{self.folder}: no manifest.json; finish it with tools/tokenize_videos.py {finish}"
             )
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
         manifest = read_json(self.folder / "manifest.json")
-        if self.info.get("format") != FORMAT:
+        if self.info.get("format") != format:
             raise UserError(
-                f"{self.folder}/dataset.json: format {self.info.get('format')!r}, expected {FORMAT!r}"
+                f"{self.folder}/dataset.json: format {self.info.get('format')!r}, expected {format!r}"
             )
         self.manifest_id: str = manifest["manifest_id"]
         if manifest_id(self.info, manifest["shards"]) != self.manifest_id:
             raise DataError(
                 f"{self.folder}: dataset.json or manifest.json was changed: the manifest_id does not fit"
             )
-        self._check_tokenizer(expected_tokenizer_sha256)
-        self.shape: tuple[int, ...] = tuple(self.info["shape"])
-        self.vocab: int = self.info["vocab"]
-        self.shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+        self.shards = [shard for shard in manifest["shards"] if split in (None, shard["split"])]
         if not any(shard["count"] for shard in self.shards):
             known = sorted({shard["split"] for shard in manifest["shards"]})
             raise UserError(f"{self.folder}: no samples of split {split!r} (there is: {', '.join(known)})")
         self._ends = list(accumulate(shard["count"] for shard in self.shards))
-        self._header = npy_header(self.shape)
         self._indexes: dict[int, ShardIndex] = {}
         self._open: dict[int, int] = {}
         self._check_sizes()
-
-    def _check_tokenizer(self, expected: str | None) -> None:
-        found = self.info["tokenizer"]["sha256"]
-        if expected is not None and found != expected:
-            raise UserError(
-                f"{self.folder}: these shards were made by tokenizer {found}, this run uses tokenizer {expected}; "
-                "tokenize the videos again or use that tokenizer"
-            )
 
     def _check_sizes(self) -> None:
         for number, shard in enumerate(self.shards):
@@ -86,27 +74,22 @@ class TokenDataset:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample: {"key" str, "ids" int64 tensor [t, h, w], "caption" str or None, "label" int or None}.
-
-        Raises:
-            DataError: the bytes on disk are not those that were written; names shard and key.
-        """
-        ids, fields = self.read(index)
-        return {
-            "key": self.key(index),
-            "ids": torch.from_numpy(ids.astype(np.int64)),
-            "caption": fields["caption"],
-            "label": fields["label"],
-        }
-
     def key(self, index: int) -> str:
         """The name of a sample, unique in the dataset."""
         number, row = self._locate(index)
         return self._index(number).keys[row].decode()
 
-    def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Ids, int16 [t, h, w] (read-only), and all JSON fields of a sample. Raises as `__getitem__`."""
+    def rows(self, shard: int) -> range:
+        """The indices of the samples of one of `shards`."""
+        end = self._ends[shard]
+        return range(end - self.shards[shard]["count"], end)
+
+    def members(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes of a sample's JSON and of its .npy member, checked.
+
+        Raises:
+            DataError: the bytes on disk are not those that were written; names shard and key.
+        """
         number, row = self._locate(index)
         at = self._index(number)
         start, end = int(at.offsets[row, 0]), int(at.offsets[row, 1] + at.sizes[row, 1])
@@ -117,12 +100,7 @@ class TokenDataset:
         array = content[int(at.offsets[row, 1]) - start :]
         if [zlib.crc32(text), zlib.crc32(array)] != at.crc32[row].tolist():
             raise DataError(f"{self._path(number)}: sample {self.key(index)} is damaged (crc32 does not fit)")
-        if not array.startswith(self._header):
-            raise DataError(
-                f"{self._path(number)}: sample {self.key(index)} does not have shape {self.shape}"
-            )
-        ids = np.frombuffer(array, dtype="<i2", offset=len(self._header)).reshape(self.shape)
-        return ids, json.loads(text)
+        return text, array
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -156,3 +134,61 @@ class TokenDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+
+class TokenDataset(ShardReader):
+    """A dataset folder (`<out>/video` or `<out>/image`) as a map from index to sample. Picklable.
+
+    Args:
+        folder: holds dataset.json, manifest.json and shards/.
+        expected_tokenizer_sha256: refuse shards that were made by another tokenizer.
+        split: which shards to use; None for all.
+
+    Attributes:
+        info: the content of dataset.json (kind, shape, vocab, tokenizer, image_source, sampling, ...).
+        shape: (t, h, w) of every sample. vocab: ids lie in [0, vocab).
+        manifest_id: identity of all the bytes; training refuses to resume on another.
+
+    Raises:
+        UserError: no finished dataset there, no such split, another tokenizer.
+        DataError: a shard is missing or has another size than the manifest says.
+    """
+
+    def __init__(
+        self, folder: str | Path, expected_tokenizer_sha256: str | None = None, split: str | None = "train"
+    ) -> None:
+        super().__init__(folder, split)
+        self._check_tokenizer(expected_tokenizer_sha256)
+        self.shape: tuple[int, ...] = tuple(self.info["shape"])
+        self.vocab: int = self.info["vocab"]
+        self._header = npy_header(self.shape)
+
+    def _check_tokenizer(self, expected: str | None) -> None:
+        found = self.info["tokenizer"]["sha256"]
+        if expected is not None and found != expected:
+            raise UserError(
+                f"{self.folder}: these shards were made by tokenizer {found}, this run uses tokenizer {expected}; "
+                "tokenize the videos again or use that tokenizer"
+            )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample: {"key" str, "ids" int64 tensor [t, h, w], "caption" str or None, "label" int or None}.
+
+        Raises:
+            DataError: the bytes on disk are not those that were written; names shard and key.
+        """
+        ids, fields = self.read(index)
+        return {
+            "key": self.key(index),
+            "ids": torch.from_numpy(ids.astype(np.int64)),
+            "caption": fields["caption"],
+            "label": fields["label"],
+        }
+
+    def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Ids, int16 [t, h, w] (read-only), and all JSON fields of a sample. Raises as `__getitem__`."""
+        text, array = self.members(index)
+        if not array.startswith(self._header):
+            raise DataError(f"{self.folder}: sample {self.key(index)} does not have shape {self.shape}")
+        ids = np.frombuffer(array, dtype="<i2", offset=len(self._header)).reshape(self.shape)
+        return ids, json.loads(text)

@@ -50,30 +50,23 @@ def done_path(tar: Path) -> Path:
     return tar.with_name(f"{tar.name}.done.json")
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The bytes before the ids in a `.npy` member of this shape; the same for every sample of a dataset."""
+def npy_header(shape: tuple[int, ...], dtype: str = "<i2") -> bytes:
+    """The bytes before the values in a `.npy` member of this shape."""
     buffer = io.BytesIO()
-    header = {"descr": "<i2", "fortran_order": False, "shape": shape}
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
 
 
-class ShardWriter:
+class MemberWriter:
     """Writes one shard beside its final name; only `commit` makes it appear. Use as a context manager.
 
     Args:
         tar: final path of the shard.
-        shape: shape of every sample's ids, (t, h, w).
-        vocab: ids must lie in [0, vocab).
     """
 
-    def __init__(self, tar: Path, shape: tuple[int, ...], vocab: int) -> None:
-        if vocab > MAX_VOCAB:
-            raise UserError(
-                f"a vocabulary of {vocab} does not fit the shards' int16 ids (at most {MAX_VOCAB})"
-            )
-        self.tar, self.shape, self.vocab = tar, shape, vocab
-        self._header = npy_header(shape)
+    def __init__(self, tar: Path) -> None:
+        self.tar = tar
         self._keys: list[str] = []
         self._members: list[tuple[int, int, int]] = []  # offset, size, crc32; two for each sample
         self._end = 0
@@ -82,20 +75,10 @@ class ShardWriter:
         self._file = open(self._temporary, "wb")
         self._writer = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
 
-    def add(self, key: str, ids: np.ndarray, fields: dict[str, Any]) -> None:
-        """Append a sample: ids of `shape` with values in [0, vocab), and its JSON fields.
-
-        Raises:
-            ValueError: wrong shape or ids outside the vocabulary.
-        """
-        if ids.shape != self.shape:
-            raise ValueError(f"sample {key}: ids have shape {ids.shape}, the dataset {self.shape}")
-        if ids.min() < 0 or ids.max() >= self.vocab:
-            raise ValueError(
-                f"sample {key}: ids {ids.min()}..{ids.max()} outside the vocabulary of {self.vocab}"
-            )
+    def append(self, key: str, fields: dict[str, Any], npy: bytes) -> None:
+        """Append a sample: its JSON fields and the bytes of its array in .npy format."""
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
-        members = {"json": text, "npy": self._header + ids.astype("<i2").tobytes()}
+        members = {"json": text, "npy": npy}
         self._writer.write({"__key__": key, **members})
         self._keys.append(key)
         for payload in members.values():
@@ -153,6 +136,39 @@ def _sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
+class ShardWriter(MemberWriter):
+    """A shard of ids.
+
+    Args:
+        tar: final path of the shard.
+        shape: shape of every sample's ids, (t, h, w).
+        vocab: ids must lie in [0, vocab).
+    """
+
+    def __init__(self, tar: Path, shape: tuple[int, ...], vocab: int) -> None:
+        if vocab > MAX_VOCAB:
+            raise UserError(
+                f"a vocabulary of {vocab} does not fit the shards' int16 ids (at most {MAX_VOCAB})"
+            )
+        super().__init__(tar)
+        self.shape, self.vocab = shape, vocab
+        self._header = npy_header(shape)
+
+    def add(self, key: str, ids: np.ndarray, fields: dict[str, Any]) -> None:
+        """Append a sample: ids of `shape` with values in [0, vocab), and its JSON fields.
+
+        Raises:
+            ValueError: wrong shape or ids outside the vocabulary.
+        """
+        if ids.shape != self.shape:
+            raise ValueError(f"sample {key}: ids have shape {ids.shape}, the dataset {self.shape}")
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            raise ValueError(
+                f"sample {key}: ids {ids.min()}..{ids.max()} outside the vocabulary of {self.vocab}"
+            )
+        self.append(key, fields, self._header + ids.astype("<i2").tobytes())
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Where the members of each sample lie in the tar. Columns of the arrays: json, npy.
@@ -193,15 +209,18 @@ def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:
     return sha256_json({"dataset": dataset, "shards": shards})
 
 
-def write_manifest(folder: Path, dataset: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, dataset: dict[str, Any], shards: list[dict[str, Any]], format: str = FORMAT
+) -> dict[str, Any]:
     """Write `dataset.json` and `manifest.json` of a finished dataset and return the manifest.
 
     Args:
         folder: the dataset's folder.
-        dataset: at least kind, shape, vocab and tokenizer {name, sha256}.
+        dataset: for tokens at least kind, shape, vocab and tokenizer {name, sha256}.
         shards: in order, each with split, name, count, bytes, sha256, index_sha256.
+        format: what the samples are.
     """
-    dataset = {"format": FORMAT, **dataset}
+    dataset = {"format": format, **dataset}
     manifest = {
         "manifest_id": manifest_id(dataset, shards),
         "count": sum(shard["count"] for shard in shards),

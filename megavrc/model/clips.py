@@ -135,10 +135,13 @@ def _prefix(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: 
 
 
 @torch.no_grad()
-def encode_clips(tokenizer: OmniTokenizerNet, clips_BTHWC: Tensor) -> Tensor:
-    """uint8 pixels [B, T, H, W, 3] to ids, long [B, t, h, w]."""
-    with torch.autocast(clips_BTHWC.device.type, enabled=False):  # near ties, ids depend on the last bits
-        return tokenizer.encode(clips_BTHWC.permute(0, 4, 1, 2, 3).float() / 255 - 0.5)
+def encode_clips(tokenizer: OmniTokenizerNet, clips_BTHWC: Tensor, bf16: bool = False) -> Tensor:
+    """uint8 pixels [B, T, H, W, 3] to ids, long [B, t, h, w]; `bf16` is for the encoder alone, not for distances."""
+    device = clips_BTHWC.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):  # near ties, ids depend on the last bits
+        z_BTHWC = tokenizer.to_latents(clips_BTHWC.permute(0, 4, 1, 2, 3).float() / 255 - 0.5)
+    with torch.autocast(device, enabled=False):
+        return tokenizer.codebook.nearest(z_BTHWC)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ class _JointNorm(torch.autograd.Function):
     def forward(ctx: Any, x_BDHW: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float) -> Any:
         centred = x_BDHW - shift[:, None, None]
         count = x_BDHW.new_full((1,), x_BDHW.numel() / x_BDHW.shape[1])
-        sums = _sum_over_ranks(torch.cat([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3)), count]))
+        sums = sum_over_ranks(torch.cat([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3)), count]))
         offset, square = (sums[:-1] / sums[-1]).chunk(2)
         var = (square - offset.square()).clamp(min=0)
         scale = (var + eps).rsqrt()
@@ -39,14 +39,19 @@ class _JointNorm(torch.autograd.Function):
         grad, (normed, slope, count) = grads[0], ctx.saved_tensors
         local = torch.cat([grad.sum((0, 2, 3)), (grad * normed).sum((0, 2, 3))])
         bias_grad, weight_grad = local.chunk(2)
-        mean, product = (_sum_over_ranks(local.clone()) / count).chunk(2)
+        mean, product = (sum_over_ranks(local.clone()) / count).chunk(2)
         x_grad = (grad - mean[:, None, None] - normed * product[:, None, None]) * slope[:, None, None]
         return x_grad, weight_grad, bias_grad, None, None
 
 
-def _sum_over_ranks(sums: Tensor) -> Tensor:
+def several_ranks() -> bool:
+    """Whether several ranks train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_ranks(sums: Tensor) -> Tensor:
     """All-reduce in place, where there are several ranks."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_ranks():
         dist.all_reduce(sums)
     return sums
 

@@ -58,6 +58,11 @@ class OmniTokenizerConfig:
             raise ValueError("OmniTokenizerConfig: " + "; ".join(problems))
 
     def _problems(self) -> Any:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if not isinstance(value, (kind, int) if kind is float else kind):
+                yield f"{field.name} must be {kind.__name__}, got {value!r}"
+                return
         for name in ("enc_block", "dec_block"):
             letters = getattr(self, name)
             if not letters or set(letters) - set("tw"):

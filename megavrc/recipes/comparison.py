@@ -7,21 +7,23 @@ import numpy as np
 import torch
 
 from megavrc.hf.folder import load_folder
-from megavrc.model import Sampling, SamplingSettings
+from megavrc.model import SamplingSettings
 from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_png
 
 ROWS = {"val": 6, "heldout": 2}  # prompts of each split
 
 
-def write_comparison(model: Path, manifest: Path, out: Path, guidance: float = 1.0, seed: int = 0) -> None:
+def write_comparison(
+    model: Path, manifest: Path, out: Path, settings: SamplingSettings, seed: int = 0
+) -> None:
     """Write OUT/comparison.gif (moving) and OUT/comparison.png (stills).
 
     Args:
         model: converted folder.
         manifest: of the clips of tools/make_shapes.py; prompts are taken from its splits val and heldout.
         out: folder.
-        guidance: classifier-free guidance of the generated clips.
+        settings: of the generated clips.
         seed: of the generated clips.
     """
     loaded = load_folder(model)
@@ -30,7 +32,6 @@ def write_comparison(model: Path, manifest: Path, out: Path, guidance: float = 1
     real = np.stack([read_clip(manifest.parent / entry["path"], 0, 17, size=None) for entry in entries])
     tokenizer = loaded.video_tokenizer
     rebuilt = tokenizer.decode(tokenizer.encode(torch.from_numpy(real))).numpy()
-    settings = SamplingSettings(Sampling(0.7), Sampling(0.5), guidance)
     seeds = list(range(seed, seed + len(prompts)))
     made = np.asarray(loaded.generate(prompts=prompts, seeds=seeds, settings=settings)[1])
     cells = []

@@ -15,17 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from megavrc.config import UserError, command, read_json, write_json
+from megavrc.model import Sampling, SamplingSettings
 from megavrc.recipes.comparison import write_comparison
 from megavrc.recipes.report import write_report
 
 ROOT = Path(__file__).parents[2]
-CLIPS, VALIDATION, HELDOUT = 4096, 144, 6
-STEPS = {"tokenizer": 2000, "stage1": 1800, "stage2": 2800}
-BATCH = {"tokenizer": 4, "stage1": 8, "stage2": 8}  # global; BatchNorm sees all of it, however many processes
-SHORT_WINDOWS = 0.5  # of the tokenizer's steps are on windows of 9 frames, the rest on whole clips
-PROMPTS = 144
-GUIDANCE = 2.0  # of the generated clips; their scores without it are reported too
+CLIPS, HELDOUT = 4096, 6
+CONFIGS = {
+    name: ROOT / "pretrain" / "configs" / f"demo_{file}.yaml"
+    for name, file in {"tokenizer": "tokenizer", "stage1": "image", "stage2": "video"}.items()
+}
+PROMPTS = 144  # and validation clips
+TEMPERATURES = (0.7, 0.5)  # of the first frame and the later ones
 EXAMPLES = ("a red square moves left", "a green triangle moves right", "a blue circle moves up")
 
 
@@ -70,8 +74,9 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
         timing.append({"step": step.name, "command": shlex.join(step.words), "seconds": seconds})
         write_json(out / "timing.json", timing)
         print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
-    write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", GUIDANCE, seed)
-    report = write_report(out)
+    settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
+    write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", settings, seed)
+    report = write_report(out, settings)
     _print_scores(read_json(out / "alignment.json"))
     print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser.")
 
@@ -81,28 +86,19 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     python = sys.executable
     launch = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
-    count = {name: max(1, round(part * steps)) for name, steps in STEPS.items()}
-    if any(batch % processes for batch in BATCH.values()):
-        raise UserError(
-            f"--processes: {processes} does not divide the batches ({', '.join(map(str, BATCH.values()))})"
-        )
-    steps = {
-        name: [f"--train.steps={number}", f"--train.micro_batch={BATCH[name] // processes}", f"--seed={seed}"]
-        for name, number in count.items()
-    }
-    windows = {0: 9, round(SHORT_WINDOWS * count["tokenizer"]): 17}
+    prompts = max(1, round(part * PROMPTS))
+    options = {name: training_options(name, part, seed, processes) for name in CONFIGS}
     return [
         Step(
             "make clips",
             [python, "tools/make_shapes.py", f"--out={run / 'data'}", f"--clips={round(part * CLIPS)}"]
-            + [f"--val={VALIDATION}", f"--heldout={HELDOUT}", f"--processes={processes}"],
+            + [f"--val={prompts}", f"--heldout={HELDOUT}", f"--processes={processes}"],
             manifest,
         ),
         Step(
             "train the video tokenizer",
             [*launch, "pretrain/pretrain_tokenizer.py", "--config=pretrain/configs/demo_tokenizer.yaml"]
-            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", f"--data.frames_schedule={windows}"]
-            + steps["tokenizer"],
+            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", *options["tokenizer"]],
             tokenizer / "complete.json",
         ),
         Step(
@@ -126,8 +122,8 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
                 "PYTHON": python,
                 "NPROC": str(processes),
                 "CAPTIONS": str(manifest),
-                "IMAGE_OPTIONS": shlex.join(steps["stage1"]),
-                "VIDEO_OPTIONS": shlex.join(steps["stage2"]),
+                "IMAGE_OPTIONS": shlex.join(options["stage1"]),
+                "VIDEO_OPTIONS": shlex.join(options["stage2"]),
             },
         ),
         Step(
@@ -139,15 +135,16 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
                 f"--out={run / 'samples'}",
                 f"--seed={seed}",
             ]
-            + [f"--guidance={GUIDANCE}", f"--prompt={json.dumps(EXAMPLES)}"],
+            + [f"--prompt={json.dumps(EXAMPLES)}"],
             run / "samples" / "sheet.png",
         ),
         Step(
             "measure alignment",
             [python, "tools/evaluate.py", "alignment", f"--model={run / 'hf'}", f"--manifest={manifest}"]
             + [
-                f"--prompts={round(part * PROMPTS)}",
-                f"--guidance={GUIDANCE}",
+                f"--prompts={prompts}",
+                f"--first_temperature={TEMPERATURES[0]}",
+                f"--later_temperature={TEMPERATURES[1]}",
                 f"--seed={1000 * seed}",
                 f"--json={run / 'alignment.json'}",
             ],
@@ -160,6 +157,23 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
             run / "speed.json",
         ),
     ]
+
+
+def training_options(name: str, part: float, seed: int, processes: int) -> list[str]:
+    """What a part of the demo changes in the configuration of a training run; forward passes stay what they are."""
+    config = yaml.safe_load(CONFIGS[name].read_text())
+    steps, batch = config["train"]["steps"], config["train"]["global_batch"]
+    if batch % processes:
+        raise UserError(f"--processes: {processes} does not divide the batch of {batch}")
+    options = [
+        f"--train.steps={max(1, round(part * steps))}",
+        f"--train.micro_batch={batch // processes}",
+        f"--seed={seed}",
+    ]
+    windows = config["data"].get("frames_schedule")
+    if windows:
+        options.append(f"--data.frames_schedule={ {round(part * step): n for step, n in windows.items()} }")
+    return options
 
 
 def _timed(work: Callable[[], None]) -> float:

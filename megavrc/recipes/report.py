@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.config import UserError, read_json, write_atomic
-from megavrc.model import ModelConfig
+from megavrc.model import ModelConfig, SamplingSettings
 
 RUNS = {"tokenizer": "Video tokenizer", "stage1": "Stage 1: first frames", "stage2": "Stage 2: video"}
 CURVES = {  # metric -> label, for each run
@@ -22,10 +22,9 @@ CURVES = {  # metric -> label, for each run
 SETS = {  # set of clips -> (name, what it is)
     "real": ("real", "validation clips as rendered"),
     "reconstructed": ("reconstructed", "the same clips through the video tokenizer"),
-    "generated": ("generated", "training combinations, temperatures 0.7 / 0.5, guidance 2"),
-    "generated_t1": ("generated, T = 1", "training combinations, temperatures 1 / 1, guidance 2"),
-    "heldout": ("held out", "combinations never seen in training, temperatures 0.7 / 0.5, guidance 2"),
-    "unguided": ("without guidance", "training combinations, temperatures 0.7 / 0.5"),
+    "generated": ("generated", "training combinations, {temperatures}"),
+    "generated_t1": ("generated, T = 1", "training combinations, temperatures 1 / 1"),
+    "heldout": ("held out", "combinations never seen in training, {temperatures}"),
 }
 ATTRIBUTES = ("colour", "shape", "direction", "all")
 
@@ -44,8 +43,8 @@ img { max-width: 100%; border: 1px solid #e4e8ee; border-radius: 6px } code { fo
 """
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.html` into a demo run folder and return its path.
+def write_report(run: Path, settings: SamplingSettings) -> Path:
+    """Write `report.html` into a demo run folder and return its path; `settings` made its generated clips.
 
     Raises:
         UserError: a file that the demo's commands should have left is missing or damaged.
@@ -60,7 +59,7 @@ def write_report(run: Path) -> Path:
         "<h2>What was asked for, and what came out</h2>",
         _figures(run),
         "<h2>Alignment</h2>",
-        _alignment_table(alignment),
+        _alignment_table(alignment, settings),
         "<h2>Seconds per clip</h2>",
         _speed_table(speed, ModelConfig.from_dict(read_json(run / "hf" / "config.json")["vrc"])),
         "<h2>Training</h2>",
@@ -121,15 +120,23 @@ def _image(path: Path, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{data}">'
 
 
-def _alignment_table(alignment: dict[str, Any]) -> str:
+def _alignment_table(alignment: dict[str, Any], settings: SamplingSettings) -> str:
     rows = []
+    temperatures = f"temperatures {settings.first.temperature:g} / {settings.later.temperature:g}"
     for key, (name, what) in SETS.items():
         if key not in alignment:
             continue
         scores = alignment[key]
         psnr = f"{scores['psnr']:.1f}" if scores.get("psnr") else ""
         values = [_with_error(scores[attribute], scores["n"]) for attribute in ATTRIBUTES]
-        rows.append([f"<b>{name}</b><br><span class=small>{what}</span>", scores["n"], *values, psnr])
+        rows.append(
+            [
+                f"<b>{name}</b><br><span class=small>{what.format(temperatures=temperatures)}</span>",
+                scores["n"],
+                *values,
+                psnr,
+            ]
+        )
     return _table(["clips", "n", *ATTRIBUTES, "PSNR (dB)"], rows) + (
         '<p class="small">Share of clips in which a detector without learned parts finds what was asked for, with '
         "its standard error. Guessing gets all three right in 1 of 72.</p>"

@@ -64,8 +64,8 @@ def run(
         device: torch device of the encoder (default: cuda where there is one).
         retry_failed: also redo shards that are done but lack videos which could not be read, timed out or crashed.
     """
-    stop, rate = _Stop(), _Rate()
-    work, todo = _todo(out, *_task(task, of), retry_failed)
+    stop, rate = Stop(), _Rate()
+    work, todo = _todo(out, *array_task(task, of), retry_failed)
     videos = _tokenize(work, todo, tokenizer, decoders, timeout, threads, device)
     with writing(out), closing(videos):
         for clips in progress(stop.check(videos), "tokenize", _count_videos(work, todo), rate.text):
@@ -96,7 +96,7 @@ def run_all(
         settings: see `Settings`.
     """
     plan(manifest, tokenizer, out, **settings)
-    _Stop()
+    Stop()
     rate = _Rate()
     work, todo = _todo(out, 0, 1)
     context = multiprocessing.get_context("spawn")
@@ -129,7 +129,7 @@ def run_all(
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
-class _Stop:
+class Stop:
     """Ends the process with code 75 on a signal, through the shard writers, which clean up.
 
     The flag is there because an exception that is raised in a destructor is lost.
@@ -171,7 +171,7 @@ class _Rate:
         return f"{self.clips / self.seconds:.1f} clips/s"
 
 
-def _task(task: int | None, of: int | None) -> tuple[int, int]:
+def array_task(task: int | None, of: int | None) -> tuple[int, int]:
     """Which task of how many this is; what is not given comes from the variables of a SLURM array.
 
     Without `of` the array is the job, whatever number it starts with. With `of` it may be any part of the job, such
@@ -223,7 +223,7 @@ def _tokenize(
         return
     torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, device)
+    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, device, work.settings.precision)
     if loaded.sha256 != work.tokenizer["sha256"]:
         raise UserError(f"the plan is for tokenizer {work.tokenizer['sha256']}, this one is {loaded.sha256}")
     sources = work.sources(todo)
@@ -246,7 +246,7 @@ def _cores() -> int:
 
 def _work(out: Path, task: int, of: int, decoders: int, timeout: float, threads: int, done: Any) -> None:
     """One process of `run_all`."""
-    stop = _Stop()
+    stop = Stop()
     try:
         videos = _tokenize(*_todo(out, task, of), None, decoders, timeout, threads, None)
         with writing(out), closing(videos):

@@ -1,17 +1,21 @@
 """The list of videos, `manifest.jsonl`: one object a line with id, path (relative to the file), caption, label, split.
 
-Other keys are kept and end up in the samples' JSON.
+A path is a video file or a folder of pictures. `start` and `end`, in seconds, make an entry a part of its video
+(several entries may then share one path), `fps` is the rate of a folder of pictures. Other keys are kept and end up in
+the samples' JSON.
 """
 
 import csv
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megavrc.config import UserError, write_atomic
+from megavrc.video.read import is_picture
 
 Entry = dict[str, Any]
 VIDEO_SUFFIXES = {
@@ -28,6 +32,11 @@ VIDEO_SUFFIXES = {
     ".wmv",
     ".ts",
 }
+NUMBERS = {
+    "start": "seconds",
+    "end": "seconds",
+    "fps": "frames a second",
+}  # optional numeric keys of an entry
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -38,28 +47,58 @@ def read_manifest(path: Path) -> list[Entry]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; make one with tools/prepare_dataset.py")
-    entries = [
-        _entry(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line
-    ]
+    entries = [_entry(path, number, fields) for number, fields in read_jsonl(path, "path")]
     _check_unique(path, entries)
     return entries
 
 
-def _entry(path: Path, number: int, line: str) -> Entry:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
-        raise UserError(f'{path} line {number}: expected an object with "path", got {line[:60]}')
-    entry = {"id": fields["path"], "caption": None, "label": None, "split": "train", **fields}
-    if not isinstance(entry["id"], str) or not isinstance(entry["split"], str):
-        raise UserError(f"{path} line {number}: id and split must be strings")
-    if not isinstance(entry["caption"], str | None):
-        raise UserError(f"{path} line {number}: caption must be a string or null")
-    if not isinstance(entry["label"], int | None) or (entry["label"] or 0) < 0:
-        raise UserError(f"{path} line {number}: label must be an integer from 0, or null")
+def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, Entry]]:
+    """The lines of a file of one object a line with their numbers; UserError if one lacks a key."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(
+        path, encoding="utf-8"
+    ) as file:  # by line: texts may hold what `str.splitlines` takes for an end
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
+            if not isinstance(fields, dict) or not fields.keys() >= set(keys):
+                wanted = " and ".join(f'"{key}"' for key in keys)
+                raise UserError(f"{path} line {number}: expected an object with {wanted}, got {line[:60]}")
+            yield number, fields
+
+
+def _entry(path: Path, number: int, fields: Entry) -> Entry:
+    if not isinstance(fields.get("path"), str):
+        raise UserError(f'{path} line {number}: expected an object with "path", a string')
+    part = "-".join("" if fields.get(key) is None else str(fields[key]) for key in ("start", "end"))
+    own = fields["path"] if part == "-" else f"{fields['path']}#{part}"
+    entry = {"id": own, "caption": None, "label": None, "split": "train", **fields}
+    if problem := _problem(entry):
+        raise UserError(f"{path} line {number}: {problem}")
     return entry
+
+
+def _problem(entry: Entry) -> str | None:
+    if not isinstance(entry["id"], str) or not isinstance(entry["split"], str):
+        return "id and split must be strings"
+    if not isinstance(entry["caption"], str | None):
+        return "caption must be a string or null"
+    if not isinstance(entry["label"], int | None) or (entry["label"] or 0) < 0:
+        return "label must be an integer from 0, or null"
+    numbers = {key: entry[key] for key in NUMBERS if entry.get(key) is not None}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            return f"{key} must be a number from 0 ({NUMBERS[key]}), got {value!r}"
+    if numbers.get("fps") == 0:
+        return "fps must be above 0"
+    if "end" in numbers and numbers["end"] <= numbers.get("start", 0):
+        return f"end {numbers['end']} is not after start {numbers.get('start', 0)} (seconds)"
+    return None
 
 
 def _check_unique(path: Path, entries: list[Entry]) -> None:
@@ -71,34 +110,67 @@ def _check_unique(path: Path, entries: list[Entry]) -> None:
 
 
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
-    """Write the list, one object a line."""
+    """Write the list, one object a line; UserError if two entries have one id."""
+    entries = list(entries)
+    _check_unique(path, [entry for entry in entries if "id" in entry])
     write_atomic(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode())
 
 
 def from_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> list[Entry]:
-    """Entries for every video below a folder.
+    """Entries for every video file below a folder.
 
     The class is the name of the parent folder (none for videos directly in `folder`), the caption the content of a
     `.txt` file beside the video. Which videos are validation depends on their path alone.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    files = [path for where, names in _walk(folder) for path in (where / name for name in names)]
+    videos = sorted(path for path in files if is_video(path))
     if not videos:
         raise UserError(f"{folder}: no video files below it (known: {' '.join(sorted(VIDEO_SUFFIXES))})")
-    classes = sorted({video.parent.name for video in videos if video.parent != folder})
+    return _entries(folder, out, videos, val_fraction)
+
+
+def from_frames(folder: Path, out: Path, val_fraction: float = 0.0, fps: float | None = None) -> list[Entry]:
+    """Entries for every folder of pictures at or below a folder, at any depth; otherwise as `from_folder`.
+
+    Each has `frames`, its number of pictures, and `fps` if it is given (pictures do not say their rate).
+    """
+    counts = {where: sum(is_picture(where / name) for name in names) for where, names in _walk(folder)}
+    videos = sorted(where for where, count in counts.items() if count)
+    if not videos:
+        raise UserError(f"{folder}: no folder of pictures at or below it")
+    rate = {} if fps is None else {"fps": fps}
+    entries = _entries(folder, out, videos, val_fraction)
+    return [{**entry, "frames": counts[video], **rate} for entry, video in zip(entries, videos, strict=True)]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file's name is that of a video; hidden files (as macOS leaves them in archives) are none."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders at and below a folder, each with the names of its files."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    return ((Path(where), names) for where, _, names in os.walk(folder))
+
+
+def _entries(folder: Path, out: Path, videos: list[Path], val_fraction: float) -> list[Entry]:
+    """Entries of videos (files or folders) at or below a folder."""
+    inside = {video: video.parent.name for video in videos if video not in (folder, folder / video.name)}
+    classes = {name: label for label, name in enumerate(sorted(set(inside.values())))}
     entries = []
     for video in videos:
-        name = video.parent.name if video.parent != folder else None
-        text = video.with_suffix(".txt")
+        name = inside.get(video)
+        text = video.parent / f"{video.name if video.is_dir() else video.stem}.txt"
         entries.append(
             {
-                "id": (key := video.relative_to(folder).as_posix()),
+                "id": (key := video.name if video == folder else video.relative_to(folder).as_posix()),
                 "path": os.path.relpath(video, out.parent),
                 "caption": text.read_text().strip() if text.is_file() else None,
-                "label": classes.index(name) if name else None,
+                "label": classes[name] if name else None,
                 "class": name,
-                "split": "val" if _fraction(key) < val_fraction else "train",
+                "split": "val" if fraction(key) < val_fraction else "train",
             }
         )
     return entries
@@ -109,26 +181,34 @@ def from_list(table: Path, out: Path) -> list[Entry]:
     if table.suffix == ".jsonl":
         entries = read_manifest(table)
     elif table.suffix == ".csv" and table.is_file():
-        with open(table, newline="") as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
             rows = list(csv.DictReader(file))
-        entries = [
-            _entry(table, number, json.dumps(_row(table, number, row))) for number, row in enumerate(rows, 2)
-        ]
+        entries = [_entry(table, number, _row(table, number, row)) for number, row in enumerate(rows, 2)]
         _check_unique(table, entries)
     else:
         raise UserError(f"{table}: expected an existing .csv or .jsonl file")
     return [{**entry, "path": os.path.relpath(table.parent / entry["path"], out.parent)} for entry in entries]
 
 
+def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]:
+    """The entries whose video exists (paths relative to `root`), and those whose video is missing."""
+    there = {path: (root / path).exists() for path in {entry["path"] for entry in entries}}
+    return [e for e in entries if there[e["path"]]], [e for e in entries if not there[e["path"]]]
+
+
 def _row(table: Path, number: int, row: dict[str, str]) -> Entry:
     fields: Entry = {key: value for key, value in row.items() if value}  # an empty cell is an absent value
-    if "label" in fields:
+    for key, kind in {"label": int, **dict.fromkeys(NUMBERS, float)}.items():
         try:
-            fields["label"] = int(fields["label"])
+            fields[key] = kind(fields[key])
+        except KeyError:
+            continue
         except ValueError:
-            raise UserError(f"{table} line {number}: label {fields['label']!r} is not an integer") from None
+            what = "an integer" if kind is int else "a number"
+            raise UserError(f"{table} line {number}: {key} {fields[key]!r} is not {what}") from None
     return fields
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone: for choices that stay when the list grows."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

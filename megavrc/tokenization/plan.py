@@ -20,7 +20,7 @@ from megavrc.config import UserError, read_json, sha256_json, write_atomic, writ
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.tokenization.manifest import Entry, read_manifest
-from megavrc.tokenization.sampling import Settings, shot, source_key
+from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
 
 
@@ -104,7 +104,7 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
         UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already.
     """
     entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
-    _check(entries)
+    _check_keys(entries)
     lines: list[str] = []
     shards: dict[str, int] = {}
     for split in settings.splits:
@@ -174,10 +174,9 @@ def _classes(entries: list[Entry]) -> list[str] | None:
     return [names.get(label, str(label)) for label in range(max(names) + 1)]
 
 
-def _check(entries: list[Entry]) -> None:
+def _check_keys(entries: list[Entry]) -> None:
     seen: dict[str, str] = {}
     for entry in entries:
-        shot(entry)
         other = seen.setdefault(source_key(entry["id"]), entry["id"])
         if other != entry["id"]:
             raise UserError(f"ids {other!r} and {entry['id']!r} have one hash; rename one of them")

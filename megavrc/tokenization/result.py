@@ -11,6 +11,7 @@ from typing import Any
 from megavrc.config import UserError, progress, sha256_file
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, read_done, write_manifest
+from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
 
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
@@ -34,10 +35,7 @@ def status(out: Path, of: int | None = None) -> None:
     if again := sum(count for stage, count in reasons.items() if stage in RETRYABLE):
         print(f"{again} of them may work another time: run --retry-failed, then finalize")
     if missing:
-        tasks = of or len(units)
-        print(
-            f"still to run: --array={_ranges(sorted({number % tasks for number in missing}))} with --of {tasks}"
-        )
+        print(f"still to run: {array_expression(missing, of or len(units))}")
 
 
 def finalize(out: Path) -> None:
@@ -86,6 +84,10 @@ def verify(out: Path) -> None:
             before = len(problems)
             problems += _problems(dataset, _planned(work, split), f"verify {kind} {split}")
             print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - before} problems")
+            if (features_folder(dataset.folder) / "manifest.json").is_file():
+                before = len(problems)
+                problems += TextFeatures(dataset).problems(dataset)
+                print(f"{out}/{kind} {split}: text features, {len(problems) - before} problems")
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -104,6 +106,18 @@ def writing(out: Path) -> Iterator[None]:
             f"{error.filename or out}: {error.strerror or error}; nothing is half written: "
             "when that is mended, run the same command again"
         ) from None
+
+
+def array_expression(missing: list[int], of: int) -> str:
+    """The tasks whose shards (numbers in the plan's order) are missing: "--array=1-3,7 with --of 8"."""
+    parts: list[list[int]] = []
+    for number in sorted({shard % of for shard in missing}):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    ranges = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return f"--array={ranges} with --of {of}"
 
 
 def is_done(work: Plan, shard: Shard) -> bool:
@@ -159,14 +173,3 @@ def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[
         yield f"{dataset.folder}: {len(lost)} videos have neither a sample nor a failure (first: {lost[0]})"
     if strange := sorted(sources - planned):
         yield f"{dataset.folder}: {len(strange)} videos should have no sample (first: {strange[0]})"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1,2,3,7 -> "1-3,7"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

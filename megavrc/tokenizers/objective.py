@@ -1,23 +1,32 @@
-"""Training objective of the video tokenizer: weighted reconstruction, commitment, codebook by moving averages.
+"""Training objective of the video tokenizer: reconstruction, commitment, perceptual and adversarial terms.
 
-Notable: all state is in persistent buffers and is the same on every rank: code statistics are summed over ranks, and
-the vectors that seed the codebook are gathered from all of them, so resuming and other world sizes change nothing.
+Notable: all state is in parameters and persistent buffers and is the same on every rank: code statistics are summed
+over ranks, and the vectors that seed the codebook are gathered from all of them, so resuming and other world sizes
+change nothing. The discriminators are part of the objective, so there is one optimizer, one checkpoint and one loop:
+network and discriminators are updated in the same step, by the gradients of one sum (the original alternates two
+optimizers; see `gan_terms` for how the two sides stay apart).
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megavrc.model.compressor import several_ranks, sum_over_ranks
 from megavrc.model.omnitokenizer import OmniTokenizerNet
+from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
+from megavrc.tokenizers.perceptual import Perceptual
+from megavrc.tokenizers.quality import psnr, ssim
 
 LAPLACE = 1e-7
 
 
 @dataclasses.dataclass
 class ObjectiveConfig:
-    """Terms of the loss; the defaults weigh all pixels alike.
+    """Terms of the loss; the defaults weigh all pixels alike and leave out perceptual and adversarial terms.
 
     Attributes:
         l1: weight of the mean absolute error (pixels span 1).
@@ -31,7 +40,18 @@ class ObjectiveConfig:
         warmup_steps: first steps without quantisation; the codebook is then seeded by k-means++ with the last
             vectors. 0 keeps the codebook that the network has.
         seed_vectors: how many last vectors are kept for seeding.
-        seed: of the seeding's random draws.
+        restart: replace codes whose average count in a forward pass falls below 1 by vectors of that pass.
+        scales: factors of the resolution, one drawn for every step, as in [0.5, 0.75, 1, 1.25]. Empty: always 1.
+        perceptual: weight of the LPIPS distance of a random frame of each clip; needs `vgg`.
+        vgg: state dict of torchvision's vgg16, .pth or .safetensors.
+        lpips_heads: the linear heads of LPIPS for VGG16. Empty: all channels weigh 1.
+        gan_frame: weight of the discriminator of a random frame, in the network's loss and in its own.
+        gan_clip: weight of the discriminator of the clip, likewise; it rests in steps of single frames.
+        gan_start: step from which on the discriminators take part.
+        gan_threshold: the discriminators' weighted loss below which their gradients are dropped.
+        gan_width: channels of a discriminator's first layer.
+        feature_matching: weight of the difference of the discriminators' features, for each in use.
+        seed: of all random draws.
     """
 
     l1: float = 1.0
@@ -44,7 +64,30 @@ class ObjectiveConfig:
     decay: float = 0.99
     warmup_steps: int = 100
     seed_vectors: int = 8192
+    restart: bool = False
+    scales: list[float] = dataclasses.field(default_factory=list)
+    perceptual: float = 0.0
+    vgg: str = ""
+    lpips_heads: str = ""
+    gan_frame: float = 0.0
+    gan_clip: float = 0.0
+    gan_start: int = 0
+    gan_threshold: float = 0.001
+    gan_width: int = 64
+    feature_matching: float = 0.0
     seed: int = 0
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, one sentence each."""
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, str | list) and value < 0:
+                yield f"objective.{name}: {value} is negative"
+        if any(scale <= 0 for scale in self.scales):
+            yield f"objective.scales: {self.scales} must be positive"
+        if self.perceptual and not self.vgg:
+            yield "objective.vgg: objective.perceptual needs the file of torchvision's vgg16 weights"
+        if self.feature_matching and not (self.gan_frame or self.gan_clip):
+            yield "objective.feature_matching: needs a discriminator; set objective.gan_frame or objective.gan_clip"
 
 
 class TokenizerObjective(nn.Module):
@@ -53,37 +96,119 @@ class TokenizerObjective(nn.Module):
     Args:
         net: the network to train.
         config: the terms.
+        perceptual: the frozen feature network; needed where its weight is not 0.
     """
 
     pool: Tensor
     pooled: Tensor
     seeded: Tensor
 
-    def __init__(self, net: OmniTokenizerNet, config: ObjectiveConfig) -> None:
+    def __init__(
+        self, net: OmniTokenizerNet, config: ObjectiveConfig, perceptual: Perceptual | None = None
+    ) -> None:
         super().__init__()
+        if config.perceptual and perceptual is None:
+            raise ValueError("a perceptual weight needs the feature network")
         self.net = net
         self.config = config
+        self.perceptual = perceptual
+        self.discriminators = nn.ModuleDict(
+            {
+                name: PatchDiscriminator(dims, config.gan_width)
+                for name, dims, weight in (("frame", 2, config.gan_frame), ("clip", 3, config.gan_clip))
+                if weight
+            }
+        )
         self.register_buffer("pool", torch.zeros(config.seed_vectors, net.config.code_dim))
         self.register_buffer("pooled", torch.zeros((), dtype=torch.long))
         self.register_buffer("seeded", torch.tensor(config.warmup_steps == 0))
 
-    def forward(self, clips_BTHWC: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, clips_BTHWC: Tensor, step: int, frame_B: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of uint8 clips [B, 1 + k * temporal_patch, H, W, 3] at optimiser step `step` (from 0).
 
+        Args:
+            clips_BTHWC: single frames count as images.
+            step: decides what takes part.
+            frame_B: the frame of each clip that perceptual term, frame discriminator and SSIM look at; None: the first.
+
         Returns:
-            The loss, and detached scalars: reconstruction, commitment, psnr (dB, mean over clips), perplexity and
-            usage of the codebook (moving averages over all ranks).
+            The loss (the discriminators' included), and detached scalars: the terms without their weights, psnr (dB,
+            mean over clips), ssim, perplexity and usage of the codebook (moving averages over all ranks).
         """
-        x = to_floats(clips_BTHWC)
+        x = self._rescaled(to_floats(clips_BTHWC), step)
         z = self.net.to_latents(x)
         codes, commitment = (z, z.new_zeros(())) if step < self.config.warmup_steps else self._quantise(z)
+        restarted = None
         if self.training and step < self.config.warmup_steps:
             self._collect(z.detach())
+        elif self.training and self.config.restart:
+            restarted = self._restart_dead_codes(z.detach(), step)
         recon = self.net.to_pixels(codes)
         reconstruction = self._reconstruction(recon, x)
         loss = reconstruction + self.config.commitment * commitment
-        metrics = {"reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
-        return loss, metrics | {"psnr": psnr(recon.detach(), x)} | self._codebook_metrics()
+        metrics = {"reconstruction": reconstruction, "commitment": commitment}
+        rows = torch.arange(len(x), device=x.device)
+        frame_B = torch.zeros_like(rows) if frame_B is None else frame_B
+        frames = x[rows, :, frame_B], recon[rows, :, frame_B].float()
+        for term, extra in (self._perceptual(*frames), self._adversarial((x, recon.float()), frames, step)):
+            loss = loss + term
+            metrics |= extra
+        with torch.no_grad():
+            metrics |= {"psnr": psnr(recon, x), "ssim": ssim(frames[1], frames[0])}
+        metrics |= {} if restarted is None else {"restarted": restarted}
+        detached = {name: value.detach() for name, value in metrics.items()}
+        return loss, detached | self._codebook_metrics()
+
+    def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
+        """The clips at this step's resolution, which is the same on all ranks."""
+        scales = self.config.scales
+        if not scales:
+            return x_BCTHW
+        scale = scales[int(torch.randint(len(scales), (), generator=self._generator(step)))]
+        side = round(x_BCTHW.shape[-1] * scale)
+        if side == x_BCTHW.shape[-1]:
+            return x_BCTHW
+        frames = F.interpolate(
+            x_BCTHW.transpose(1, 2).flatten(0, 1), (side, side), mode="bilinear", antialias=True
+        )
+        return frames.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2).contiguous()
+
+    def _generator(self, step: int) -> torch.Generator:
+        """Of draws that all ranks and devices share."""
+        return torch.Generator().manual_seed((self.config.seed << 32 ^ step) % 2**63)
+
+    def _perceptual(self, frames: Tensor, recon: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.perceptual is None:
+            return recon.new_zeros(()), {}
+        distance = self.perceptual(recon, frames)
+        return self.config.perceptual * distance, {"perceptual": distance}
+
+    def _adversarial(
+        self, clips: tuple[Tensor, Tensor], frames: tuple[Tensor, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Terms of the discriminators in use, for the network and for themselves; pairs are (real, reconstructed)."""
+        config = self.config
+        metrics: dict[str, Tensor] = {}
+        network = discriminators = clips[0].new_zeros(())
+        for name, net in self.discriminators.items():
+            if step < config.gan_start or (name == "clip" and clips[0].shape[2] == 1):
+                continue
+            assert isinstance(net, PatchDiscriminator)
+            terms = gan_terms(net, *(clips if name == "clip" else frames))
+            weight = config.gan_clip if name == "clip" else config.gan_frame
+            network = network + weight * terms.adversarial + config.feature_matching * terms.matching
+            discriminators = discriminators + weight * terms.hinge
+            metrics |= {
+                f"adversarial_{name}": terms.adversarial,
+                f"matching_{name}": terms.matching,
+                f"discriminator_{name}": terms.hinge,
+            }
+        if metrics:  # then all ranks are here
+            kept = mean_over_ranks(discriminators.detach()) >= config.gan_threshold
+            discriminators = discriminators * kept
+        return network + discriminators, metrics
 
     def pixel_weights(self, x_BCTHW: Tensor) -> Tensor:
         """Weight of every pixel, [B, 1, T, H, W]."""
@@ -128,11 +253,23 @@ class TokenizerObjective(nn.Module):
         book.embeddings.copy_(rows)
         book.z_avg.copy_(rows)
         book.N.fill_(1.0)
-        if distributed():
+        if several_ranks():
             # Equal pools give equal rows on equal machines only; ranks must not drift apart on others.
             dist.broadcast(book.embeddings, 0)
             dist.broadcast(book.z_avg, 0)
         self.seeded.fill_(True)
+
+    @torch.no_grad()
+    def _restart_dead_codes(self, z: Tensor, step: int) -> Tensor:
+        """Put random vectors of all ranks in place of rarely used codes; returns how many."""
+        book = self.net.codebook
+        vectors = gather(z.float().reshape(-1, z.shape[-1]))
+        picks = torch.randint(len(vectors), (len(book.N),), generator=self._generator(step))
+        dead, rows = book.N < 1, vectors[picks.to(z.device)]
+        book.embeddings.copy_(torch.where(dead[:, None], rows, book.embeddings))
+        book.z_avg.copy_(torch.where(dead[:, None], rows, book.z_avg))
+        book.N.masked_fill_(dead, 1.0)
+        return dead.sum().float()
 
     @torch.no_grad()
     def _move_codebook(self, z: Tensor, ids: Tensor) -> None:
@@ -140,8 +277,7 @@ class TokenizerObjective(nn.Module):
         sums = torch.zeros(len(book.N), z.shape[-1] + 1, device=z.device)  # last column: counts
         vectors = z.float().reshape(-1, z.shape[-1])
         sums.index_add_(0, ids.flatten(), torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1))
-        if distributed():
-            dist.all_reduce(sums)
+        sum_over_ranks(sums)
         book.N.lerp_(sums[:, -1], 1 - decay)
         book.z_avg.lerp_(sums[:, :-1], 1 - decay)
         total = book.N.sum()
@@ -163,12 +299,6 @@ def to_floats(clips_BTHWC: Tensor) -> Tensor:
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(0.5)
 
 
-def psnr(recon_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, mean over clips."""
-    error = (recon_BCTHW.float().clamp(-0.5, 0.5) - x_BCTHW).square().flatten(1).mean(1)
-    return (-10 * error.clamp_min(1e-10).log10()).mean()
-
-
 def kmeans_plus_plus(vectors_ND: Tensor, rows: int, seed: int) -> Tensor:
     """Choose `rows` spread-out vectors: each next one with probability proportional to its squared distance.
 
@@ -186,14 +316,14 @@ def kmeans_plus_plus(vectors_ND: Tensor, rows: int, seed: int) -> Tensor:
     return vectors_ND[torch.tensor(chosen, device=vectors_ND.device)]
 
 
-def distributed() -> bool:
-    """Whether several ranks train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a scalar, on every rank."""
+    return sum_over_ranks(value.clone()) / dist.get_world_size() if several_ranks() else value
 
 
 def gather(rows_ND: Tensor) -> Tensor:
     """The rows of all ranks, in rank order, on every rank (equal counts)."""
-    if not distributed():
+    if not several_ranks():
         return rows_ND
     parts = [torch.empty_like(rows_ND) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows_ND.contiguous())

@@ -1,6 +1,6 @@
 """The video tokenizer for users: loads its folder or a published checkpoint, uint8 clips to ids and back.
 
-Notable: ids are computed in float32 without TF32, since near ties they depend on the last bits.
+Notable: ids are computed in float32 without TF32, since near ties they depend on the last bits; bfloat16 is an option.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import safetensors.torch
 import torch
@@ -22,6 +23,9 @@ from .published import read_published
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+NAMED_PROBLEMS = 3  # of weights that do not fit
+
+Precision = Literal["fp32", "bf16"]
 
 
 class OmniTokenizer:
@@ -29,14 +33,20 @@ class OmniTokenizer:
 
     Args:
         net: the network, in float32.
+        precision: of `encode`. `bf16` computes the encoder's products in bfloat16, which changes ids near ties
+            (docs/model.md has numbers); the distances to the codebook stay float32.
     """
 
-    def __init__(self, net: OmniTokenizerNet) -> None:
-        self.net = net
+    def __init__(self, net: OmniTokenizerNet, precision: Precision = "fp32") -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+        self.net, self.precision = net, precision
         self.config = net.config
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "OmniTokenizer":
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32"
+    ) -> "OmniTokenizer":
         """Load a folder written by `save`, or an original `.ckpt` file of the published video VQ models.
 
         Raises:
@@ -51,17 +61,19 @@ class OmniTokenizer:
             raise UserError(f"{path}: no video tokenizer here (expected a folder or a .ckpt file)")
         with torch.device("meta"):
             net = OmniTokenizerNet(config)
-        try:
-            net.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise UserError(f"{path}: weights do not fit their configuration: {error}") from None
-        return cls(net.to(device).float().eval().requires_grad_(False))
+        if problems := _misfits(net, weights):
+            more = f" and {len(problems) - NAMED_PROBLEMS} more" if len(problems) > NAMED_PROBLEMS else ""
+            listed = "; ".join(problems[:NAMED_PROBLEMS])
+            raise UserError(f"{path}: weights do not fit their configuration: {listed}{more}")
+        net.load_state_dict(weights, assign=True)
+        return cls(net.to(device).float().eval().requires_grad_(False), precision)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json, each atomically; with config.json the folder is whole."""
         folder = Path(folder)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        # Clones: weights that share one storage cannot be written.
+        weights = {name: tensor.contiguous().clone() for name, tensor in self.net.state_dict().items()}
         write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
         write_json(folder / CONFIG_FILE, self.config.to_dict())
 
@@ -71,7 +83,7 @@ class OmniTokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of configuration and weights: two tokenizers with the same hash give the same ids."""
+        """Hash of configuration and weights: with one hash and precision, tokenizers give the same ids."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(self.net.state_dict().items()):
             digest.update(name.encode())
@@ -93,7 +105,7 @@ class OmniTokenizer:
                 f"expected uint8 frames [B, T, H, W, 3], got {frames_BTHWC.dtype} {list(frames_BTHWC.shape)}"
             )
         with _exact(self.device):
-            return encode_clips(self.net, frames_BTHWC.to(self.device))
+            return encode_clips(self.net, frames_BTHWC.to(self.device), bf16=self.precision == "bf16")
 
     def decode(self, ids_BTHW: Tensor) -> Tensor:
         """Ids [B, T, h, w] to uint8 clips [B, 1 + (T - 1) * temporal_patch, H, W, 3]."""
@@ -114,6 +126,18 @@ def _exact(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def _misfits(net: OmniTokenizerNet, weights: dict[str, Tensor]) -> list[str]:
+    expected = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    return problems + [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
 
 
 def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:

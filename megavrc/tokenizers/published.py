@@ -5,6 +5,7 @@ Source: github.com/FoundationVision/OmniTokenizer, checkpoints of huggingface.co
 
 import argparse
 import collections
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -16,39 +17,77 @@ from torch import Tensor
 from megavrc.config import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 
+log = logging.getLogger("megavrc")
+
 TOKENIZER_KEYS = ("encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook.")
 ENCODER_SPATIAL = "encoder.enc_spatial_transformer"
 ENCODER_TEMPORAL = "encoder.enc_temporal_transformer"
 DECODER_SPATIAL = "decoder.dec_spatial_transformer"
+ZIP_MAGIC = b"PK\x03\x04"
 ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): argparse.Namespace,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
 }
-CAUSAL_FLAGS = ("causal_in_temporal_transformer", "causal_in_peg")  # older files spell them `casual_`
+FIELDS = {  # argument that the original program recorded -> our field; None there means its default
+    "embedding_dim": "width",
+    "heads": "heads",
+    "dim_head": "dim_head",
+    "patch_size": "patch",
+    "temporal_patch_size": "temporal_patch",
+    "enc_block": "enc_block",
+    "dec_block": "dec_block",
+    "temporal_depth": "temporal_depth",
+    "twod_window_size": "window",
+    "n_codes": "codes",
+    "codebook_dim": "code_dim",
+}
+SUPPORTED = {  # what the published video VQ models have; shapes do not show most of it
+    "causal_in_temporal_transformer": True,
+    "causal_in_peg": True,
+    "spatial_pos": "rope",
+    "patch_embed": "linear",
+    "l2_code": True,
+    "use_vae": False,
+    "use_external_codebook": False,
+    "defer_temporal_pool": False,
+    "defer_spatial_pool": False,
+    "gen_upscale": None,
+}
 
 
 def read_published(path: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
     """Configuration and tokenizer weights of a published video VQ checkpoint; discriminators and the like are left.
 
+    Nothing that the file names is run. Classes that no weight needs are logged in one line.
+
     Raises:
-        UserError: not such a file, or a VAE or an image-only (`rel` position bias) model, which are not supported.
+        UserError: not such a file, weights of an unknown class, hyper-parameters that contradict the weights, or a
+            VAE or an image-only (`rel` position bias) model, which are not supported.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RestrictedPickle)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error})") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    content, strangers = _load(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if isinstance(state, StandIn):
+        raise UserError(f"{path}: its weights are of class {state.named()}, which is not loaded")
     state = state if isinstance(state, dict) else {}
     weights = {k: v for k, v in state.items() if isinstance(k, str) and k.startswith(TOKENIZER_KEYS)}
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            found = value.named() if isinstance(value, StandIn) else type(value).__name__
+            raise UserError(f"{path}: weight {name} is of class {found}, only plain tensors are loaded")
     try:
         config = config_from_weights(weights)
     except KeyError as error:
         raise UserError(f"{path}: not an OmniTokenizer checkpoint (no weights named {error})") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    _check_flags(path, content)
+    recorded = content.get("hyper_parameters") if content is not state else None
+    if problems := contradictions(recorded, config):
+        raise UserError(f"{path}: hyper-parameters do not fit: {'; '.join(problems)}")
+    if strangers:
+        log.warning("%s: not loaded, no weight needs them: %s", path, ", ".join(strangers))
     return config, weights
 
 
@@ -57,11 +96,18 @@ def config_from_weights(weights: dict[str, Tensor]) -> OmniTokenizerConfig:
 
     Raises:
         KeyError: a key that every tokenizer has is missing.
-        ValueError: a VAE or an image-only model.
+        ValueError: a VAE or an image-only model, or a weight without the axes that it must have.
     """
-    width, features = weights["encoder.to_patch_emb_first_frame.2.weight"].shape
-    codes, code_dim = weights["codebook.embeddings"].shape
-    if len(weights["pre_vq_conv.1.weight"]) == 2 * code_dim:
+
+    def shape(name: str, axes: int = 2) -> torch.Size:
+        found = weights[name].shape
+        if len(found) != axes or 0 in found:
+            raise ValueError(f"weight {name} has shape {list(found)}, expected {axes} axes")
+        return found
+
+    width, features = shape("encoder.to_patch_emb_first_frame.2.weight")
+    codes, code_dim = shape("codebook.embeddings")
+    if shape("pre_vq_conv.1.weight")[0] == 2 * code_dim:
         raise ValueError("a VAE checkpoint has no ids; use a VQ checkpoint of the video models")
     spatial = re.compile(r"(enc|dec)_spatial_transformer\.layers\.\d+\.1\.spatial_rel_pos_bias")
     if any(spatial.search(key) for key in weights):
@@ -69,24 +115,47 @@ def config_from_weights(weights: dict[str, Tensor]) -> OmniTokenizerConfig:
             "an image-only checkpoint (`rel` position bias) is not supported; use a video VQ checkpoint"
         )
     temporal = f"{ENCODER_TEMPORAL}.layers.0"
-    dim_head = len(weights[f"{temporal}.1.q_scale"])
-    tables = [v for k, v in weights.items() if k.endswith("relative_position_bias_table")]
-    hidden = weights[f"{temporal}.3.4.weight"].shape[1]
+    (dim_head,) = shape(f"{temporal}.1.q_scale", axes=1)
+    tables = [shape(key)[0] for key in weights if key.endswith("relative_position_bias_table")]
     return OmniTokenizerConfig(
         width=width,
-        heads=len(weights[f"{temporal}.1.to_q.weight"]) // dim_head,
+        heads=shape(f"{temporal}.1.to_q.weight")[0] // dim_head,
         dim_head=dim_head,
         patch=round((features / 3) ** 0.5),
-        temporal_patch=weights["encoder.to_patch_emb.2.weight"].shape[1] // features,
+        temporal_patch=shape("encoder.to_patch_emb.2.weight")[1] // features,
         enc_block=_letters(weights, ENCODER_SPATIAL),
         dec_block=_letters(weights, DECODER_SPATIAL),
         temporal_depth=len(_letters(weights, ENCODER_TEMPORAL)),
-        window=(round(len(tables[0]) ** 0.5) + 1) // 2 if tables else 1,
+        window=(round(tables[0] ** 0.5) + 1) // 2 if tables else 1,
         codes=codes,
         code_dim=code_dim,
-        ff_mult=_ff_mult(width, hidden),
+        ff_mult=_ff_mult(width, shape(f"{temporal}.3.4.weight")[1]),
         temporal_peg="original",
     )
+
+
+def contradictions(recorded: Any, config: OmniTokenizerConfig) -> list[str]:
+    """What the recorded hyper-parameters (`{"args": Namespace}`; anything else says nothing) say otherwise."""
+    args = recorded.get("args") if isinstance(recorded, dict) else None
+    if not isinstance(args, argparse.Namespace):
+        return []
+    options = {name.replace("casual_", "causal_"): value for name, value in vars(args).items()}
+    expected = {name: getattr(config, field) for name, field in FIELDS.items()}
+    if "w" not in config.enc_block + config.dec_block:
+        del expected["twod_window_size"]
+    problems = [
+        f"{name} {options[name]}, the weights have {value}"
+        for name, value in expected.items()
+        if options.get(name) not in (None, value)
+    ]
+    mult = options.get("ff_mult")  # many factors give one hidden size
+    if isinstance(mult, int | float) and _hidden(mult, config.width) != _hidden(config.ff_mult, config.width):
+        problems.append(f"ff_mult {mult}, the weights have {config.ff_mult}")
+    return problems + [
+        f"{name} {options[name]} is not supported, only {value}"
+        for name, value in SUPPORTED.items()
+        if options.get(name, value) != value
+    ]
 
 
 def _letters(weights: dict[str, Tensor], prefix: str) -> str:
@@ -98,26 +167,26 @@ def _letters(weights: dict[str, Tensor], prefix: str) -> str:
 
 
 def _ff_mult(width: int, hidden: int) -> float:
-    """A factor with int(factor * 2/3 * width) == hidden; whole numbers first."""
+    """A factor that gives this hidden size; whole numbers first."""
     candidates = [float(n) for n in range(1, 17)] + [(hidden + 0.5) / width * 1.5]
-    return next(m for m in candidates if int(m * (2 / 3) * width) == hidden)
+    return next(m for m in candidates if _hidden(m, width) == hidden)
 
 
-def _check_flags(path: Path, content: dict[str, Any]) -> None:
-    """Refuse what shapes do not show: models that are not causal in time (no published one)."""
-    recorded = content.get("hyper_parameters")
-    args = recorded.get("args") if isinstance(recorded, dict) else None
-    options = vars(args) if isinstance(args, argparse.Namespace) else {}
-    for flag in CAUSAL_FLAGS:
-        if not options.get(flag, options.get(flag.replace("causal", "casual"), True)):
-            raise UserError(f"{path}: its {flag} is off, which is not supported")
+def _hidden(mult: float, width: int) -> int:
+    return int(mult * (2 / 3) * width)
 
 
-class _Inert:
-    """Stands in for every class and function that is not on the list: accepts everything, does nothing."""
+# --- reading without running ---------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """An object whose class or function is not on the list: accepts everything, does nothing."""
+
+    name = ""
+    args: tuple[Any, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -128,19 +197,42 @@ class _Inert:
     def append(self, item: Any) -> None:
         pass
 
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; nothing that a checkpoint names is ever run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return ALLOWED.get((module, name), _Inert)
+    def named(self) -> str:
+        """Its class or function, and the classes that were handed to it."""
+        given = [a.name for a in self.args if isinstance(a, type) and issubclass(a, StandIn)]
+        return " of ".join([self.name, *given])
 
 
-class _RestrictedPickle:
-    """What `torch.load` asks of a pickle module; `load` reads the header of files older than torch 1.6."""
+def _load(path: Path) -> tuple[Any, list[str]]:
+    """What the file holds, and the names of the classes and functions that stand-ins replaced, sorted."""
+    stand_ins: dict[tuple[str, str], type[StandIn]] = {}
 
-    Unpickler = _Unpickler
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in ALLOWED:
+                return ALLOWED[module, name]
+            readable = f"{module}.{name}".encode("unicode_escape").decode()
+            return stand_ins.setdefault((module, name), type("StandIn", (StandIn,), {"name": readable}))
 
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return _Unpickler(file, **options).load()
+    class PickleModule:
+        """What `torch.load` asks of a pickle module; `load` reads the header of files older than torch 1.6."""
+
+        @staticmethod
+        def load(file: Any, **options: Any) -> Any:
+            return Unpickler(file, **options).load()
+
+    PickleModule.Unpickler = Unpickler  # type: ignore[attr-defined]
+    try:
+        _refuse_torchscript(path)
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=PickleModule)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path}: not a readable checkpoint ({error})") from None
+    return content, sorted(stand_in.name for stand_in in stand_ins.values())
+
+
+def _refuse_torchscript(path: Path) -> None:
+    """`torch.load` would run such an archive, whatever the pickle module."""
+    with open(path, "rb") as file:
+        zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    if zipped and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise ValueError("a TorchScript archive")

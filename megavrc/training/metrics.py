@@ -21,36 +21,39 @@ DETAIL = "frame_"  # metrics whose names begin so are not in the terminal's line
 
 
 class Meter:
-    """Sums of losses and metrics since the last line; skipped steps are left out."""
+    """Sums of losses and metrics since the last line; skipped steps are left out.
+
+    Steps may differ in their metrics (all ranks alike); each mean is over the steps that have it.
+    """
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self._pending: list[Tensor] = []
-        self._sums: Tensor | None = None
-        self._count = 0
+        self._pending: list[tuple[tuple[str, ...], Tensor]] = []
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # by names; the last element counts micro-batches
 
     def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Values of one micro-batch."""
-        self.names = ["loss", *metrics]
-        self._pending.append(torch.stack([loss.float(), *(value.float() for value in metrics.values())]))
+        values = [loss.float(), *(value.float() for value in metrics.values())]
+        self._pending.append((("loss", *metrics), torch.stack([*values, torch.ones_like(values[0])])))
 
     def commit(self, applied: bool) -> None:
         """End of a step: keep its values if the step was applied."""
         if applied:
-            for values in self._pending:
-                self._sums = values if self._sums is None else self._sums + values
-                self._count += 1
+            for names, values in self._pending:
+                self._sums[names] = self._sums[names] + values if names in self._sums else values
         self._pending = []
 
     def means(self) -> dict[str, float]:
         """Means over all ranks since the last call (collective); empty when every step was skipped."""
-        if self._sums is None:
-            return {}  # skipping is decided by all ranks together, so this is so on all of them
-        packed = torch.cat([self._sums, self._sums.new_tensor([float(self._count)])])
-        dist.all_reduce(packed)
-        *sums, count = packed.tolist()
-        self._sums, self._count = None, 0
-        return {name: value / count for name, value in zip(self.names, sums, strict=True)}
+        totals: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for names, packed in self._sums.items():  # the same on all ranks, which skip steps together
+            dist.all_reduce(packed)
+            *sums, count = packed.tolist()
+            for name, value in zip(names, sums, strict=True):
+                totals[name] = totals.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + count
+        self._sums = {}
+        return {name: total / counts[name] for name, total in totals.items()}
 
 
 class Clock:

@@ -1,10 +1,12 @@
-"""Decode chosen frames of a video file in one sequential pass (PyAV).
+"""Decode chosen frames of a video, a file or a folder of pictures, in one sequential pass (PyAV, Pillow).
 
 Frames are counted as they are decoded, never by the header, which may lie. A damaged file ends in `VideoError`:
-frames that a decoder conceals or drops are not passed on silently.
+frames that a decoder conceals or drops are not passed on silently. Of a folder only the wanted pictures are read.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+import struct
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +16,9 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 # Without the two flags swscale takes a shortcut that darkens every picture by one level and blurs chroma.
 ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000
@@ -40,7 +45,10 @@ class VideoError(Exception):
 
 
 class VideoInfo(NamedTuple):
-    """What the header says. Sizes in pixels as displayed (rotation applied); `frames` 0 and `fps` 0.0 if unknown."""
+    """What the header says. Sizes in pixels as displayed (rotation applied); `frames` 0 and `fps` 0.0 if unknown.
+
+    A folder of pictures has no rate: `fps` is 0.0, and a manifest entry may give one of its own.
+    """
 
     height: int
     width: int
@@ -60,7 +68,7 @@ def read_clip(
     """Read the frames start, start + stride, .. of a video.
 
     Args:
-        path: a video file.
+        path: a video file, or a folder of pictures (8 bits a channel).
         start: index of the first frame, in decoded order.
         frames: number of frames T.
         stride: step between two frames.
@@ -116,9 +124,23 @@ def probe(path: str | Path) -> VideoInfo:
     """Read the header and the first frame of a video."""
     with _decoding(path) as decoded:
         frame = next(decoded)
-        stream = decoded.stream
         height, width = _upright(np.empty((frame.height, frame.width), np.uint8), frame).shape
-        return VideoInfo(height, width, float(stream.average_rate or 0), stream.frames)
+        return VideoInfo(height, width, decoded.rate, decoded.length)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture; hidden files are none."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+
+
+def pictures(folder: str | Path) -> list[Path]:
+    """The pictures directly in a folder, by the last number in their names (frame_9 before frame_10)."""
+    return sorted((path for path in Path(folder).iterdir() if is_picture(path)), key=_last_number)
+
+
+def _last_number(path: Path) -> tuple[int, str]:
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1, path.name
 
 
 class _Decoder(Iterator[Any]):
@@ -132,6 +154,7 @@ class _Decoder(Iterator[Any]):
         self.stream.thread_type = "NONE"  # decoder threads do not mix with forked workers
         self.stream.codec_context.thread_count = 1
         self.position = 0
+        self.rate, self.length = float(self.stream.average_rate or 0), int(self.stream.frames)
         self._frames = container.decode(self.stream)
 
     def __next__(self) -> Any:
@@ -150,8 +173,43 @@ class _Decoder(Iterator[Any]):
         return frame
 
 
+class _Pictures(Iterator[Any]):
+    """The pictures of a folder as frames; None, unread, in place of those that are not chosen."""
+
+    rate = 0.0
+
+    def __init__(self, path: str | Path, chosen: Container[int] | None) -> None:
+        self.path, self.chosen = path, chosen
+        try:
+            self.files = pictures(path)
+        except OSError as error:
+            raise VideoError(path, "open", _reason(error)) from None
+        if not self.files:
+            raise VideoError(path, "open", "no pictures in the folder")
+        self.length, self.position = len(self.files), 0
+
+    def __next__(self) -> Any:
+        if self.position == self.length:
+            raise StopIteration
+        index, self.position = self.position, self.position + 1
+        if self.chosen is not None and index not in self.chosen:
+            return None
+        try:
+            with Image.open(self.files[index]) as image:
+                if image.mode[0] in "IF":  # converting would clip them
+                    raise ValueError(f"not 8 bits a channel (mode {image.mode})")
+                picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+            reason = f"frame {index}: {self.files[index].name}: {error}"
+            raise VideoError(self.path, "decode", reason) from None
+        return av.VideoFrame.from_ndarray(picture, format="rgb24")
+
+
 @contextmanager
-def _decoding(path: str | Path) -> Iterator[_Decoder]:
+def _decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[_Decoder | _Pictures]:
+    if Path(path).is_dir():
+        yield _Pictures(path, chosen)
+        return
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
@@ -178,7 +236,7 @@ def _collect(
     chosen, last = set(wanted), max(wanted)
     kept: dict[int, NDArray[np.uint8]] = {}
     reformatter = VideoReformatter()  # keeps its tables from frame to frame
-    with _decoding(path) as decoded:
+    with _decoding(path, chosen) as decoded:
         for index, frame in enumerate(decoded):
             if index in chosen:
                 kept[index] = _picture(frame, reformatter, size, crop)

@@ -151,6 +151,18 @@ def test_images_as_first_frames_of_clips(manifest: Path, tokenizer: Path, tmp_pa
         assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0, :1].numpy()).all()
 
 
+def test_encoding_in_bf16(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    out = tokenize(manifest, tokenizer, tmp_path, precision="bf16")
+    assert TokenDataset(out / "video").info["sampling"]["precision"] == "bf16"
+    loaded, differ = OmniTokenizer.from_checkpoint(tokenizer, precision="bf16"), 0
+    fp32 = samples(done, "video")
+    for key, (ids, fields) in samples(out, "video").items():
+        frames = read_clip(manifest.parent / fields["source"], fields["start_frame"], 17, size=32)
+        assert (ids == loaded.encode(torch.from_numpy(frames[None]))[0].numpy()).all()
+        differ += (ids != fp32[key][0]).sum()
+    assert differ
+
+
 def test_short_videos_are_clamped_on_request(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tokenize(manifest, tokenizer, tmp_path, short="clamp", stride=2)
     short = [ids for ids, fields in samples(out, "video").values() if fields["source"] == "b/09.mp4"]
@@ -281,10 +293,10 @@ def test_inspecting_notices_ids_of_another_video(
 def test_preparing_a_list_of_videos(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))
-    tool["videofolder"](manifest.parent, tmp_path / "m.jsonl")
+    commands = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))["COMMANDS"]
+    commands["videofolder"](folder=manifest.parent, out=tmp_path / "m.jsonl")
     assert "11 videos (11 train), 11 with a caption, 2 classes" in capsys.readouterr().out
-    tool["list_"](tmp_path / "m.jsonl", tmp_path / "again.jsonl")
+    commands["list"](table=tmp_path / "m.jsonl", out=tmp_path / "again.jsonl")
     assert read_manifest(tmp_path / "again.jsonl") == read_manifest(tmp_path / "m.jsonl")
 
 

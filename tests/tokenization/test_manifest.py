@@ -1,20 +1,15 @@
 from pathlib import Path
 
 import pytest
+from trees import touch
 
 from megavrc.config import UserError
-from megavrc.tokenization.manifest import from_folder, from_list, read_manifest, write_manifest
-
-
-def touch(path: Path, text: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+from megavrc.tokenization.manifest import Entry, from_folder, from_list, read_manifest, write_manifest
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
-    for name in ("run/b.mp4", "run/a.MOV", "jump/a.avi", "loose.webm", "notes.pdf"):
+    for name in ("run/b.mp4", "run/a.MOV", "jump/a.avi", "loose.webm", "notes.pdf", "run/._b.mp4"):
         touch(videos / name)
     touch(videos / "run/b.txt", "a dog runs\n")
     out = tmp_path / "lists" / "manifest.jsonl"
@@ -59,6 +54,33 @@ def test_a_table(tmp_path: Path) -> None:
     assert (second["caption"], second["label"]) == (None, None)
 
 
+def test_parts_of_one_video(tmp_path: Path) -> None:
+    table = touch(
+        tmp_path / "list.csv",
+        "\ufeffpath,start,end,fps\nv.mp4,,1.5,\nv.mp4,1.5,,\nv.mp4,,,\npictures,0,2,12.5\n",
+    )
+    entries = from_list(table, tmp_path / "manifest.jsonl")
+    assert [(e["id"], e.get("start"), e.get("end"), e.get("fps")) for e in entries] == [
+        ("v.mp4#-1.5", None, 1.5, None),
+        ("v.mp4#1.5-", 1.5, None, None),
+        ("v.mp4", None, None, None),
+        ("pictures#0.0-2.0", 0.0, 2.0, 12.5),
+    ]
+
+
+def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
+    text = "line separator \u2028, next line \x85, tab \t, break \n, \N{SNOWMAN}"
+    entries: list[Entry] = [
+        {"id": "a", "path": "a.mp4", "caption": text, "label": None, "split": "train"},
+        {"id": "b", "path": "b.mp4", "caption": None, "label": 0, "split": "val", "start": 1, "end": None},
+    ]
+    write_manifest(tmp_path / "m.jsonl", entries)
+    assert read_manifest(tmp_path / "m.jsonl") == entries
+    with pytest.raises(UserError, match="id 'a' stands there twice"):
+        write_manifest(tmp_path / "other.jsonl", [entries[0], entries[0]])
+    assert not (tmp_path / "other.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,6 +91,20 @@ def test_a_table(tmp_path: Path) -> None:
         ('{"path": "a", "label": "x"}', "label must be an integer"),
         ('{"path": "a", "label": -1}', "label must be an integer from 0"),
         ('{"path": "a", "caption": 3}', "caption must be a string"),
+        ('{"path": 3}', 'expected an object with "path", a string'),
+        ('{"path": "a", "id": 3}', "id and split must be strings"),
+        ('{"path": "a", "start": "2"}', r"start must be a number from 0 \(seconds\), got '2'"),
+        ('{"path": "a", "start": -1}', "start must be a number from 0"),
+        ('{"path": "a", "end": true}', "end must be a number from 0"),
+        ('{"path": "a", "end": NaN}', "end must be a number from 0"),
+        ('{"path": "a", "end": Infinity}', "end must be a number from 0"),
+        ('{"path": "a", "start": 2, "end": 2}', "end 2 is not after start 2"),
+        ('{"path": "a", "end": 0}', "end 0 is not after start 0"),
+        ('{"path": "a", "fps": 0}', "fps must be above 0"),
+        (
+            '{"path": "a", "start": 1, "end": 2}\n{"path": "a", "start": 1, "end": 2}',
+            "id 'a#1-2' stands there twice",
+        ),
     ],
 )
 def test_wrong_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -85,5 +121,7 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         from_folder(tmp_path / "none", tmp_path / "m")
     with pytest.raises(UserError, match=r"expected an existing .csv or .jsonl"):
         from_list(tmp_path / "list.txt", tmp_path / "m")
+    with pytest.raises(UserError, match=r"line 3: start '1:30' is not a number"):
+        from_list(touch(tmp_path / "l.csv", "path,start\na.mp4,1\na.mp4,1:30\n"), tmp_path / "m")
     with pytest.raises(UserError, match="line 2: label 'x' is not an integer"):
         from_list(touch(tmp_path / "l.csv", "path,label\na.mp4,x\n"), tmp_path / "m")

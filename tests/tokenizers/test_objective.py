@@ -13,9 +13,9 @@ from megavrc.tokenizers.objective import (
     ObjectiveConfig,
     TokenizerObjective,
     kmeans_plus_plus,
-    psnr,
     to_floats,
 )
+from megavrc.tokenizers.quality import psnr
 
 STEPS, WARMUP = 6, 3
 
@@ -177,7 +177,7 @@ def test_learns_and_reports() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.8 * first
-    assert set(metrics) == {"reconstruction", "commitment", "psnr", "perplexity", "usage"}
+    assert set(metrics) == {"reconstruction", "commitment", "psnr", "ssim", "perplexity", "usage"}
     assert 1 <= metrics["perplexity"] <= 16 and 0 < metrics["usage"] <= 1
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from videos import make_videos
 from worlds import ROOT, environment
 
 from megavrc.config import UserError, load_config, read_json
@@ -24,7 +25,7 @@ from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import ClipDataConfig, RunConfig, TokenDataConfig, TokenizerRunConfig
 from megavrc.training.tasks.tokenizer import TokenizerTask
 from megavrc.training.tasks.vrc import VRCTask
-from megavrc.video import write_mp4
+from megavrc.video import write_png
 
 CAPTIONS = ["a red square moves left", "a blue circle moves up", "a green square moves down"]
 
@@ -151,24 +152,6 @@ def alone() -> Iterator[Rank]:
     dist.destroy_process_group()
 
 
-def make_videos(folder: Path, count: int = 5, broken: bool = True) -> Path:
-    folder.mkdir(parents=True)
-    lines = []
-    for number in range(count):
-        frames = np.full((17, 64, 64, 3), 40 * number + 20, np.uint8)
-        frames += np.arange(17, dtype=np.uint8)[:, None, None, None]
-        write_mp4(folder / f"{number}.mp4", frames)
-        lines.append(
-            {"id": f"v{number}", "path": f"{number}.mp4", "caption": f"grey {number}", "split": "train"}
-        )
-    if broken:
-        (folder / "broken.mp4").write_bytes(b"not a video")
-        lines.insert(2, {"id": "broken", "path": "broken.mp4", "split": "train"})
-    lines.append({"id": "val", "path": "0.mp4", "split": "val"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder / "manifest.jsonl"
-
-
 def clip_run(folder: Path, schedule: dict[int, int]) -> TokenizerRunConfig:
     data = ClipDataConfig(str(folder / "videos" / "manifest.jsonl"), frames_schedule=schedule)
     config = TokenizerRunConfig(str(folder / "run"), tiny(), data)
@@ -198,19 +181,57 @@ def test_clips_are_decoded_once_without_the_broken_ones(
         TokenizerTask(config, alone)
 
 
+def test_clips_on_demand_and_pictures(tmp_path: Path, alone: Rank, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = make_videos(tmp_path / "videos")
+    cached = TokenizerTask(clip_run(tmp_path, {}), alone).source
+    config = clip_run(tmp_path / "again", {})
+    config.data.path, config.data.cache = str(manifest), False
+    logging.getLogger("megavrc").propagate = True
+    source = TokenizerTask(config, alone).source
+    assert len(source) == 6 and not (tmp_path / "again").exists()
+    assert [source[index]["key"] for index in range(6)] == ["v0", "v1", "v2", "v2", "v3", "v4"]
+    assert "broken.mp4: open" in caplog.text
+    assert np.array_equal(source[4]["clip"], cached[3]["clip"])
+    picture = np.zeros((80, 96, 3), np.uint8)
+    picture[:, 48:] = 200
+    write_png(tmp_path / "videos" / "picture.png", picture)
+    manifest.write_text(json.dumps({"path": "picture.png"}) + "\n")
+    config.data.frames = 1
+    [clip] = TokenizerTask(config, alone).source[0]["clip"]
+    assert clip.shape == (64, 64, 3) and clip[5, 5].max() < 5 and clip[60, 60].min() > 195
+
+
+def test_images_are_frames_spread_over_the_clip(tmp_path: Path, alone: Rank) -> None:
+    make_videos(tmp_path / "videos", broken=False)
+    config = clip_run(tmp_path, {})
+    config.data.frames_schedule, config.data.images_per_clip = {0: [9, 1], 4: 1}, 4
+    task = TokenizerTask(config, alone)
+    assert [task.frames_at(step) for step in range(6)] == [9, 1, 9, 1, 1, 1]
+    clip = task.source[0]["clip"]
+    for position in range(2, 4):
+        batch = task.collate([task.source[0] | {"position": position}])
+        assert batch["clips"].shape == (4, 1, 64, 64, 3) and batch["frame"].tolist() == [0] * 4
+        found = [int(np.abs(clip - image.numpy()).sum((1, 2, 3)).argmin()) for image in batch["clips"]]
+        gaps = sorted((b - a) % 17 for a, b in zip(found, found[1:] + found[:1], strict=True))
+        assert gaps == [4, 4, 4, 5]
+    batch = task.collate([task.source[i % 5] | {"position": i} for i in range(0, 400, 4)])
+    assert batch["clips"].shape[:2] == (100, 9) and set(batch["frame"].tolist()) == set(range(9))
+
+
 def test_windows_follow_the_schedule_and_the_position(tmp_path: Path, alone: Rank) -> None:
     make_videos(tmp_path / "videos", broken=False)
     task = TokenizerTask(clip_run(tmp_path, {0: 9, 3: 17}), alone)
     assert [task.frames_at(step) for step in (0, 2, 3, 9)] == [9, 9, 17, 17]
 
     def batch(step: int) -> torch.Tensor:
-        return task.collate([task.source[i] | {"position": 2 * step + i} for i in range(2)])
+        return task.collate([task.source[i] | {"position": 2 * step + i} for i in range(2)])["clips"]
 
     assert batch(2).shape == (2, 9, 64, 64, 3) and batch(3).shape == (2, 17, 64, 64, 3)
     assert torch.equal(batch(1), batch(1))
     starts = {int(batch(step)[0, 0].float().mean().round()) for step in (0, 1, 2)}
     starts |= {
-        int(task.collate([task.source[0] | {"position": p}])[0, 0].float().mean().round()) for p in range(6)
+        int(task.collate([task.source[0] | {"position": p}])["clips"][0, 0].float().mean().round())
+        for p in range(6)
     }
     assert len(starts) > 2, "windows start at different frames"
 

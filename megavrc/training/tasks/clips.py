@@ -1,4 +1,4 @@
-"""Decoded clips for the video tokenizer: every video is decoded once, by all ranks together, into one memory map."""
+"""Decoded clips for the video tokenizer: every video once, by all ranks together, into one memory map; or on demand."""
 
 import json
 import logging
@@ -25,6 +25,8 @@ Failures = list[tuple[int, str]]
 class ClipSource:
     """Map-style source of uint8 clips [frames, size, size, 3]: {"clip", "key", "caption"}.
 
+    Of videos decoded on demand, one that cannot be is replaced by the next in the manifest that can.
+
     Args:
         config: which videos, how many frames, what size.
         cache: folder for the memory map; the same videos and settings find it again there.
@@ -39,25 +41,45 @@ class ClipSource:
         manifest = Path(config.path)
         entries = _entries(manifest, config)
         self.sha256 = sha256_json([[entry["id"], entry["path"]] for entry in entries] + [_settings(config)])
-        self._array = cache / f"clips-{self.sha256[:16]}.npy"
-        self._index = self._array.with_suffix(".json")
-        if not _exists_everywhere(self._index, rank):
-            _decode_together(entries, manifest.parent, config, self._array, self._index, rank)
-        kept = read_json(self._index)["kept"]
-        self._rows: list[int] = kept
-        self._entries = [entries[row] for row in kept]
-        self._clips = np.load(self._array, mmap_mode="r")
+        self._root, self._entries = manifest.parent, entries
+        self._clips = None
+        if not config.cache:
+            return
+        array = cache / f"clips-{self.sha256[:16]}.npy"
+        index = array.with_suffix(".json")
+        if not _exists_everywhere(index, rank):
+            _decode_together(entries, self._root, config, array, index, rank)
+        self._rows: list[int] = read_json(index)["kept"]
+        self._entries = [entries[row] for row in self._rows]
+        self._clips = np.load(array, mmap_mode="r")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._clips is None:
+            clip, index = self._decode(index)
+        else:
+            clip = self._clips[self._rows[index]]
         entry = self._entries[index]
-        return {"clip": self._clips[self._rows[index]], "key": entry["id"], "caption": entry.get("caption")}
+        return {"clip": clip, "key": entry["id"], "caption": entry.get("caption")}
+
+    def _decode(self, index: int) -> tuple[np.ndarray, int]:
+        """The first clip from `index` on that can be decoded, and its index."""
+        for candidate in (*range(index, len(self)), *range(index)):
+            try:
+                return _read(self._root, self._entries[candidate], self.config), candidate
+            except VideoError as error:
+                log.warning("%s; the next video takes its place", error)
+        raise UserError(f"{self.config.path}: no video can be decoded")
 
 
 def _settings(config: ClipDataConfig) -> list[Any]:
-    return [config.frames, config.size, config.crop]
+    return [config.frames, config.size, config.crop] + ([] if config.cache else ["on demand"])
+
+
+def _read(root: Path, entry: Entry, config: ClipDataConfig) -> np.ndarray:
+    return read_clip(root / entry["path"], 0, config.frames, size=config.size, crop=config.crop)
 
 
 def _entries(manifest: Path, config: ClipDataConfig) -> list[Entry]:
@@ -99,11 +121,10 @@ def _decode_together(
     clips = np.load(unfinished, mmap_mode="r+")
     failures: Failures = []
     mine = range(rank.rank, len(entries), rank.world_size)
-    for row in progress(mine, f"decoding {len(entries)} clips", len(mine)) if rank.main else mine:
+    label = f"decoding {len(entries)} clips, 1 of {rank.world_size} shares"
+    for row in progress(mine, label, len(mine)) if rank.main else mine:
         try:
-            clips[row] = read_clip(
-                root / entries[row]["path"], 0, config.frames, size=config.size, crop=config.crop
-            )
+            clips[row] = _read(root, entries[row], config)
         except VideoError as error:
             failures.append((row, str(error)))
     clips.flush()

@@ -1,5 +1,6 @@
-"""Training of the video tokenizer on decoded clips."""
+"""Training of the video tokenizer on decoded clips and single frames of them."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megavrc.config import to_dict
+from megavrc.checkpoint import read_weights
+from megavrc.config import UserError, to_dict
 from megavrc.distributed import Rank, seed_for
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import TokenizerObjective
+from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.previews import write_preview
 from megavrc.training.tasks.clips import ClipSource, window
 
+log = logging.getLogger("megavrc")
+
 EXPORT = "model"  # folder of the finished tokenizer inside the run folder
+FILES = {"vgg", "lpips_heads"}  # of the objective: where they lie is not what the run is
+FREE = {"temporal_patch", "temporal_peg"}  # of the model: what an image stage does not depend on
 
 
 class TokenizerTask:
@@ -24,55 +32,76 @@ class TokenizerTask:
 
     def __init__(self, config: TokenizerRunConfig, rank: Rank) -> None:
         self.config = config
+        objective = config.objective
+        self.perceptual = (  # first of all: decoding may take hours
+            Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
+        )
         self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
         rows, columns = config.model.grid(config.data.size, config.data.size)
-        self.tokens = config.model.latent_frames(config.data.frames) * rows * columns
+        self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
         self.facts: dict[str, Any] = {}
         self.identity = {
             "stage": "tokenizer",
             "seed": config.seed,
             "model": config.model.to_dict(),
-            "objective": to_dict(config.objective),
+            "objective": {name: value for name, value in to_dict(objective).items() if name not in FILES},
             "data": self.source.sha256,
             "frames_schedule": {
                 str(float(start)): frames for start, frames in config.data.frames_schedule.items()
             },
+            "images_per_clip": config.data.images_per_clip,
             "global_batch": config.train.global_batch,
+            "starts_from_another_run": bool(config.init_from),
         }
 
     def build(self) -> nn.Module:
-        return TokenizerObjective(OmniTokenizerNet(self.config.model), self.config.objective)
+        return TokenizerObjective(OmniTokenizerNet(self.config.model), self.config.objective, self.perceptual)
 
     def initialise(self, module: nn.Module) -> None:
-        pass
+        if self.config.init_from:
+            assert isinstance(module, TokenizerObjective)
+            start_from_run(module.net, self.config)
 
     def frames_at(self, step: int) -> int:
         """Frames of a training window at a step."""
-        schedule = self.config.data.frames_schedule or {0: self.config.data.frames}
-        return schedule[max(start for start in schedule if start <= step)]
+        turns = self.config.data.turns(step)
+        return turns[step % len(turns)]
 
-    def collate(self, items: list[dict[str, Any]]) -> Tensor:
-        """uint8 [B, T, H, W, 3]: a random window of each clip, drawn from (seed, position)."""
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Random windows of the clips, drawn from (seed, position).
+
+        Returns:
+            clips: uint8 [B, T, H, W, 3]. frame: long [B], one random frame of each.
+        """
         frames = self.frames_at(items[0]["position"] // self.config.train.global_batch)
-        return torch.stack([self._window(item, frames) for item in items])
+        each = self.config.data.images_per_clip if frames == 1 else 1
+        clips = [self._window(item, frames, part, each) for item in items for part in range(each)]
+        seeds = [seed_for(self.config.seed, "frame", item["position"]) for item in items for _ in range(each)]
+        return {"clips": torch.stack(clips), "frame": torch.tensor([seed % frames for seed in seeds])}
 
-    def _window(self, item: dict[str, Any], frames: int) -> Tensor:
+    def _window(self, item: dict[str, Any], frames: int, part: int, parts: int) -> Tensor:
+        """One of `parts` evenly spread windows, from a random first frame."""
         seed = seed_for(self.config.seed, "window", item["position"])
-        return window(item["clip"], frames, lambda below: seed % below)
+        return window(item["clip"], frames, lambda below: (seed + part * below // parts) % below)
 
-    def loss(self, module: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return module(batch, step)
+    def loss(
+        self, module: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return module(batch["clips"], step, batch["frame"])
 
     def preview(self, module: nn.Module, folder: Path, step: int) -> None:
         assert isinstance(module, TokenizerObjective)
         count = min(self.config.preview.count, len(self.source))
         if count and bool(module.seeded):  # before, the codebook is noise
-            write_preview(folder, step, self._reconstructions(OmniTokenizer(module.net), count))
+            longest = max(self.config.data.all_turns())
+            write_preview(folder, step, self._reconstructions(OmniTokenizer(module.net), count, longest))
 
-    def _reconstructions(self, tokenizer: OmniTokenizer, count: int) -> list[tuple[str, np.ndarray]]:
+    def _reconstructions(
+        self, tokenizer: OmniTokenizer, count: int, frames: int
+    ) -> list[tuple[str, np.ndarray]]:
         """Each clip and its reconstruction."""
         items = [self.source[index] for index in range(count)]
-        clips = torch.from_numpy(np.stack([item["clip"] for item in items]))
+        clips = torch.from_numpy(np.stack([item["clip"][:frames] for item in items]))
         decoded = tokenizer.decode(tokenizer.encode(clips)).cpu().numpy()
         rows = []
         for item, clip, recon in zip(items, clips.numpy(), decoded, strict=True):
@@ -84,3 +113,30 @@ class TokenizerTask:
         tokenizer = OmniTokenizer(module.net)
         tokenizer.save(run_dir / EXPORT)
         return {"tokenizer": EXPORT, "tokenizer_sha256": tokenizer.sha256}
+
+
+@torch.no_grad()
+def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
+    """Load network and codebook of another tokenizer run; discriminators and optimizer stay fresh.
+
+    Raises:
+        UserError: that run is unfinished, or its network is another.
+    """
+    path = Path(config.init_from)
+    if (path / "run.json").is_file() and not (path / "complete.json").is_file():
+        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
+    weights, state = read_weights(path)
+    theirs, mine = state["identity"], config.model.to_dict()
+    if theirs.get("stage") != "tokenizer":
+        raise UserError(f"init_from: {path} is not a run of pretrain_tokenizer.py")
+    schedule, frames = theirs["frames_schedule"], state["config"]["data"]["frames"]
+    images = all(turns in (1, [1]) for turns in schedule.values()) if schedule else frames == 1
+    for key in mine.keys() - (FREE if images else set()):
+        if theirs["model"][key] != mine[key]:
+            raise UserError(
+                f"init_from: model.{key} was {theirs['model'][key]!r} in {path}, it is {mine[key]!r} here"
+            )
+    loaded = {name[4:]: tensor for name, tensor in weights.items() if name.startswith("net.")}
+    net.load_state_dict(inflate(loaded, config.model, config.init_inflation) if images else loaded)
+    made = f", clip weights made of those for images ({config.init_inflation})" if images else ""
+    log.info("starts from %s, step %d: network and codebook%s", path, state["step"], made)
