@@ -20,7 +20,7 @@ MIN_AREA = 40.0  # nominal pixels; the smallest true shape has 200
 MIN_COSINE = 0.8  # with the nearest colour; neighbours of the palette are at 0.5
 MIN_IOU = 0.5  # with the nearest template, mean over frames
 MIN_TRAVEL = 6.0  # nominal pixels between first and last frames; true clips travel 24
-TEMPLATE = 20  # side of the box that masks and templates are scaled to
+AREAS = {"square": 4.0, "circle": np.pi, "triangle": 2.0}  # at r = 1
 
 
 class Detection(NamedTuple):
@@ -46,8 +46,9 @@ class Score(TypedDict, total=False):
 def detect(frames_THWC: Frames) -> Detection:
     """Find the shape in a clip, uint8 [T, H, W, 3].
 
-    The shape is where pixels are saturated. Colour: direction of its mean RGB away from grey. Shape: the template
-    with the largest intersection over union, summed over frames. Direction: the way of its centroid.
+    The shape is where pixels are saturated. Colour: direction of its mean RGB away from grey. Shape: the template of
+    equal area and centroid with the largest intersection over union, summed over frames. Direction: the way of its
+    centroid.
     """
     frames = frames_THWC.astype(np.float32)
     chroma = (frames.max(axis=-1) - frames.min(axis=-1)) / 255
@@ -73,34 +74,29 @@ def _colour(rgb: NDArray[np.float32]) -> str | None:
     return best if cosines[best] >= MIN_COSINE else None
 
 
-def _templates() -> dict[str, NDArray[np.bool_]]:
-    axis = np.linspace(1 / TEMPLATE - 1, 1 - 1 / TEMPLATE, TEMPLATE, dtype=np.float32)
-    x, y = (
-        np.broadcast_to(axis[None, :], (TEMPLATE, TEMPLATE)),
-        np.broadcast_to(axis[:, None], (TEMPLATE, TEMPLATE)),
-    )
-    return {shape: signed_distance(shape, x, y, 1.0) < 0 for shape in SHAPES}
-
-
-TEMPLATES = _templates()
-
-
 def _shape(mask_THW: NDArray[np.bool_]) -> tuple[str | None, float]:
     totals = dict.fromkeys(SHAPES, 0.0)
     for mask in mask_THW:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = mask[np.ix_(_stretch(rows), _stretch(columns))]
-        for shape, template in TEMPLATES.items():
-            totals[shape] += float((box & template).sum() / (box | template).sum())
+        for shape in SHAPES:
+            template = _template(shape, mask)
+            totals[shape] += float((mask & template).sum() / (mask | template).sum())
     best = max(totals, key=lambda shape: totals[shape])
     iou = totals[best] / len(mask_THW)
     return (best if iou >= MIN_IOU else None), iou
 
 
-def _stretch(indices: NDArray[np.intp]) -> NDArray[np.intp]:
-    """TEMPLATE positions spread evenly over the range from the first to the last index."""
-    first, length = indices[0], indices[-1] - indices[0] + 1
-    return first + ((np.arange(TEMPLATE) + 0.5) * length / TEMPLATE).astype(np.intp)
+def _template(shape: str, mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The shape with the area and the centroid of a mask.
+
+    Not with its bounding box, which a single stray pixel moves: in a box too wide a square looks like a circle.
+    """
+    rows, columns = np.nonzero(mask_HW)
+    r = float(np.sqrt(len(rows) / AREAS[shape]))
+    below = r / 3 if shape == "triangle" else 0.0  # the centroid lies below the middle of the height
+    height, width = mask_HW.shape
+    y = np.arange(height, dtype=np.float32)[:, None] - np.float32(rows.mean() - below)
+    x = np.arange(width, dtype=np.float32)[None] - np.float32(columns.mean())
+    return signed_distance(shape, x, y, r) < 0
 
 
 def _direction(mask_THW: NDArray[np.bool_], visible: NDArray[np.intp], min_travel: float) -> str | None:

@@ -47,6 +47,21 @@ def test_wrong_clips_are_wrong() -> None:
         assert [result["colour"], result["shape"], result["direction"]] == expected and result["all"] == 0
 
 
+@pytest.mark.parametrize("shape", ["square", "circle", "triangle"])
+def test_stray_pixels_change_nothing(shape: str) -> None:
+    """Coloured specks two pixels off the outline, as a tokenizer leaves them, do not make another shape of it."""
+    wanted = Combination("green", shape, "right")
+    frames = of(wanted, 3)
+    for frame in frames:
+        inside = np.argwhere(frame[..., 1] > 120)
+        (top, left), (bottom, right) = inside.min(axis=0), inside.max(axis=0)
+        middle = (top + bottom) // 2
+        frame[[top - 2, bottom + 2, middle, middle], [left, right, left - 2, right + 2]] = frame[middle].max(
+            0
+        )
+    assert detect(frames)[:3] == wanted
+
+
 def test_broken_clips_show_nothing() -> None:
     blank = np.full((17, 64, 64, 3), BACKGROUND, np.uint8)
     noise = np.random.default_rng(0).integers(0, 255, blank.shape, dtype=np.uint8)
