@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_decoder_that_dies(
                 copy.rename(manifest.parent / victim)
             (decoder,) = multiprocessing.active_children()
             os.kill(decoder.pid or 0, signal.SIGSEGV)
-            decoder.join()
+            wait([decoder.sentinel])  # join() would take the exit code away from the job
             os.close(writer)
 
     killer = threading.Thread(target=kill)
