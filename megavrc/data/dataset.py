@@ -4,6 +4,7 @@ import bisect
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.config import UserError, read_json
+from megavrc.config import UserError, read_json, sha256_file
 from megavrc.data.shards import FORMAT, DataError, ShardIndex, manifest_id, npy_header
 
 MAX_OPEN = 256  # shards held open at once
@@ -62,6 +63,12 @@ class ShardReader:
         self._indexes: dict[int, ShardIndex] = {}
         self._open: dict[int, int] = {}
         self._check_sizes()
+
+    def changed_shards(self) -> Iterator[str]:
+        """A line for each shard whose bytes are not those of the manifest; reads them all."""
+        for number, shard in enumerate(self.shards):
+            if (found := sha256_file(self._path(number))) != shard["sha256"]:
+                yield f"{self._path(number)}: sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}"
 
     def _check_sizes(self) -> None:
         for number, shard in enumerate(self.shards):

@@ -209,6 +209,14 @@ def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:
     return sha256_json({"dataset": dataset, "shards": shards})
 
 
+def listed(split: str, done: dict[str, Any]) -> dict[str, Any]:
+    """A shard as the manifest lists it, from its done file."""
+    return {
+        "split": split,
+        **{name: done[name] for name in ("name", "count", "bytes", "sha256", "index_sha256")},
+    }
+
+
 def write_manifest(
     folder: Path, dataset: dict[str, Any], shards: list[dict[str, Any]], format: str = FORMAT
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, progress, sha256_file
+from megavrc.config import UserError, progress
 from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.shards import DataError, MemberWriter, npy_header
 
@@ -98,10 +98,7 @@ class TextFeatures(ShardReader):
 
     def problems(self, tokens: TokenDataset) -> Iterator[str]:
         """Read every byte again; one line for whatever is not as it was written or does not fit the tokens."""
-        for shard in self.shards:
-            path = self.folder / "shards" / shard["name"]
-            if (found := sha256_file(path)) != shard["sha256"]:
-                yield f"{path}: sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}"
+        yield from self.changed_shards()
         if len(self) != len(tokens):
             yield f"{self.folder}: {len(self)} samples, the tokens have {len(tokens)}"
         for index in progress(range(min(len(self), len(tokens))), f"verify {self.folder}"):

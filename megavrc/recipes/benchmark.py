@@ -137,7 +137,7 @@ def _encoding(tokenizer: OmniTokenizer, cuts: Cuts, batch: int, repeats: int) ->
 
 
 def _writing(folder: Path, grid: int, repeats: int) -> float:
-    """CPU seconds for a clip and ten images of a shard of 200 videos."""
+    """CPU seconds for a clip and ten images of a shard of 50 videos."""
     videos = 50
     ids = np.random.default_rng(0).integers(0, 8192, (5, grid, grid))
     fields = {"caption": "a caption of some length, as they are", "source": "video.mp4"}

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, progress, sha256_file
+from megavrc.config import UserError, progress
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError, read_done, write_manifest
+from megavrc.data.shards import DataError, listed, read_done, write_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
 
@@ -144,18 +144,11 @@ def _planned(work: Plan, split: str) -> set[str]:
 
 
 def _entry(work: Plan, kind: str, shard: Shard) -> dict[str, Any]:
-    done = read_done(work.tar(kind, shard), work.sha256) or {}
-    return {
-        "split": shard.split,
-        **{key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")},
-    }
+    return listed(shard.split, read_done(work.tar(kind, shard), work.sha256) or {})
 
 
 def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[str]:
-    for shard in dataset.shards:
-        path = dataset.folder / "shards" / shard["name"]
-        if (found := sha256_file(path)) != shard["sha256"]:
-            yield f"{path}: sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}"
+    yield from dataset.changed_shards()
     keys: set[str] = set()
     sources: set[str] = set()
     for index in progress(range(len(dataset)), label):

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from megavrc.config import UserError, progress, read_json, sha256_json, write_json
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import read_done, write_manifest
+from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
 from megavrc.tokenization.job import Stop, array_task
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
 
-LISTED = ("name", "count", "bytes", "sha256", "index_sha256")  # of a done file, in the manifest
 WINDOW = 16  # encoder batches whose captions are sorted by length together
 
 
@@ -158,10 +157,7 @@ def _finish(job: Job) -> None:
     for left in (*job.folder.glob(".*"), *(job.folder / "shards").glob(".*")):  # of tasks that were killed
         left.unlink(missing_ok=True)
     done = [job.done(shard) or {} for shard in range(len(job.tokens.shards))]
-    shards = [
-        {"split": shard["split"], **{name: entry[name] for name in LISTED}}
-        for shard, entry in zip(job.tokens.shards, done, strict=True)
-    ]
+    shards = [listed(shard["split"], entry) for shard, entry in zip(job.tokens.shards, done, strict=True)]
     info = {**job.plan, "width": done[0]["width"], "dtype": DTYPE}
     manifest = write_manifest(job.folder, info, shards, FORMAT)
     size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
