@@ -14,6 +14,14 @@ PAD, BEGIN = 0, 2  # ids of the pad and begin-video tokens in the text vocabular
 Condition = Tensor | tuple[Tensor, Tensor]
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """nn.Embedding, but its random draw, which on the meta device imports torch's compiler (2 s), is left out there."""
+    weight = torch.empty(rows, width)
+    if not weight.is_meta:
+        nn.init.normal_(weight)
+    return nn.Embedding.from_pretrained(weight, freeze=False)
+
+
 class ConditionEmbedding(nn.Module):
     """Condition to rows [B, C, D], slot embedding included."""
 
@@ -22,9 +30,9 @@ class ConditionEmbedding(nn.Module):
         self.config = config
         self.slots = nn.Parameter(torch.zeros(config.slots, width))
         if config.kind == "class":
-            self.table = nn.Embedding(config.classes + 1, width)
+            self.table = embedding(config.classes + 1, width)
         elif config.text == "learned":
-            self.table = nn.Embedding(config.vocab, width)
+            self.table = embedding(config.vocab, width)
         else:
             self.pad = nn.Parameter(torch.zeros(width))
             self.begin = nn.Parameter(torch.zeros(width))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .omnitokenizer_layers import EPS, Transformer
+from .omnitokenizer_layers import DRAWN_ON, EPS, Transformer
 
 DISTANCE_ROWS = 8192  # vectors compared with the codebook at once, to bound memory
 
@@ -116,7 +116,7 @@ class Codebook(nn.Module):
 
     def __init__(self, codes: int, dim: int) -> None:
         super().__init__()
-        rows = F.normalize(torch.randn(codes, dim), dim=-1)
+        rows = F.normalize(torch.randn(codes, dim, device=DRAWN_ON), dim=-1)
         self.register_buffer("embeddings", rows)
         self.register_buffer("N", torch.ones(codes))
         self.register_buffer("z_avg", rows.clone())

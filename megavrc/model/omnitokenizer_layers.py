@@ -14,6 +14,7 @@ from torch import Tensor, nn
 EPS = 1e-5
 COSINE_SCALE = 8.0  # of the logits of normalised queries and keys, at every head size
 ROPE_BASE = 10000.0
+DRAWN_ON = "cpu"  # random numbers on the meta device, where weights are loaded, import torch's compiler: 2 s
 
 
 class GammaNorm(nn.Module):
@@ -133,7 +134,9 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = window
-        self.relative_position_bias_table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads) * 0.02)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.randn((2 * window - 1) ** 2, heads, device=DRAWN_ON) * 0.02
+        )
         self.register_buffer("relative_position_index", relative_position_index(window))
         self.norm = GammaNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -221,7 +224,8 @@ class Transformer(nn.Module):
 
 def relative_position_index(window: int) -> Tensor:
     """Row of the bias table for each (query, key) of a window, long [window^2, window^2]."""
-    cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    side = torch.arange(window, device=DRAWN_ON)
+    cells = torch.cartesian_prod(side, side)
     rows, columns = (cells[:, None] - cells[None] + window - 1).unbind(-1)
     return rows * (2 * window - 1) + columns
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import SegmentMask
 from .compressor import RESETTABLE, Compressor, Decompressor
-from .condition import Condition, ConditionEmbedding
+from .condition import Condition, ConditionEmbedding, embedding
 from .config import ModelConfig
 from .layout import COMPRESSED, RAW, Layout, make_layout
 from .rope import rope_table
@@ -48,8 +48,8 @@ class VRC(nn.Module):
         super().__init__()
         self.config = config
         self.condition = ConditionEmbedding(config.condition, config.width)
-        self.tokens = nn.Embedding(config.vocab, config.width)
-        self.types = nn.Embedding(3, config.width)
+        self.tokens = embedding(config.vocab, config.width)
+        self.types = embedding(3, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.width, config.vocab, bias=False)

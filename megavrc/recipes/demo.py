@@ -158,7 +158,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
         ),
         Step(
             "measure seconds per clip",
-            [python, "tools/evaluate.py", "speed", "--baseline", "--repeats=3", f"--model={run / 'hf'}"]
+            [python, "tools/evaluate.py", "speed", "--baseline", "--repeats=5", f"--model={run / 'hf'}"]
             + [f"--json={run / 'speed.json'}"],
             run / "speed.json",
         ),

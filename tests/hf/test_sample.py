@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,15 @@ PROMPTS = ["a red square moves left", "A blue DOG!", "a red square moves left"]
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> Folder:
     return load_folder(folder)
+
+
+def test_generating_needs_neither_the_compiler_nor_the_engine(folder) -> None:
+    code = (
+        "import sys; from megavrc.hf.folder import load_folder; load_folder(sys.argv[1]);"
+        "print([name for name in ('torch._dynamo', 'deepspeed', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"  # each of them costs seconds of every command's start
 
 
 def test_files_and_resuming(loaded, tmp_path) -> None:
