@@ -124,24 +124,19 @@ class ShardReader:
         text_size, array_size = at.sizes[row].tolist()
         crc32 = at.crc32[row].tolist()
         for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
-            content = self._pread(
-                number, array_at + array_size - text_at, text_at
-            )  # the members are adjacent
-            text, array = content[:text_size], content[array_at - text_at :]
-            if [zlib.crc32(text), zlib.crc32(array)] == crc32:
-                return text, array
+            try:
+                content = os.pread(self._descriptor(number), array_at + array_size - text_at, text_at)
+            except OSError as error:
+                reason = f"cannot be read: {error.strerror}"
+            else:
+                text, array = content[:text_size], content[array_at - text_at :]  # the members are adjacent
+                if [zlib.crc32(text), zlib.crc32(array)] == crc32:
+                    return text, array
+                reason = "is damaged (crc32 does not fit)"
             self._close(number)
             if self.mirror:
                 self._path(number).unlink(missing_ok=True)
-        raise DataError(f"{self._path(number)}: sample {self.key(index)} is damaged (crc32 does not fit)")
-
-    def _pread(self, number: int, size: int, offset: int) -> bytes:
-        """Bytes of a shard; none if they cannot be read."""
-        try:
-            return os.pread(self._descriptor(number), size, offset)
-        except OSError as error:
-            log.warning("%s: cannot be read: %s", self._path(number), error)
-            return b""
+        raise DataError(f"{self._path(number)}: sample {self.key(index)} {reason}")
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -57,8 +57,12 @@ class Mirror:
 
     @staticmethod
     def of(url: str, cache: str | Path, limit: int, **options: Any) -> "Mirror":
-        """The copy of `url` inside the folder `cache`."""
+        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder."""
         url = url.rstrip("/")
+        try:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.cache_dir: {cache}: {error.strerror}") from None
         name = f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         return Mirror(url, Path(cache) / name, Path(cache), limit, **options)
 
