@@ -149,25 +149,23 @@ class ShardReader:
         return (folder / shard["sha256"][:16] if self.mirror else folder) / shard["name"]
 
     def _index(self, number: int) -> ShardIndex:
+        return _recent(self._indexes, number, self._load_index, MAX_INDEXES)
+
+    def _load_index(self, number: int) -> ShardIndex:
         path, sha256 = self._path(number), self.shards[number]["index_sha256"]
-
-        def load() -> ShardIndex:
-            if self.mirror:
-                index = index_path(path)
-                self.mirror.fetch(f"shards/{index.name}", index, sha256)
-            return ShardIndex.load(path, sha256)
-
-        return _recent(self._indexes, number, load, MAX_INDEXES)
+        if self.mirror:
+            index = index_path(path)
+            self.mirror.fetch(f"shards/{index.name}", index, sha256)
+        return ShardIndex.load(path, sha256)
 
     def _descriptor(self, number: int) -> int:
+        return _recent(self._open, number, self._open_shard, MAX_OPEN, os.close)
+
+    def _open_shard(self, number: int) -> int:
         path, shard = self._path(number), self.shards[number]
-
-        def open_shard() -> int:
-            if self.mirror:
-                return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
-            return os.open(path, os.O_RDONLY)
-
-        return _recent(self._open, number, open_shard, MAX_OPEN, os.close)
+        if self.mirror:
+            return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
+        return os.open(path, os.O_RDONLY)
 
     def _close(self, number: int) -> None:
         if number in self._open:
@@ -187,10 +185,10 @@ class ShardReader:
 
 
 def _recent(
-    kept: dict[int, T], key: int, make: Callable[[], T], most: int, drop: Callable[[T], object] = id
+    kept: dict[int, T], key: int, make: Callable[[int], T], most: int, drop: Callable[[T], object] = id
 ) -> T:
     """`kept[key]`, made if it is not there; the one that was not asked for longest goes when there are too many."""
-    found = kept.pop(key) if key in kept else make()
+    found = kept.pop(key) if key in kept else make(key)
     kept[key] = found
     if len(kept) > most:
         drop(kept.pop(next(iter(kept))))

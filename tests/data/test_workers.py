@@ -45,6 +45,18 @@ def test_large_results_pass_and_no_worker_is_ahead_without_bound(tmp_path: Path)
     results.close()
 
 
+def test_all_kinds_of_tensors_come_out_as_they_were() -> None:
+    kinds = [torch.int64, torch.uint8, torch.bool, torch.float32, torch.bfloat16]
+    tensors = [torch.arange(12).view(3, 4).to(kind) for kind in kinds]
+    tensors += [torch.tensor(2.5), torch.empty(0, 3), torch.arange(12).view(3, 4).T]
+    results = in_workers(lambda task: {"x": (tensors, [task, "y"])}, count(), 1)
+    found, rest = next(results)["x"]
+    results.close()
+    assert rest == [0, "y"] and [tensor.dtype for tensor in found] == [tensor.dtype for tensor in tensors]
+    assert all(torch.equal(a, b) for a, b in zip(found, tensors, strict=True))
+    found[0][0] = 7
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     number: signal.Signals, caplog: pytest.LogCaptureFixture
