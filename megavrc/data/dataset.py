@@ -1,11 +1,12 @@
 """Random access to a finished token dataset; every byte that is read is checked."""
 
 import bisect
+import contextlib
 import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,16 +121,15 @@ class ShardReader:
         """
         number, row = self._locate(index)
         at = self._index(number)
-        text_at, array_at = at.offsets[row].tolist()
-        text_size, array_size = at.sizes[row].tolist()
+        (start, array_at), (text_size, array_size) = at.offsets[row].tolist(), at.sizes[row].tolist()
         crc32 = at.crc32[row].tolist()
         for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
             try:
-                content = os.pread(self._descriptor(number), array_at + array_size - text_at, text_at)
+                content = os.pread(self._descriptor(number), array_at + array_size - start, start)
             except OSError as error:
                 reason = f"cannot be read: {error.strerror}"
             else:
-                text, array = content[:text_size], content[array_at - text_at :]  # the members are adjacent
+                text, array = content[:text_size], content[array_at - start :]  # the members are adjacent
                 if [zlib.crc32(text), zlib.crc32(array)] == crc32:
                     return text, array
                 reason = "is damaged (crc32 does not fit)"
@@ -137,6 +137,15 @@ class ShardReader:
             if self.mirror:
                 self._path(number).unlink(missing_ok=True)
         raise DataError(f"{self._path(number)}: sample {self.key(index)} {reason}")
+
+    def will_read(self, indices: Iterable[int]) -> None:
+        """Let the kernel fetch these samples, all at once and in any order; what is wrong with them, reading says."""
+        for index in indices if hasattr(os, "posix_fadvise") else ():
+            with contextlib.suppress(OSError, DataError):
+                number, row = self._locate(index)
+                at = self._index(number)
+                start, end = int(at.offsets[row, 0]), int(at.offsets[row, 1] + at.sizes[row, 1])
+                os.posix_fadvise(self._descriptor(number), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -1,8 +1,8 @@
 """The stream of micro-batches of one rank: the same global batches for any number of ranks, workers, micro-batches."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 from megavrc.config import UserError
 from megavrc.data.order import SampleOrder
@@ -23,6 +23,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that is faster if it knows what comes."""
+
+    def will_read(self, indices: Iterable[int]) -> None: ...
 
 
 class Stream:
@@ -101,6 +108,8 @@ class Stream:
 
     def _read(self, places: Places) -> tuple[Any, list[tuple[int, str]]]:
         """A batch, and (position, reason) of each damaged sample that was replaced in it; in a worker."""
+        if isinstance(self.source, ReadsAhead):
+            self.source.will_read(index for _, index in places)
         damaged: list[tuple[int, str]] = []
         items = [{**self._item(position, index, damaged), "position": position} for position, index in places]
         return self.collate(items), damaged

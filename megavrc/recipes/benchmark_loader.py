@@ -1,6 +1,7 @@
 """How fast token shards are read: our stream against a webdataset pipeline on the same shards, in one run."""
 
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -38,7 +39,8 @@ def loader(
 
     Both deliver batches of int64 ids and captions of the same generated shards, a whole epoch each time; ours also
     compares checksums. They take turns, in this process and in one worker process, with the shards in the page cache
-    (warm) and after the kernel was asked to forget them (cold). Medians over the rounds.
+    (warm) and after the kernel was asked to forget them (cold). By the clock, and by CPU time of all processes, which
+    other programs on the machine disturb less. Medians over the rounds.
 
     Args:
         samples: clips in all shards together.
@@ -49,7 +51,7 @@ def loader(
     """
     if not 0 < batch * shards <= samples or samples % shards:
         raise UserError(f"--samples {samples}: must be a multiple of --shards, and a batch must fit a shard")
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = write_dataset(Path(name), samples, shards)
         jobs = {
@@ -64,25 +66,32 @@ def loader(
                         forget(folder)
                     rate = samples_per_second(run, samples // batch * batch)
                     rates.setdefault(f"{job}, {state}", []).append(rate)
-    medians = {job: statistics.median(found) for job, found in rates.items()}
-    ratios = {
-        f"{where}, {state}": medians[f"megavrc, {where}, {state}"] / medians[f"webdataset, {where}, {state}"]
-        for where in ("in process", "one worker")
-        for state in ("cold", "warm")
-    }
-    for job, rate in medians.items():
-        print(f"{job:32s} {rate:9.0f} samples/s")
-    for place, ratio in ratios.items():
-        print(f"megavrc / webdataset, {place:17s} {ratio:5.1f}x")
+    by_clock, by_cpu = (
+        {job: statistics.median(rate[which] for rate in found) for job, found in rates.items()}
+        for which in (0, 1)
+    )
     result = {
         "machine": machine("cpu", torch.get_num_threads(), "webdataset", "numpy"),
         "data": {"samples": samples, "shards": shards, "batch": batch, "shape": SHAPE, "rounds": rounds},
-        "samples_per_second": medians,
+        "samples_per_second": by_clock,
+        "samples_per_cpu_second": by_cpu,
+        "ratio": {"clock": _ratios(by_clock), "cpu": _ratios(by_cpu)},
         "all_rounds": rates,
-        "ratio": ratios,
     }
+    for job in by_clock:
+        print(f"{job:32s} {by_clock[job]:7.0f} samples/s, {by_cpu[job]:7.0f} per CPU second")
+    for place, ratio in result["ratio"]["clock"].items():
+        print(f"megavrc / webdataset, {place:17s} {ratio:5.1f}x, CPU {result['ratio']['cpu'][place]:5.1f}x")
     if json:
         write_json(json, result)
+
+
+def _ratios(rates: dict[str, float]) -> dict[str, float]:
+    return {
+        job.removeprefix("megavrc, "): rate / rates[job.replace("megavrc", "webdataset")]
+        for job, rate in rates.items()
+        if job.startswith("megavrc")
+    }
 
 
 def ours(folder: Path, batch: int, workers: int) -> Callable[[], Iterable[Batch]]:
@@ -121,13 +130,21 @@ def _collate(items: list[dict[str, Any]]) -> Batch:
     return torch.stack([item["ids"] for item in items]), [item["caption"] for item in items]
 
 
-def samples_per_second(run: Callable[[], Iterable[Batch]], expected: int) -> float:
-    """Wall time of a whole epoch, from opening the files on."""
-    start = time.perf_counter()
-    count = sum(len(captions) for _, captions in run())
+def samples_per_second(run: Callable[[], Iterable[Batch]], expected: int) -> tuple[float, float]:
+    """By the clock and by CPU time, of a whole epoch, from opening the files on."""
+    start, cpu = time.perf_counter(), _cpu_time()
+    batches = iter(run())
+    count = sum(len(captions) for _, captions in batches)
     seconds = time.perf_counter() - start
+    del batches  # its workers end, and only then their CPU time is known
     assert count == expected, f"{count} samples of {expected}"
-    return count / seconds
+    return count / seconds, count / (_cpu_time() - cpu)
+
+
+def _cpu_time() -> float:
+    """Of this process and those children that have ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def write_dataset(folder: Path, samples: int, shards: int) -> Path:
