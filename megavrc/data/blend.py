@@ -129,12 +129,6 @@ class TokenBlend:
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def __getitem__(self, index: int) -> Item:
-        """As `TokenDataset.__getitem__`."""
-        number, own = self._locate(index)
-        item = self.parts[number][own]
-        return item if self._features is None else {**item, "features": self._features[number][own]}
-
     def will_read(self, indices: Iterable[int]) -> None:
         """As `ShardReader.will_read`."""
         for number, own in map(self._locate, indices):
@@ -145,6 +139,12 @@ class TokenBlend:
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect.bisect_right(self._firsts, index) - 1
         return number, index - self._firsts[number]
+
+    def __getitem__(self, index: int) -> Item:
+        """As `TokenDataset.__getitem__`."""
+        number, own = self._locate(index)
+        item = self.parts[number][own]
+        return item if self._features is None else {**item, "features": self._features[number][own]}
 
 
 def _essence(value: Any) -> Any:

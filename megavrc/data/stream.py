@@ -1,7 +1,7 @@
 """The stream of micro-batches of one rank: the same global batches for any number of ranks, workers, micro-batches."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from megavrc.config import UserError
@@ -90,7 +90,7 @@ class Stream:
         """Indices into the source of the whole global batch of a step, in order of position (for audits)."""
         return [self.order.sample(step * self.global_batch + offset) for offset in range(self.global_batch)]
 
-    def __iter__(self) -> Generator[Any, None, None]:
+    def __iter__(self) -> Iterator[Any]:
         """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
         places = self._places()
         read = in_workers(self._read, places, self.workers) if self.workers else map(self._read, places)

@@ -6,6 +6,7 @@ stopped anywhere goes on exactly as if it had not been.
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Trainer:
             workers=config.train.workers,
             max_damaged=task.max_damaged,
         )
-        self.batches = iter(self.stream)
+        self.batches: Iterator[Any] = iter(self.stream)
         self.meter, self.clock = Meter(), Clock()
         self.reporter = Reporter(run.path, self.step, config.train.steps) if rank.main else None
 
@@ -114,7 +115,6 @@ class Trainer:
         dist.barrier()  # so that no rank is gone before the export is whole
 
     def close(self) -> None:
-        self.batches.close()
         if self.reporter:
             self.reporter.close()
 
