@@ -18,7 +18,7 @@ from megavrc.config import UserError, read_json, sha256_file
 from megavrc.data.mirror import Mirror
 from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_OPEN = 256  # shards held open at once

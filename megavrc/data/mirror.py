@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from megavrc.config import UserError, sha256_file
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
 SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
 

@@ -9,7 +9,7 @@ from megavrc.data.order import SampleOrder
 from megavrc.data.shards import DataError
 from megavrc.data.workers import in_workers
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
 SUBSTITUTES = 100  # damaged samples in a row at one position; then the dataset is no dataset
 
@@ -94,10 +94,14 @@ class Stream:
         """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
         places = self._places()
         read = in_workers(self._read, places, self.workers) if self.workers else map(self._read, places)
-        for batch, damaged in read:
-            for position, reason in damaged:
-                self._account(position, reason)
-            yield batch
+        try:
+            for batch, damaged in read:
+                for position, reason in damaged:
+                    self._account(position, reason)
+                yield batch
+        except UserError as error:  # on this rank alone; the others only see that it is gone
+            log.error("%s", error)
+            raise
 
     def _places(self) -> Iterator[Places]:
         """Micro-batch by micro-batch, for ever."""

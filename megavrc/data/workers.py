@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 R = TypeVar("R")
