@@ -83,21 +83,80 @@ class OptimizerConfig:
 
 
 @dataclass
+class BlendPart:
+    """One dataset of a blend.
+
+    Attributes:
+        path: as `data.path`.
+        weight: its share of the samples, relative to the other weights.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class ValidationDataConfig:
+    """Samples that are never trained on.
+
+    Attributes:
+        path, blend, split: as in `TokenDataConfig`.
+        samples: of one pass; the first so many.
+    """
+
+    path: str = ""
+    blend: list[BlendPart] = field(default_factory=list)
+    split: str = "val"
+    samples: int = 256
+
+    def problems(self, key: str) -> Iterator[str]:
+        if bool(self.path) == bool(self.blend):
+            yield f"{key}.path: give either it or {key}.blend"
+        if self.samples < 1:
+            yield f"{key}.samples: {self.samples} must be at least 1"
+
+
+@dataclass
 class TokenDataConfig:
     """Tokenized clips and what belongs to them.
 
     Attributes:
-        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage).
+        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage), or the URL of one.
+        blend: instead of a path, several of them: [{path: ..., weight: 0.7}, {path: ..., weight: 0.3}].
         text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
         video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
             decoded with it. Empty: neither.
         split: of the dataset.
+        shuffle: `global` shuffles all samples of an epoch together, `window` those of `window` shards at a time, in
+            a new order of the shards; for datasets at a URL that are larger than the cache.
+        on_damage: what a damaged sample does: `fail` ends the run, `replace` puts another one in its place and logs it.
+        max_damaged: how many different damaged samples a rank may replace between start and end of a process.
+        cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
+        cache_gb: how much of them (10^9 bytes).
+        validation: samples to evaluate on while training; none by default.
     """
 
-    path: str
+    path: str = ""
     text_tokenizer: str = ""
     video_tokenizer: str = ""
     split: str = "train"
+    blend: list[BlendPart] = field(default_factory=list)
+    shuffle: Literal["global", "window"] = "global"
+    window: int = 16
+    on_damage: Literal["fail", "replace"] = "fail"
+    max_damaged: int = 100
+    cache_dir: str = "~/.cache/megavrc"
+    cache_gb: float = 100.0
+    validation: ValidationDataConfig | None = None
+
+    def problems(self) -> Iterator[str]:
+        if bool(self.path) == bool(self.blend):
+            yield "data.path: give either it or data.blend"
+        for name in ("window", "max_damaged", "cache_gb"):
+            if getattr(self, name) <= 0:
+                yield f"data.{name}: {getattr(self, name)} must be positive"
+        if self.validation:
+            yield from self.validation.problems("data.validation")
 
 
 @dataclass
@@ -144,6 +203,7 @@ class RunConfig:
     def _problems(self) -> Iterator[str]:
         yield from self.train.problems()
         yield from self.optimizer.problems()
+        yield from self.data.problems()
         if self.stage == "image" and self.model.frames != 0:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megavrc.data.order import Order
 from megavrc.data.stream import Stream
-from megavrc.distributed import Rank, StopSignal, any_rank, seed_for
+from megavrc.distributed import Rank, StopSignal, any_rank, seed_for, sum_over_ranks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
 from megavrc.training.metrics import Clock, Meter, Reporter
@@ -44,9 +43,9 @@ class Trainer:
             }
             self.engine.load_state(groups, run.checkpoint.state["updates"])
             self.skipped = run.checkpoint.state["skipped"]
-        stream = Stream(
+        self.stream = Stream(
             task.source,
-            Order(len(task.source), seed_for(config.seed, "order")),
+            task.order,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
             rank=rank.rank,
@@ -54,8 +53,9 @@ class Trainer:
             collate=task.collate,
             start_step=self.step,
             workers=config.train.workers,
+            max_damaged=task.max_damaged,
         )
-        self.batches: Iterator[Any] = iter(stream)
+        self.batches: Iterator[Any] = iter(self.stream)
         self.meter, self.clock = Meter(), Clock()
         self.reporter = Reporter(run.path, self.step, config.train.steps) if rank.main else None
 
@@ -87,6 +87,7 @@ class Trainer:
             "tokens/s": clips * self.task.tokens,
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
+            "replaced": float(sum_over_ranks(self.stream.replaced)),
         }
         if self.reporter:
             self.reporter.write(self.step, values)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.data.order import Order
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
 
@@ -49,7 +50,7 @@ class ToyTask:
     def __init__(
         self, dropout: float = 0.0, nan_step: int = -1, stop_step: int = -1, name: str = "toy"
     ) -> None:
-        self.source = ToySource()
+        self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
         self.identity, self.facts = {"name": name}, {}
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from megavrc.data.order import SampleOrder
 from megavrc.data.stream import Source
 
 
@@ -13,12 +14,16 @@ class Task(Protocol):
 
     Attributes:
         source: samples by index.
+        order: which of them stands at a position of the training.
+        max_damaged: how many different damaged samples others may replace.
         tokens: of one sample, for tokens per second.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.
     """
 
     source: Source
+    order: SampleOrder
+    max_damaged: int
     tokens: int
     identity: dict[str, Any]
     facts: dict[str, Any]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, to_dict
+from megavrc.data.order import Order
 from megavrc.distributed import Rank, seed_for
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
@@ -37,6 +38,7 @@ class TokenizerTask:
             Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
         )
         self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
+        self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
         self.facts: dict[str, Any] = {}

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.config import UserError
-from megavrc.data.dataset import TokenDataset
 from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from_stage1
+from megavrc.training.tasks.tokens import open_training, order_identity
 
 log = logging.getLogger("megavrc")
 
@@ -34,11 +34,12 @@ class VRCTask:
         if data.video_tokenizer:
             self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
         expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
-        self.source = TokenDataset(data.path, expected, split=data.split)
+        self.source, self.order = open_training(data, config.seed, expected)
+        self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
         self.text = TextTokenizer(data.text_tokenizer) if model.condition.kind == "text" else None
         problems = [problem for fine, problem in self._checks() if not fine]
         if problems:
-            raise UserError(f"{data.path}: " + "; ".join(problems))
+            raise UserError(f"{self.source.address}: " + "; ".join(problems))
         self.tokens = (1 + model.frames) * model.tokens_per_frame
         self.facts = {
             "video_tokenizer": self.source.info["tokenizer"]["sha256"],
@@ -49,8 +50,8 @@ class VRCTask:
             "stage": config.stage,
             "seed": config.seed,
             "model": model.to_dict(),
-            "data": self.source.manifest_id,
-            "split": data.split,
+            "data": self.source.identity,
+            "order": order_identity(data),
             "global_batch": config.train.global_batch,
             "text_tokenizer": self.facts["text_tokenizer"],
             "starts_from_stage_1": bool(config.init_from),
@@ -113,9 +114,7 @@ class VRCTask:
         key = "label" if self.text is None else "caption"
         missing = [item["key"] for item in items if item[key] is None]
         if missing:
-            raise UserError(
-                f"{self.config.data.path}: sample {missing[0]} has no {key}, which the model needs"
-            )
+            raise UserError(f"{self.source.address}: sample {missing[0]} has no {key}, which the model needs")
         if self.text is None:
             return torch.tensor([item["label"] for item in items])
         return torch.tensor([self.text.encode(item["caption"], self._slots, truncate=True) for item in items])

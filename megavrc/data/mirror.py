@@ -1,0 +1,169 @@
+"""A remote dataset folder as a local one that fills itself: whole, verified files, least recently used ones dropped.
+
+    <cache>/<name>-<hash of the URL>/manifest.json, dataset.json    as at the URL
+                                     shards/<hash of the shard>/<shard>, <its index>
+
+Any number of processes share a cache. A file appears under its name only whole and with the hash that the manifest
+gives, so what is there needs no network.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from megavrc.config import UserError, sha256_file
+
+log = logging.getLogger(__name__)
+
+SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
+
+
+class FetchError(UserError):
+    """A remote file could not be had; the message names it and the reason."""
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether an address is a URL, such as s3://bucket/tokens/video, and not a local folder."""
+    return "://" in str(address)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The local copy of a remote folder. Picklable.
+
+    Attributes:
+        url: of the folder; any that fsspec opens.
+        folder: its copy.
+        cache: folder of all copies, of which `limit` holds.
+        limit: bytes of all shards together; those that are being fetched right now may exceed it.
+        attempts: tries of a download before it is given up.
+        wait: seconds before the second try; each further wait is twice as long.
+    """
+
+    url: str
+    folder: Path
+    cache: Path
+    limit: int
+    attempts: int = 5
+    wait: float = 1.0
+
+    @staticmethod
+    def of(url: str, cache: str | Path, limit: int, **options: Any) -> "Mirror":
+        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder."""
+        url = url.rstrip("/")
+        try:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.cache_dir: {cache}: {error.strerror}") from None
+        name = f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+        return Mirror(url, Path(cache) / name, Path(cache), limit, **options)
+
+    def child(self, name: str) -> "Mirror":
+        """The copy of a folder inside this one."""
+        return Mirror(
+            f"{self.url}/{name}", self.folder / name, self.cache, self.limit, self.attempts, self.wait
+        )
+
+    def refresh(self, *names: str) -> None:
+        """Fetch small files that may have changed; without the network, the copies of last time will do."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            path = self.folder / name
+            with FileLock(f"{path}.lock"):
+                try:
+                    self._download(name, path, None)
+                except FetchError as error:
+                    if not path.is_file():
+                        raise
+                    log.warning("%s; using the copy of last time, %s", error, path)
+
+    def fetch(self, name: str, path: Path, sha256: str) -> None:
+        """Make sure that a small file is there, an index for instance, whole and with this hash."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                self._download(name, path, sha256)
+
+    def open(self, name: str, path: Path, sha256: str, size: int) -> int:
+        """A descriptor of a shard, fetched to `path` if it is not there; it stays good when the file is dropped.
+
+        Raises:
+            FetchError: it cannot be had, or is larger than the limit.
+        """
+        if size > self.limit:
+            raise FetchError(
+                f"{self.url}/{name}: {size} bytes do not fit the cache of {self.limit} (data.cache_gb)"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with self._lock():
+                if path.is_file():
+                    os.utime(path)  # the least recently used is the one with the oldest time
+                    return os.open(path, os.O_RDONLY)
+            with FileLock(f"{path}.lock"):
+                if not path.is_file():
+                    self._make_room(size)
+                    self._download(name, path, sha256)
+
+    def _lock(self) -> FileLock:
+        """Held while files are opened and dropped, never for long."""
+        return FileLock(self.cache / "cache.lock")
+
+    def _make_room(self, size: int) -> None:
+        """Drop shards until `size` more bytes fit."""
+        with self._lock():
+            shards = sorted(self._files(".tar"))
+            free = self.limit - sum(bytes for _, bytes, _ in (*shards, *self._files(".tar.part")))
+            for _, bytes, path in shards:
+                if free >= size:
+                    break
+                path.unlink(missing_ok=True)
+                free += bytes
+
+    def _files(self, suffix: str) -> Iterator[tuple[int, int, Path]]:
+        """(time of last use, bytes, path) of the shards in the cache."""
+        for path in self.cache.rglob(SHARDS + suffix):
+            with contextlib.suppress(FileNotFoundError):  # a `.part` that is whole now
+                stat = path.stat()
+                yield stat.st_mtime_ns, stat.st_size, path
+
+    def _download(self, name: str, path: Path, sha256: str | None) -> None:
+        """Under the file's lock, so no other process writes the same `.part`."""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                self._copy(name, _part(path))
+                if sha256 is not None and (found := sha256_file(_part(path))) != sha256:
+                    raise ValueError(f"sha256 is {found[:12]}, the manifest says {sha256[:12]}")
+                return os.replace(_part(path), path)
+            except Exception as error:  # each file system has errors of its own
+                _part(path).unlink(missing_ok=True)
+                reason = f"{type(error).__name__}: {error}"
+                if attempt == self.attempts or isinstance(
+                    error, FileNotFoundError | PermissionError | ImportError
+                ):
+                    raise FetchError(f"{self.url}/{name}: {reason} (attempt {attempt})") from error
+                log.warning("%s/%s: %s; trying again", self.url, name, reason)
+                time.sleep(self.wait * 2 ** (attempt - 1))
+        return None
+
+    def _copy(self, name: str, part: Path) -> None:
+        import fsspec  # here, so that local datasets do without
+
+        filesystem, path = fsspec.core.url_to_fs(
+            f"{self.url}/{name}"
+        )  # per process: they do not survive a fork
+        filesystem.get_file(path, str(part))
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
