@@ -16,7 +16,7 @@ from megavrc.config import EXIT_USER, write_atomic
 MAX_STALLS = 3  # stays in a row without progress
 STOPPED = (0, 75)  # exit codes after a signal, of training and of tokenization
 MEANING = {
-    0: "stopped by a signal, saved",
+    0: "finished, or stopped by a signal after saving",
     1: "an exception; see the log",
     2: "the user's mistake; see the log",
     75: "tokenization stopped by a signal",

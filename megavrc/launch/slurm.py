@@ -7,7 +7,7 @@ edited afterwards reaches a queued job.
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from megavrc.config import UserError
@@ -58,7 +58,7 @@ class Resources:
         name: of the job (default: from the run folder).
         setup: lines of shell before anything runs, such as "module load cuda; source .venv/bin/activate".
         python: the interpreter (default: the one that submits).
-        sbatch: more options of sbatch, each one word, such as --mail-type=FAIL.
+        sbatch: more options of sbatch, such as "--exclusive --mail-type=FAIL".
     """
 
     nodes: int = 1
@@ -77,7 +77,7 @@ class Resources:
     name: str = ""
     setup: str = ""
     python: str = sys.executable
-    sbatch: list[str] = field(default_factory=list)
+    sbatch: str = ""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus", "tasks", "cpus", "array", "grace"):
@@ -116,7 +116,7 @@ class Resources:
         yield "--open-mode=append"
         yield f"--signal=B:USR1@{self.grace}"
         yield f"--output={run_dir}/slurm/{'%A_%a' if self.array else '%j'}.out"
-        yield from self.sbatch
+        yield from shlex.split(self.sbatch)
 
 
 def render(words: list[str], run_dir: Path, here: Path, resources: Resources) -> str:
