@@ -1,4 +1,4 @@
-"""SLURM: `submit_slurm.py submit --nodes=8 --gpus=8 --time=24:00:00 -- pretrain/pretrain_vrc.py --config=C.yaml ...`."""
+"""SLURM jobs: `submit_slurm.py submit --nodes=8 --gpus=8 --time=24:00:00 -- pretrain/pretrain_vrc.py --config=C`."""
 
 import json
 import sys

@@ -23,7 +23,7 @@ class GPU:
 
 # Makers' data sheets; where only the sparse peak is stated, its half. Longer matches first.
 GPUS = (
-    GPU("b200", "B200", 2250, 180),  # NVIDIA DGX B200: 36 PFLOP/s dense bf16 / 2 sparse.. of 8 GPUs; 1440 GB
+    GPU("b200", "B200", 2250, 180),  # NVIDIA DGX B200, an eighth
     GPU("h200", "H200", 989.5, 141e9 / 2**30),  # NVIDIA H200 SXM
     GPU("h100-nvl", "H100 NVL", 835.5, 94e9 / 2**30),  # NVIDIA H100 NVL
     GPU("h100-pcie", "H100 PCIe", 756.5, 80),  # NVIDIA H100 PCIe
@@ -57,7 +57,9 @@ def gpu_of(device_name: str) -> GPU | None:
     words = device_name.replace("NVIDIA", "").split()
     for gpu in GPUS:
         if gpu.match in device_name and (" " in gpu.match or any(w.startswith(gpu.match) for w in words)):
-            if gpu.name in ("a10", "l4") and gpu.match not in words:  # A100 and A10G are no A10, L40S is no L4
+            if (
+                gpu.name in ("a10", "l4") and gpu.match not in words
+            ):  # A100 and A10G are no A10, L40S is no L4
                 continue
             return gpu
     return None

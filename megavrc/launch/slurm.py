@@ -1,7 +1,7 @@
 """The sbatch script of a job that is stopped and started until it is done.
 
-The folder of a submission, `RUN/slurm/N`, holds the script, the code and the configuration as they were: nothing that is
-edited afterwards reaches a queued job.
+The folder of a submission, `RUN/slurm/N`, holds the script, the code and the configuration as they were: nothing that
+is edited afterwards reaches a queued job.
 """
 
 import shlex

@@ -73,7 +73,7 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
     memory, parameters = dict(plan["memory"]), dict(plan["parameters"])
     total, available = memory.pop("total"), memory.pop("available")
     flops, run, save = plan["forward_flops"], plan["run"], plan["save"]
-    clip = plan["training_flops_per_clip"]
+    tera, failure_h = plan["training_flops_per_clip"] / 1e12, save["failure_every_s"] / 3600
     checkpointing = "with" if job.checkpointing else "without"
     lines = [
         f"parameters     {parameters.pop('total') / 1e6:,.1f}M: "
@@ -86,9 +86,9 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
             f"               ZeRO stage {zero[-1]}: {sizes['plain']} and {sizes['checkpointed']}"
             for zero, sizes in plan["largest_micro_batch"].items()
         ),
-        f"FLOPs          {clip / 1e12:.3f} x 10^12 a clip, forward x {1 + BACKWARD}, exact mask area, no recomputation: "
+        f"FLOPs          {tera:.3f} x 10^12 a clip, forward x {1 + BACKWARD}, exact mask area, nothing twice: "
         + ", ".join(f"{name} {count / sum(flops.values()):.1%}" for name, count in flops.items()),
-        f"throughput     {plan['clips_per_s']:,.1f} clips/s, {plan['tokens_per_s']:,.0f} tokens/s at an assumed MFU of "
+        f"throughput     {plan['clips_per_s']:,.1f} clips/s, {plan['tokens_per_s']:,.0f} tokens/s if MFU is "
         f"{job.mfu:.0%} of {job.gpu.tflops:g} TFLOP/s (dense bf16)",
         f"run            {job.steps:,} steps of {job.global_batch} clips: {_hours(run)}",
     ]
@@ -98,8 +98,8 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
         *lines,
         f"checkpoints    {gib(plan['checkpoint_bytes'])} each; save every {save['seconds'] / 60:,.0f} minutes, "
         f"{save['steps']:,} steps",
-        f"               (Young and Daly: sqrt(2 x {job.checkpoint_s:g} s x {save['failure_every_s'] / 3600:,.0f} h between "
-        f"failures, at {GPU_HOURS_PER_FAILURE:,.0f} GPU-hours each as for Llama 3)",
+        f"               (Young and Daly: sqrt(2 x {job.checkpoint_s:g} s x {failure_h:,.0f} h between failures, "
+        f"at {GPU_HOURS_PER_FAILURE:,.0f} GPU-hours each as for Llama 3)",
     ]
 
 

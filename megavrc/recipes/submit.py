@@ -40,7 +40,9 @@ def submit(command: tuple[str, ...] = (), **resources: Any) -> None:
     """
     run_dir, words, config = _understand(command, wanted := Resources(**resources))
     if shutil.which("sbatch") is None:
-        raise UserError("there is no sbatch here; `render` prints the script, to submit it where there is one")
+        raise UserError(
+            "there is no sbatch here; `render` prints the script, to submit it where there is one"
+        )
     _refuse_second_job(run_dir)
     here = new_submission(run_dir)
     revision = snapshot(here / "code")

@@ -39,7 +39,9 @@ def test_srun() -> None:
         "MASTER_ADDR": "gpu007",
         "MASTER_PORT": "23456",
     }
-    assert discover({**SLURM, "SLURM_RESTART_COUNT": "2"})["MASTER_PORT"] == "23658", "another port than before"
+    assert discover({**SLURM, "SLURM_RESTART_COUNT": "2"})["MASTER_PORT"] == "23658", (
+        "another port than before"
+    )
     assert discover({**SLURM, "MASTER_ADDR": "h", "MASTER_PORT": "9"})["MASTER_ADDR"] == "h"
 
 

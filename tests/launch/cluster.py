@@ -76,7 +76,12 @@ class Cluster:
     def run(self, *words: str | Path, **options: object) -> str:
         """The output of a command that must succeed."""
         done = subprocess.run(
-            list(map(str, words)), capture_output=True, text=True, timeout=120, env=self.environment, **options
+            list(map(str, words)),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=self.environment,
+            **options,
         )  # type: ignore[call-overload]
         assert done.returncode == 0, done.stdout + done.stderr
         return str(done.stdout)
@@ -92,6 +97,20 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
 
+def processes(variable: str, word: str) -> list[tuple[int, set[str]]]:
+    """Processes of this machine with NAME=VALUE in their environment and a word in their command, srun left out."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = set((process / "environ").read_text(errors="replace").split("\0"))
+            command = (process / "cmdline").read_text(errors="replace")
+        except OSError:  # gone meanwhile
+            continue
+        if variable in environ and word in command and not command.startswith("srun"):
+            found.append((int(process.name), environ))
+    return found
+
+
 def wait_for(what: str, fulfilled: Callable[[], object], seconds: float = 120) -> None:
     """Poll until it is so."""
     end = time.monotonic() + seconds
@@ -100,7 +119,9 @@ def wait_for(what: str, fulfilled: Callable[[], object], seconds: float = 120) -
         time.sleep(0.2)
 
 
-def _daemon(home: Path, name: str, words: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _daemon(
+    home: Path, name: str, words: list[str], environment: dict[str, str]
+) -> "subprocess.Popen[bytes]":
     with open(home / f"{name}.out", "ab") as out:
         return subprocess.Popen(words, stdout=out, stderr=out, env=environment)
 

@@ -1,6 +1,7 @@
 """One command, every launcher: the same training under each, to the last bit where there are as many ranks."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -48,9 +49,21 @@ def same(a: Path, b: Path) -> bool:
     return all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
 
 
+@pytest.fixture(scope="module")
+def mpirun(world: Path) -> Path:
+    return train(world, "mpirun", *MPIRUN, sys.executable)
+
+
 @needs_mpi
-def test_mpirun(world: Path, torchrun: Path) -> None:
-    assert same(train(world, "mpirun", *MPIRUN, sys.executable), torchrun)
+def test_mpirun(mpirun: Path) -> None:
+    [start] = json.loads((mpirun / "run.json").read_text())["starts"]
+    assert start["world_size"] == 2 and metrics(mpirun)[-1]["step"] == STEPS
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_mpirun_and_torchrun_train_the_same(mpirun: Path, torchrun: Path) -> None:
+    assert same(mpirun, torchrun)
 
 
 @needs_mpi
@@ -106,4 +119,6 @@ def test_a_signal_to_the_launcher_stops_a_run_after_saving(
         process.kill()
     assert code == exit_code
     latest = (run / "checkpoints" / "latest").read_text()
-    assert int(latest.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "complete.json").exists()
+    assert (
+        int(latest.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "complete.json").exists()
+    )

@@ -95,7 +95,9 @@ def test_flops_of_ablations() -> None:
     two_calls = dataclasses.replace(base, keep_first_frame=False)
     assert forward_flops(two_calls)["attention"] < forward_flops(base)["attention"]
     token = forward_flops(ModelConfig(prediction="token", condition=CLASS))
-    assert token.keys() == {"trunk", "attention", "head"} and token["trunk"] > 2 * forward_flops(base)["trunk"]
+    assert (
+        token.keys() == {"trunk", "attention", "head"} and token["trunk"] > 2 * forward_flops(base)["trunk"]
+    )
     rate_1 = dataclasses.replace(base, compression=CompressionConfig(rate=1))
     assert forward_flops(rate_1)["trunk"] > forward_flops(base)["trunk"]
 

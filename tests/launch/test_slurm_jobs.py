@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cluster import Cluster, missing, running_cluster, wait_for
+from cluster import Cluster, missing, processes, running_cluster, wait_for
 from runs import PRETRAIN, ROOT, launch, make_tokens, metrics, weights, write_config
 
 from megavrc.launch.requeue import attempts, attempts_file
@@ -78,17 +78,8 @@ class Job:
 
     def ranks_on(self, node: str) -> list[int]:
         """Process numbers of the training on a node (both are this machine)."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "environ").read_bytes().split(b"\0")
-                name = (process / "cmdline").read_bytes()
-            except OSError:  # gone meanwhile
-                continue
-            if {f"SLURMD_NODENAME={node}".encode(), b"SLURM_JOB_ID=" + self.number.encode()} <= set(words):
-                if PRETRAIN.encode() in name and b"srun" not in name:
-                    found.append(int(process.name))
-        return found
+        found = processes(f"SLURM_JOB_ID={self.number}", PRETRAIN)
+        return [number for number, environ in found if f"SLURMD_NODENAME={node}" in environ]
 
     def check_against(self, reference: Path, steps: int = STEPS) -> None:
         """Every step once and in order, and the very weights, moments and statistics."""
