@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megavrc.model import VRC, ModelConfig
 from megavrc.model.flops import meta_batch
+from megavrc.model.layout import make_layout
 from megavrc.model.transformer import Attention
 
 BUCKET = 500_000_000  # elements of DeepSpeed's reduce_bucket_size; on GPUs two of them, to overlap
@@ -49,7 +50,8 @@ def activations(config: ModelConfig, precision: Precision) -> Activations:
     """Count them from models of one and of two layers: all layers are alike."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     one, two = (saved_bytes(dataclasses.replace(config, layers=layers), dtype) for layers in (1, 2))
-    rows = sum(_rows(config))
+    parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
+    rows = sum(make_layout(config, part).length for part in parts)
     logits = (1 + config.frames) * config.tokens_per_frame * config.vocab
     return Activations(
         layers=config.layers * (two - one),
@@ -58,13 +60,6 @@ def activations(config: ModelConfig, precision: Precision) -> Activations:
         rest=one - (two - one),
         transient=logits * 2 * 4,  # of the cross-entropy's output and input
     )
-
-
-def _rows(config: ModelConfig) -> list[int]:
-    with torch.device("meta"):
-        model = VRC(dataclasses.replace(config, layers=1))
-    parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
-    return [model.plan(part)[0].length for part in parts]
 
 
 def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -1,38 +1,35 @@
 """What is submitted: the script's text, the snapshot, refusals; and when a job goes back into the queue."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import PRETRAIN, ROOT, make_tokens, write_config
+from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
 
 from megavrc.launch.requeue import Attempt, diagnose, saved_step, stop_reason
 from megavrc.launch.snapshot import snapshot
 
+TOOL = "tools/submit_slurm.py"
 EXAMPLES = ROOT / "examples" / "slurm"
 
 
-def tool(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "tools" / "submit_slurm.py", *words]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-
-
 def example_command(script: Path) -> list[str]:
-    """The command in the first comment of a README of the examples, for one script."""
+    """What the README of the examples says a script was made with."""
     lines = (EXAMPLES / "README.md").read_text().replace("\\\n", " ").splitlines()
     [line] = [line for line in lines if line.rstrip().endswith(f"> examples/slurm/{script.name}")]
     words = line.strip().partition(" > ")[0].split()
-    assert words[:2] == ["python", "tools/submit_slurm.py"]
+    assert words[:2] == ["python", TOOL]
     return words[2:]
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.sbatch")), ids=lambda path: path.name)
-def test_examples_are_what_the_tool_renders(script: Path) -> None:
-    done = tool(*example_command(script))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == script.read_text()
+def test_examples_are_what_the_tool_renders(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert tool(monkeypatch, TOOL, *example_command(script)) == 0
+    assert capsys.readouterr().out == script.read_text()
     assert subprocess.run(["bash", "-n", script]).returncode == 0, "not valid shell"
 
 
@@ -56,25 +53,39 @@ def test_there_are_examples_for_three_sizes() -> None:
         (["--array=2", "--", "tools/tokenize_videos.py", "run"], "--out is missing"),
     ],
 )
-def test_mistakes_are_named_before_the_queue(tmp_path: Path, options: list[str], named: str) -> None:
+def test_mistakes_are_named_before_the_queue(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    named: str,
+) -> None:
     config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
-    done = tool("render", *(option.format(config=config) for option in options))
-    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    assert tool(monkeypatch, TOOL, "render", *(option.format(config=config) for option in options)) == 2
+    said = capsys.readouterr().err
+    assert named in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_render_writes_nothing(tmp_path: Path) -> None:
+def test_render_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_config(tmp_path, make_tokens(tmp_path / "tokens"), "run", 5)
-    done = tool("render", "--gpus=2", "--", PRETRAIN, f"--config={config}", "--train.steps", "7")
-    assert done.returncode == 0 and "#SBATCH --gpus-per-node=2" in done.stdout
+    words = ["--gpus=2", "--", PRETRAIN, f"--config={config}", "--train.steps", "7"]
+    assert tool(monkeypatch, TOOL, "render", *words) == 0
+    assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="SLURM is installed here")
-def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+def test_without_slurm_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
-    done = tool("submit", "--", PRETRAIN, f"--config={config}")
-    assert done.returncode == 2 and "no sbatch here" in done.stderr
+    assert tool(monkeypatch, TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 2
+    assert "no sbatch here" in capsys.readouterr().err
+    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={tmp_path}") == 2
+    assert "was never submitted" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
