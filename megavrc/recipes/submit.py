@@ -50,7 +50,11 @@ def submit(command: tuple[str, ...] = (), **resources: Any) -> None:
         dump_yaml(config, here / "config.yaml")
     script = here / "job.sbatch"
     script.write_text(render_script(words, run_dir, here, wanted))
-    _submit(script, {"command": list(command), "revision": revision})
+    try:
+        _submit(script, {"command": list(command), "revision": revision})
+    except UserError:  # SLURM does not take it
+        shutil.rmtree(here)
+        raise
 
 
 def requeue(run_dir: Path, exit_code: int | None = None) -> int:
@@ -69,8 +73,6 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
         _refuse_second_job(run_dir)
         if not (known := submissions(run_dir)):
             raise UserError(f"{run_dir}: was never submitted")
-        for file in (run_dir / "slurm").glob("attempts*.jsonl"):  # a person has looked: count anew
-            file.rename(file.with_name(f"{file.name}.{int(time.time())}"))
         _submit(known[-1] / "job.sbatch", read_json(known[-1] / "job.json"))
         return 0
     job = os.environ.get("SLURM_JOB_ID")
@@ -172,7 +174,13 @@ def _job_state(job: str) -> str:
 
 def _submit(script: Path, record: dict[str, Any]) -> None:
     job = _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
-    write_json(script.with_name("job.json"), {**record, "job": job, "time": time.time()})
+    now = time.time()
+    write_json(script.with_name("job.json"), {**record, "job": job, "time": now})
+    logs = script.parents[1]
+    for file in logs.glob("attempts*.jsonl"):  # a person has looked: count anew
+        file.rename(file.with_name(f"{file.name}.{now:.0f}"))
+    for file in logs.glob("diagnosis*.txt"):
+        file.unlink()
     print(f"submitted job {job}: {script}")
     print(f"to watch: python tools/submit_slurm.py status --run_dir={script.parents[2]}")
 

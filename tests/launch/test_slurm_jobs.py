@@ -187,7 +187,7 @@ def test_a_crash_loop_ends_with_a_diagnosis(cluster: Cluster, reference: Path, t
     assert "3 attempts in a row made no progress" in text and "does.not.resolve.invalid" in text
     job.tool("requeue", f"--run_dir={job.run}")
     number = json.loads((job.run / "slurm" / "1" / "job.json").read_text())["job"]
-    assert number != job.number
+    assert number != job.number and not diagnosis.exists() and job.codes() == []
     cluster.run("scancel", number)
 
 

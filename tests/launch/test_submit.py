@@ -91,6 +91,7 @@ def test_without_slurm_it_says_so(
 
 def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     snapshot(tmp_path / "code")
+    assert not list((tmp_path / "code").rglob("*.pyc"))
     code = "import megavrc.recipes.submit as s; print(s.__file__)"
     words = [sys.executable, "-c", code]
     done = subprocess.run(
@@ -98,7 +99,6 @@ def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == str(tmp_path / "code" / "megavrc" / "recipes" / "submit.py"), done.stderr
     assert (tmp_path / "code" / PRETRAIN).is_file()
-    assert not list((tmp_path / "code").rglob("*.pyc"))
 
 
 def history(*ends: tuple[int, int]) -> list[Attempt]:
