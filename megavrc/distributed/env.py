@@ -130,8 +130,16 @@ def connect(timeout_minutes: float = 30.0) -> Iterator[Rank]:
     """Join the ranks of this run: torch's default process group, NCCL on GPUs and gloo on CPUs.
 
     The group is destroyed on the way out, also after an error, so that the other ranks fail at once.
+
+    Raises:
+        UserError: see `discover`; or the first rank's address does not resolve.
     """
     os.environ.update(discover(os.environ))
+    address = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:  # torch would try until the timeout
+        raise UserError(f"MASTER_ADDR: {address!r} does not resolve on {socket.gethostname()}") from None
     rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from megavrc.config import UserError
-from megavrc.distributed import StopSignal, discover, own_words, seed_for
+from megavrc.distributed import StopSignal, connect, discover, own_words, seed_for
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 SLURM = {
@@ -82,6 +82,14 @@ def test_plain_python() -> None:
     first = discover({})
     assert first.keys() == FIVE
     assert (first["RANK"], first["WORLD_SIZE"]) == ("0", "1")
+
+
+def test_an_address_that_does_not_resolve_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os, "environ", {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "no.such.host.invalid"}
+    )
+    with pytest.raises(UserError, match=r"no\.such\.host\.invalid"), connect():
+        pass
 
 
 def test_seeds_are_stable_and_apart() -> None:

@@ -177,14 +177,14 @@ def test_a_node_dies(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_crash_loop_ends_with_a_diagnosis(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
-    setup = "--setup=export MASTER_ADDR=does.not.resolve.invalid"
+    setup = "--setup=export MASTER_ADDR=127.0.0.1 MASTER_PORT=none"
     job = submit(cluster, reference, tmp_path, setup)
     diagnosis = job.run / "slurm" / "diagnosis.txt"
     wait_for("the diagnosis", diagnosis.is_file, 240)
     wait_for("the job's end", lambda: job.state() == "FAILED", 30)
     assert len(job.codes()) == 3 and 0 not in job.codes()
     text = diagnosis.read_text()
-    assert "3 attempts in a row made no progress" in text and "does.not.resolve.invalid" in text
+    assert "3 attempts in a row made no progress" in text and "ValueError" in text
     job.tool("requeue", f"--run_dir={job.run}")
     number = json.loads((job.run / "slurm" / "1" / "job.json").read_text())["job"]
     assert number != job.number and not diagnosis.exists() and job.codes() == []
