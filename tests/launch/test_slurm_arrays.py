@@ -84,7 +84,7 @@ def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> No
         number = json.loads((out / "slurm" / "1" / "job.json").read_text())["job"]
 
         def decoders() -> set[str]:
-            found = processes(f"SLURM_ARRAY_JOB_ID={number}", "multiprocessing.spawn")
+            found = processes(f"SLURM_ARRAY_JOB_ID={number}", "from multiprocessing")
             return {
                 task for _, environ in found for task in environ if task.startswith("SLURM_ARRAY_TASK_ID=")
             }
