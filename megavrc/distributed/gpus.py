@@ -1,0 +1,65 @@
+"""Peaks and memory of GPUs, as their makers state them. A GPU that is not here has no MFU: never a guess."""
+
+from dataclasses import dataclass
+
+from megavrc.config import UserError
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One type of GPU.
+
+    Attributes:
+        name: as options write it. match: what its CUDA device name contains.
+        tflops: dense bf16 matrix products with fp32 accumulation, in 10^12 operations a second (half of what data
+            sheets state "with sparsity"). gib: memory.
+    """
+
+    name: str
+    match: str
+    tflops: float
+    gib: float
+
+
+# Makers' data sheets; where only the sparse peak is stated, its half. Longer matches first.
+GPUS = (
+    GPU("b200", "B200", 2250, 180),  # NVIDIA DGX B200, an eighth
+    GPU("h200", "H200", 989.5, 141e9 / 2**30),  # NVIDIA H200 SXM
+    GPU("h100-nvl", "H100 NVL", 835.5, 94e9 / 2**30),  # NVIDIA H100 NVL
+    GPU("h100-pcie", "H100 PCIe", 756.5, 80),  # NVIDIA H100 PCIe
+    GPU("h100", "H100", 989.5, 80),  # NVIDIA H100 SXM5
+    GPU("a100-40", "A100-SXM4-40GB", 312, 40),  # NVIDIA A100
+    GPU("a100", "A100", 312, 80),
+    GPU("a40", "A40", 149.7, 48),  # NVIDIA A40
+    GPU("a10", "A10", 125, 24),  # NVIDIA A10
+    GPU("l40s", "L40S", 362, 48),  # NVIDIA L40S
+    GPU("l4", "L4", 121, 24),  # NVIDIA L4
+    GPU("rtx-4090", "RTX 4090", 165.2, 24),  # NVIDIA Ada architecture whitepaper, appendix A
+    GPU("rtx-3090", "RTX 3090", 71, 24),  # NVIDIA Ampere GA102 whitepaper, appendix A
+)
+
+
+def gpu_named(name: str) -> GPU:
+    """A GPU by the name that options use.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    for gpu in GPUS:
+        if gpu.name == name.lower():
+            return gpu
+    known = ", ".join(gpu.name for gpu in GPUS)
+    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib")
+
+
+def gpu_of(device_name: str) -> GPU | None:
+    """The GPU that `torch.cuda.get_device_name` names; None if it is not in the table."""
+    words = device_name.replace("NVIDIA", "").split()
+    for gpu in GPUS:
+        if gpu.match in device_name and (" " in gpu.match or any(w.startswith(gpu.match) for w in words)):
+            if (
+                gpu.name in ("a10", "l4") and gpu.match not in words
+            ):  # A100 and A10G are no A10, L40S is no L4
+                continue
+            return gpu
+    return None

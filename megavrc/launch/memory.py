@@ -1,0 +1,132 @@
+"""Memory of a training run on each GPU, by what it is for.
+
+Weights and optimizer follow from counts. Activations are what autograd keeps in a forward pass of the model itself
+on the meta device (shapes without numbers), so that every option of the model is accounted for as it is written.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from megavrc.model import VRC, ModelConfig
+from megavrc.model.flops import meta_batch
+from megavrc.model.layout import make_layout
+from megavrc.model.transformer import Attention
+
+BUCKET = 500_000_000  # elements of DeepSpeed's reduce_bucket_size; on GPUs two of them, to overlap
+CONTEXT = 2**30  # CUDA context, kernels and cuBLAS workspaces: about 0.5 to 1 GiB
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that one clip adds to a forward and backward pass.
+
+    Attributes:
+        layers: kept by all transformer layers.
+        layer: by one of them. layer_input: its input alone, which activation checkpointing keeps.
+        rest: embeddings, compressor, decompressor, logits and loss.
+        transient: gradients of the logits in fp32, at the beginning of the backward pass.
+    """
+
+    layers: int
+    layer: int
+    layer_input: int
+    rest: int
+    transient: int
+
+    def bytes(self, checkpointing: bool) -> int:
+        """Peak, with or without activation checkpointing of the layers."""
+        if not checkpointing:
+            return self.layers + self.rest + self.transient
+        inputs = self.layers // self.layer * self.layer_input
+        return inputs + self.rest + max(self.transient, self.layer)
+
+
+def activations(config: ModelConfig, precision: Precision) -> Activations:
+    """Count them from models of one and of two layers: all layers are alike."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, two = (saved_bytes(dataclasses.replace(config, layers=layers), dtype) for layers in (1, 2))
+    parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
+    rows = sum(make_layout(config, part).length for part in parts)
+    logits = (1 + config.frames) * config.tokens_per_frame * config.vocab
+    return Activations(
+        layers=config.layers * (two - one),
+        layer=two - one,
+        layer_input=rows * config.width * dtype.itemsize,
+        rest=one - (two - one),
+        transient=logits * 2 * 4,  # of the cross-entropy's output and input
+    )
+
+
+def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What autograd keeps of the training forward pass of one clip, attention being fused."""
+    with torch.device("meta"):
+        model = VRC(config).to(dtype)
+    return count_saved(model, meta_batch(config, 1), fused=True)
+
+
+def count_saved(model: nn.Module, inputs: tuple[object, ...], fused: bool) -> int:
+    """Bytes that the backward pass of a model keeps, without its weights.
+
+    Args:
+        model: called with the inputs; on any device.
+        fused: reckon what fused attention would keep. (The meta device would run the formula, with all scores.)
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    inside = attention = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not inside and storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    def enter(*_: object) -> None:
+        nonlocal inside
+        inside += 1
+
+    def leave(module: Attention, _: object, output: Tensor) -> None:
+        nonlocal inside, attention
+        inside -= 1
+        attention += _fused_attention(module, output)
+
+    for module in model.modules() if fused else ():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(*inputs, backend="rects")
+    return attention + sum(storage.nbytes() for storage in kept.values())
+
+
+def _fused_attention(module: Attention, output: Tensor) -> int:
+    """What attention keeps: its input, the projection (v is a part of it), turned q and k, the output twice (by head,
+    and transposed for the last projection), a logarithm a row and head, and a dropout mask of bytes.
+    """
+    in_dtype = (1 + 3 + 2 + 2) * output.nbytes
+    rows = output.numel() // output.shape[-1]
+    return in_dtype + 4 * rows * module.heads + (output.numel() if module.dropout.p else 0)
+
+
+def state_bytes(parameters: int, precision: Precision, zero: int, gpus: int) -> dict[str, int]:
+    """Bytes on each GPU that do not depend on the batch, by purpose.
+
+    ZeRO stage 1 shards moments and master weights, stage 2 gradients too, stage 3 weights too.
+    """
+    size = 2 if precision == "bf16" else 4
+
+    def sharded(total: int, from_stage: int) -> int:
+        return -(-total // gpus) if zero >= from_stage else total
+
+    return {
+        "weights": sharded(size * parameters, 3),
+        "gradients": sharded(size * parameters, 2),
+        "master weights": sharded(4 * parameters, 1) if zero else 0,
+        "moments": sharded(8 * parameters, 1),
+        "buffers": CONTEXT + (2 * size * min(BUCKET, parameters) if zero else 0),
+    }

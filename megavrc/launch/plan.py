@@ -1,0 +1,134 @@
+"""What a training run needs: memory, time and GPU-hours, and how often it should save."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megavrc.distributed.gpus import GPU
+from megavrc.launch.memory import Activations, Precision, activations, state_bytes
+from megavrc.model import VRC, ModelConfig
+from megavrc.model.flops import BACKWARD, forward_flops
+
+# Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv 2407.21783, section 3.3.4).
+GPU_HOURS_PER_FAILURE = 54 * 24 * 16384 / 419
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+HEADROOM = 0.92  # of the memory; the rest goes to fragmentation
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run on given GPUs.
+
+    Attributes:
+        gpu: type. gpus: number.
+        steps, global_batch, micro_batch, zero, precision: as in `train`.
+        checkpointing: activation checkpointing of the layers.
+        mfu: assumed share of the dense peak.
+        checkpoint_s: seconds that training stands still for a checkpoint.
+        clips: of the dataset, if known.
+    """
+
+    gpu: GPU
+    gpus: int
+    steps: int
+    global_batch: int
+    micro_batch: int
+    zero: int
+    precision: Precision
+    checkpointing: bool
+    mfu: float
+    checkpoint_s: float
+    clips: int | None = None
+
+
+def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
+    """Everything, as JSON: sizes in bytes, times in seconds unless the name says otherwise."""
+    with torch.device("meta"):
+        parameters = VRC(model).parameter_counts()
+    kept = activations(model, job.precision)
+    states = state_bytes(parameters["total"], job.precision, job.zero, job.gpus)
+    activation = job.micro_batch * kept.bytes(job.checkpointing)
+    memory = {**states, "activations": activation}
+    flops = forward_flops(model)
+    clip = (1 + BACKWARD) * sum(flops.values())
+    clips_s = job.gpus * job.gpu.tflops * 1e12 * job.mfu / clip
+    tokens = (1 + model.frames) * model.tokens_per_frame
+    return {
+        "gpu": job.gpu.name,
+        "gpus": job.gpus,
+        "parameters": parameters,
+        "memory": {**memory, "total": sum(memory.values()), "available": round(job.gpu.gib * 2**30)},
+        "largest_micro_batch": _largest(parameters["total"], kept, job),
+        "forward_flops": flops,
+        "training_flops_per_clip": clip,
+        "mfu": job.mfu,
+        "clips_per_s": clips_s,
+        "tokens_per_s": clips_s * tokens,
+        "run": _duration(job.steps * job.global_batch, clips_s, job.gpus),
+        "epoch": None if job.clips is None else _duration(job.clips, clips_s, job.gpus),
+        "save": _save_interval(job, job.global_batch / clips_s),
+        "checkpoint_bytes": 12 * parameters["total"],  # fp32 weights and two moments
+    }
+
+
+def _largest(parameters: int, kept: Activations, job: Job) -> dict[str, dict[str, int]]:
+    """The largest power of two that fits, by ZeRO stage, without and with activation checkpointing; 0: none."""
+
+    def fits(zero: int, micro_batch: int, checkpointing: bool) -> bool:
+        states = sum(state_bytes(parameters, job.precision, zero, job.gpus).values())
+        return states + micro_batch * kept.bytes(checkpointing) <= HEADROOM * job.gpu.gib * 2**30
+
+    def largest(zero: int, checkpointing: bool) -> int:
+        return max((size for size in MICRO_BATCHES if fits(zero, size, checkpointing)), default=0)
+
+    stages = range(1, 4) if job.precision == "bf16" else range(4)
+    return {
+        f"zero_{zero}": {"plain": largest(zero, False), "checkpointed": largest(zero, True)}
+        for zero in stages
+    }
+
+
+def _duration(clips: int, clips_s: float, gpus: int) -> dict[str, float]:
+    return {"clips": clips, "hours": clips / clips_s / 3600, "gpu_hours": clips / clips_s / 3600 * gpus}
+
+
+def _save_interval(job: Job, step_s: float) -> dict[str, float]:
+    """Young's and Daly's optimum: the square root of 2 x seconds lost to a checkpoint x mean time between failures."""
+    between_failures = GPU_HOURS_PER_FAILURE / job.gpus * 3600
+    seconds = math.sqrt(2 * job.checkpoint_s * between_failures)
+    return {"seconds": seconds, "steps": max(1, round(seconds / step_s)), "failure_every_s": between_failures}
+
+
+def problems(plan: dict[str, Any], job: Job) -> list[str]:
+    """What will not fit, each with what would."""
+    found = []
+    memory, largest = plan["memory"], plan["largest_micro_batch"]
+    if memory["total"] > HEADROOM * memory["available"]:
+        most = max((name for name in memory if name not in ("total", "available")), key=memory.__getitem__)
+        found.append(
+            f"memory: {gib(memory['total'])} of {HEADROOM:.0%} of {gib(memory['available'])}, most of it {most} "
+            f"({gib(memory[most])}); {_advice(largest, job)}"
+        )
+    ranks = job.gpus * job.micro_batch
+    if job.global_batch % ranks:
+        found.append(
+            f"train.global_batch: {job.global_batch} is not a multiple of {job.gpus} GPUs x train.micro_batch "
+            f"{job.micro_batch}"
+        )
+    return found
+
+
+def _advice(largest: dict[str, dict[str, int]], job: Job) -> str:
+    for zero, sizes in largest.items():
+        for kind, size in sizes.items():
+            if size:
+                words = f"ZeRO stage {zero[-1]} with train.micro_batch {min(size, job.micro_batch)}"
+                return words + (" and activation checkpointing fits" if kind == "checkpointed" else " fits")
+    return "nothing fits: take larger GPUs, more of them, or a smaller preset"
+
+
+def gib(number: float) -> str:
+    """Bytes, for people."""
+    return f"{number / 2**30:.1f} GiB"

@@ -1,0 +1,134 @@
+"""Does a job that has ended go back into the queue? Called by the batch script itself, after every stay on the nodes.
+
+A job goes back until it is complete, unless the configuration is wrong (exit code 2) or it came back several times
+without getting further; then `diagnosis.txt` says what happened. A node that dies takes the batch script with it, and
+SLURM requeues that job by itself.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megavrc.config import EXIT_USER, write_atomic
+
+MAX_STALLS = 3  # stays in a row without progress
+STOPPED = (0, 75)  # exit codes after a signal, of training and of tokenization
+MEANING = {
+    0: "finished, or stopped by a signal after saving",
+    1: "an exception; see the log",
+    2: "the user's mistake; see the log",
+    75: "tokenization stopped by a signal",
+    85: "a hang; the watchdog named the rank in the log",
+    134: "aborted (SIGABRT)",
+    137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
+    139: "segmentation fault (SIGSEGV)",
+    143: "terminated (SIGTERM) before it could save",
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One stay of a job on its nodes.
+
+    Attributes:
+        job: SLURM's number. restart: how often SLURM had requeued it.
+        nodes: its node list. exit_code: of srun. step: the newest checkpoint's at the end. time: of the end, in s.
+    """
+
+    job: str
+    restart: int
+    nodes: str
+    exit_code: int
+    step: int
+    time: float
+
+
+def record(run_dir: Path, exit_code: int) -> list[Attempt]:
+    """Add the attempt that ends now, inside its job; returns all of them."""
+    env = os.environ
+    attempt = Attempt(
+        job=env.get("SLURM_JOB_ID", ""),
+        restart=int(env.get("SLURM_RESTART_COUNT", "0")),
+        nodes=env.get("SLURM_JOB_NODELIST", ""),
+        exit_code=exit_code,
+        step=saved_step(run_dir),
+        time=time.time(),
+    )
+    file = attempts_file(run_dir, env.get("SLURM_ARRAY_TASK_ID"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as out:
+        out.write(json.dumps(asdict(attempt)) + "\n")
+    return attempts(file)
+
+
+def attempts_file(run_dir: Path, task: str | None = None) -> Path:
+    """Where the attempts of a run, or of one array task, are written down."""
+    return run_dir / "slurm" / ("attempts.jsonl" if task is None else f"attempts-{task}.jsonl")
+
+
+def attempts(file: Path) -> list[Attempt]:
+    """Those written down, oldest first."""
+    if not file.is_file():
+        return []
+    return [Attempt(**json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def saved_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint of a training run; 0 when there is none."""
+    latest = run_dir / "checkpoints" / "latest"
+    return int(latest.read_text().strip().removeprefix("step-")) if latest.is_file() else 0
+
+
+def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> str | None:
+    """Why the job must not go back into the queue; None if it should.
+
+    Args:
+        history: all attempts, the last one being that which ends now.
+        complete: the work is done.
+        counts_steps: progress is a newer checkpoint (training); otherwise any attempt that a signal ended made some.
+    """
+    code = history[-1].exit_code
+    if complete:
+        return "complete"
+    if code == EXIT_USER:
+        return "exit code 2: the user's mistake, which running again does not mend"
+    if stalls(history, counts_steps) >= MAX_STALLS:
+        return f"{MAX_STALLS} attempts in a row made no progress"
+    return None
+
+
+def stalls(history: list[Attempt], counts_steps: bool) -> int:
+    """How many of the last attempts made no progress."""
+    count = 0
+    for attempt, before in zip(reversed(history), [*reversed(history[:-1]), None], strict=True):
+        moved = attempt.step > (before.step if before else 0)
+        if moved if counts_steps else attempt.exit_code in STOPPED:
+            break
+        count += 1
+    return count
+
+
+def diagnose(run_dir: Path, history: list[Attempt], reason: str, task: str | None) -> Path:
+    """Write down why a job stopped, for the person who finds it; returns the file."""
+    log = run_dir / "slurm" / f"{history[-1].job}.out"
+    if task is not None:
+        log = run_dir / "slurm" / f"{os.environ.get('SLURM_ARRAY_JOB_ID', '')}_{task}.out"
+    lines = [f"{run_dir}: not requeued: {reason}", ""]
+    for attempt in history[-10:]:
+        meaning = MEANING.get(attempt.exit_code, "see the log")
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.time))
+        lines.append(
+            f"{when}  job {attempt.job} restart {attempt.restart} on {attempt.nodes}: step {attempt.step}, "
+            f"exit code {attempt.exit_code} ({meaning})"
+        )
+    lines += ["", f"The end of {log}:", *(_tail(log, 60) if log.is_file() else [])]
+    lines += ["", "When the cause is mended: python tools/submit_slurm.py requeue --run_dir=" + str(run_dir)]
+    file = run_dir / "slurm" / ("diagnosis.txt" if task is None else f"diagnosis-{task}.txt")
+    write_atomic(file, "".join(line + "\n" for line in lines).encode())
+    return file
+
+
+def _tail(file: Path, lines: int) -> list[str]:
+    return file.read_text(errors="replace").splitlines()[-lines:]

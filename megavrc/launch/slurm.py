@@ -1,0 +1,156 @@
+"""The sbatch script of a job that is stopped and started until it is done.
+
+The folder of a submission, `RUN/slurm/N`, holds the script, the code and the configuration as they were: nothing that
+is edited afterwards reaches a queued job.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavrc.config import UserError
+
+GPU_SETTINGS = """\
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000 # a hung collective leaves a record of all ranks
+export TRITON_CACHE_DIR=${TMPDIR:-/tmp}/triton-$SLURM_JOB_ID # on the node's own disk, not shared
+"""
+
+TEMPLATE = """\
+#!/bin/bash
+{directives}
+# Rendered by tools/submit_slurm.py. SLURM sends USR1 {grace} s before the time limit; the trap hands it on and
+# {on_signal}. Then `requeue` puts the job back into the queue,
+# unless it is done, wrong, or failing without progress.
+set -uo pipefail
+here=$(realpath {here})
+{setup}export PYTHONPATH=$here/code${{PYTHONPATH:+:$PYTHONPATH}} PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+{gpu_settings}trap 'kill -USR1 "$step"' USR1
+srun --kill-on-bad-exit=1 --wait=60 {command} &
+step=$!
+while :; do # a trapped signal ends `wait`, not the step
+    wait "$step"
+    code=$?
+    kill -0 "$step" 2> /dev/null || break
+done
+{python} "$here/code/tools/submit_slurm.py" requeue --run_dir={run_dir} --exit_code="$code" || exit
+exit "$code"
+"""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks SLURM for.
+
+    Attributes:
+        nodes: machines.
+        gpus: GPUs of each node; 0 trains on CPUs.
+        tasks: processes on each node (default: one a GPU, or one).
+        cpus: cores of each process (default: SLURM's).
+        mem: memory of a node, such as 200G; 0 is all of it (default: SLURM's).
+        time: limit of one stay on the nodes, such as 24:00:00 (default: the partition's).
+        partition: as sbatch's. account: as sbatch's. qos: as sbatch's. constraint: as sbatch's.
+        exclude: nodes to avoid.
+        array: tokenization only: array tasks that share the work.
+        grace: seconds before the time limit at which the job is told to save and stop.
+        name: of the job (default: from the run folder).
+        setup: lines of shell before anything runs, such as "module load cuda; source .venv/bin/activate".
+        python: the interpreter (default: the one that submits).
+        sbatch: more options of sbatch, such as "--exclusive --mail-type=FAIL".
+    """
+
+    nodes: int = 1
+    gpus: int = 0
+    tasks: int = 0
+    cpus: int = 0
+    mem: str = ""
+    time: str = ""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    exclude: str = ""
+    array: int = 0
+    grace: int = 600
+    name: str = ""
+    setup: str = ""
+    python: str = sys.executable
+    sbatch: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus", "tasks", "cpus", "array", "grace"):
+            if getattr(self, name) < (name == "nodes"):
+                raise UserError(f"--{name}: {getattr(self, name)} is too small")
+
+    @property
+    def tasks_per_node(self) -> int:
+        return self.tasks or self.gpus or 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.tasks_per_node
+
+    def directives(self, run_dir: Path) -> Iterator[str]:
+        """Options of sbatch."""
+        yield f"--job-name={self.name or '-'.join(run_dir.parts[-2:])}"
+        yield f"--nodes={self.nodes}"
+        yield f"--ntasks-per-node={self.tasks_per_node}"
+        for option, value in {
+            "gpus-per-node": self.gpus,
+            "cpus-per-task": self.cpus,
+            "mem": self.mem,
+            "time": self.time,
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "exclude": self.exclude,
+        }.items():
+            if value:
+                yield f"--{option}={value}"
+        if self.array:
+            yield f"--array=0-{self.array - 1}"
+        yield "--requeue"
+        yield "--open-mode=append"
+        yield f"--signal=B:USR1@{self.grace}"
+        yield f"--output={run_dir}/slurm/{'%A_%a' if self.array else '%j'}.out"
+        yield from shlex.split(self.sbatch)
+
+
+def render(words: list[str], run_dir: Path, here: Path, resources: Resources) -> str:
+    """The text of a job's script.
+
+    Args:
+        words: the command: a script of the repository and its options.
+        run_dir: folder of the run, or of the tokenization job.
+        here: folder of this submission, with `code/`.
+        resources: what it asks for.
+    """
+    script, *options = words
+    command = " ".join(
+        [shlex.quote(resources.python), f'"$here/code/{script}"', *(shlex.quote(word) for word in options)]
+    )
+    return TEMPLATE.format(
+        directives="\n".join(f"#SBATCH {option}" for option in resources.directives(run_dir)),
+        grace=resources.grace,
+        on_signal="tokenization stops" if resources.array else "all ranks save after the same step and stop",
+        here=shlex.quote(str(here)),
+        setup=f"{resources.setup}\n" if resources.setup else "",
+        gpu_settings=GPU_SETTINGS if resources.gpus else "",
+        command=command,
+        python=shlex.quote(resources.python),
+        run_dir=shlex.quote(str(run_dir)),
+    )
+
+
+def new_submission(run_dir: Path) -> Path:
+    """The folder of the next submission of a run, not made yet."""
+    return run_dir / "slurm" / str(len(submissions(run_dir)) + 1)
+
+
+def submissions(run_dir: Path) -> list[Path]:
+    """Folders of the submissions of a run, oldest first."""
+    folders = [path for path in (run_dir / "slurm").glob("*") if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name))

@@ -1,0 +1,66 @@
+"""Floating-point operations of a model, counted module by module, with the mask's exact area.
+
+A multiplication and an addition are two operations; norms, activations and softmax, under one percent, are left out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .vrc import VRC
+
+BACKWARD = 2  # a matrix product has two gradients, each as large
+
+
+def forward_flops(config: ModelConfig) -> dict[str, int]:
+    """Operations of the training forward pass of one clip, by part of the model; `attention` is the two products of
+    queries, keys and values. Parts that multiply no matrices are left out.
+    """
+    with torch.device("meta"):  # shapes only
+        model = VRC(config)
+    counts: dict[str, int] = {}
+
+    def counter(part: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            counts[part] = counts.get(part, 0) + _products(module, inputs[0], output)
+
+        return count
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(counter(name.partition(".")[0]))
+    model(*meta_batch(config, 1), backend="rects")
+    parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
+    pairs = sum(model.plan(part)[2].area for part in parts)
+    counts["attention"] = config.layers * 2 * 2 * pairs * config.width
+    return counts
+
+
+def training_flops(config: ModelConfig) -> int:
+    """Operations of one clip, forward and backward, nothing computed twice: the count that MFU is defined with."""
+    return (1 + BACKWARD) * sum(forward_flops(config).values())
+
+
+def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Any, Tensor]:
+    """Arguments of `VRC.forward` without content: ids, condition, drop."""
+    condition = config.condition
+    with torch.device("meta"):
+        ids = torch.zeros(batch, 1 + config.frames, config.grid, config.grid, dtype=torch.long)
+        drop = torch.zeros(batch, dtype=torch.bool)
+        if condition.kind == "class":
+            return ids, torch.zeros(batch, dtype=torch.long), drop
+        if condition.text == "learned":
+            return ids, torch.zeros(batch, condition.slots, dtype=torch.long), drop
+        features = torch.zeros(batch, condition.slots - 1, condition.feature_dim)
+        return ids, (features, torch.zeros(batch, condition.slots - 1, dtype=torch.bool)), drop
+
+
+def _products(module: nn.Module, x: Tensor, out: Tensor) -> int:
+    if isinstance(module, nn.Linear):
+        return 2 * out.numel() * module.in_features
+    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    if isinstance(module, nn.ConvTranspose2d):  # every input cell meets every weight
+        return 2 * x.numel() // module.in_channels * module.weight.numel()
+    return 2 * out.numel() // module.out_channels * module.weight.numel()

@@ -1,0 +1,212 @@
+"""The plan against what happens: activations as measured, states exactly, FLOPs by hand; and what it says."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, tool
+
+from megavrc.config import UserError, load_config
+from megavrc.distributed.gpus import GPUS, gpu_named, gpu_of
+from megavrc.launch.memory import activations, count_saved, state_bytes
+from megavrc.launch.plan import Job, make_plan, problems
+from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
+from megavrc.model.flops import forward_flops, meta_batch, training_flops
+from megavrc.training.config import RunConfig
+
+CLASS = ConditionConfig(kind="class", classes=3)
+MODELS = {
+    "debug": ModelConfig(condition=CLASS),
+    "image": ModelConfig(frames=0, condition=CLASS),
+    "token": ModelConfig(prediction="token", frames=2, condition=CLASS),
+    "without the first frame": ModelConfig(keep_first_frame=False, condition=ConditionConfig(vocab=40)),
+    "b": ModelConfig(preset="b", layers=2, frames=1, condition=CLASS),
+}
+
+
+def on_cpu(inputs: Any) -> Any:
+    if isinstance(inputs, torch.Tensor):
+        return torch.zeros(inputs.shape, dtype=inputs.dtype)
+    return tuple(on_cpu(item) for item in inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [(name, precision) for name in MODELS for precision in ("fp32", "bf16")][:-1]
+)  # without the last, which takes a CPU long
+def test_activations_are_within_15_percent_of_what_autograd_keeps(name: str, precision: Any) -> None:
+    config = MODELS[name]
+    estimate = activations(config, precision)
+    model = VRC(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    measured = count_saved(model, on_cpu(meta_batch(config, 1)), fused=False)
+    assert estimate.layers + estimate.rest == pytest.approx(measured, rel=0.15)
+    assert estimate.layer_input * 2 < estimate.layer, "checkpointing would not help"
+
+
+def test_states_are_those_of_the_optimizer() -> None:
+    """Weights, gradients and moments of a real step, fp32 at ZeRO stage 0: to the byte."""
+    model = VRC(MODELS["debug"])
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(*on_cpu(meta_batch(MODELS["debug"], 1))).loss.backward()
+    for parameter in model.parameters():  # a class model uses all of them
+        assert parameter.grad is not None
+    optimizer.step()
+    count = model.parameter_counts()["total"]
+    states = state_bytes(count, "fp32", zero=0, gpus=1)
+    moments = [state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert states["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+    assert states["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())  # type: ignore[union-attr]
+    assert states["moments"] == sum(moments) and states["master weights"] == 0
+
+
+def test_zero_shards_what_it_says() -> None:
+    sizes = [state_bytes(1000, "bf16", zero, 4) for zero in (1, 2, 3)]
+    names = ("weights", "gradients", "master weights", "moments")
+    assert [[size[name] for name in names] for size in sizes] == [
+        [2000, 2000, 1000, 2000],
+        [2000, 500, 1000, 2000],
+        [500, 500, 1000, 2000],
+    ]
+
+
+def test_flops_by_hand() -> None:
+    """One layer, width d, S rows; the last segment has 16 cells, the mask is counted cell by cell."""
+    config = ModelConfig(layers=1, frames=1, condition=CLASS)
+    d, hidden, vocab, cells, kept = config.width, config.hidden, config.vocab, 64, 16
+    rows = 1 + cells + kept
+    area = (1 + cells) * (2 + cells) // 2 + kept * rows
+    assert forward_flops(config) == {
+        "trunk": 2 * rows * (4 * d * d + 3 * d * hidden),
+        "attention": 4 * area * d,
+        "head": 2 * 2 * cells * d * vocab,
+        "compressor": 2 * kept * (9 * d * d + d * d),
+        "decompressor": 2 * (kept * 16 * d * d + cells * d * d),
+    }
+    assert training_flops(config) == 3 * sum(forward_flops(config).values())
+
+
+def test_flops_of_ablations() -> None:
+    base = ModelConfig(condition=CLASS)
+    two_calls = dataclasses.replace(base, keep_first_frame=False)
+    assert forward_flops(two_calls)["attention"] < forward_flops(base)["attention"]
+    token = forward_flops(ModelConfig(prediction="token", condition=CLASS))
+    assert (
+        token.keys() == {"trunk", "attention", "head"} and token["trunk"] > 2 * forward_flops(base)["trunk"]
+    )
+    rate_1 = dataclasses.replace(base, compression=CompressionConfig(rate=1))
+    assert forward_flops(rate_1)["trunk"] > forward_flops(base)["trunk"]
+
+
+def job(**changes: Any) -> Job:
+    settings = {"gpu": gpu_named("a100"), "gpus": 8, "steps": 1000, "global_batch": 96, "micro_batch": 4}
+    settings |= {"zero": 1, "precision": "bf16", "checkpointing": False, "mfu": 0.5, "checkpoint_s": 2.0}
+    return Job(**{**settings, **changes})
+
+
+def test_time_follows_from_flops() -> None:
+    model = MODELS["b"]
+    plan = make_plan(model, job(clips=960))
+    assert plan["clips_per_s"] == pytest.approx(8 * 312e12 * 0.5 / training_flops(model))
+    assert plan["tokens_per_s"] == pytest.approx(2 * 1024 * plan["clips_per_s"])
+    assert plan["run"]["gpu_hours"] == pytest.approx(96_000 / plan["clips_per_s"] / 3600 * 8)
+    assert plan["epoch"]["hours"] == pytest.approx(plan["run"]["hours"] / 100)
+    assert make_plan(model, job(gpus=32))["save"]["seconds"] == pytest.approx(plan["save"]["seconds"] / 2)
+
+
+def test_what_does_not_fit_is_named_with_what_would() -> None:
+    small = job(gpu=dataclasses.replace(gpu_named("a100"), gib=8.0), micro_batch=16, gpus=2, global_batch=96)
+    model = ModelConfig(preset="l", condition=CLASS)
+    [problem] = problems(make_plan(model, small), small)
+    assert problem.startswith("memory: ") and "most of it activations" in problem and "fits" in problem
+    tiny = dataclasses.replace(small, gpu=dataclasses.replace(small.gpu, gib=2.0))
+    assert "nothing fits" in problems(make_plan(model, tiny), tiny)[0]
+    odd = job(gpus=7)
+    assert "96 is not a multiple of 7 GPUs" in problems(make_plan(MODELS["b"], odd), odd)[0]
+
+
+def test_gpus_are_found_by_their_device_names() -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 NVL": "h100-nvl",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100 80GB PCIe": "a100",
+        "NVIDIA A10": "a10",
+        "NVIDIA L40S": "l40s",
+        "NVIDIA GeForce RTX 4090": "rtx-4090",
+        "NVIDIA A10G": None,
+        "Tesla V100-SXM2-32GB": None,
+        "NVIDIA GeForce RTX 3090": "rtx-3090",
+    }
+    found = {name: gpu_of(name) for name in names}
+    assert {name: gpu.name if gpu else None for name, gpu in found.items()} == names
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS)
+    with pytest.raises(UserError, match="--tflops"):
+        gpu_named("v100")
+
+
+# --- the command, and the configurations for known hardware -----------------------------------------------------
+
+CONFIGS = ROOT / "pretrain" / "configs"
+HARDWARE = sorted((CONFIGS / "hardware").glob("*.yaml"))
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, script = f"--config={CONFIGS / 'video_1.2b.yaml'}", "tools/plan_run.py"
+    words = ["--gpu=h100", "--gpus=8", f"--json={tmp_path / 'plan.json'}", "--", config]
+    assert tool(monkeypatch, script, *words) == 0
+    shown = capsys.readouterr().out
+    assert "1,293.9M" in shown and "ZeRO stage 3" in shown
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["parameters"]["body"] == 1_130_457_088 and plan["problems"] == []
+    assert tool(monkeypatch, script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2
+    said = capsys.readouterr().err
+    assert "memory: " in said and said.count("\n") == 1
+    assert tool(monkeypatch, script, "--gpu=l4") == 2
+    assert "after `--` comes" in capsys.readouterr().err
+
+
+def described(path: Path) -> list[tuple[str, str, int, str]]:
+    """The lines `base config.yaml  31.2 GiB` of a file's comment, its GPU and how many."""
+    text = path.read_text()
+    head = re.search(r"plan_run.py --gpu=(\S+) --gpus=(\d+)", text)
+    assert head
+    rows = re.findall(r"^#   (\S+\.yaml) +(\d+\.\d GiB)$", text, re.MULTILINE)
+    return [(base, head[1], int(head[2]), memory) for base, memory in rows]
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=lambda path: path.name)
+def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
+    rows = described(path)
+    assert {base for base, *_ in rows} >= {"image_1.2b.yaml", "video_1.2b.yaml"}, "text, both stages"
+    assert len([base for base, *_ in rows if base.startswith("ucf101")]) >= 2, "classes, both stages"
+    for base, gpu, gpus, memory in rows:
+        config = load_config(RunConfig, [f"--config={CONFIGS / base}", f"--config={path}"])
+        train = config.train
+        checkpointing = getattr(train, "activation_checkpointing", "none") != "none"
+        planned = Job(
+            gpu=gpu_named(gpu),
+            gpus=gpus,
+            steps=train.steps,
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            zero=train.zero,
+            precision=train.precision,
+            checkpointing=checkpointing,
+            mfu=0.4,
+            checkpoint_s=1.0,
+        )
+        plan = make_plan(config.model, planned)
+        assert problems(plan, planned) == []
+        assert memory == f"{plan['memory']['total'] / 2**30:.1f} GiB", f"{path.name}, {base}: run plan_run.py"
+
+
+def test_the_four_sizes_are_there() -> None:
+    assert [path.name for path in HARDWARE] == ["24gb.yaml", "64x80gb.yaml", "80gb.yaml", "8x80gb.yaml"]

@@ -1,0 +1,110 @@
+"""Tokenization as a job array on a real SLURM: stopped and killed tasks come back, and the shards are the same."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cluster import missing, processes, running_cluster, wait_for
+from runs import ROOT
+
+from megavrc.launch.requeue import attempts, attempts_file
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.tokenization.job import plan, run
+from megavrc.tokenization.manifest import from_folder, write_manifest
+from megavrc.tokenization.result import finalize
+from megavrc.tokenizers import OmniTokenizer
+from megavrc.video import write_mp4
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+SETTINGS = {"size": 32, "clips_per_shard": 2, "clip_batch": 2, "image_batch": 2, "images_per_video": 2}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> tuple[Path, Path]:
+    """A manifest of eight videos, and a tokenizer."""
+    folder = tmp_path / "videos"
+    random = np.random.default_rng(0)
+    for number in range(8):
+        folder.mkdir(exist_ok=True)
+        write_mp4(folder / f"{number}.mp4", random.integers(0, 256, (18, 32, 32, 3), np.uint8))
+    write_manifest(folder / "manifest.jsonl", from_folder(folder, folder / "manifest.jsonl"))
+    torch.manual_seed(0)
+    config = OmniTokenizerConfig(
+        width=16,
+        heads=2,
+        dim_head=8,
+        enc_block="t",
+        dec_block="t",
+        temporal_depth=1,
+        window=2,
+        codes=32,
+        code_dim=4,
+    )
+    OmniTokenizer(OmniTokenizerNet(config)).save(tmp_path / "tokenizer")
+    return folder / "manifest.jsonl", tmp_path / "tokenizer"
+
+
+@contextmanager
+def blocked(path: Path) -> Iterator[None]:
+    """In place of a video, a file that whoever opens it waits for."""
+    aside = path.rename(path.with_suffix(".aside"))
+    os.mkfifo(path)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "video").rglob("*.tar")}
+
+
+def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    for folder in (undisturbed, out):
+        plan(*sources, folder, **SETTINGS)
+    run(undisturbed, threads=1)
+    finalize(undisturbed)
+    with running_cluster() as cluster, ExitStack() as blocks:
+        for number in range(8):
+            blocks.enter_context(blocked(sources[0].parent / f"{number}.mp4"))
+        words = ["submit", "--array=2", "--", "tools/tokenize_videos.py", "run", f"--out={out}"]
+        environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
+        cluster.run(*environment, sys.executable, ROOT / "tools" / "submit_slurm.py", *words, cwd=ROOT)
+        number = json.loads((out / "slurm" / "1" / "job.json").read_text())["job"]
+
+        def decoders() -> set[str]:
+            found = processes(f"SLURM_ARRAY_JOB_ID={number}", "from multiprocessing")
+            return {
+                task for _, environ in found for task in environ if task.startswith("SLURM_ARRAY_TASK_ID=")
+            }
+
+        wait_for("both tasks decode", lambda: len(decoders()) == 2)
+        cluster.run("scancel", "--signal=USR1", f"{number}_0")
+        for process, environ in processes(f"SLURM_ARRAY_JOB_ID={number}", "tokenize_videos.py"):
+            if "SLURM_ARRAY_TASK_ID=1" in environ and "SLURM_STEP_ID=0" in environ:
+                os.kill(process, signal.SIGKILL)
+
+        def codes(task: int) -> list[int]:
+            return [attempt.exit_code for attempt in attempts(attempts_file(out, str(task)))]
+
+        wait_for("both first attempts' end", lambda: codes(0) and codes(1))
+        assert codes(0) == [75] and codes(1) == [137]
+        blocks.close()
+        wait_for("both tasks' end", lambda: codes(0) == [75, 0] and codes(1) == [137, 0])
+    finalize(out)
+    assert shards(out) == shards(undisturbed)
+    manifests = [
+        json.loads((folder / "video" / "manifest.json").read_text()) for folder in (out, undisturbed)
+    ]
+    assert manifests[0]["shards"] == manifests[1]["shards"] and len(shards(out)) == 4

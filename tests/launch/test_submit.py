@@ -1,0 +1,149 @@
+"""What is submitted: the script's text, the snapshot, refusals; and when a job goes back into the queue."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
+
+from megavrc.launch.requeue import Attempt, diagnose, saved_step, stop_reason
+from megavrc.launch.snapshot import snapshot
+
+TOOL = "tools/submit_slurm.py"
+EXAMPLES = ROOT / "examples" / "slurm"
+
+
+def example_command(script: Path) -> list[str]:
+    """What the README of the examples says a script was made with."""
+    lines = (EXAMPLES / "README.md").read_text().replace("\\\n", " ").splitlines()
+    [line] = [line for line in lines if line.rstrip().endswith(f"> examples/slurm/{script.name}")]
+    words = line.strip().partition(" > ")[0].split()
+    assert words[:2] == ["python", TOOL]
+    return words[2:]
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.sbatch")), ids=lambda path: path.name)
+def test_examples_are_what_the_tool_renders(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert tool(monkeypatch, TOOL, *example_command(script)) == 0
+    assert capsys.readouterr().out == script.read_text()
+    assert subprocess.run(["bash", "-n", script]).returncode == 0, "not valid shell"
+
+
+def test_there_are_examples_for_three_sizes() -> None:
+    texts = [path.read_text() for path in EXAMPLES.glob("*.sbatch")]
+    sizes = {(text.count("--nodes=8") and 64) or (8 if "--gpus-per-node=8" in text else 1) for text in texts}
+    assert sizes == {1, 8, 64}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "after `--` comes one of"),
+        (["--", "tools/generate.py"], "after `--` comes one of"),
+        (["--", PRETRAIN, "--config=missing.yaml"], "missing.yaml"),
+        (["--nodes=0", "--", PRETRAIN, "--config={config}"], "--nodes: 0"),
+        (["--nodes=3", "--", PRETRAIN, "--config={config}"], "not a multiple of 3 ranks"),
+        (["--", PRETRAIN, "--config={config}", "--train.stepz=1"], "stepz"),
+        (["--array=2", "--", PRETRAIN, "--config={config}"], "--array"),
+        (["--", "tools/tokenize_videos.py", "run", "--out=x"], "--array=N"),
+        (["--array=2", "--", "tools/tokenize_videos.py", "run"], "--out is missing"),
+    ],
+)
+def test_mistakes_are_named_before_the_queue(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    named: str,
+) -> None:
+    config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
+    assert tool(monkeypatch, TOOL, "render", *(option.format(config=config) for option in options)) == 2
+    said = capsys.readouterr().err
+    assert named in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_render_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, make_tokens(tmp_path / "tokens"), "run", 5)
+    words = ["--gpus=2", "--", PRETRAIN, f"--config={config}", "--train.steps", "7"]
+    assert tool(monkeypatch, TOOL, "render", *words) == 0
+    assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_slurm_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
+    assert tool(monkeypatch, TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 2
+    assert "no sbatch here" in capsys.readouterr().err
+    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={tmp_path}") == 2
+    assert "was never submitted" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
+    snapshot(tmp_path / "code")
+    assert not list((tmp_path / "code").rglob("*.pyc"))
+    code = "import megavrc.recipes.submit as s; print(s.__file__)"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "code")}, cwd=tmp_path
+    )
+    assert done.stdout.strip() == str(tmp_path / "code" / "megavrc" / "recipes" / "submit.py"), done.stderr
+    assert (tmp_path / "code" / PRETRAIN).is_file()
+
+
+def history(*ends: tuple[int, int]) -> list[Attempt]:
+    """Attempts from (exit code, step)."""
+    return [
+        Attempt("1", number, "n1", code, step, 100.0 * number) for number, (code, step) in enumerate(ends)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "complete", "reason"),
+    [
+        ([(0, 50)], True, "complete"),
+        ([(0, 50)], False, None),  # stopped by a signal
+        ([(85, 50)], False, None),
+        ([(2, 50)], False, "mistake"),
+        ([(1, 0), (1, 0)], False, None),
+        ([(1, 0), (1, 0), (137, 0)], False, "no progress"),
+        ([(1, 0), (1, 0), (137, 20)], False, None),  # the third got further
+        ([(0, 40), (1, 40), (1, 40)], False, None),
+        ([(0, 40), (1, 40), (85, 40), (0, 40)], False, "no progress"),
+        ([(1, 0), (1, 0), (0, 9), (1, 9), (1, 9)], False, None),
+    ],
+)
+def test_training_comes_back_unless(ends: list[tuple[int, int]], complete: bool, reason: str | None) -> None:
+    found = stop_reason(history(*ends), complete, counts_steps=True)
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_tokenization_comes_back_unless_it_fails_thrice() -> None:
+    stopped, failed = (75, 0), (1, 0)
+    assert stop_reason(history(*[stopped] * 9), False, counts_steps=False) is None
+    assert stop_reason(history(stopped, failed, failed), False, counts_steps=False) is None
+    assert stop_reason(history(failed, failed, failed), False, counts_steps=False)
+
+
+def test_the_diagnosis_says_what_happened(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "1.out").write_text("earlier\n" * 100 + "RuntimeError: the cause\n")
+    text = diagnose(tmp_path, history((1, 0), (1, 0), (137, 0)), "no progress", None).read_text()
+    assert "RuntimeError: the cause" in text and "out of host memory" in text and "on n1" in text
+
+
+def test_the_saved_step_is_the_checkpoint_s(tmp_path: Path) -> None:
+    assert saved_step(tmp_path) == 0
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000120")
+    assert saved_step(tmp_path) == 120
