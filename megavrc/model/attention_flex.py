@@ -55,5 +55,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
     blocks = mask.keep(("flex", q.device), lambda: block_mask(mask, q.device))
     if not torch.is_grad_enabled():  # on CPU it refuses inputs that require gradients even then
         q, k, v = q.detach(), k.detach(), v.detach()
+    elif q.device.type == "cpu" and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise NotImplementedError("FlexAttention has no backward pass on CPU")
     run = flex_attention if torch.compiler.is_compiling() else _compiled()
     return run(q, k, v, block_mask=blocks)

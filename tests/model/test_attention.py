@@ -30,7 +30,7 @@ staircases = st.builds(staircase, st.lists(st.integers(0, 4), min_size=1, max_si
 
 @pytest.mark.parametrize("backend", PLAIN)
 @given(mask=staircases)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_backends_equal_the_reference_with_gradients(backend, mask):
     q, k, v = (torch.randn(2, 3, n, 16).double() for n in (len(mask.ends), mask.kv_len, mask.kv_len))
     tensors = [q, k, v, torch.randn_like(q)]
@@ -46,7 +46,7 @@ def test_errors_against_float64(mask, dtype, head_dim):
 
 
 @pytest.mark.parametrize("prefix", [120, 128])
-@pytest.mark.parametrize("segments, length", [(1, 1), (4, 24), (4, 256), (16, 24)])
+@pytest.mark.parametrize("segments, length", [(1, 1), (4, 24), (16, 24), (1, 256)])
 @pytest.mark.parametrize("first_frame", [0, 37])
 def test_layouts_of_models(prefix, first_frame, segments, length):
     cases.check_errors("rects", cases.layout(prefix + first_frame, segments, length), torch.float32)
@@ -67,15 +67,15 @@ def test_gradients_by_finite_differences(backend):
     assert torch.autograd.gradcheck(lambda *tensors: segment_attention(*tensors, mask, backend), (q, k, v))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # two compilations
 def test_flex_forward():
-    for mask in (cases.layout(120, 3, 24), cases.layout(150, 2, 70, start=140, extra=9)):
-        tensors = cases.draw(mask, torch.float32, head_dim=64)
-        q, k, v = (tensor.requires_grad_() for tensor in tensors[:3])  # which FlexAttention refuses on CPU
-        with torch.no_grad(), cases.empty_is_nan():
-            out = segment_attention(q, k, v, mask, "flex")
-        exact = segment_attention(q.double(), k.double(), v.double(), mask, "dense")
-        assert (out - exact).norm() / exact.norm() < 2e-6
+    mask = cases.layout(150, 2, 70, start=140, extra=9)
+    tensors = cases.draw(mask, torch.float32, head_dim=64)
+    q, k, v = (tensor.requires_grad_() for tensor in tensors[:3])  # which FlexAttention refuses on CPU
+    with torch.no_grad(), cases.empty_is_nan():
+        out = segment_attention(q, k, v, mask, "flex")
+    exact = segment_attention(q.double(), k.double(), v.double(), mask, "dense")
+    assert (out - exact).norm() / exact.norm() < 2e-6
 
 
 def test_flash_is_exact_by_rectangles(tmp_path, monkeypatch):
@@ -90,12 +90,13 @@ def test_flash_is_exact_by_rectangles(tmp_path, monkeypatch):
         "    return out.transpose(1, 2)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("flash_attn", "flash_attn_interface", "megavrc.model.attention_flash"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(attention, "_loaded", dict(attention._loaded))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)  # not installed
+    for name in ("flash_attn", "megavrc.model.attention_flash"):
+        monkeypatch.setitem(sys.modules, name, None)  # so that they are forgotten afterwards
+        del sys.modules[name]
     for mask in cases.SMALL.values():
         cases.check_errors("flash", mask, torch.float32)
-    monkeypatch.delitem(sys.modules, "megavrc.model.attention_flash")
 
 
 # --- the mask -----------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def test_auto_passes_over_a_backend_that_computes_something_else(fresh, caplog, 
 
 @pytest.mark.parametrize(
     "backend, reason",
-    [("flex", "does not support backward on CPU"), ("flash", "flash-attn is not installed"), ("magic", "not one of")],
+    [("flex", "no backward pass on CPU"), ("flash", "flash-attn is not installed"), ("magic", "not one of")],
 )
 def test_a_requested_backend_that_cannot_run_is_an_error(fresh, backend, reason):
     mask = cases.layout(6, 2, 3)
