@@ -39,6 +39,7 @@ setup(
             "ruff>=0.14,<0.18",
             "mypy>=1.14,<3",
             "import-linter>=2.1,<3",
+            "triton>=3.5,<3.8; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its interpreter
         ],
     },
 )

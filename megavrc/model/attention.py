@@ -88,9 +88,11 @@ def _choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, g
         if backend not in BACKENDS:
             raise BackendError(f"attention backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
         if problem := _trial(backend, device_type, dtype, head_dim, gradients):
-            raise BackendError(f"attention backend {backend!r} cannot run on {case}: {problem}; take auto or another")
+            raise BackendError(
+                f"attention backend {backend!r} cannot run on {case}: {problem}; take auto or another"
+            )
         return backend
-    refused = []
+    refused: list[str] = []
     # Without gradients, calls have many different lengths (prefill, evaluation): no kernel is compiled for each.
     for name in TRAINING.get(device_type, ("rects",)) if gradients else ("rects",):
         problem = _trial(name, device_type, dtype, head_dim, gradients)

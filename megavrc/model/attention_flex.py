@@ -57,5 +57,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
         q, k, v = q.detach(), k.detach(), v.detach()
     elif q.device.type == "cpu" and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("FlexAttention has no backward pass on CPU")
-    run = flex_attention if torch.compiler.is_compiling() else _compiled()
+    run: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _compiled()
     return run(q, k, v, block_mask=blocks)

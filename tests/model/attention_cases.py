@@ -16,7 +16,10 @@ LIMITS = {torch.float32: (2e-6, 2e-6), torch.float16: (2e-3, 2e-3), torch.bfloat
 
 def layout(prefix: int, segments: int = 0, length: int = 1, start: int = 0, extra: int = 0) -> SegmentMask:
     """A causal prefix and bidirectional segments; the rows from `start` on; `extra` keys that no row sees."""
-    ends = [*range(1, prefix + 1), *(prefix + (1 + row // length) * length for row in range(segments * length))]
+    ends = [
+        *range(1, prefix + 1),
+        *(prefix + (1 + row // length) * length for row in range(segments * length)),
+    ]
     return SegmentMask.from_ends(torch.tensor(ends[start:]), ends[-1] + extra)
 
 
@@ -29,6 +32,19 @@ SMALL = {
     "cached rows": layout(40, 3, 21, start=50),
     "keys nobody sees": layout(30, 2, 17, extra=50),
     "one row": layout(1),
+}
+
+LARGE = {  # for tiles of 128
+    "text only": layout(300),
+    "text and segments": layout(120 + 37, 4, 24),
+    "segments of one": layout(128 + 37, 4, 1),
+    "one segment only": layout(0, 1, 256),
+    "cached rows": layout(150, 2, 70, start=140),
+    "keys nobody sees": layout(130, 2, 70, extra=150),
+    "16 frames": layout(120 + 37, 16, 24),
+    "class": layout(1 + 1024, 4, 256),
+    "unaligned": layout(120 + 1024, 4, 256),
+    "aligned": layout(128 + 1024, 4, 256),
 }
 
 
@@ -45,7 +61,12 @@ def empty_is_nan() -> Iterator[None]:
 
 
 def draw(
-    mask: SegmentMask, dtype: torch.dtype, head_dim: int = 32, device: str = "cpu", batch: int = 2, heads: int = 2
+    mask: SegmentMask,
+    dtype: torch.dtype,
+    head_dim: int = 32,
+    device: str = "cpu",
+    batch: int = 2,
+    heads: int = 2,
 ) -> list[Tensor]:
     """q, k, v as the views of one fused projection that a model makes, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +88,12 @@ def gradients(backend: str, tensors: list[Tensor], mask: SegmentMask) -> list[Te
 
 
 def errors(
-    backend: str, mask: SegmentMask, dtype: torch.dtype, head_dim: int = 32, device: str = "cpu", scale: float = 1.0
+    backend: str,
+    mask: SegmentMask,
+    dtype: torch.dtype,
+    head_dim: int = 32,
+    device: str = "cpu",
+    scale: float = 1.0,
 ) -> list[float]:
     """Relative errors of [o, dq, dk, dv]; NaN if any value is. `scale` multiplies q, so the logits."""
     q, *others = draw(mask, dtype, head_dim, device)
@@ -77,14 +103,19 @@ def errors(
     return [float((a.double() - b).norm() / b.norm().clamp(min=1)) for a, b in zip(got, exact, strict=True)]
 
 
-def check_errors(backend: str, mask: SegmentMask, dtype: torch.dtype, head_dim: int = 32, device: str = "cpu") -> None:
+def check_errors(
+    backend: str, mask: SegmentMask, dtype: torch.dtype, head_dim: int = 32, device: str = "cpu"
+) -> None:
     """Within the limits and, in bfloat16, not much worse than rectangles."""
     found = errors(backend, mask, dtype, head_dim, device)
     limits = [LIMITS[dtype][index >= 2] for index in range(4)]
     assert all(error <= limit for error, limit in zip(found, limits, strict=True)), (found, limits)
     if dtype == torch.bfloat16:
         other = errors("rects", mask, dtype, head_dim, device)
-        assert all(error <= 1.5 * limit + 1e-3 for error, limit in zip(found, other, strict=True)), (found, other)
+        assert all(error <= 1.5 * limit + 1e-3 for error, limit in zip(found, other, strict=True)), (
+            found,
+            other,
+        )
 
 
 def check_large_logits(backend: str, dtype: torch.dtype, device: str = "cpu") -> None:

@@ -34,7 +34,9 @@ staircases = st.builds(staircase, st.lists(st.integers(0, 4), min_size=1, max_si
 def test_backends_equal_the_reference_with_gradients(backend, mask):
     q, k, v = (torch.randn(2, 3, n, 16).double() for n in (len(mask.ends), mask.kv_len, mask.kv_len))
     tensors = [q, k, v, torch.randn_like(q)]
-    for got, exact in zip(*(cases.gradients(name, tensors, mask) for name in (backend, "dense")), strict=True):
+    for got, exact in zip(
+        *(cases.gradients(name, tensors, mask) for name in (backend, "dense")), strict=True
+    ):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
 
 
@@ -171,7 +173,8 @@ def fresh(monkeypatch):
 
 def qkv(mask: SegmentMask, requires_grad: bool = True):
     return [
-        torch.randn(1, 2, n, 16, requires_grad=requires_grad) for n in (len(mask.ends), mask.kv_len, mask.kv_len)
+        torch.randn(1, 2, n, 16, requires_grad=requires_grad)
+        for n in (len(mask.ends), mask.kv_len, mask.kv_len)
     ]
 
 

@@ -86,7 +86,9 @@ def _operator() -> None:
     q, k, v = (tensor.requires_grad_() for tensor in tensors[:3])
     torch.library.opcheck(attention_triton._attention, (q, k, v, *mask.tables(q.device)))
 
-    compiled = torch.compile(lambda *x: segment_attention(*x, mask, "triton") + 1, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *x: segment_attention(*x, mask, "triton") + 1, fullgraph=True, backend="aot_eager"
+    )
     outs = [compiled(q, k, v), segment_attention(q, k, v, mask, "triton") + 1]
     assert torch.equal(*outs)
     for pair in zip(*(torch.autograd.grad(out.sum(), (q, k, v)) for out in outs), strict=True):
