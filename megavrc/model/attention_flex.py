@@ -5,6 +5,7 @@ No backward pass on CPU. A compiled kernel serves one shape, so every new pair o
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,5 +58,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
         q, k, v = q.detach(), k.detach(), v.detach()
     elif q.device.type == "cpu" and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("FlexAttention has no backward pass on CPU")
-    run: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _compiled()
+    run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     return run(q, k, v, block_mask=blocks)

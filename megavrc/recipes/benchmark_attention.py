@@ -69,7 +69,8 @@ def attention(
     ]
     if on_gpu and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch finds no CUDA device")
-    if min([rounds or 1, *(text or [1])]) < 1 or min(frames or [0]) < 0:
+    rounds = rounds if rounds is not None else 30 if on_gpu else 5
+    if min([rounds, *(text or [1])]) < 1 or min(frames or [0]) < 0:
         raise UserError("--rounds and --text must be at least 1, --frames at least 0")
     contestants, refused = _contestants(backends, device, kind, tune and on_gpu)
     clock = _GpuClock() if on_gpu else _CpuClock(threads)
@@ -79,9 +80,10 @@ def attention(
         sizes = [(slots, count, *shape) for slots, count, shape in products]
     cases = []
     for slots, count, batch, heads in sizes:
-        torch.compiler.reset()  # there is a limit of compiled shapes
+        if on_gpu:
+            torch.compiler.reset()  # there is a limit of compiled shapes
         case = _Case(slots, count, batch, heads, device, kind)
-        cases.append(case.measure(contestants, clock, rounds or (30 if on_gpu else 5)))
+        cases.append(case.measure(contestants, clock, rounds))
         _print(cases[-1])
     for name, reason in refused.items():
         print(f"{name}: {reason}")
