@@ -42,6 +42,7 @@ setup(
             "mypy>=1.14,<3",
             "import-linter>=2.1,<3",
             *MPI,  # its tests run mpirun
+            "triton>=3.5,<3.8; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its interpreter
         ],
     },
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megavrc.config import UserError, progress, write_atomic
 from megavrc.model import SamplingSettings
+from megavrc.model.attention import BackendError
 from megavrc.video import (
     VideoError,
     contact_sheet,
@@ -143,15 +144,18 @@ def _generate(
     frames: int | None,
 ) -> list[Frames]:
     """Pixels of one batch, each uint8 [T, H, W, 3]."""
-    _, pixels = folder.generate(
-        [wish.caption for wish in wanted if wish.caption is not None] or None,
-        [wish.label for wish in wanted if wish.label is not None] or None,
-        seeds=[wish.seed for wish in wanted],
-        settings=settings,
-        first_frame=None if first_frame is None else first_frame.expand(len(wanted), -1, -1, -1),
-        frames=frames,
-        batch_size=len(wanted),
-    )
+    try:
+        _, pixels = folder.generate(
+            [wish.caption for wish in wanted if wish.caption is not None] or None,
+            [wish.label for wish in wanted if wish.label is not None] or None,
+            seeds=[wish.seed for wish in wanted],
+            settings=settings,
+            first_frame=None if first_frame is None else first_frame.expand(len(wanted), -1, -1, -1),
+            frames=frames,
+            batch_size=len(wanted),
+        )
+    except BackendError as error:  # MEGAVRC_ATTENTION
+        raise UserError(str(error)) from error
     return list(pixels.numpy())
 
 

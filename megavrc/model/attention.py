@@ -1,137 +1,42 @@
-"""Attention under the segment mask: row i of the queries sees the keys j < ends[i].
+"""Attention under the segment mask, with one of several backends: docs/attention.md.
 
-Ends never decrease, so the whole mask of a VRC sequence is one integer per row: i + 1 in the condition and the first
-frame, the end of its segment for compressed rows (Eq. 6 of the paper). A mask is built once per layout, on the host,
-never in a forward pass.
+A backend is tried before its first use, once for each device, dtype and head_dim, on a small input against the
+reference; `auto` takes the first of the device's list that passes.
 """
 
+import functools
+import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_sdpa import dense_attention, masked_attention, rects_attention
+from .segment_mask import SegmentMask
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive query rows [start, stop) that one attention call can serve with the keys [0, keys).
+__all__ = ["BACKENDS", "BackendError", "SegmentMask", "choose", "load", "segment_attention"]
 
-    `kind` is `full` (all rows see all these keys) or `causal` (row start + i sees keys - (stop - start) + i + 1).
-    """
+log = logging.getLogger("megavrc")
 
-    start: int
-    stop: int
-    keys: int
-    kind: str
+VARIABLE = "MEGAVRC_ATTENTION"
+BACKENDS = ("dense", "rects", "masked", "flex", "triton", "flash")
+# Triton goes first, and flash joins, when the benchmark on a GPU shows them faster (docs/attention.md).
+TRAINING = {"cuda": ("flex", "triton", "rects")}
+# Relative Frobenius errors of a trial: wide enough for TF32, far below any wrong mask.
+LIMITS = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2.5e-2}
 
-
-@dataclass(frozen=True, eq=False)
-class SegmentMask:
-    """A staircase mask: non-decreasing visible ends, one per query row.
-
-    Attributes:
-        ends: the visible end of each row, 1 <= ends[i] <= kv_len.
-        kv_len: number of keys.
-        blocks: the same mask as few unmasked or causal rectangles.
-    """
-
-    ends: tuple[int, ...]
-    kv_len: int
-    blocks: tuple[Block, ...]
-    _dense: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def from_ends(cls, ends: Tensor, kv_len: int | None = None) -> "SegmentMask":
-        """Build from a long tensor [Sq] of visible ends.
-
-        Args:
-            ends: row i sees the keys j < ends[i]; non-decreasing, at least 1.
-            kv_len: number of keys (default: the last end).
-
-        Raises:
-            ValueError: ends that decrease, are below 1 or reach beyond kv_len.
-        """
-        rows = tuple(int(end) for end in ends.tolist())
-        length = rows[-1] if kv_len is None else kv_len
-        if not rows or rows[0] < 1 or rows[-1] > length:
-            raise ValueError(f"mask ends must lie in 1..{length}, got {rows[:1]}..{rows[-1:]}")
-        if any(later < earlier for earlier, later in zip(rows, rows[1:], strict=False)):
-            raise ValueError("mask ends must not decrease")
-        return cls(rows, length, _blocks(rows))
-
-    def dense(self, device: torch.device | str = "cpu") -> Tensor:
-        """The mask as bool [Sq, kv_len], True where a key is visible; kept per device."""
-        device = torch.device(device)
-        if device not in self._dense:
-            ends = torch.tensor(self.ends, device=device)
-            self._dense[device] = torch.arange(self.kv_len, device=device) < ends[:, None]
-        return self._dense[device]
-
-    @property
-    def is_full(self) -> bool:
-        """Every row sees every key: no mask is needed."""
-        return self.ends[0] == self.kv_len
-
-    @property
-    def area(self) -> int:
-        """Number of visible (query, key) pairs, for counting FLOPs."""
-        return sum(self.ends)
-
-
-def _blocks(ends: tuple[int, ...]) -> tuple[Block, ...]:
-    """Split rows into runs of equal ends (`full`) and runs that grow by one (`causal`)."""
-    blocks: list[Block] = []
-    start = 0
-    while start < len(ends):
-        stop = start + 1
-        while stop < len(ends) and ends[stop] == ends[start]:
-            stop += 1
-        if stop > start + 1:
-            blocks.append(Block(start, stop, ends[start], "full"))
-        else:
-            while (
-                stop < len(ends)
-                and ends[stop] == ends[stop - 1] + 1
-                and ends[stop] not in ends[stop + 1 : stop + 2]
-            ):
-                stop += 1
-            blocks.append(Block(start, stop, ends[stop - 1], "causal" if stop > start + 1 else "full"))
-        start = stop
-    return tuple(blocks)
-
-
-def _dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
-    """The definition, in the dtype of its inputs (float64 included): the reference of the other backends."""
-    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(~mask.dense(q.device), float("-inf"))
-    return scores.softmax(-1) @ v
-
-
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
-    """One fused call with the boolean mask: what the rectangles are measured against."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask.is_full else mask.dense(q.device))
-
-
-def _rectangles(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
-    """The causal prefix and one unmasked rectangle per segment: no masked key is ever multiplied."""
-    parts = []
-    for block in mask.blocks:
-        rows, keys, values = q[:, :, block.start : block.stop], k[:, :, : block.keys], v[:, :, : block.keys]
-        square = block.stop - block.start == block.keys
-        bias = None
-        if block.kind == "causal" and not square:
-            bias = mask.dense(q.device)[block.start : block.stop, : block.keys]
-        causal = block.kind == "causal" and square
-        parts.append(F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, is_causal=causal))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]] = {
-    "dense": _dense_attention,
-    "masked": _masked_attention,
-    "rects": _rectangles,
+Attention = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
+_loaded: dict[str, Attention] = {
+    "dense": dense_attention,
+    "rects": rects_attention,
+    "masked": masked_attention,
 }
+
+
+class BackendError(ValueError):
+    """A backend that was asked for is unknown or cannot run here; the message is one line."""
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask, backend: str = "auto") -> Tensor:
@@ -140,21 +45,106 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask, backen
     Args:
         q: [B, H, Sq, D]; k, v: [B, H, Sk, D] with Sk = mask.kv_len.
         mask: built once for the layout.
-        backend: `rects` (unmasked rectangles), `masked` (one call with a boolean mask), `dense` (the reference, any
-            dtype), or `auto`.
+        backend: one of BACKENDS; `auto` is the value of MEGAVRC_ATTENTION, or else what suits the device best.
 
     Returns:
         [B, H, Sq, D] in q's dtype.
 
     Raises:
-        ValueError: an unknown backend, or tensors that do not have the mask's lengths.
+        ValueError: tensors that do not have the mask's lengths.
+        BackendError: a backend that is unknown, or cannot run on this device, dtype and head_dim.
     """
     if (q.shape[2], k.shape[2]) != (len(mask.ends), mask.kv_len):
         raise ValueError(
             f"attention got {q.shape[2]} queries and {k.shape[2]} keys for a mask of {len(mask.ends)} x {mask.kv_len}"
         )
+    if backend == "auto" and mask.is_full:  # a step of cached decoding: nothing to mask, nothing to choose
+        return F.scaled_dot_product_attention(q, k, v)
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    name = choose(backend, q.device.type, q.dtype, q.shape[-1], gradients)
+    return _loaded[name](q, k, v, mask)
+
+
+def choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
+    """The backend that `segment_attention` takes.
+
+    Raises:
+        BackendError: see there.
+    """
     if backend == "auto":
-        backend = "rects"
-    if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
-    return BACKENDS[backend](q, k, v, mask)
+        backend = os.environ.get(VARIABLE) or "auto"
+    return _choose(backend, device_type, dtype, head_dim, gradients)
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the whole compiler: never traced into.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
+    case = f"{device_type}, {str(dtype).removeprefix('torch.')}, head_dim {head_dim}"
+    case += "" if gradients else ", no gradients"
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise BackendError(f"attention backend {backend!r} is not one of auto, {', '.join(BACKENDS)}")
+        if problem := _trial(backend, device_type, dtype, head_dim, gradients):
+            raise BackendError(
+                f"attention backend {backend!r} cannot run on {case}: {problem}; take auto or another"
+            )
+        return backend
+    refused: list[str] = []
+    # Without gradients, calls have many different lengths (prefill, evaluation): no kernel is compiled for each.
+    for name in TRAINING.get(device_type, ("rects",)) if gradients else ("rects",):
+        problem = _trial(name, device_type, dtype, head_dim, gradients)
+        if not problem:
+            reasons = f" ({'; '.join(refused)})" if refused else ""
+            log.info("attention on %s: %s%s", case, name, reasons)
+            return name
+        refused.append(f"{name}: {problem}")
+    raise BackendError(f"no attention backend runs on {case}: {'; '.join(refused)}")
+
+
+@functools.cache
+def _trial(name: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
+    """Run a backend on a small input; returns in one line why it cannot be used, or an empty string."""
+    if name in _loaded and device_type not in ("cpu", "cuda"):
+        return ""  # plain torch; a meta device has no numbers to compare
+    mask = SegmentMask.from_ends(torch.tensor([*range(1, 98), *[129] * 32, *[166] * 37], device="cpu"))
+    generator = torch.Generator("cpu").manual_seed(0)  # the global random state stays as it is
+    shape = (4, 1, 2, mask.kv_len, head_dim)
+    inputs = torch.randn(shape, generator=generator, device="cpu").to(dtype)
+    try:
+        attention = load(name)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            with torch.autocast(device_type, enabled=False):
+                got = _results(attention, inputs.to(device_type), mask)
+            expected = _results(dense_attention, inputs.double(), mask)
+    except Exception as error:  # packages that are missing, broken, or built for another GPU raise anything
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    for what, exact, tried in zip(("output", "dq", "dk", "dv"), expected, got, strict=False):
+        difference = float((tried.double().cpu() - exact).norm() / exact.norm())
+        if not difference < LIMITS.get(dtype, 0.0):  # NaN is not below anything
+            return f"wrong {what}, relative error {difference:.1e}"
+    return ""
+
+
+def load(name: str) -> Attention:
+    """Import a backend's file: only these need optional packages or are slow to import."""
+    if name not in _loaded:
+        if name == "flex":
+            from .attention_flex import attention
+        elif name == "triton":
+            from .attention_triton import attention
+        else:
+            from .attention_flash import attention
+        _loaded[name] = attention
+    return _loaded[name]
+
+
+def _results(attention: Attention, inputs: Tensor, mask: SegmentMask) -> list[Tensor]:
+    """Output and, where gradients are enabled, the gradients; inputs are q, k, v and the output's gradient."""
+    gradients = torch.is_grad_enabled()
+    q, k, v = (tensor.clone().requires_grad_(gradients) for tensor in inputs[:3])
+    out = attention(q, k, v, mask)
+    derivatives = torch.autograd.grad(out, (q, k, v), inputs[3]) if gradients else ()
+    return [out.detach(), *derivatives]

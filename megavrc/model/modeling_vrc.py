@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,21 @@ from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .vrc import VRC
 
 # isort: split
-from .attention import SegmentMask as _attention  # noqa: F401
+from .attention import segment_attention as _attention  # noqa: F401
+from .attention_sdpa import rects_attention as _attention_sdpa  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
 from .sampling import Sampling as _sampling  # noqa: F401
+from .segment_mask import SegmentMask as _segment_mask  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
+
+if TYPE_CHECKING:  # imported when they are first tried
+    from .attention_flash import attention as _attention_flash  # noqa: F401
+    from .attention_flex import attention as _attention_flex  # noqa: F401
+    from .attention_triton import attention as _attention_triton  # noqa: F401
 
 # What a folder holds besides weights, configuration and code.
 COMPANIONS = (

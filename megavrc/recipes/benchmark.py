@@ -199,7 +199,7 @@ def _median(work: Callable[[], object], repeats: int, clock: Callable[[], float]
 def machine(device: str, threads: int, *packages: str) -> dict[str, Any]:
     """What a result was measured on, with the versions of `packages` and torch."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "encoder": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": threads,
@@ -208,7 +208,7 @@ def machine(device: str, threads: int, *packages: str) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

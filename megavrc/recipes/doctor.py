@@ -28,7 +28,7 @@ MODULES = {
 }  # where the module is not named like the package
 OPTIONAL = {
     "triton": "fused kernels on NVIDIA GPUs",
-    "flash_attn": "an attention backend to compare with",
+    "flash_attn": "the flash attention backend",
     "apex": "apex FusedAdam, used when asked for",
     "mpi4py": "launching under mpirun",
 }

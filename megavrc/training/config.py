@@ -26,6 +26,8 @@ class TrainConfig:
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.
+        attention: backend of the segment attention; `auto` is MEGAVRC_ATTENTION or what suits the device
+            (docs/attention.md). One that cannot run is an error.
     """
 
     steps: int = 1000
@@ -39,6 +41,7 @@ class TrainConfig:
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
+    attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto"
 
     def problems(self) -> Iterator[str]:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):

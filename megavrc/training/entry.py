@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 
 from megavrc.config import EXIT_USER, UserError, load_config
 from megavrc.distributed import Rank, connect, own_words
+from megavrc.model.attention import BackendError
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
@@ -38,9 +39,9 @@ def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
         _log_on_main_rank(rank)
         try:
             train(config, make_task(config, rank), rank)
-        except UserError:
+        except (UserError, BackendError) as error:
             if rank.main:
-                raise
+                raise UserError(str(error)) from error
             return EXIT_USER  # the main rank says why
     return 0
 

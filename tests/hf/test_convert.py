@@ -47,7 +47,7 @@ def test_the_folder_is_complete_and_names_no_machine(source, folder) -> None:
 def test_the_wrapper_names_every_file_itself(folder) -> None:
     """transformers 4 copies no further than the files that modeling_vrc.py imports."""
     imported = set(
-        re.findall(r"^from \.(\w+) import", (folder / "modeling_vrc.py").read_text(), re.MULTILINE)
+        re.findall(r"^ *from \.(\w+) import", (folder / "modeling_vrc.py").read_text(), re.MULTILINE)
     )
     assert {path.stem for path in folder.glob("*.py")} == imported | {"modeling_vrc"}
 

@@ -20,6 +20,7 @@ from megavrc.config import UserError, load_config, read_json
 from megavrc.data.shards import ShardWriter, read_done, shard_name, write_manifest
 from megavrc.distributed import Rank
 from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.attention import BackendError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import ClipDataConfig, RunConfig, TokenDataConfig, TokenizerRunConfig
@@ -74,6 +75,20 @@ def test_a_batch_of_clips(tmp_path: Path) -> None:
     assert loss.requires_grad
     assert set(metrics) == {"first", "later", "frame_1", "frame_2", "frame_3", "frame_4"}
     assert float(loss.detach()) == pytest.approx(float(metrics["first"] + metrics["later"]), rel=1e-5)
+
+
+def test_the_attention_backend_is_the_configuration_s(tmp_path: Path) -> None:
+    config = video_run(tmp_path)
+    losses = {}
+    for config.train.attention in ("rects", "dense"):
+        task = VRCTask(config)
+        torch.manual_seed(0)
+        losses[config.train.attention] = task.loss(task.build().eval(), batch_of(task, range(2)), 0)[0]
+    assert losses["rects"].item() == pytest.approx(losses["dense"].item(), rel=1e-5)
+    config.train.attention = "flex"
+    task = VRCTask(config)
+    with pytest.raises(BackendError, match="'flex' cannot run on cpu"):
+        task.loss(task.build(), batch_of(task, range(2)), 0)
 
 
 def test_the_condition_is_dropped_by_position_alone(tmp_path: Path) -> None:

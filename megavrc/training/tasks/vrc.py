@@ -134,7 +134,8 @@ class VRCTask:
     def loss(
         self, module: nn.Module, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        out = module(batch["ids"], batch["condition"], batch["drop"])
+        backend = self.config.train.attention
+        out = module(batch["ids"], batch["condition"], batch["drop"], backend=backend)
         if self.config.stage == "image":
             return out.loss, {"first": out.loss_first}
         frames = {f"frame_{index}": loss for index, loss in enumerate(out.loss_frames) if index}
