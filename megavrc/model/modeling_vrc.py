@@ -31,6 +31,7 @@ from .vrc import VRC
 # isort: split
 from .attention import SegmentMask as _attention  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
+from .decoder import Decoder as _decoder  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
