@@ -92,8 +92,9 @@ class Decoder:
         """The pass over one raw token a sample at a position (long [1]) below `keys` that the host does not read.
 
         Returns:
-            guided logits [B, V]. The host's count of rows and passes stays as it is.
+            guided logits [B, V]. The host's count of rows stays as it is.
         """
+        self.passes += 1
         rows = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
         table = self._plan()[1].index_select(0, position)
         states = self.model.trunk(rows, table, None, cache=DeviceStep(self.cache, position, keys))

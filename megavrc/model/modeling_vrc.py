@@ -33,6 +33,7 @@ from .attention import SegmentMask as _attention  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
 from .decoder import Decoder as _decoder  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
+from .graphs import Workspace as _graphs  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
