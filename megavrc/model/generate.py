@@ -99,7 +99,7 @@ def _run(
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.cache)
+        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
         sampler = Sampler(decoder, settings, space)
         sampler.take(known_BKN)
         for index in range(1 + frames):

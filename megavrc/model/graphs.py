@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .decoder import Decoder
+from .decoder import Decoder, Memory
 from .vrc import VRC
 
 KEY_STEP = 256  # token steps attend over the next multiple of this many rows, one graph each
@@ -31,7 +31,7 @@ class Workspace:
     def __init__(self, model: VRC, batch: int, guidance: float = 1.0, steps: str | None = None) -> None:
         config, like = model.config, model.tokens.weight.detach()
         shape = (batch, 1 + config.frames, config.tokens_per_frame)
-        self.cache = Decoder.new_cache(model, batch, guidance)
+        self.memory = Memory(model, batch, guidance)
         self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
         self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
         self.features_BND = like.new_zeros(batch, config.tokens_per_frame, config.width)
@@ -42,7 +42,7 @@ class Workspace:
 
     def keys_for(self, rows: int) -> int:
         """How many rows of the cache a device step attends over that has seen `rows` in the end."""
-        capacity = self.cache.layers[0].shape[3]
+        capacity = self.memory.cache.layers[0].shape[3]
         return min(-(-rows // KEY_STEP) * KEY_STEP, capacity)
 
     def run(self, key: Hashable, decoder: Decoder, one_pass: Callable[[], None]) -> None:
