@@ -65,6 +65,30 @@ def test_steps_at_a_device_position_draw_what_sliced_steps_draw(variant, guidanc
         assert torch.equal(run(space, model, condition, [3, 4], settings, known.flatten(2)), expected)
 
 
+class Twice(Workspace):
+    """Makes every pass twice, as capturing does."""
+
+    def run(self, key, decoder, one_pass):
+        state, index, pending = decoder.state, self.index.clone(), list(decoder._pending)
+        one_pass()
+        decoder.restore(state)
+        decoder._pending.extend(pending)
+        decoder.passes -= 1
+        self.index.copy_(index)
+        one_pass()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{}, {"feedback": "features"}, {"feedback": "soft"}, {"first_frame": "row"}]
+)
+def test_passes_can_be_repeated(options):
+    model = build(frames=3, **options)
+    _, condition = inputs(model)
+    space = Twice(model, 2, SETTINGS.guidance, steps="device")
+    assert torch.equal(run(space, model, condition, [0, 1]), generate(model, condition, SETTINGS, [0, 1]))
+
+
 @torch.no_grad()
 def test_attention_covers_the_position_and_little_more(monkeypatch):
     monkeypatch.setattr(graphs, "KEY_STEP", 24)
