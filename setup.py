@@ -32,6 +32,7 @@ setup(
     package_data={"megavrc": ["**/*.html", "**/*.md"]},
     install_requires=requirements(),
     extras_require={
+        "int8": ["torchao>=0.15,<1"],  # tested 0.18.0
         "mpi": MPI,
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests

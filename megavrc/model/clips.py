@@ -98,22 +98,26 @@ def generate_clips(
     Raises:
         ValueError: a size that the model cannot take, with the rule.
     """
-    device = vrc.tokens.weight.device
     config = vrc.config
     latent = 1 + config.frames if frames is None else tokenizer.config.latent_frames(frames)
     if latent > 1 + config.frames:
         most = 1 + config.frames * tokenizer.config.temporal_patch
         raise ValueError(f"frames: {frames} asked for, the model generates at most {most}")
-    prefix = None if given_BTHWC is None else _prefix(vrc, tokenizer, given_BTHWC.to(device), latent)
+    prefix = None if given_BTHWC is None else encode_beginning(vrc, tokenizer, given_BTHWC, latent)
+    device = vrc.tokens.weight.device
+    return generate(vrc, on_device(condition, device), settings, seeds, prefix, latent - 1, on_frame)
+
+
+def on_device(condition: Condition, device: torch.device) -> Condition:
+    """The condition, there."""
     if isinstance(condition, tuple):
-        condition = condition[0].to(device), condition[1].to(device)
-    else:
-        condition = condition.to(device)
-    return generate(vrc, condition, settings, seeds, prefix, latent - 1, on_frame)
+        return condition[0].to(device), condition[1].to(device)
+    return condition.to(device)
 
 
-def _prefix(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
-    """Ids of the given beginning, long [B, K, g, g]."""
+def encode_beginning(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
+    """Ids of the first frames of a clip of `latent` latent frames, long [B, K, g, g]; ValueError if they do not fit."""
+    given_BTHWC = given_BTHWC.to(vrc.tokens.weight.device)
     side = vrc.config.grid * tokenizer.config.patch
     if (
         given_BTHWC.dim() != 5

@@ -7,7 +7,7 @@ import torch
 from models import VARIANTS, build, inputs
 
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
-from megavrc.model.generate import Decoder
+from megavrc.model.decoder import Decoder
 
 BODY = {
     "b": 84_953_856,

@@ -1,0 +1,176 @@
+"""The forward passes of generation, with cached keys and values; what is drawn from their logits is decided elsewhere.
+
+`generate` samples with it, speculation verifies drafts with it, and tests drive it with known tokens and compare its
+logits with the training forward pass.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import SegmentMask
+from .cache import DeviceStep, KVCache
+from .condition import Condition
+from .fused_step import FusedStep, fits
+from .rope import qkv_table
+from .vrc import VRC
+
+
+class Memory:
+    """What the passes of clips of one model and batch size keep: nothing of the model, so that it may outlive a clip.
+
+    CUDA graphs point into it.
+
+    Attributes:
+        cache: buffers for every row that a clip can have.
+        fused: the kernels of a token step on the device, or None where they cannot run.
+    """
+
+    def __init__(self, model: VRC, batch: int, guidance: float = 1.0) -> None:
+        config, weight = model.config, model.tokens.weight.detach()
+        rows = batch if guidance == 1.0 else 2 * batch
+        plans = {part: model.plan(part)[:2] for part in ("all", "first", "later")}
+        self.layouts = {part: layout for part, (layout, _) in plans.items()}
+        self.tables = {part: qkv_table(table, weight.dtype) for part, (_, table) in plans.items()}
+        self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
+        capacity = max(layout.length for layout in self.layouts.values())
+        self.cache = KVCache(config.layers, rows, config.heads, capacity, config.head_dim, weight)
+        use = weight.is_cuda and fits(rows, config.head_dim, model.head.weight)
+        self.fused = FusedStep(config, self.cache) if use else None
+
+    def mask(self, part: str, start: int, stop: int) -> SegmentMask | None:
+        """The mask of the rows [start, stop); None where they see everything up to stop."""
+        if stop == start + 1:
+            return None
+        key = part, start, stop
+        if key not in self._masks:
+            mask = self.layouts[part].mask(start, stop)
+            self._masks[key] = None if mask.is_full else mask
+        return self._masks[key]
+
+
+class Decoder:
+    """The passes of one batch of clips, in order; with guidance the unconditional copies ride in the batch.
+
+    Attributes:
+        cache: rows already seen; `cache.length` counts them and `cache.truncate` forgets the newest.
+        passes: trunk passes made so far.
+    """
+
+    def __init__(
+        self,
+        model: VRC,
+        condition: Condition,
+        batch: int,
+        guidance: float = 1.0,
+        memory: Memory | None = None,
+    ) -> None:
+        """`memory`: of an earlier clip, to use again (default: a new one)."""
+        self.model, self.config = model, model.config
+        self.batch, self.guidance = batch, guidance
+        self.copies = 1 if guidance == 1.0 else 2
+        self.part = "all" if self.config.keep_first_frame else "first"
+        self.passes = 0
+        rows = [model.embed_condition(condition)]
+        if self.copies == 2:
+            rows.append(model.embed_condition(model.null_condition(batch)))
+        self._pending = [torch.cat(rows)]  # rows not yet seen by the trunk, each [copies * B, L, D]
+        self.memory = memory or Memory(model, batch, guidance)
+        self.cache = self.memory.cache
+        self.cache.truncate(0)
+
+    @property
+    def state(self) -> tuple[str, int]:
+        """What the host knows between passes, when nothing is pending; `restore` takes it back."""
+        return self.part, self.cache.length
+
+    def restore(self, state: tuple[str, int]) -> None:
+        self.part, self.cache.length = state
+        self._pending.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Every row that was pushed has been seen."""
+        return not self._pending
+
+    def push(self, rows_BLD: Tensor) -> None:
+        """Add input rows for the next pass (the same for the unconditional copies)."""
+        self._pending.append(rows_BLD if self.copies == 1 else rows_BLD.repeat(self.copies, 1, 1))
+
+    def push_raw(self, ids_BL: Tensor) -> None:
+        """Add raw tokens as input."""
+        self.push(self.model.embed_raw(ids_BL))
+
+    def step(self, count: int) -> Tensor:
+        """One trunk pass over the pending rows; returns the normed states of its last `count` rows."""
+        rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
+        self._pending.clear()
+        start, stop = self.cache.length, self.cache.length + rows.shape[1]
+        table, mask = self.memory.tables[self.part][start:stop], self.memory.mask(self.part, start, stop)
+        states = self.model.trunk(rows, table, mask, cache=self.cache)
+        self.cache.length = stop
+        self.passes += 1
+        return states[:, -count:]
+
+    def device_step(self, ids_B1: Tensor, position: Tensor, keys: int) -> Tensor:
+        """The pass over one raw token a sample at a position (long [1]) below `keys` that the host does not read.
+
+        Returns:
+            guided logits [B, V]. The host's count of rows stays as it is.
+        """
+        self.passes += 1
+        rows = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
+        table = self.memory.tables[self.part]
+        if self.memory.fused:
+            return self.guide(self.memory.fused(self.model, rows[:, 0], table, position))
+        view = DeviceStep(self.cache, position, keys)
+        states = self.model.trunk(rows, table.index_select(0, position), None, cache=view)
+        return self.guide(self.model.head(states[:, 0]))
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Classifier-free guidance over the two halves of the batch: u + s (c - u)."""
+        if self.guidance == 1.0:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def raw_logits(self, count: int = 1) -> Tensor:
+        """Run the pending rows and return the logits of the last `count`, [B, count, V].
+
+        A row's logits are those of the token that follows it (in `first_frame: row`: of the cell below it).
+        """
+        return self.guide(self.model.head(self.step(count)))
+
+    def push_segment(self, features_BND: Tensor) -> None:
+        """Compress the representations of the newest frame and add its segment as input.
+
+        With `keep_first_frame: false` the first segment takes the place of the raw rows: their keys are dropped.
+        """
+        side = self.config.grid
+        if not self.config.keep_first_frame and self.part == "first":
+            slots = self.config.condition.slots
+            if self.cache.length == 0:  # a known first frame: the condition has not been run yet
+                self._pending = [torch.cat(self._pending, dim=1)[:, :slots]]
+                self.step(1)
+            self.part = "later"
+            self.cache.truncate(slots)
+            self._pending.clear()
+        self.push(self.model.compress(features_BND.unflatten(1, (side, side))))
+
+    def segment_logits(self) -> tuple[Tensor, Tensor]:
+        """Run the pending rows and predict the next frame: logits [B, N, V] and representations [B, N, D]."""
+        features = self.model.decompress(self.step(self.config.segment_length))
+        return self.guide(self.model.segment_logits(features)), features[: self.batch]
+
+
+def store_for_generation(model: VRC) -> None:
+    """Keep the float32 matrices of a model on a CPU transposed in memory: products with one row take 0.7 of the time.
+
+    Names, shapes and values stay; only strides change, so the model still trains and saves. bfloat16 is left alone:
+    there, transposed storage is slower.
+    """
+    for module in (*model.trunk.modules(), model.head):
+        if isinstance(module, nn.Linear):
+            weight = module.weight.data
+            plain = type(weight) is Tensor and weight.device.type == "cpu"  # not quantised
+            if plain and weight.dtype == torch.float32 and weight.is_contiguous():
+                module.weight.data = weight.t().contiguous().t()
