@@ -44,6 +44,10 @@ class Checkpoint:
         """The tensors of `<group>.safetensors`, on the CPU."""
         return load_file(self.path / f"{group}.safetensors")
 
+    def groups(self) -> Groups:
+        """All tensors by group."""
+        return {path.stem: self.tensors(path.stem) for path in sorted(self.path.glob("*.safetensors"))}
+
 
 def write_files(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
     """Write all files of a checkpoint into a new folder, down to the disk."""

@@ -22,10 +22,23 @@ class TrainConfig:
         log_every: steps between lines of metrics.
         save_every: steps between checkpoints; one more at the end and when stopped by a signal.
         preview_every: steps between previews (0: one at the end only).
+        validate_every: steps between passes over the validation sets (0: one at the end only).
         keep: checkpoints that stay on disk.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.
+        activation_checkpointing: `layers` keeps only the input of every transformer layer and computes it again in the
+            backward pass: less memory, about a third more computation.
+        compile: each transformer layer with torch.compile.
+        ema: decay of an average of the weights, which previews, validation and conversion then can use (0: none).
+        exit_duration: minutes after which the run saves and stops as if asked to by a signal (0: no limit).
+        spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
+            goes back to the last checkpoint and leaves out the data since (0: no guard).
+        spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
+        spike_rollbacks: how often a run may go back before it ends as diverged.
+        straggler_factor: a rank whose own work takes so many times the median rank's is named (0: none is).
+        watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
+            code 85; longer than a preview or a checkpoint takes (0: no watchdog).
     """
 
     steps: int = 1000
@@ -35,27 +48,43 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 500
     preview_every: int = 500
+    validate_every: int = 500
     keep: int = 3
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
+    activation_checkpointing: Literal["none", "layers"] = "none"
+    compile: bool = False
+    ema: float = 0.0
+    exit_duration: float = 0.0
+    spike_threshold: float = 0.0
+    spike_window: int = 100
+    spike_rollbacks: int = 3
+    straggler_factor: float = 1.5
+    watchdog_s: float = 1200.0
 
     def problems(self) -> Iterator[str]:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 yield f"train.{name}: {getattr(self, name)} must be at least 1"
-        for name in ("clip", "preview_every", "workers"):
+        not_negative = ("clip", "preview_every", "validate_every", "workers", "exit_duration", "watchdog_s")
+        for name in (*not_negative, "spike_threshold", "spike_rollbacks", "straggler_factor"):
             if getattr(self, name) < 0:
                 yield f"train.{name}: {getattr(self, name)} is negative"
+        if self.spike_window < 2:
+            yield f"train.spike_window: {self.spike_window} must be at least 2"
+        if not 0 <= self.ema < 1:
+            yield f"train.ema: {self.ema} must be 0 or a decay below 1, such as 0.9999"
         if self.precision == "bf16" and self.zero == 0:
             yield "train.zero: bf16 needs ZeRO stage 1, 2 or 3, which keep fp32 master weights"
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule. Weights of two or more dimensions decay, others do not.
+    """AdamW and its schedule. Weights of two or more dimensions decay, others (gains, offsets, pad rows) do not.
 
     Attributes:
+        kind: `adamw` is torch's, fused; `apex` the FusedAdam of NVIDIA apex, which must be installed.
         lr: peak learning rate.
         betas: of the moments. eps: added to the root of the second moment. weight_decay: decoupled, times lr.
         warmup: steps of linear warm-up from 0.
@@ -63,6 +92,7 @@ class OptimizerConfig:
         final_lr: the fraction of lr at the end of the cosine.
     """
 
+    kind: Literal["adamw", "apex"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -101,6 +131,21 @@ class TokenDataConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """Samples that the loss is measured on and that are never trained on.
+
+    Attributes:
+        path: finished dataset folder (empty: that of the training data).
+        split: of the dataset.
+        samples: the first so many of the split (0: all).
+    """
+
+    path: str = ""
+    split: str = "val"
+    samples: int = 256
+
+
+@dataclass
 class PreviewConfig:
     """Samples generated while training.
 
@@ -123,6 +168,7 @@ class RunConfig:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
         seed: of weights, data order, dropout and condition dropout.
         model, data, train, optimizer, preview: see their classes.
+        validation: sets by name, measured every train.validate_every steps.
         init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from.
         deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
     """
@@ -135,6 +181,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    validation: dict[str, ValidationConfig] = field(default_factory=dict)
     init_from: str = ""
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
@@ -144,6 +191,11 @@ class RunConfig:
     def _problems(self) -> Iterator[str]:
         yield from self.train.problems()
         yield from self.optimizer.problems()
+        for name, chosen in self.validation.items():
+            if chosen.samples < 0:
+                yield f"validation.{name}.samples: {chosen.samples} is negative"
+            if (chosen.path or self.data.path, chosen.split) == (self.data.path, self.data.split):
+                yield f"validation.{name}: is the training data (split {chosen.split!r} of {self.data.path})"
         if self.stage == "image" and self.model.frames != 0:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:
@@ -244,6 +296,8 @@ class TokenizerRunConfig:
             yield "train.precision: the video tokenizer is trained in fp32"
         if self.train.zero == 3:
             yield "train.zero: the video tokenizer is too small for ZeRO stage 3; use 0, 1 or 2"
+        if self.train.activation_checkpointing != "none" or self.train.compile:
+            yield "train: activation_checkpointing and compile are for VRC, not for the video tokenizer"
         yield from self.data.problems(self.model.temporal_patch)
         for scale in sorted({1.0, *self.objective.scales}):
             side = self.data.size * scale

@@ -83,6 +83,13 @@ class RunFolder:
         write_json(record, {"identity": self.identity, "facts": self.facts, "starts": starts})
         return found.path if found else None
 
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint (collective); there must be one."""
+        path = main_rank_decides(lambda: _path_of(newest_good(self.path / "checkpoints")), self.rank)
+        checkpoint = _reopen(path)
+        assert checkpoint is not None
+        return checkpoint
+
     def save(self, step: int, groups: dict[str, dict[str, Any]], progress: dict[str, Any]) -> None:
         """Commit a checkpoint; on the main rank."""
         state = {
@@ -111,6 +118,10 @@ def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def _path_of(checkpoint: Checkpoint | None) -> Path | None:
+    return checkpoint.path if checkpoint else None
 
 
 def _reopen(path: Path | None) -> Checkpoint | None:

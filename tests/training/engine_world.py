@@ -32,7 +32,8 @@ def run(engine: Engine, rank: Rank, task: ToyTask, steps: range) -> list[list[fl
             size = mine // engine.accumulation
             first = step * 8 + rank.rank * mine + micro * size
             items = [task.source[i % 37] | {"position": i} for i in range(first, first + size)]
-            loss, _ = engine.forward_backward(task.collate(items), step)
+            loss, _ = engine.forward(task.collate(items), step)
+            engine.backward(loss, step)
         update = engine.step(1e-2, before)
         rows.append([float(loss), update.applied, float(update.grad_norm)])
     return rows
@@ -94,7 +95,7 @@ def vrc_norms(rank: Rank, zero: Any) -> list[float]:
     engine = Engine(VRC(config), loss, settings, OptimizerConfig(), rank)
     norms = []
     for step in range(3):
-        engine.forward_backward((ids, text), step)
+        engine.backward(engine.forward((ids, text), step)[0], step)
         norms.append(float(engine.step(1e-3, engine.snapshot_buffers()).grad_norm))
     return norms
 

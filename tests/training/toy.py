@@ -50,7 +50,7 @@ class ToyTask:
         self, dropout: float = 0.0, nan_step: int = -1, stop_step: int = -1, name: str = "toy"
     ) -> None:
         self.source = ToySource()
-        self.identity, self.facts = {"name": name}, {}
+        self.identity, self.facts, self.validation = {"name": name}, {}, {}
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         self.delivered: list[list[int]] = []
@@ -60,8 +60,11 @@ class ToyTask:
 
     def initialise(self, module: nn.Module) -> None: ...
 
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
+
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
+        self.delivered.append([item.get("position", 0) * 1000 + item["index"] for item in items])
         return {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
 
     def loss(

@@ -16,12 +16,14 @@ class Task(Protocol):
         tokens: of one sample, for tokens per second.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.
+        validation: sets of samples by name that the loss is measured on (maybe none).
     """
 
     source: Source
     tokens: int
     identity: dict[str, Any]
     facts: dict[str, Any]
+    validation: dict[str, Source]
 
     def build(self) -> nn.Module:
         """The module with random weights, on the CPU."""
@@ -29,8 +31,15 @@ class Task(Protocol):
     def initialise(self, module: nn.Module) -> None:
         """Called once, before step 0 of a run: take weights from elsewhere. The same result on every rank."""
 
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The module's repeated layers, for activation checkpointing and compilation; none of them with a BatchNorm."""
+
     def collate(self, items: list[dict[str, Any]]) -> Any:
-        """A batch (tensors in dictionaries and tuples) of items, which have their "position"; picklable."""
+        """A batch (tensors in dictionaries and tuples) of items; picklable.
+
+        Training samples have their "position", from which anything random about them is drawn; validation samples have
+        none, and nothing random.
+        """
 
     def loss(self, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`."""

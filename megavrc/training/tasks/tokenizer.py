@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, to_dict
+from megavrc.data.stream import Source
 from megavrc.distributed import Rank, seed_for
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
@@ -40,6 +41,7 @@ class TokenizerTask:
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
         self.facts: dict[str, Any] = {}
+        self.validation: dict[str, Source] = {}
         self.identity = {
             "stage": "tokenizer",
             "seed": config.seed,
@@ -61,6 +63,9 @@ class TokenizerTask:
         if self.config.init_from:
             assert isinstance(module, TokenizerObjective)
             start_from_run(module.net, self.config)
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
 
     def frames_at(self, step: int) -> int:
         """Frames of a training window at a step."""
