@@ -2,32 +2,40 @@
 
 import bisect
 import json
+import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from megavrc.config import UserError, read_json, sha256_file
-from megavrc.data.shards import FORMAT, DataError, ShardIndex, manifest_id, npy_header
+from megavrc.data.mirror import Mirror
+from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
+
+log = logging.getLogger("megavrc")
+T = TypeVar("T")
 
 MAX_OPEN = 256  # shards held open at once
+MAX_INDEXES = 1024  # held in memory: about 0.1 MB each
 
 
 class ShardReader:
     """A folder of shards as a map from index to the members of a sample. Picklable.
 
     Args:
-        folder: holds dataset.json, manifest.json and shards/.
+        folder: holds dataset.json, manifest.json and shards/; or the local copy of such a folder elsewhere.
         split: which shards to use; None for all.
         format: what the samples must be.
         finish: the command that finishes such a folder.
+        strict: raise if a shard is missing or has another size; otherwise warn, and raise when a sample is read.
 
     Attributes:
+        folder: on this machine. address: what the user calls it.
         info: the content of dataset.json.
         manifest_id: identity of all the bytes; training refuses to resume on another.
 
@@ -37,32 +45,45 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: str | Path, split: str | None, format: str = FORMAT, finish: str = "finalize"
+        self,
+        folder: str | Path | Mirror,
+        split: str | None,
+        format: str = FORMAT,
+        finish: str = "finalize",
+        strict: bool = True,
     ) -> None:
-        self.folder, self.split = Path(folder), split
+        self.mirror = folder if isinstance(folder, Mirror) else None
+        self.folder = folder.folder if isinstance(folder, Mirror) else Path(folder)
+        self.address = folder.url if isinstance(folder, Mirror) else str(folder)
+        self.split = split
+        if self.mirror:
+            self.mirror.refresh("manifest.json", "dataset.json")
         if not (self.folder / "manifest.json").is_file():
             raise UserError(
-                f"{self.folder}: no manifest.json; finish it with tools/tokenize_videos.py {finish}"
+                f"{self.address}: no manifest.json; finish it with tools/tokenize_videos.py {finish}"
             )
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
         manifest = read_json(self.folder / "manifest.json")
         if self.info.get("format") != format:
             raise UserError(
-                f"{self.folder}/dataset.json: format {self.info.get('format')!r}, expected {format!r}"
+                f"{self.address}/dataset.json: format {self.info.get('format')!r}, expected {format!r}"
             )
         self.manifest_id: str = manifest["manifest_id"]
         if manifest_id(self.info, manifest["shards"]) != self.manifest_id:
             raise DataError(
-                f"{self.folder}: dataset.json or manifest.json was changed: the manifest_id does not fit"
+                f"{self.address}: dataset.json or manifest.json was changed: the manifest_id does not fit"
             )
         self.shards = [shard for shard in manifest["shards"] if split in (None, shard["split"])]
         if not any(shard["count"] for shard in self.shards):
             known = sorted({shard["split"] for shard in manifest["shards"]})
-            raise UserError(f"{self.folder}: no samples of split {split!r} (there is: {', '.join(known)})")
+            raise UserError(f"{self.address}: no samples of split {split!r} (there is: {', '.join(known)})")
         self._ends = list(accumulate(shard["count"] for shard in self.shards))
         self._indexes: dict[int, ShardIndex] = {}
         self._open: dict[int, int] = {}
-        self._check_sizes()
+        for problem in [] if self.mirror else self._wrong_sizes():
+            if strict:
+                raise DataError(problem)
+            log.warning("%s", problem)
 
     def changed_shards(self) -> Iterator[str]:
         """A line for each shard whose bytes are not those of the manifest; reads them all."""
@@ -70,13 +91,13 @@ class ShardReader:
             if (found := sha256_file(self._path(number))) != shard["sha256"]:
                 yield f"{self._path(number)}: sha256 {found[:12]}, the manifest says {shard['sha256'][:12]}"
 
-    def _check_sizes(self) -> None:
+    def _wrong_sizes(self) -> Iterator[str]:
         for number, shard in enumerate(self.shards):
             path = self._path(number)
             if not path.is_file():
-                raise DataError(f"{path}: shard is missing")
-            if (size := path.stat().st_size) != shard["bytes"]:
-                raise DataError(f"{path}: shard has {size} bytes, the manifest says {shard['bytes']}")
+                yield f"{path}: shard is missing"
+            elif (size := path.stat().st_size) != shard["bytes"]:
+                yield f"{path}: shard has {size} bytes, the manifest says {shard['bytes']}"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -99,15 +120,28 @@ class ShardReader:
         """
         number, row = self._locate(index)
         at = self._index(number)
-        start, end = int(at.offsets[row, 0]), int(at.offsets[row, 1] + at.sizes[row, 1])
-        content = os.pread(
-            self._descriptor(number), end - start, start
-        )  # the members are adjacent: one read for both
-        text = content[: at.sizes[row, 0]]
-        array = content[int(at.offsets[row, 1]) - start :]
-        if [zlib.crc32(text), zlib.crc32(array)] != at.crc32[row].tolist():
-            raise DataError(f"{self._path(number)}: sample {self.key(index)} is damaged (crc32 does not fit)")
-        return text, array
+        text_at, array_at = at.offsets[row].tolist()
+        text_size, array_size = at.sizes[row].tolist()
+        crc32 = at.crc32[row].tolist()
+        for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
+            content = self._pread(
+                number, array_at + array_size - text_at, text_at
+            )  # the members are adjacent
+            text, array = content[:text_size], content[array_at - text_at :]
+            if [zlib.crc32(text), zlib.crc32(array)] == crc32:
+                return text, array
+            self._close(number)
+            if self.mirror:
+                self._path(number).unlink(missing_ok=True)
+        raise DataError(f"{self._path(number)}: sample {self.key(index)} is damaged (crc32 does not fit)")
+
+    def _pread(self, number: int, size: int, offset: int) -> bytes:
+        """Bytes of a shard; none if they cannot be read."""
+        try:
+            return os.pread(self._descriptor(number), size, offset)
+        except OSError as error:
+            log.warning("%s: cannot be read: %s", self._path(number), error)
+            return b""
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -116,19 +150,33 @@ class ShardReader:
         return number, index - self._ends[number] + self.shards[number]["count"]
 
     def _path(self, number: int) -> Path:
-        return self.folder / "shards" / self.shards[number]["name"]
+        folder, shard = self.folder / "shards", self.shards[number]
+        return (folder / shard["sha256"][:16] if self.mirror else folder) / shard["name"]
 
     def _index(self, number: int) -> ShardIndex:
-        if number not in self._indexes:
-            self._indexes[number] = ShardIndex.load(self._path(number), self.shards[number]["index_sha256"])
-        return self._indexes[number]
+        path, sha256 = self._path(number), self.shards[number]["index_sha256"]
+
+        def load() -> ShardIndex:
+            if self.mirror:
+                index = index_path(path)
+                self.mirror.fetch(f"shards/{index.name}", index, sha256)
+            return ShardIndex.load(path, sha256)
+
+        return _recent(self._indexes, number, load, MAX_INDEXES)
 
     def _descriptor(self, number: int) -> int:
-        if number not in self._open:
-            if len(self._open) == MAX_OPEN:
-                self.close()
-            self._open[number] = os.open(self._path(number), os.O_RDONLY)
-        return self._open[number]
+        path, shard = self._path(number), self.shards[number]
+
+        def open_shard() -> int:
+            if self.mirror:
+                return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
+            return os.open(path, os.O_RDONLY)
+
+        return _recent(self._open, number, open_shard, MAX_OPEN, os.close)
+
+    def _close(self, number: int) -> None:
+        if number in self._open:
+            os.close(self._open.pop(number))
 
     def close(self) -> None:
         """Close the shards; reading opens them again."""
@@ -143,13 +191,25 @@ class ShardReader:
         return {**self.__dict__, "_open": {}}
 
 
+def _recent(
+    kept: dict[int, T], key: int, make: Callable[[], T], most: int, drop: Callable[[T], object] = id
+) -> T:
+    """`kept[key]`, made if it is not there; the one that was not asked for longest goes when there are too many."""
+    found = kept.pop(key) if key in kept else make()
+    kept[key] = found
+    if len(kept) > most:
+        drop(kept.pop(next(iter(kept))))
+    return found
+
+
 class TokenDataset(ShardReader):
     """A dataset folder (`<out>/video` or `<out>/image`) as a map from index to sample. Picklable.
 
     Args:
-        folder: holds dataset.json, manifest.json and shards/.
+        folder: holds dataset.json, manifest.json and shards/; or the local copy of such a folder elsewhere.
         expected_tokenizer_sha256: refuse shards that were made by another tokenizer.
         split: which shards to use; None for all.
+        strict: as in `ShardReader`.
 
     Attributes:
         info: the content of dataset.json (kind, shape, vocab, tokenizer, image_source, sampling, ...).
@@ -162,9 +222,13 @@ class TokenDataset(ShardReader):
     """
 
     def __init__(
-        self, folder: str | Path, expected_tokenizer_sha256: str | None = None, split: str | None = "train"
+        self,
+        folder: str | Path | Mirror,
+        expected_tokenizer_sha256: str | None = None,
+        split: str | None = "train",
+        strict: bool = True,
     ) -> None:
-        super().__init__(folder, split)
+        super().__init__(folder, split, strict=strict)
         self._check_tokenizer(expected_tokenizer_sha256)
         self.shape: tuple[int, ...] = tuple(self.info["shape"])
         self.vocab: int = self.info["vocab"]
@@ -174,9 +238,20 @@ class TokenDataset(ShardReader):
         found = self.info["tokenizer"]["sha256"]
         if expected is not None and found != expected:
             raise UserError(
-                f"{self.folder}: these shards were made by tokenizer {found}, this run uses tokenizer {expected}; "
+                f"{self.address}: these shards were made by tokenizer {found}, this run uses tokenizer {expected}; "
                 "tokenize the videos again or use that tokenizer"
             )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run is bound to, and what tells a person how another dataset differs."""
+        return {
+            "manifest": self.manifest_id,
+            "split": self.split,
+            "samples": len(self),
+            "shards": len(self.shards),
+            "tokenizer": self.info["tokenizer"]["sha256"],
+        }
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: {"key" str, "ids" int64 tensor [t, h, w], "caption" str or None, "label" int or None}.

@@ -1,33 +1,28 @@
 """The stream of micro-batches of one rank: the same global batches for any number of ranks, workers, micro-batches."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from torch.utils.data import DataLoader
-
 from megavrc.config import UserError
-from megavrc.data.order import Order
+from megavrc.data.order import SampleOrder
+from megavrc.data.shards import DataError
+from megavrc.data.workers import in_workers
+
+log = logging.getLogger("megavrc")
+
+SUBSTITUTES = 100  # damaged samples in a row at one position; then the dataset is no dataset
 
 Item = dict[str, Any]
+Places = list[tuple[int, int]]  # (position, index) of the samples of a micro-batch
 
 
 class Source(Protocol):
-    """Anything with a length whose items are dictionaries; picklable when workers are used."""
+    """Anything with a length whose items are dictionaries; reading a damaged one raises DataError."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
-
-
-class _Placed:
-    """Items by (position, index): the main process decides the order, a worker only reads."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __getitem__(self, place: tuple[int, int]) -> Item:
-        position, index = place
-        return {**self.source[index], "position": position}
 
 
 class Stream:
@@ -40,14 +35,18 @@ class Stream:
     Args:
         source: items by index, see `Source`. Each item also gets its "position", from which (with the seed) any
             randomness of its own must be drawn.
-        order: which sample stands at a position.
+        order: which sample stands at a position, and which takes its place when it is damaged.
         global_batch: samples of an optimiser step; a multiple of world_size * micro_batch.
         micro_batch: samples of one forward pass on one rank.
         rank: of this process.
         world_size: number of ranks.
-        collate: makes a batch of a list of items; picklable when workers are used.
+        collate: makes a batch of a list of items; batches are pickled when workers are used.
         start_step: the first step to deliver.
         workers: reading processes; 0 reads in this process.
+        max_damaged: how many different damaged samples are replaced by others before one is an error; 0: none is.
+
+    Attributes:
+        replaced: samples delivered in the place of damaged ones.
 
     Raises:
         UserError: the batch sizes do not divide, or the order is not that of the source.
@@ -56,7 +55,7 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        order: Order,
+        order: SampleOrder,
         *,
         global_batch: int,
         micro_batch: int,
@@ -65,6 +64,7 @@ class Stream:
         collate: Callable[[list[Item]], Any],
         start_step: int = 0,
         workers: int = 0,
+        max_damaged: int = 0,
     ) -> None:
         if min(global_batch, micro_batch) < 1 or global_batch % (world_size * micro_batch):
             raise UserError(
@@ -76,6 +76,8 @@ class Stream:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world_size = rank, world_size
         self.start_step, self.workers = start_step, workers
+        self.max_damaged, self.replaced = max_damaged, 0
+        self._damaged: set[str] = set()
 
     def sample_ids(self, step: int) -> list[int]:
         """Indices into the source of the whole global batch of a step, in order of position (for audits)."""
@@ -88,31 +90,68 @@ class Stream:
         return [sample for start in starts for sample in ids[start : start + self.micro_batch]]
 
     def __iter__(self) -> Iterator[Any]:
-        placed = _Placed(self.source)
-        if self.workers == 0:
-            return (self.collate([placed[place] for place in places]) for places in self._places())
-        loader: DataLoader[Any] = DataLoader(
-            placed,  # type: ignore[arg-type]  # map-style, but not by integers
-            batch_sampler=_Endless(self),
-            num_workers=self.workers,
-            collate_fn=self.collate,
-            prefetch_factor=4,
-        )
-        return iter(loader)
+        """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
+        places = self._places()
+        read = in_workers(self._read, places, self.workers) if self.workers else map(self._read, places)
+        for batch, damaged in read:
+            for position, reason in damaged:
+                self._account(position, reason)
+            yield batch
 
-    def _places(self) -> Iterator[list[tuple[int, int]]]:
-        """(position, index) of each sample, by micro-batch, for ever."""
+    def _places(self) -> Iterator[Places]:
+        """Micro-batch by micro-batch, for ever."""
         first = self.start_step * self.global_batch + self.rank * self.micro_batch
         while True:
             yield [(p, self.order.sample(p)) for p in range(first, first + self.micro_batch)]
             first += self.world_size * self.micro_batch
 
+    def _read(self, places: Places) -> tuple[Any, list[tuple[int, str]]]:
+        """A batch, and (position, reason) of each damaged sample that was replaced in it; in a worker."""
+        damaged: list[tuple[int, str]] = []
+        items = [{**self._item(position, index, damaged), "position": position} for position, index in places]
+        return self.collate(items), damaged
 
-class _Endless:
-    """What DataLoader takes as a batch sampler: an iterable that has no length."""
+    def _item(self, position: int, index: int, damaged: list[tuple[int, str]]) -> Item:
+        for attempt in range(SUBSTITUTES):
+            try:
+                return self.source[index]
+            except DataError as error:
+                if not self.max_damaged:
+                    raise
+                damaged.append((position, str(error)))
+                index = self.order.substitute(position, attempt)
+        raise DataError(f"position {position}: {SUBSTITUTES} damaged samples in a row; {damaged[-1][1]}")
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def _account(self, position: int, reason: str) -> None:
+        """Here and not in the workers, so that all of them share one budget."""
+        self.replaced += 1
+        self._damaged.add(reason)
+        if len(self._damaged) > self.max_damaged:
+            raise DataError(f"{len(self._damaged)} damaged samples, data.max_damaged allows fewer; {reason}")
+        log.warning("position %d: %s; another sample takes its place", position, reason)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.stream._places()
+
+def evaluation_batches(
+    source: Source,
+    order: SampleOrder,
+    *,
+    count: int,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    collate: Callable[[list[Item]], Any],
+) -> Iterator[tuple[Any, int]]:
+    """One pass of one rank over the samples at positions 0 to count - 1, each on one rank, each time the same.
+
+    All ranks get equally many batches, so collective forward passes stay in step. The last may be smaller; a rank for
+    which nothing is left gets one sample that does not count. So the mean over all samples, for any number of ranks, is
+    the sum over batches and ranks of (mean of the batch) x (samples that count), divided by `count`.
+
+    Yields:
+        The collated batch, and how many samples of it count: all, or none.
+    """
+    for first in range(0, count, world_size * micro_batch):
+        start = first + rank * micro_batch
+        mine = range(start, min(start + micro_batch, count))
+        items = [{**source[order.sample(p)], "position": p} for p in mine or [first]]
+        yield collate(items), len(mine)

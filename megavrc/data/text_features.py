@@ -59,7 +59,9 @@ class TextFeatures(ShardReader):
     """
 
     def __init__(self, tokens: TokenDataset) -> None:
-        super().__init__(features_folder(tokens.folder), tokens.split, FORMAT, "text-features")
+        folder = features_folder(tokens.folder)
+        mirror = tokens.mirror.child(folder.name) if tokens.mirror else None
+        super().__init__(mirror or folder, tokens.split, FORMAT, "text-features")
         self.width: int = self.info["width"]
         if self.info["tokens"]["manifest_id"] != tokens.manifest_id:
             raise UserError(

@@ -41,3 +41,10 @@ def any_rank(*flags: bool) -> list[bool]:
     votes = torch.tensor([float(flag) for flag in flags])
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return [bool(vote) for vote in votes]
+
+
+def sum_over_ranks(count: int) -> int:
+    """The sum of a count over all ranks: one small CPU all-reduce."""
+    total = torch.tensor(count)
+    dist.all_reduce(total)
+    return int(total)

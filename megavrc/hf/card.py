@@ -112,11 +112,15 @@ def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
         "stage": config["stage"],
         "steps": state["step"],
         "global batch": config["train"]["global_batch"],
-        "data": _dataset(Path(config["data"]["path"])),
+        "data": "; ".join(_dataset(Path(path)) for path in _paths(config["data"])),
         "seed": config["seed"],
     }
     losses = _losses(run / "metrics.jsonl", state["step"])
     return rows | {name: f"{value:.4f}" for name, value in losses.items()}
+
+
+def _paths(data: dict[str, Any]) -> list[str]:
+    return [part["path"] for part in data.get("blend") or [data]]
 
 
 def _dataset(folder: Path) -> str:

@@ -113,36 +113,82 @@ class OptimizerConfig:
 
 
 @dataclass
+class BlendPart:
+    """One dataset of a blend.
+
+    Attributes:
+        path: as `data.path`.
+        weight: its share of the samples, relative to the other weights.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class ValidationDataConfig:
+    """Samples that are never trained on.
+
+    Attributes:
+        path, blend, split: as in `TokenDataConfig`; with neither path nor blend, the training data's.
+        samples: of one pass; the first so many.
+    """
+
+    path: str = ""
+    blend: list[BlendPart] = field(default_factory=list)
+    split: str = "val"
+    samples: int = 256
+
+    def problems(self, key: str, training_split: str) -> Iterator[str]:
+        if self.path and self.blend:
+            yield f"{key}.path: give either it or {key}.blend"
+        if not self.path and not self.blend and self.split == training_split:
+            yield f"{key}.split: {self.split!r} is what is trained on"
+        if self.samples < 1:
+            yield f"{key}.samples: {self.samples} must be at least 1"
+
+
+@dataclass
 class TokenDataConfig:
     """Tokenized clips and what belongs to them.
 
     Attributes:
-        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage).
+        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage), or the URL of one.
+        blend: instead of a path, several of them: [{path: ..., weight: 0.7}, {path: ..., weight: 0.3}].
         text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
         video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
             decoded with it. Empty: neither.
         split: of the dataset.
-    """
-
-    path: str
-    text_tokenizer: str = ""
-    video_tokenizer: str = ""
-    split: str = "train"
-
-
-@dataclass
-class ValidationConfig:
-    """Samples that the loss is measured on and that are never trained on.
-
-    Attributes:
-        path: finished dataset folder (empty: that of the training data).
-        split: of the dataset.
-        samples: the first so many of the split (0: all).
+        shuffle: `global` shuffles all samples of an epoch together, `window` those of `window` shards at a time, in
+            a new order of the shards; for datasets at a URL that are larger than the cache.
+        on_damage: what a damaged sample does: `fail` ends the run, `replace` puts another one in its place and logs it.
+        max_damaged: how many different damaged samples a rank may replace between start and end of a process.
+        cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
+        cache_gb: how much of them (10^9 bytes).
+        validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
     """
 
     path: str = ""
-    split: str = "val"
-    samples: int = 256
+    text_tokenizer: str = ""
+    video_tokenizer: str = ""
+    split: str = "train"
+    blend: list[BlendPart] = field(default_factory=list)
+    shuffle: Literal["global", "window"] = "global"
+    window: int = 16
+    on_damage: Literal["fail", "replace"] = "fail"
+    max_damaged: int = 100
+    cache_dir: str = "~/.cache/megavrc"
+    cache_gb: float = 100.0
+    validation: dict[str, ValidationDataConfig] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[str]:
+        if bool(self.path) == bool(self.blend):
+            yield "data.path: give either it or data.blend"
+        for name in ("window", "max_damaged", "cache_gb"):
+            if getattr(self, name) <= 0:
+                yield f"data.{name}: {getattr(self, name)} must be positive"
+        for name, chosen in self.validation.items():
+            yield from chosen.problems(f"data.validation.{name}", self.split)
 
 
 @dataclass
@@ -168,7 +214,6 @@ class RunConfig:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
         seed: of weights, data order, dropout and condition dropout.
         model, data, train, optimizer, preview: see their classes.
-        validation: sets by name, measured every train.validate_every steps.
         init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from.
         deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
     """
@@ -181,7 +226,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
-    validation: dict[str, ValidationConfig] = field(default_factory=dict)
     init_from: str = ""
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
@@ -191,11 +235,7 @@ class RunConfig:
     def _problems(self) -> Iterator[str]:
         yield from self.train.problems()
         yield from self.optimizer.problems()
-        for name, chosen in self.validation.items():
-            if chosen.samples < 0:
-                yield f"validation.{name}.samples: {chosen.samples} is negative"
-            if (chosen.path or self.data.path, chosen.split) == (self.data.path, self.data.split):
-                yield f"validation.{name}: is the training data (split {chosen.split!r} of {self.data.path})"
+        yield from self.data.problems()
         if self.stage == "image" and self.model.frames != 0:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:

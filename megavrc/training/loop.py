@@ -16,9 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megavrc.checkpoint import Checkpoint
-from megavrc.data.order import Order
 from megavrc.data.stream import Stream
-from megavrc.distributed import Rank, StopSignal, any_rank, fault, seed_for
+from megavrc.distributed import Rank, StopSignal, any_rank, fault, seed_for, sum_over_ranks
 from megavrc.training.blocks import prepare_blocks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
@@ -76,7 +75,7 @@ class Trainer:
         """Data and reports from this step on."""
         self.stream = Stream(
             self.task.source,
-            Order(len(self.task.source), seed_for(self.config.seed, "order")),
+            self.task.order,
             global_batch=self.config.train.global_batch,
             micro_batch=self.config.train.micro_batch,
             rank=self.rank.rank,
@@ -84,6 +83,7 @@ class Trainer:
             collate=self.task.collate,
             start_step=self.step + self.data_offset,
             workers=self.config.train.workers,
+            max_damaged=self.task.max_damaged,
         )
         self.batches: Iterator[Any] = iter(self.stream)
         self.close()
@@ -192,6 +192,7 @@ class Trainer:
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
             "rollbacks": float(self.rollbacks),
+            "replaced": float(sum_over_ranks(self.stream.replaced)),
             **more,
         }
         if self.rank.device.type == "cuda":

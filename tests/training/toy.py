@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.data.order import InOrder, Order
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
+from megavrc.training.tasks.base import Samples
 
 
 class ToyNet(nn.Module):
@@ -47,10 +49,16 @@ class ToyTask:
     tokens = 1
 
     def __init__(
-        self, dropout: float = 0.0, nan_step: int = -1, stop_step: int = -1, name: str = "toy"
+        self,
+        dropout: float = 0.0,
+        nan_step: int = -1,
+        stop_step: int = -1,
+        name: str = "toy",
+        validation: bool = False,
     ) -> None:
-        self.source = ToySource()
-        self.identity, self.facts, self.validation = {"name": name}, {}, {}
+        self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
+        self.identity, self.facts = {"name": name}, {}
+        self.validation = {"toys": Samples(self.source, InOrder(37), 21)} if validation else {}
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         self.delivered: list[list[int]] = []
@@ -64,7 +72,7 @@ class ToyTask:
         return []
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        self.delivered.append([item.get("position", 0) * 1000 + item["index"] for item in items])
+        self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
         return {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
 
     def loss(

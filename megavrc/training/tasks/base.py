@@ -1,11 +1,22 @@
 """What the loop needs to know of a task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from megavrc.data.order import SampleOrder
 from megavrc.data.stream import Source
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set to measure the loss on: the samples at the first `count` positions of an order."""
+
+    source: Source
+    order: SampleOrder
+    count: int
 
 
 class Task(Protocol):
@@ -13,6 +24,8 @@ class Task(Protocol):
 
     Attributes:
         source: samples by index.
+        order: which of them stands at a position of the training.
+        max_damaged: how many different damaged samples others may replace.
         tokens: of one sample, for tokens per second.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.
@@ -20,10 +33,12 @@ class Task(Protocol):
     """
 
     source: Source
+    order: SampleOrder
+    max_damaged: int
     tokens: int
     identity: dict[str, Any]
     facts: dict[str, Any]
-    validation: dict[str, Source]
+    validation: dict[str, Samples]
 
     def build(self) -> nn.Module:
         """The module with random weights, on the CPU."""
@@ -35,14 +50,13 @@ class Task(Protocol):
         """The module's repeated layers, for activation checkpointing and compilation; none of them with a BatchNorm."""
 
     def collate(self, items: list[dict[str, Any]]) -> Any:
-        """A batch (tensors in dictionaries and tuples) of items; picklable.
-
-        Training samples have their "position", from which anything random about them is drawn; validation samples have
-        none, and nothing random.
-        """
+        """A batch (tensors in dictionaries and tuples) of items, which have their "position"; picklable."""
 
     def loss(self, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`."""
+        """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`.
+
+        For validation the module is in eval mode; then nothing is dropped.
+        """
 
     def preview(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write pictures of what the module (in eval mode) does now; on the main rank alone, so nothing collective."""

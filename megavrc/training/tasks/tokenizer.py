@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, to_dict
-from megavrc.data.stream import Source
+from megavrc.data.order import Order
 from megavrc.distributed import Rank, seed_for
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
@@ -19,6 +19,7 @@ from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.previews import write_preview
+from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import ClipSource, window
 
 log = logging.getLogger("megavrc")
@@ -38,10 +39,11 @@ class TokenizerTask:
             Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
         )
         self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
+        self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
         self.facts: dict[str, Any] = {}
-        self.validation: dict[str, Source] = {}
+        self.validation: dict[str, Samples] = {}
         self.identity = {
             "stage": "tokenizer",
             "seed": config.seed,

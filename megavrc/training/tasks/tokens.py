@@ -1,0 +1,112 @@
+"""The token datasets of a run, opened as the configuration says: one or a blend, here or at a URL, in what order."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megavrc.config import UserError
+from megavrc.data.blend import BlendOrder, TokenBlend
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.mirror import Mirror, is_remote
+from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
+from megavrc.distributed import seed_for
+from megavrc.training.config import BlendPart, TokenDataConfig, ValidationDataConfig
+from megavrc.training.tasks.base import Samples
+
+
+def open_training(
+    config: TokenDataConfig, seed: int, tokenizer_sha256: str | None = None, features: bool = False
+) -> tuple[TokenBlend, SampleOrder]:
+    """Samples to train on, and their order.
+
+    Args:
+        config: which, and how shuffled.
+        seed: of the run.
+        tokenizer_sha256: refuse shards that were made by another tokenizer.
+        features: with the text features of each sample.
+
+    Raises:
+        UserError: a dataset is unfinished, unreachable or does not fit the others; the cache is too small.
+    """
+    source = _open(config, config, tokenizer_sha256, features)
+    _check_cache(config, source.parts)
+    orders = [
+        _order(config, part, seed_for(seed, "order", *([number] if number else [])))
+        for number, part in enumerate(source.parts)
+    ]
+    return source, BlendOrder(orders, [part.weight for part in _parts(config)])
+
+
+def open_validation(
+    config: TokenDataConfig, tokenizer_sha256: str | None = None, text_encoder: str | None = None
+) -> dict[str, Samples]:
+    """Each set of `data.validation`: samples to evaluate on, in the order that they lie in, and how many.
+
+    Args:
+        config, tokenizer_sha256: as for `open_training`.
+        text_encoder: with the text features that this encoder made.
+
+    Raises:
+        UserError: as `open_training`; features of another encoder.
+    """
+    sets = {}
+    for name, chosen in config.validation.items():
+        if not chosen.path and not chosen.blend:
+            chosen = replace(chosen, path=config.path, blend=config.blend)
+        source = _open(config, chosen, tokenizer_sha256, text_encoder is not None)
+        if source.text_encoder != text_encoder:
+            raise UserError(f"data.validation.{name}: its text features were made by another encoder")
+        orders = [InOrder(len(part)) for part in source.parts]
+        order = BlendOrder(orders, [part.weight for part in _parts(chosen)])
+        sets[name] = Samples(source, order, min(chosen.samples, len(source)))
+    return sets
+
+
+def order_identity(config: TokenDataConfig) -> dict[str, Any]:
+    """What the order depends on besides the datasets and the seed."""
+    return {
+        "shuffle": config.shuffle,
+        "window": config.window if config.shuffle == "window" else None,
+        "weights": [part.weight for part in _parts(config)],
+    }
+
+
+def _parts(config: TokenDataConfig | ValidationDataConfig) -> list[BlendPart]:
+    return config.blend or [BlendPart(config.path)]
+
+
+def _open(
+    config: TokenDataConfig,
+    chosen: TokenDataConfig | ValidationDataConfig,
+    tokenizer_sha256: str | None,
+    features: bool,
+) -> TokenBlend:
+    strict = config.on_damage == "fail"
+    folders = [_folder(part.path, config) for part in _parts(chosen)]
+    datasets = [TokenDataset(folder, tokenizer_sha256, chosen.split, strict) for folder in folders]
+    return TokenBlend(datasets, features)
+
+
+def _folder(path: str, config: TokenDataConfig) -> str | Mirror:
+    if not is_remote(path):
+        return path
+    return Mirror.of(path, Path(config.cache_dir).expanduser(), int(config.cache_gb * 1e9))
+
+
+def _check_cache(config: TokenDataConfig, parts: Sequence[TokenDataset]) -> None:
+    """Every sample would be a download if the shards in use together did not fit the cache."""
+    sizes = [sorted(shard["bytes"] for shard in part.shards) for part in parts if part.mirror]
+    in_use = sum(sum(each[-config.window :] if config.shuffle == "window" else each) for each in sizes)
+    if in_use > config.cache_gb * 1e9:
+        raise UserError(
+            f"data.cache_gb: {config.cache_gb} is less than the {in_use / 1e9:.1f} GB of shards that shuffle "
+            f"{config.shuffle} uses at once; raise it"
+            + (", or use data.shuffle: window" if config.shuffle == "global" else ", or lower data.window")
+        )
+
+
+def _order(config: TokenDataConfig, part: TokenDataset, seed: int) -> SampleOrder:
+    if config.shuffle == "global":
+        return Order(len(part), seed)
+    return WindowOrder([shard["count"] for shard in part.shards], seed, config.window)
