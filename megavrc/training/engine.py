@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.checkpoint.shards import Groups
 from megavrc.config import UserError
 from megavrc.distributed import Rank
 from megavrc.training.config import OptimizerConfig, TrainConfig
+from megavrc.training.state import MOMENTS, TrainingState
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 SMALL = 100_000  # elements; ZeRO stage 3 keeps parameters below this whole anyway (its persistence threshold)
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
 
@@ -91,7 +92,6 @@ class Engine:
         self.accumulation: int = config["gradient_accumulation_steps"]
         self._parameters = {name: p for name, p in core.named_parameters() if p.requires_grad}
         self._adamw = _adamw(self._parameters, train, optimizer)
-        self._deepspeed = deepspeed
         objective = _Objective(core, loss)
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=self._adamw, config=config, dist_init_required=False
@@ -101,10 +101,8 @@ class Engine:
             for parameter in self._parameters.values():
                 if parameter.ds_numel < SMALL:  # type: ignore[attr-defined]
                     deepspeed.zero.register_external_parameter(objective, parameter)
-        # Everything else that a checkpoint needs: persistent buffers, and parameters that are not trained.
-        others = core.state_dict(keep_vars=True).items()
-        self._buffers = {name: tensor for name, tensor in others if name not in self._parameters}
-        self._create_moments()
+        self.state = TrainingState(core, self._parameters, self._adamw, self._engine, deepspeed, train.zero)
+        self._buffers = self.state.buffers
         self.updates = 0  # applied optimiser steps: AdamW's own count
 
     # --- one optimiser step ----------------------------------------------------------------------------------
@@ -137,41 +135,18 @@ class Engine:
     # --- state in and out ------------------------------------------------------------------------------------
 
     def gather_state(
-        self, keep: bool, groups: tuple[str, ...] = ("model", *MOMENTS)
+        self, keep: bool, groups: tuple[str, ...] = ("model", *MOMENTS, "buffers")
     ) -> dict[str, dict[str, Tensor]]:
-        """Full fp32 parameters and moments, and the buffers, on the CPU (collective).
+        """Whole fp32 parameters and moments, and the buffers, on the CPU (collective).
 
         Every rank must call it, but only those that `keep` them get the copies.
         """
-        state: dict[str, dict[str, Tensor]] = {group: {} for group in (*groups, "buffers")}
-        for name, parameter in self._parameters.items():
-            for group in groups:
-                full = self._get(parameter, group)
-                if keep:
-                    state[group][name] = full.to("cpu", torch.float32, copy=True)
-        if keep:
-            state["buffers"] = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers.items()}
-        return state
+        return self.state.gather(keep, groups)
 
-    def load_state(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:
-        """The inverse of `gather_state`, on every rank with the same state; any world size and ZeRO stage.
-
-        Raises:
-            UserError: the names or shapes are not those of this model.
-        """
-        _check_names(self._parameters, state["model"], "parameters")
-        _check_names(self._buffers, state["buffers"], "buffers")
-        for moments in self._adamw.state.values():
-            moments["step"].fill_(updates)
-        for name, parameter in self._parameters.items():
-            for group in ("model", *MOMENTS):
-                self._set(parameter, group, state[group][name].to(self.device))
-            # Setting the fp32 master leaves the weights that the next forward uses as they were.
-            with self._gathered(parameter):
-                parameter.data.copy_(state["model"][name])
-        for name, buffer in self._buffers.items():
-            buffer.data.copy_(state["buffers"][name])
+    def load_state(self, source: Groups, updates: int) -> set[str]:
+        """The inverse of `gather_state`, see `TrainingState.load`; any world size and ZeRO stage."""
         self.updates = updates
+        return self.state.load(source, updates)
 
     @contextlib.contextmanager
     def whole_core(self, build: Callable[[], nn.Module]) -> Iterator[nn.Module]:
@@ -182,7 +157,7 @@ class Engine:
         core = self.core
         if self.train.zero == 3:
             main = self._engine.global_rank == 0
-            state = self.gather_state(keep=main, groups=("model",))
+            state = self.gather_state(keep=main, groups=("model", "buffers"))
             if main:
                 core = build()
                 core.load_state_dict(state["model"] | state["buffers"])
@@ -195,58 +170,6 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return self._engine.device
-
-    def _gathered(self, parameters: Any) -> Any:
-        return self._deepspeed.zero.GatheredParameters(
-            parameters, modifier_rank=0, enabled=self.train.zero == 3
-        )
-
-    def _get(self, parameter: nn.Parameter, group: str) -> Tensor:
-        if self.train.zero == 0:
-            return parameter.detach() if group == "model" else self._adamw.state[parameter][group]
-        if group == "model":
-            return self._deepspeed.utils.safe_get_full_fp32_param(parameter)
-        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, group)
-
-    def _set(self, parameter: nn.Parameter, group: str, full: Tensor) -> None:
-        utils = self._deepspeed.utils
-        if self.train.zero == 0:
-            target = parameter.data if group == "model" else self._adamw.state[parameter][group]
-            target.copy_(full)
-        elif self.train.zero == 3:  # by partitions: the full setter cannot take a padded last one
-            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-            padded = torch.zeros(size * self._engine.world_size, device=full.device)
-            padded[: full.numel()] = full.flatten()
-            part = padded[size * self._engine.global_rank :][:size]
-            if group == "model":
-                utils.safe_set_local_fp32_param(parameter, part)
-            else:
-                utils.safe_set_local_optimizer_state(parameter, part, group)
-        elif group == "model":
-            utils.safe_set_full_fp32_param(parameter, full)
-        else:
-            utils.safe_set_full_optimizer_state(parameter, full, group)
-
-    def _create_moments(self) -> None:
-        """Give AdamW its state now instead of at its first step.
-
-        Resuming needs that, and so does saving: DeepSpeed links moments to parameters when the first parameter group
-        has made its first step, and those of the second group do not exist then.
-        """
-        zero = self._engine.optimizer
-        lists = (
-            "single_partition_of_fp32_groups",
-            "fp32_partitioned_groups_flat",
-            "fp32_groups_flat_partition",
-        )
-        found = [getattr(zero, name) for name in lists if hasattr(zero, name)]
-        for flat in found[0] if self.train.zero else self._parameters.values():
-            self._adamw.state[flat] = {
-                "step": torch.zeros((), device=flat.device),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
-        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-            zero._lazy_init_hp_params_optimizer_state()
 
 
 def deepspeed_config(train: TrainConfig, rank: Rank, passthrough: dict[str, Any]) -> dict[str, Any]:
@@ -322,15 +245,3 @@ def _adamw(
     if isinstance(adamw, _GuardedAdamW):
         adamw.clip = train.clip
     return adamw
-
-
-def _check_names(mine: dict[str, Any], given: dict[str, Tensor], what: str) -> None:
-    different = sorted(mine.keys() ^ given.keys())
-    if different:
-        raise UserError(f"the checkpoint has other {what} than the model, for example {different[0]}")
-    for name, tensor in mine.items():
-        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
-        if shape != tuple(given[name].shape):
-            raise UserError(
-                f"the checkpoint's {name} has shape {tuple(given[name].shape)}, the model's {shape}"
-            )

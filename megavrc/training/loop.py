@@ -39,11 +39,11 @@ class Trainer:
             task.initialise(core)
         self.engine = Engine(core, task.loss, config.train, config.optimizer, rank, config.deepspeed)
         if run.checkpoint is not None:
-            groups = {
-                name: run.checkpoint.tensors(name) for name in ("model", "exp_avg", "exp_avg_sq", "buffers")
-            }
-            self.engine.load_state(groups, run.checkpoint.state["updates"])
+            missing = self.engine.load_state(run.checkpoint.groups, run.checkpoint.state["updates"])
+            if missing:
+                log.warning("%s has no %s", run.checkpoint.path, ", ".join(sorted(missing)))
             self.skipped = run.checkpoint.state["skipped"]
+        self.saver = run.saver(self.engine.state)
         stream = Stream(
             task.source,
             Order(len(task.source), seed_for(config.seed, "order")),
@@ -88,17 +88,20 @@ class Trainer:
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
         }
+        if self.saver.stalled:
+            values["checkpoint_stall_s"], self.saver.stalled = self.saver.stalled, 0.0
+        if self.saver.failures:
+            values["checkpoint_failures"] = float(self.saver.failures)
         if self.reporter:
             self.reporter.write(self.step, values)
         return values
 
-    def save(self) -> None:
-        """A checkpoint of this step (collective)."""
+    def save(self, last: bool) -> None:
+        """A checkpoint of this step (collective), written in the background unless it is the run's last."""
+        progress = {"updates": self.engine.updates, "skipped": self.skipped}
         with self.clock.excluded():
-            groups = self.engine.gather_state(keep=self.rank.main)
-            if self.rank.main:
-                progress = {"updates": self.engine.updates, "skipped": self.skipped}
-                self.run.save(self.step, groups, progress)
+            write = self.saver.save_and_wait if last else self.saver.save
+            write(self.step, self.run.describe(progress))
 
     def preview(self) -> None:
         """Pictures of what the model does at this step (collective)."""
@@ -114,6 +117,7 @@ class Trainer:
         dist.barrier()  # so that no rank is gone before the export is whole
 
     def close(self) -> None:
+        self.saver.close()
         if self.reporter:
             self.reporter.close()
 
@@ -127,15 +131,16 @@ def train(config: AnyRunConfig, task: Task, rank: Rank) -> None:
     """
     stop = StopSignal()
     run = RunFolder(config, task.identity, task.facts, rank)
-    if run.finished:
-        log.info("%s: finished at step %d; raise train.steps to go on", run.path, run.step)
-        return
-    if rank.main:
-        run.complete_file.unlink(missing_ok=True)
-    trainer = Trainer(config, task, run, rank)
-    log.info("%s: steps %d to %d on %d ranks", run.path, run.step, config.train.steps, rank.world_size)
-    with contextlib.closing(trainer):
-        _run_steps(trainer, stop)
+    with contextlib.closing(run):
+        if run.finished:
+            log.info("%s: finished at step %d; raise train.steps to go on", run.path, run.step)
+            return
+        if rank.main:
+            run.complete_file.unlink(missing_ok=True)
+        trainer = Trainer(config, task, run, rank)
+        log.info("%s: steps %d to %d on %d ranks", run.path, run.step, config.train.steps, rank.world_size)
+        with contextlib.closing(trainer):
+            _run_steps(trainer, stop)
 
 
 def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
@@ -143,6 +148,7 @@ def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
     in_a_row, reported, values = 0, trainer.step, {}
     while trainer.step < settings.steps:
         update = trainer.train_step()
+        trainer.saver.poll()
         in_a_row = 0 if update.applied else in_a_row + 1
         if not update.applied:
             log.warning("step %d: non-finite gradient; skipped on all ranks", trainer.step - 1)
@@ -156,7 +162,7 @@ def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
             values = trainer.report(update, trainer.step - reported)
             reported = trainer.step
         if last or stopping or trainer.step % settings.save_every == 0:
-            trainer.save()
+            trainer.save(last=last or stopping)
         if stopping and not last:
             return log.info("stopped by %s after step %d; saved", stop.received or "a rank", trainer.step)
         if not last and settings.preview_every and trainer.step % settings.preview_every == 0:
