@@ -23,7 +23,11 @@ class TrainConfig:
         save_every: steps between checkpoints; one more at the end and when stopped by a signal.
         preview_every: steps between previews (0: one at the end only).
         validate_every: steps between passes over the validation sets (0: one at the end only).
-        keep: checkpoints that stay on disk.
+        keep: checkpoints that stay on disk, the newest.
+        keep_every: steps whose multiples stay for good (0: none).
+        keep_best: whether the one with the lowest validation loss stays too, when there is such a loss.
+        async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter,
+            divided by the ranks. Otherwise training waits.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.
@@ -50,6 +54,9 @@ class TrainConfig:
     preview_every: int = 500
     validate_every: int = 500
     keep: int = 3
+    keep_every: int = 0
+    keep_best: bool = True
+    async_save: bool = True
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
@@ -67,7 +74,15 @@ class TrainConfig:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 yield f"train.{name}: {getattr(self, name)} must be at least 1"
-        not_negative = ("clip", "preview_every", "validate_every", "workers", "exit_duration", "watchdog_s")
+        not_negative = (
+            "clip",
+            "preview_every",
+            "validate_every",
+            "keep_every",
+            "workers",
+            "exit_duration",
+            "watchdog_s",
+        )
         for name in (*not_negative, "spike_threshold", "spike_rollbacks", "straggler_factor"):
             if getattr(self, name) < 0:
                 yield f"train.{name}: {getattr(self, name)} is negative"
