@@ -14,6 +14,7 @@ def to_hf(
     step: int | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
+    weights: Literal["model", "ema"] = "model",
 ) -> None:
     """Convert a training run to a folder that transformers and tools/generate.py load.
 
@@ -27,10 +28,11 @@ def to_hf(
         step: optimiser step of the checkpoint to take (default: the newest).
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
+        weights: as trained, or their average over training (train.ema).
     """
     from megavrc.hf.convert import to_hf
 
-    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size)
+    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights)
     print(f"{out}: converted and checked; try: python tools/generate.py --model {out} --help")
 
 

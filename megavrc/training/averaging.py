@@ -19,7 +19,7 @@ class Average:
         buffers: of the module, by name.
 
     Attributes:
-        buffers: averages of the floating ones by name, in fp32; part of a run's state (group `ema_buffers`).
+        buffers: averages of the floating ones by name, in fp32; part of the group `ema` too.
     """
 
     def __init__(
@@ -39,11 +39,6 @@ class Average:
     def update(self, updates: int) -> None:
         """Take in the weights after `updates` applied steps."""
         self._move(1.0 - min(self._decay, (1 + updates) / (10 + updates)))
-
-    def load_buffers(self, buffers: dict[str, Tensor]) -> None:
-        """Take the averages of buffers from a checkpoint; those of parameters come with the moments."""
-        for name, buffer in self.buffers.items():
-            buffer.copy_(buffers[name])
 
     def _move(self, share: float) -> None:
         for tensor, entry in self._state.items():

@@ -20,7 +20,7 @@ from megavrc.distributed import Rank, fault
 from megavrc.training.averaging import AVERAGE, Average
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
-from megavrc.training.state import MOMENTS, TrainingState, buffer_group
+from megavrc.training.state import MOMENTS, TrainingState, buffer_group, joined
 
 SMALL = 100_000  # elements; ZeRO stage 3 keeps parameters below this whole anyway (its persistence threshold)
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
@@ -96,7 +96,8 @@ class Engine:
         self._buffers = self.state.buffers
         self.averages = Average(train.ema, self._adamw.state, self._buffers) if train.ema else None
         if self.averages:
-            self.state.groups[f"{AVERAGE}_buffers"] = buffer_group(self.averages.buffers)
+            averages = self.state.groups[AVERAGE]
+            self.state.groups[AVERAGE] = joined(averages, buffer_group(self.averages.buffers))
         self.updates = 0  # applied optimiser steps: AdamW's own count
 
     # --- one optimiser step ----------------------------------------------------------------------------------
@@ -181,11 +182,11 @@ class Engine:
         core = self.core
         if self.train.zero == 3 or self.averages:
             keep = everywhere or self._engine.global_rank == 0
-            groups = (AVERAGE, "buffers", f"{AVERAGE}_buffers") if self.averages else ("model", "buffers")
-            state = self.gather_state(keep, groups)
+            weights = AVERAGE if self.averages else "model"
+            state = self.gather_state(keep, ("buffers", weights))
             if keep:
                 core = build()
-                core.load_state_dict({name: t for group in groups for name, t in state[group].items()})
+                core.load_state_dict(state["buffers"] | state[weights])
                 for parameter in core.parameters():  # buffers stay as they are, as in training
                     parameter.data = parameter.data.to(self.device, self._dtype)
                 core.to(self.device)

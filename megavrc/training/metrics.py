@@ -126,14 +126,14 @@ def by_rank(values: list[float], rank: Rank) -> list[list[float]]:
     return table.tolist()
 
 
-def slow_ranks(own: list[float], step_seconds: float, factor: float) -> list[int]:
+def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:
     """Ranks whose own work a step takes `factor` times the median, by at least a tenth of the step."""
     median = statistics.median_low(own)
-    return [
+    return {
         rank
         for rank, mine in enumerate(own)
         if factor and mine > factor * median and mine - median > 0.1 * step_seconds
-    ]
+    }
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

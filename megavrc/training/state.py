@@ -198,6 +198,17 @@ def buffer_group(buffers: dict[str, Tensor]) -> Group:
     )
 
 
+def joined(first: Group, second: Group) -> Group:
+    """Two groups of different names as one."""
+
+    def of(name: str) -> Group:
+        return second if name in second.like else first
+
+    return Group(
+        first.like | second.like, lambda name: of(name).get(name), lambda name, full: of(name).set(name, full)
+    )
+
+
 def _meta(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 

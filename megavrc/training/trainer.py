@@ -57,6 +57,7 @@ class Trainer:
             self._restore(run.checkpoint)
             self.rollbacks = run.checkpoint.state.get("rollbacks", 0)
             self.data_offset = run.checkpoint.state.get("data_offset", 0)
+        self.slow: set[int] = set()  # ranks, by the last line of metrics
         self.losses: list[Tensor] = []  # of this step's micro-batches on this rank
         self.saver = run.saver(self.engine.state)
         self.meter, self.clock = Meter(), Clock()
@@ -88,7 +89,8 @@ class Trainer:
             max_damaged=self.task.max_damaged,
         )
         self.batches: Iterator[Any] = iter(self.stream)
-        self.close()
+        if self.reporter:
+            self.reporter.close()
         if self.rank.main:
             self.reporter = Reporter(self.run.path, self.step, self.config.train.steps)
 
@@ -205,8 +207,10 @@ class Trainer:
         if self.rank.device.type == "cuda":
             values["memory_GiB"] = torch.cuda.max_memory_allocated() / 2**30
         everyones = [own / steps for [own] in by_rank([own], self.rank)]
-        for rank in slow_ranks(everyones, seconds / steps, self.config.train.straggler_factor):
+        slow = slow_ranks(everyones, seconds / steps, self.config.train.straggler_factor)
+        for rank in slow & self.slow:  # twice in a row: not a hiccup
             log.warning("step %d: rank %d is slow: %s", self.step, rank, _seconds(everyones, rank))
+        self.slow = slow
         if self.reporter:
             self.reporter.write(self.step, values, everyones)
         return values

@@ -40,7 +40,8 @@ class Watchdog:
     Args:
         run_dir: gets heartbeats/; on a file system that all ranks see.
         rank: of this process.
-        limit: seconds without progress after which all ranks exit with code 85; 0: never, and no heartbeats.
+        limit: seconds without progress, from the first step on, after which all ranks exit with code 85; 0: never, and
+            no heartbeats.
     """
 
     def __init__(self, run_dir: Path, rank: Rank, limit: float) -> None:
@@ -89,7 +90,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(self._pulse):
             self._publish()
-            if time.monotonic() - self._since > self._limit:
+            if self._beats and time.monotonic() - self._since > self._limit:
                 self._give_up()
 
     def _give_up(self) -> None:
