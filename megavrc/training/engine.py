@@ -46,7 +46,9 @@ class _Objective(nn.Module):
         loss, metrics = self._loss(self.core, batch, step)
         match fault.point("loss", step).split(":"):
             case ["scale", factor]:
-                loss = loss * float(factor)  # `scale:nan`, `scale:10`
+                loss = loss * float(factor)
+            case ["add", value]:
+                loss = loss + float(value)
         # A loss that is not finite can have gradients that are. Now it has none, and the step is skipped everywhere.
         return loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype), metrics
 
@@ -150,14 +152,12 @@ class Engine:
 
     # --- state in and out ------------------------------------------------------------------------------------
 
-    def gather_state(
-        self, keep: bool, groups: tuple[str, ...] = ("model", *MOMENTS, "buffers")
-    ) -> dict[str, dict[str, Tensor]]:
-        """Whole fp32 parameters and moments, and the buffers, on the CPU (collective).
+    def gather_state(self, keep: bool, groups: tuple[str, ...] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Whole groups of the state (default: all), on the CPU (collective).
 
         Every rank must call it, but only those that `keep` them get the copies.
         """
-        return self.state.gather(keep, groups)
+        return self.state.gather(keep, groups or tuple(self.state.groups))
 
     def load_state(self, source: Groups, updates: int) -> set[str]:
         """The inverse of `gather_state`, see `TrainingState.load`; any world size and ZeRO stage."""

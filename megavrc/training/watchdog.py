@@ -218,7 +218,7 @@ def _describe(rank: int, heartbeat: dict[str, Any] | None) -> str:
     if heartbeat is None:
         return f"rank {rank} (never seen)"
     at = f"at step {heartbeat['step']}, {heartbeat['phase']}"
-    state = heartbeat["state"] if heartbeat["state"].startswith("failed") else "is silent, last seen"
+    state = heartbeat["state"] if heartbeat["state"].startswith("failed") else "is silent, last heartbeat"
     state = f"for {heartbeat['seconds']:.0f} s" if heartbeat["state"] == "hangs" else state
     return f"rank {rank} (host {heartbeat['host']}, pid {heartbeat['pid']}) {state} {at}"
 

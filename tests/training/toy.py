@@ -44,8 +44,8 @@ class ToySource:
 
 
 class ToyTask:
-    """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data whose
-    loss is far too high."""
+    """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
+    losses far too high."""
 
     tokens = 1
 
