@@ -118,7 +118,7 @@ def probe(rank: Rank, zero: int, precision: str) -> dict[str, Any]:
 def train_vrc(
     rank: Rank, steps: int, micro: int = 2, model: dict[str, Any] | None = None, **train: Any
 ) -> Any:
-    """[loss of the global batch, gradient norm] of steps of the real model, and its state (on the main rank).
+    """[loss of the global batch, gradient norm] of steps of the real model, and its state.
 
     Its embeddings are used outside of their modules, which matters at ZeRO stage 3.
     """
@@ -144,7 +144,7 @@ def train_vrc(
             engine.backward(losses[-1], step)
         mean = statistics.fmean(each for mine in by_rank([float(x) for x in losses], rank) for each in mine)
         rows.append([mean, float(engine.step(1e-3, before).grad_norm)])
-    return rows, engine.gather_state(keep=rank.main)
+    return rows, engine.gather_state(keep=True)
 
 
 def clips(positions: range) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,33 +160,30 @@ def real_model(rank: Rank, everything: bool) -> dict[str, Any]:
     """What must not change the training of the real model, and what bf16 does to its BatchNorm."""
     group = {"compression": CompressionConfig(norm="group")}
     stages = range(4) if everything else (0, 3)
-    plain, state = train_vrc(rank, 4, zero=1)
+    plain, state = train_vrc(rank, 3, zero=1)
     found: dict[str, Any] = {
         "plain": plain,
         "zero": {zero: train_vrc(rank, 20, zero=zero)[0] for zero in stages},
+        "accumulation": [train_vrc(rank, 3, micro, group, zero=1)[0] for micro in (4, 2, 1)],
     }
-    found["accumulation"] = [train_vrc(rank, 6, micro, group, zero=1)[0] for micro in (4, 2, 1)]
-    dropout = {"dropout": 0.2}
-    for zero in (1, 3):
-        pair = [
-            train_vrc(rank, 4, model=dropout, zero=zero, activation_checkpointing=kind)
-            for kind in ("none", "layers")
-        ]
-        found[f"checkpointing_{zero}"] = [rows for rows, _ in pair]
-        if rank.main:
-            found[f"checkpointing_equal_{zero}"] = equal(pair[0][1], pair[1][1])
-    _, low = train_vrc(rank, 4, zero=1, precision="bf16")
-    if rank.main:
-        statistics_ = [name for name in state["buffers"] if "running" in name]
-        found["bf16_buffers"] = sorted({str(low["buffers"][name].dtype) for name in statistics_})
-        found["bf16_apart"] = max(
-            float((low["buffers"][n] - state["buffers"][n]).norm() / state["buffers"][n].norm())
-            for n in statistics_
-        )
+    kinds = ("none", "layers")
+    for zero in (1, 2, 3) if everything else (3,):
+        settings = {"model": {"dropout": 0.2}, "zero": zero}
+        pair = [train_vrc(rank, 2, **settings, activation_checkpointing=kind) for kind in kinds]
+        found[f"checkpointing_{zero}"] = pair[0][0] == pair[1][0] and equal(pair[0][1], pair[1][1])
+    found["bf16"], low = train_vrc(rank, 3, zero=1, precision="bf16")
+    running = {name: buffer for name, buffer in low["buffers"].items() if "running" in name}
+    found["bf16_buffers"] = sorted({str(buffer.dtype) for buffer in running.values()})
+    found["bf16_apart"] = max(
+        float((buffer - state["buffers"][name]).norm() / state["buffers"][name].norm())
+        for name, buffer in running.items()
+    )
+    sums = by_rank([float(buffer.double().sum()) for buffer in running.values()], rank)
+    found["bf16_same_on_all_ranks"] = all(mine == sums[0] for mine in sums)
     if everything and shutil.which("g++"):
-        found["compiled"] = train_vrc(rank, 4, zero=1, compile=True)[0]
+        found["compiled"] = train_vrc(rank, 3, zero=1, compile=True)[0]
         found["compiled_checkpointed"] = train_vrc(
-            rank, 4, zero=2, compile=True, activation_checkpointing="layers"
+            rank, 3, zero=2, compile=True, activation_checkpointing="layers"
         )[0]
     return found
 
