@@ -54,14 +54,16 @@ def plan_shards(groups: Groups, ranks: int = 1, limit: int = SHARD_BYTES) -> lis
         ranks: that write.
         limit: bytes; a larger tensor has a file of its own.
     """
-    shards, load = [], [0] * ranks
+    files: list[tuple[int, str, str, tuple[str, ...]]] = []
     for group, tensors in groups.items():
         total = sum(tensor.nbytes for tensor in tensors.values())
         for number, (names, size) in enumerate(_fill(tensors, min(limit, math.ceil(total / ranks))), 1):
-            owner = load.index(min(load))
-            load[owner] += size
-            shards.append(Shard(group, f"{group}-{number:05d}.safetensors", names, owner))
-    return shards
+            files.append((size, f"{group}-{number:05d}.safetensors", group, names))
+    load, owners = [0] * ranks, {}
+    for size, file, *_ in sorted(files, reverse=True):  # the largest first: the rest evens out
+        owners[file] = load.index(min(load))
+        load[owners[file]] += size
+    return [Shard(group, file, names, owners[file]) for _, file, group, names in files]
 
 
 def _fill(tensors: Mapping[str, Tensor], limit: int) -> Iterator[tuple[tuple[str, ...], int]]:

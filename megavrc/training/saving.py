@@ -196,9 +196,7 @@ class Saver:
 
     def _give_up(self, write: "_Write") -> None:
         errors: list[Any] = [None] * self._rank.world_size
-        dist.all_gather_object(
-            errors, write.error and (isinstance(write.error, UserError), repr(write.error))
-        )
+        dist.all_gather_object(errors, write.error and _told(write.error))
         self.failures += 1
         if self._rank.main and write.folder is not None:
             shutil.rmtree(write.folder, ignore_errors=True)
@@ -241,6 +239,11 @@ class _Write:
 
     def probe(self, point: str) -> None:
         fault.point(point, self.step)
+
+
+def _told(error: BaseException) -> tuple[bool, str]:
+    """Whether the run must end, and why."""
+    return (True, str(error)) if isinstance(error, UserError) else (False, repr(error))
 
 
 def check_space(store: Path, state: TrainingState, keep: int) -> None:
