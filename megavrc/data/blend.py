@@ -1,8 +1,9 @@
 """Several datasets as one: exact shares at every position, and epochs of each its own."""
 
+import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,12 +135,20 @@ class TokenBlend:
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def __getitem__(self, index: int) -> Item:
-        """As `TokenDataset.__getitem__`."""
+    def will_read(self, indices: Iterable[int]) -> None:
+        """As `ShardReader.will_read`."""
+        for number, own in map(self._locate, indices):
+            self.parts[number].will_read([own])
+
+    def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        own = index - self._firsts[number]
+        number = bisect.bisect_right(self._firsts, index) - 1
+        return number, index - self._firsts[number]
+
+    def __getitem__(self, index: int) -> Item:
+        """As `TokenDataset.__getitem__`."""
+        number, own = self._locate(index)
         item = self.parts[number][own]
         return item if self._features is None else {**item, "features": self._features[number][own]}
 

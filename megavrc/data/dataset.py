@@ -1,11 +1,12 @@
 """Random access to a finished token dataset; every byte that is read is checked."""
 
 import bisect
+import contextlib
 import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from megavrc.config import UserError, read_json, sha256_file
 from megavrc.data.mirror import Mirror
 from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_OPEN = 256  # shards held open at once
@@ -120,28 +121,31 @@ class ShardReader:
         """
         number, row = self._locate(index)
         at = self._index(number)
-        text_at, array_at = at.offsets[row].tolist()
-        text_size, array_size = at.sizes[row].tolist()
+        (start, array_at), (text_size, array_size) = at.offsets[row].tolist(), at.sizes[row].tolist()
         crc32 = at.crc32[row].tolist()
         for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
-            content = self._pread(
-                number, array_at + array_size - text_at, text_at
-            )  # the members are adjacent
-            text, array = content[:text_size], content[array_at - text_at :]
-            if [zlib.crc32(text), zlib.crc32(array)] == crc32:
-                return text, array
+            try:
+                content = os.pread(self._descriptor(number), array_at + array_size - start, start)
+            except OSError as error:
+                reason = f"cannot be read: {error.strerror}"
+            else:
+                text, array = content[:text_size], content[array_at - start :]  # the members are adjacent
+                if [zlib.crc32(text), zlib.crc32(array)] == crc32:
+                    return text, array
+                reason = "is damaged (crc32 does not fit)"
             self._close(number)
             if self.mirror:
                 self._path(number).unlink(missing_ok=True)
-        raise DataError(f"{self._path(number)}: sample {self.key(index)} is damaged (crc32 does not fit)")
+        raise DataError(f"{self._path(number)}: sample {self.key(index)} {reason}")
 
-    def _pread(self, number: int, size: int, offset: int) -> bytes:
-        """Bytes of a shard; none if they cannot be read."""
-        try:
-            return os.pread(self._descriptor(number), size, offset)
-        except OSError as error:
-            log.warning("%s: cannot be read: %s", self._path(number), error)
-            return b""
+    def will_read(self, indices: Iterable[int]) -> None:
+        """Let the kernel fetch these samples, all at once and in any order; what is wrong with them, reading says."""
+        for index in indices if hasattr(os, "posix_fadvise") else ():
+            with contextlib.suppress(OSError, DataError):
+                number, row = self._locate(index)
+                at = self._index(number)
+                start, end = int(at.offsets[row, 0]), int(at.offsets[row, 1] + at.sizes[row, 1])
+                os.posix_fadvise(self._descriptor(number), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -154,25 +158,23 @@ class ShardReader:
         return (folder / shard["sha256"][:16] if self.mirror else folder) / shard["name"]
 
     def _index(self, number: int) -> ShardIndex:
+        return _recent(self._indexes, number, self._load_index, MAX_INDEXES)
+
+    def _load_index(self, number: int) -> ShardIndex:
         path, sha256 = self._path(number), self.shards[number]["index_sha256"]
-
-        def load() -> ShardIndex:
-            if self.mirror:
-                index = index_path(path)
-                self.mirror.fetch(f"shards/{index.name}", index, sha256)
-            return ShardIndex.load(path, sha256)
-
-        return _recent(self._indexes, number, load, MAX_INDEXES)
+        if self.mirror:
+            index = index_path(path)
+            self.mirror.fetch(f"shards/{index.name}", index, sha256)
+        return ShardIndex.load(path, sha256)
 
     def _descriptor(self, number: int) -> int:
+        return _recent(self._open, number, self._open_shard, MAX_OPEN, os.close)
+
+    def _open_shard(self, number: int) -> int:
         path, shard = self._path(number), self.shards[number]
-
-        def open_shard() -> int:
-            if self.mirror:
-                return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
-            return os.open(path, os.O_RDONLY)
-
-        return _recent(self._open, number, open_shard, MAX_OPEN, os.close)
+        if self.mirror:
+            return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
+        return os.open(path, os.O_RDONLY)
 
     def _close(self, number: int) -> None:
         if number in self._open:
@@ -192,10 +194,10 @@ class ShardReader:
 
 
 def _recent(
-    kept: dict[int, T], key: int, make: Callable[[], T], most: int, drop: Callable[[T], object] = id
+    kept: dict[int, T], key: int, make: Callable[[int], T], most: int, drop: Callable[[T], object] = id
 ) -> T:
     """`kept[key]`, made if it is not there; the one that was not asked for longest goes when there are too many."""
-    found = kept.pop(key) if key in kept else make()
+    found = kept.pop(key) if key in kept else make(key)
     kept[key] = found
     if len(kept) > most:
         drop(kept.pop(next(iter(kept))))

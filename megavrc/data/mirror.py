@@ -4,10 +4,10 @@
                                      shards/<hash of the shard>/<shard>, <its index>
 
 Any number of processes share a cache. A file appears under its name only whole and with the hash that the manifest
-gives, so what is there needs no network. While a file is being fetched, its `.part` already has its final size, so that
-all processes count it against the limit.
+gives, so what is there needs no network.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -21,9 +21,8 @@ from filelock import FileLock
 
 from megavrc.config import UserError, sha256_file
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
 SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
 
 
@@ -44,7 +43,7 @@ class Mirror:
         url: of the folder; any that fsspec opens.
         folder: its copy.
         cache: folder of all copies, of which `limit` holds.
-        limit: bytes of all shards together; a file that somebody fetches right now may exceed it.
+        limit: bytes of all shards together; those that are being fetched right now may exceed it.
         attempts: tries of a download before it is given up.
         wait: seconds before the second try; each further wait is twice as long.
     """
@@ -58,8 +57,12 @@ class Mirror:
 
     @staticmethod
     def of(url: str, cache: str | Path, limit: int, **options: Any) -> "Mirror":
-        """The copy of `url` inside the folder `cache`."""
+        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder."""
         url = url.rstrip("/")
+        try:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.cache_dir: {cache}: {error.strerror}") from None
         name = f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
         return Mirror(url, Path(cache) / name, Path(cache), limit, **options)
 
@@ -107,29 +110,33 @@ class Mirror:
                     return os.open(path, os.O_RDONLY)
             with FileLock(f"{path}.lock"):
                 if not path.is_file():
-                    self._reserve(_part(path), size)
+                    self._make_room(size)
                     self._download(name, path, sha256)
 
     def _lock(self) -> FileLock:
         """Held while files are opened and dropped, never for long."""
         return FileLock(self.cache / "cache.lock")
 
-    def _reserve(self, part: Path, size: int) -> None:
-        """Give a file to be fetched its size, and drop others until all fit the limit."""
+    def _make_room(self, size: int) -> None:
+        """Drop shards until `size` more bytes fit."""
         with self._lock():
-            part.touch()
-            os.truncate(part, size)
-            shards = [(path.stat(), path) for path in self.cache.rglob(f"{SHARDS}.tar")]
-            used = sum(stat.st_size for stat, _ in shards)
-            used += sum(path.stat().st_size for path in self.cache.rglob(f"{SHARDS}.tar.part"))
-            for stat, path in sorted(shards, key=lambda shard: shard[0].st_mtime_ns):
-                if used <= self.limit:
+            shards = sorted(self._files(".tar"))
+            free = self.limit - sum(bytes for _, bytes, _ in (*shards, *self._files(".tar.part")))
+            for _, bytes, path in shards:
+                if free >= size:
                     break
-                path.unlink()
-                used -= stat.st_size
+                path.unlink(missing_ok=True)
+                free += bytes
+
+    def _files(self, suffix: str) -> Iterator[tuple[int, int, Path]]:
+        """(time of last use, bytes, path) of the shards in the cache."""
+        for path in self.cache.rglob(SHARDS + suffix):
+            with contextlib.suppress(FileNotFoundError):  # a `.part` that is whole now
+                stat = path.stat()
+                yield stat.st_mtime_ns, stat.st_size, path
 
     def _download(self, name: str, path: Path, sha256: str | None) -> None:
-        """Under the file's lock, so a `.part` that is there already was left by a process that died."""
+        """Under the file's lock, so no other process writes the same `.part`."""
         for attempt in range(1, self.attempts + 1):
             try:
                 self._copy(name, _part(path))
@@ -139,27 +146,23 @@ class Mirror:
             except Exception as error:  # each file system has errors of its own
                 _part(path).unlink(missing_ok=True)
                 reason = f"{type(error).__name__}: {error}"
-                if attempt == self.attempts or isinstance(error, FileNotFoundError | ImportError):
+                if attempt == self.attempts or isinstance(
+                    error, FileNotFoundError | PermissionError | ImportError
+                ):
                     raise FetchError(f"{self.url}/{name}: {reason} (attempt {attempt})") from error
                 log.warning("%s/%s: %s; trying again", self.url, name, reason)
                 time.sleep(self.wait * 2 ** (attempt - 1))
         return None
 
     def _copy(self, name: str, part: Path) -> None:
-        with open(part, "r+b" if part.exists() else "wb") as target:
-            size = 0
-            for chunk in self._chunks(name):
-                size += target.write(chunk)
-            target.truncate(size)
-            target.flush()
-            os.fsync(target.fileno())
-
-    def _chunks(self, name: str) -> Iterator[bytes]:
         import fsspec  # here, so that local datasets do without
 
-        with fsspec.open(f"{self.url}/{name}", "rb") as source:
-            while chunk := source.read(CHUNK):
-                yield chunk
+        filesystem, path = fsspec.core.url_to_fs(
+            f"{self.url}/{name}"
+        )  # per process: they do not survive a fork
+        filesystem.get_file(path, str(part))
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _part(path: Path) -> Path:

@@ -1,15 +1,15 @@
 """The stream of micro-batches of one rank: the same global batches for any number of ranks, workers, micro-batches."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 from megavrc.config import UserError
 from megavrc.data.order import SampleOrder
 from megavrc.data.shards import DataError
 from megavrc.data.workers import in_workers
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
 SUBSTITUTES = 100  # damaged samples in a row at one position; then the dataset is no dataset
 
@@ -23,6 +23,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that is faster if it knows what comes."""
+
+    def will_read(self, indices: Iterable[int]) -> None: ...
 
 
 class Stream:
@@ -93,10 +100,14 @@ class Stream:
         """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
         places = self._places()
         read = in_workers(self._read, places, self.workers) if self.workers else map(self._read, places)
-        for batch, damaged in read:
-            for position, reason in damaged:
-                self._account(position, reason)
-            yield batch
+        try:
+            for batch, damaged in read:
+                for position, reason in damaged:
+                    self._account(position, reason)
+                yield batch
+        except UserError as error:  # on this rank alone; the others only see that it is gone
+            log.error("%s", error)
+            raise
 
     def _places(self) -> Iterator[Places]:
         """Micro-batch by micro-batch, for ever."""
@@ -107,6 +118,8 @@ class Stream:
 
     def _read(self, places: Places) -> tuple[Any, list[tuple[int, str]]]:
         """A batch, and (position, reason) of each damaged sample that was replaced in it; in a worker."""
+        if isinstance(self.source, ReadsAhead):
+            self.source.will_read(index for _, index in places)
         damaged: list[tuple[int, str]] = []
         items = [{**self._item(position, index, damaged), "position": position} for position, index in places]
         return self.collate(items), damaged

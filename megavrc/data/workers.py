@@ -5,6 +5,8 @@ and hands batches over through /dev/shm, which containers keep small. Here a wor
 which waits in its pipe.
 """
 
+import copyreg
+import io
 import logging
 import multiprocessing
 import pickle
@@ -13,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
-log = logging.getLogger("megavrc")
+log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -123,12 +126,30 @@ def _serve(work: Callable[[Any], Any], pipe: Any, parents_end: Any) -> None:
         while True:
             task = pipe.recv()
             try:
-                answer = pickle.dumps(work(task))
+                answer = _dumps(work(task))
             except Exception as error:
-                answer = pickle.dumps(_portable(error))
+                answer = _dumps(_portable(error))
             pipe.send_bytes(answer)
     except (EOFError, OSError):
         return
+
+
+def _dumps(result: Any) -> memoryview:
+    """Pickled, tensors as numpy arrays: torch's own way is ten times slower."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=5)
+    pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _reduce}
+    pickler.dump(result)
+    return buffer.getbuffer()
+
+
+def _reduce(tensor: torch.Tensor) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
+    bytes = tensor.detach().flatten().view(torch.uint8).numpy()
+    return _tensor, (bytes, tensor.dtype, tensor.shape)
+
+
+def _tensor(bytes: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(bytes).view(dtype).view(shape)
 
 
 def _portable(error: Exception) -> Exception:

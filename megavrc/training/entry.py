@@ -63,3 +63,8 @@ def _log_on_main_rank(rank: Rank) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if not rank.main:  # what is wrong with data concerns one rank
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter(f"rank {rank.rank}: %(message)s"))
+        logging.getLogger("megavrc.data").addHandler(handler)

@@ -1,65 +1,28 @@
-import json
+import os
 import pickle
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from token_folders import (
+    SHAPE,
+    TOKENIZER,
+    VOCAB,
+    damage,
+    fields_of,
+    flip,
+    ids_of,
+    key_of,
+    make_dataset,
+    tar_of,
+)
 
 from megavrc.config import UserError, read_json, write_json
+from megavrc.data import dataset as dataset_module
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_manifest
-
-SHAPE = (5, 2, 3)
-VOCAB = 512
-TOKENIZER = {"name": "tiny", "sha256": "a" * 64}
-
-
-def ids_of(number: int) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, VOCAB, SHAPE)
-
-
-def fields_of(number: int) -> dict[str, Any]:
-    return {
-        "caption": None if number % 5 == 4 else f"clip {number}, mot clé",
-        "label": number % 3,
-        "source": "s",
-    }
-
-
-def key_of(number: int) -> str:
-    return f"{number:016x}-{0:07d}"
-
-
-def make_dataset(folder: Path, counts: tuple[int, ...] = (7, 0, 4), split: str = "train") -> Path:
-    shards, number = [], 0
-    for place, count in enumerate(counts):
-        tar = folder / "shards" / shard_name(split, place, len(counts))
-        with ShardWriter(tar, SHAPE, VOCAB) as shard:
-            for _ in range(count):
-                shard.add(key_of(number), ids_of(number), fields_of(number))
-                number += 1
-            shard.commit(plan_sha256="p")
-        done = read_done(tar, "p")
-        assert done is not None
-        kept = ("name", "count", "bytes", "sha256", "index_sha256")
-        shards.append({"split": split, **{key: done[key] for key in kept}})
-    info = {"kind": "video", "shape": SHAPE, "vocab": VOCAB, "tokenizer": TOKENIZER, "image_source": "image"}
-    write_manifest(folder, json.loads(json.dumps(info)), shards)
-    return folder
-
-
-def first_tar(folder: Path) -> Path:
-    return folder / "shards" / shard_name("train", 0, 3)
-
-
-def flip(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(content)
+from megavrc.data.shards import DataError, ShardWriter
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -81,9 +44,19 @@ def test_it_goes_to_workers(tmp_path: Path) -> None:
     assert (pickle.loads(pickle.dumps(dataset))[3]["ids"] == before).all()
 
 
+def test_more_shards_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_module, "MAX_OPEN", 2)
+    monkeypatch.setattr(dataset_module, "MAX_INDEXES", 3)
+    dataset = TokenDataset(make_dataset(tmp_path, (2, 2, 2, 2, 2)))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        assert [dataset[index]["key"] for index in range(10)] == [key_of(number) for number in range(10)]
+    assert len(os.listdir("/proc/self/fd")) - before == 2
+
+
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    samples = list(webdataset.WebDataset(str(first_tar(tmp_path)), shardshuffle=False).decode())
+    samples = list(webdataset.WebDataset(str(tar_of(tmp_path)), shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == [key_of(number) for number in range(7)]
     assert all((sample["npy"] == ids_of(number)).all() for number, sample in enumerate(samples))
     assert [sample["json"] for sample in samples] == [fields_of(number) for number in range(7)]
@@ -114,9 +87,7 @@ def test_ids_outside_the_vocabulary_are_not_written(tmp_path: Path, value: int) 
 @pytest.mark.parametrize("member", ["npy", "json"])
 def test_a_flipped_bit_is_named(tmp_path: Path, member: str) -> None:
     make_dataset(tmp_path)
-    with tarfile.open(first_tar(tmp_path)) as tar:
-        at = tar.getmember(f"{key_of(5)}.{member}").offset_data
-    flip(first_tar(tmp_path), at + 5)
+    damage(tar_of(tmp_path), 5, member)
     dataset = TokenDataset(tmp_path)
     dataset[4]
     with pytest.raises(DataError, match=rf"train-000000-of-000003.tar: sample {key_of(5)} is damaged"):
@@ -124,7 +95,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path, member: str) -> None:
 
 
 def test_a_truncated_shard_is_found_at_the_start(tmp_path: Path) -> None:
-    tar = first_tar(make_dataset(tmp_path))
+    tar = tar_of(make_dataset(tmp_path))
     tar.write_bytes(tar.read_bytes()[:-1024])
     with pytest.raises(DataError, match=r"train-000000-of-000003.tar: shard has .* bytes, the manifest says"):
         TokenDataset(tmp_path)
@@ -134,7 +105,7 @@ def test_a_truncated_shard_is_found_at_the_start(tmp_path: Path) -> None:
 
 
 def test_a_shard_cut_while_in_use_is_found(tmp_path: Path) -> None:
-    tar = first_tar(make_dataset(tmp_path))
+    tar = tar_of(make_dataset(tmp_path))
     dataset = TokenDataset(tmp_path)
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(DataError, match=f"sample {key_of(6)} is damaged"):
@@ -142,7 +113,7 @@ def test_a_shard_cut_while_in_use_is_found(tmp_path: Path) -> None:
 
 
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
-    index = first_tar(make_dataset(tmp_path)).with_name("train-000000-of-000003.tar.idx.npz")
+    index = tar_of(make_dataset(tmp_path)).with_name("train-000000-of-000003.tar.idx.npz")
     flip(index, 200)
     with pytest.raises(DataError, match=r"idx.npz: index is damaged"):
         TokenDataset(tmp_path)[0]

@@ -5,10 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_folders import make_dataset
 
 from megavrc.config import UserError
-from megavrc.data.order import Order
-from megavrc.data.stream import Stream
+from megavrc.data.blend import BlendOrder, TokenBlend
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.order import InOrder, Order, WindowOrder
+from megavrc.data.stream import Stream, evaluation_batches
 
 
 class Squares:
@@ -82,7 +85,6 @@ def test_resuming_continues_exactly() -> None:
     assert read(30, 10, 2, 2, global_batch=8)[12:] == read(30, 4, 2, 2, start=6, global_batch=8)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(workers: int) -> None:
     assert read(30, 5, 2, 2, global_batch=8, workers=workers) == read(30, 5, 2, 2, global_batch=8)
@@ -97,3 +99,78 @@ def test_sample_ids_name_the_global_batch() -> None:
 def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UserError, match="global_batch 10 is not a multiple of 2 ranks x micro_batch 3"):
         Stream(Squares(9), Order(9, 0), global_batch=10, micro_batch=3, world_size=2, collate=pairs)
+
+
+@pytest.fixture(scope="module")
+def blend(tmp_path_factory: pytest.TempPathFactory) -> TokenBlend:
+    folder = tmp_path_factory.mktemp("tokens")
+    make_dataset(folder / "a", (9, 7, 0, 6))
+    make_dataset(folder / "b", (5, 6), first=100)
+    return TokenBlend([TokenDataset(folder / "a"), TokenDataset(folder / "b")])
+
+
+def keys(items: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    return [(item["position"], item["key"]) for item in items]
+
+
+def train(blend: TokenBlend, start: int, steps: int, world_size: int, micro: int, workers: int) -> list[Any]:
+    """What all ranks together get in these steps, by position."""
+    found = []
+    for rank in range(world_size):
+        stream = Stream(
+            blend,
+            BlendOrder([WindowOrder([9, 7, 0, 6], 1, window=2), Order(11, 2)], [0.7, 0.3]),
+            global_batch=12,
+            micro_batch=micro,
+            rank=rank,
+            world_size=world_size,
+            collate=keys,
+            start_step=start,
+            workers=workers,
+        )
+        passes = steps * 12 // (micro * world_size)
+        found += [pair for batch in islice(iter(stream), passes) for pair in batch]
+    return sorted(found)
+
+
+def test_five_resumes_in_one_epoch_are_exact(blend: TokenBlend) -> None:
+    """Each time on other ranks, micro-batches and workers."""
+    whole = train(blend, 0, 8, world_size=1, micro=12, workers=0)
+    assert [position for position, _ in whole] == list(range(96))
+    stops = [
+        (0, 1, 2, 3, 0),
+        (1, 1, 1, 12, 1),
+        (2, 2, 4, 1, 2),
+        (4, 1, 3, 2, 0),
+        (5, 2, 6, 1, 0),
+        (7, 1, 1, 4, 2),
+    ]
+    resumed = []
+    for start, steps, world_size, micro, workers in stops:
+        resumed += train(blend, start, steps, world_size, micro, workers)
+    assert resumed == whole
+
+
+@pytest.mark.parametrize("count", [1, 7, 12, 20])
+def test_an_evaluation_counts_every_sample_once_on_any_number_of_ranks(count: int) -> None:
+    for world_size in (1, 2, 3, 4):
+        each: list[list[tuple[list[tuple[int, int]], int]]] = []
+        for rank in range(world_size):
+            each.append(
+                list(
+                    evaluation_batches(
+                        Squares(20),
+                        InOrder(20),
+                        count=count,
+                        micro_batch=3,
+                        rank=rank,
+                        world_size=world_size,
+                        collate=pairs,
+                    )
+                )
+            )
+        assert len({len(batches) for batches in each}) == 1, "forward passes stay in step"
+        assert all(batch for batches in each for batch, _ in batches)
+        counted = [pair for batches in each for batch, real in batches for pair in batch[:real]]
+        assert sorted(counted) == [(index, index) for index in range(count)]
+        assert all(real in (0, len(batch)) for batches in each for batch, real in batches)

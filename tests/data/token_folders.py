@@ -1,0 +1,66 @@
+"""Small token datasets with known content, and damage to them."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+
+SHAPE = (5, 2, 3)
+VOCAB = 512
+TOKENIZER = {"name": "tiny", "sha256": "a" * 64}
+
+
+def ids_of(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, VOCAB, SHAPE)
+
+
+def fields_of(number: int) -> dict[str, Any]:
+    return {
+        "caption": None if number % 5 == 4 else f"clip {number}, mot clé",
+        "label": number % 3,
+        "source": "s",
+    }
+
+
+def key_of(number: int) -> str:
+    return f"{number:016x}-{0:07d}"
+
+
+def make_dataset(
+    folder: Path, counts: tuple[int, ...] = (7, 0, 4), split: str = "train", first: int = 0, **info: Any
+) -> Path:
+    """Samples `first`, `first` + 1, ... in shards of these sizes."""
+    shards, number = [], first
+    for place, count in enumerate(counts):
+        tar = folder / "shards" / shard_name(split, place, len(counts))
+        with ShardWriter(tar, SHAPE, VOCAB) as shard:
+            for _ in range(count):
+                shard.add(key_of(number), ids_of(number), fields_of(number))
+                number += 1
+            shard.commit(plan_sha256="p")
+        done = read_done(tar, "p")
+        assert done is not None
+        shards.append(listed(split, done))
+    usual = {"kind": "video", "shape": list(SHAPE), "vocab": VOCAB, "tokenizer": TOKENIZER}
+    write_manifest(folder, {**usual, "image_source": "image", **info}, shards)
+    return folder
+
+
+def tar_of(folder: Path, number: int = 0, total: int = 3) -> Path:
+    return folder / "shards" / shard_name("train", number, total)
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def damage(tar: Path, number: int, member: str = "npy") -> None:
+    """Flip a bit of a sample."""
+    with tarfile.open(tar) as opened:
+        at = opened.getmember(f"{key_of(number)}.{member}").offset_data
+    flip(tar, at + 5)

@@ -1,0 +1,188 @@
+"""The data section of a run's configuration: blends, shuffles, damage, addresses, other datasets refused."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from worlds import run_world
+
+from megavrc.config import UserError, dump_yaml, load_config
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.stream import Stream
+from megavrc.distributed import Rank
+from megavrc.training.config import RunConfig
+from megavrc.training.run import RunFolder
+from megavrc.training.tasks.vrc import VRCTask
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_images(folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, tokenizer: str = "a") -> Path:
+    entries = []
+    for number, count in enumerate(counts):
+        tar = folder / "shards" / shard_name("train", number, len(counts))
+        with ShardWriter(tar, (1, 8, 8), 512) as shard:
+            for sample in range(count):
+                ids = np.random.default_rng([seed, number, sample]).integers(0, 512, (1, 8, 8))
+                shard.add(f"{folder.name}-{number}-{sample}", ids, {"caption": None, "label": 0})
+            shard.commit(plan_sha256="")
+        done = read_done(tar, "")
+        assert done is not None
+        entries.append(listed("train", done))
+    info = {"kind": "image", "shape": [1, 8, 8], "vocab": 512, "image_source": "image"}
+    write_manifest(folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}}, entries)
+    return folder
+
+
+def write_config(folder: Path, data: dict[str, Any], **more: Any) -> Path:
+    """A run of the image stage on classes, written as YAML."""
+    model = {"frames": 0, "layers": 1, "condition": {"kind": "class", "classes": 1}}
+    train = {"steps": 6, "global_batch": 4, "micro_batch": 1, "log_every": 1, "save_every": 100}
+    content = {"run_dir": str(folder / "run"), "stage": "image", "model": model, "data": data, "train": train}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**content, **more}))
+    return path
+
+
+def load(folder: Path, **data: Any) -> RunConfig:
+    return load_config(RunConfig, ["--config", str(write_config(folder, data))])
+
+
+def delivered(task: VRCTask, positions: int) -> list[str]:
+    stream = Stream(
+        task.source,
+        task.order,
+        global_batch=positions,
+        micro_batch=positions,
+        collate=lambda items: [item["key"] for item in items],
+        max_damaged=task.max_damaged,
+    )
+    [keys] = islice(iter(stream), 1)
+    return keys
+
+
+def test_a_blend_in_yaml(tmp_path: Path) -> None:
+    a, b = make_images(tmp_path / "a"), make_images(tmp_path / "b", seed=1)
+    config = load(tmp_path, blend=[{"path": str(a), "weight": 0.75}, {"path": str(b), "weight": 0.25}])
+    dump_yaml(config, tmp_path / "again.yaml")
+    assert load_config(RunConfig, ["--config", str(tmp_path / "again.yaml")]) == config
+    keys = delivered(VRCTask(config), 48)
+    assert sum(key.startswith("a") for key in keys) == 36
+    assert len(set(keys[:16])) == 16, "12 of a and 4 of b: each once so far"
+
+
+def test_a_window_keeps_to_its_shards(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "a", (5,) * 6)
+    keys = delivered(VRCTask(load(tmp_path, path=str(folder), shuffle="window", window=2)), 30)
+    assert len(set(keys)) == 30
+    assert [len({key.split("-")[1] for key in keys[i : i + 10]}) for i in (0, 10, 20)] == [2, 2, 2]
+    keys = delivered(VRCTask(load(tmp_path, path=str(folder))), 30)
+    assert len({key.split("-")[1] for key in keys[:10]}) > 2
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({}, "data.path"),
+        ({"path": "a", "blend": [{"path": "b"}]}, "data.path: give either it or data.blend"),
+        ({"path": "a", "window": 0}, "data.window: 0"),
+        ({"path": "a", "shuffle": "some"}, "data.shuffle|some"),
+        ({"blend": [{"path": "a", "wieght": 2}]}, "wieght"),
+        ({"blend": [{"weight": 2}]}, "path"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path: Path, data: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        load(tmp_path, **data)
+
+
+def test_datasets_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    a, b = make_images(tmp_path / "a"), make_images(tmp_path / "b", tokenizer="b")
+    with pytest.raises(UserError, match=r"data.blend: tokenizer is 'aaa.*/a and 'bbb.*/b"):
+        VRCTask(load(tmp_path, blend=[{"path": str(a)}, {"path": str(b)}]))
+
+
+def test_a_dataset_at_a_url_and_a_cache_that_is_too_small(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "a", (5,) * 6)
+    size = (folder / "shards" / shard_name("train", 0, 6)).stat().st_size
+    where = {"path": folder.as_uri(), "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(
+        UserError, match=r"data.cache_gb: .* shuffle global uses at once.* data.shuffle: window"
+    ):
+        VRCTask(load(tmp_path, **where, cache_gb=3.5 * size / 1e9))
+    with pytest.raises(UserError, match=r"lower data.window"):
+        VRCTask(load(tmp_path, **where, cache_gb=3.5 * size / 1e9, shuffle="window"))
+    small = {"cache_gb": 3.5 * size / 1e9, "shuffle": "window", "window": 2}
+    remote, here = (
+        VRCTask(load(tmp_path, **{**where, "path": path}, **small)) for path in (where["path"], str(folder))
+    )
+    assert delivered(remote, 60) == delivered(here, 60)
+    assert remote.identity == here.identity, "a run may move from one to the other"
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 3
+
+
+@pytest.fixture
+def alone() -> Iterator[Rank]:
+    """A world of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Rank(0, 1, 0, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_another_dataset_is_refused_with_the_difference(tmp_path: Path, alone: Rank) -> None:
+    a, b = make_images(tmp_path / "a"), make_images(tmp_path / "b", (6, 5))
+
+    def open_run(**data: Any) -> None:
+        config = load(tmp_path, **data)
+        task = VRCTask(config)
+        RunFolder(config, task.identity, task.facts, alone)
+
+    open_run(path=str(a))
+    open_run(path=str(a.rename(tmp_path / "moved")))
+    with pytest.raises(
+        UserError, match=r"data.0.manifest: '\w+' there, '\w+' here; data.0.samples: 12 there, 11 here"
+    ):
+        open_run(path=str(b))
+    with pytest.raises(UserError, match=r"order.shuffle: 'global' there, 'window' here"):
+        open_run(path=str(tmp_path / "moved"), shuffle="window")
+    with pytest.raises(UserError, match=r"data.1: None there"):
+        open_run(blend=[{"path": str(tmp_path / "moved")}, {"path": str(b)}])
+
+
+def damaged(folder: Path) -> Path:
+    """Bits of one sample of the first shard are flipped."""
+    tar = folder / "shards" / shard_name("train", 0, 2)
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\x93NUMPY") + 200] ^= 1
+    tar.write_bytes(content)
+    return folder
+
+
+def run_two_ranks(folder: Path, **data: Any) -> tuple[int, str, list[dict[str, float]]]:
+    path = write_config(folder, {"path": str(damaged(make_images(folder / "tokens"))), **data})
+    done = run_world(2, ROOT / "pretrain" / "pretrain_vrc.py", "--config", path, "--train.workers=1")
+    metrics = folder / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    return done.returncode, done.stdout + done.stderr, [json.loads(line) for line in lines]
+
+
+def test_ranks_stay_in_step_when_a_sample_is_replaced(tmp_path: Path) -> None:
+    code, output, metrics = run_two_ranks(tmp_path, on_damage="replace")
+    assert code == 0, output
+    assert [line["step"] for line in metrics] == list(range(1, 7))
+    assert metrics[-1]["replaced"] >= 2, "two epochs, and a sample of either rank"
+    assert "sample tokens-0-0 is damaged (crc32 does not fit); another sample takes its place" in output
+
+
+@pytest.mark.slow
+def test_all_ranks_end_on_a_damaged_sample(tmp_path: Path) -> None:
+    code, output, metrics = run_two_ranks(tmp_path)
+    assert code != 0 and len(metrics) < 6
+    assert "sample tokens-0-0 is damaged (crc32 does not fit)" in output
