@@ -13,7 +13,7 @@ from megavrc.training.config import AnyRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
-from megavrc.training.watchdog import EXIT_HANG, LostRank
+from megavrc.training.watchdog import LostRank
 
 C = TypeVar("C", bound=AnyRunConfig)
 
@@ -29,7 +29,7 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     except UserError as error:
         code = _say(error, EXIT_USER)
     except LostRank as error:
-        code = _say(error, EXIT_HANG)
+        code = _say(error, error.exit_code)
     except Exception:
         traceback.print_exc()
         code = 1

@@ -64,5 +64,8 @@ class SkipGuard:
 def write_audit(run_dir: Path, step: int, event: str, reason: str, **more: Any) -> None:
     """One line of audit.jsonl: what was done at a step and why."""
     line = {"step": step, "event": event, "reason": reason, **more, "time": time.time()}
-    with open(run_dir / "audit.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with open(run_dir / "audit.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        log.warning("audit.jsonl cannot be written (%s): %s", error, json.dumps(line))

@@ -31,7 +31,15 @@ Heartbeats = dict[int, dict[str, Any]]
 
 
 class LostRank(Exception):
-    """Other ranks are gone or have failed; the message names them."""
+    """Other ranks are gone or have failed; the message names them.
+
+    Attributes:
+        exit_code: 85 if they are gone, 1 if they failed by an error of their own, which would come again.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Watchdog:
@@ -80,9 +88,9 @@ class Watchdog:
         if error is None or not _is_communication(error):
             return self._publish()
         self._state = "failed: lost another rank"
-        names = self._lost()
+        names, exit_code = self._lost()
         if names:
-            raise LostRank(f"{'; '.join(names)}; this is rank {self._rank.rank}") from error
+            raise LostRank(f"{'; '.join(names)}; this is rank {self._rank.rank}", exit_code) from error
         return None
 
     # --- the thread ------------------------------------------------------------------------------------------------
@@ -156,8 +164,8 @@ class Watchdog:
                 continue
         return found
 
-    def _lost(self) -> list[str]:
-        """Ranks that failed or fell silent, described."""
+    def _lost(self) -> tuple[list[str], int]:
+        """Ranks that failed or else fell silent, described, and what to exit with."""
         before = self._read()
         for _ in range(round(PATIENCE)):
             self._publish()
@@ -166,7 +174,7 @@ class Watchdog:
         mine = self._rank.rank
         failed = [r for r in after if r != mine and _own_failure(after[r])]
         gone = [r for r in range(self._rank.world_size) if r != mine and _silent(before.get(r), after.get(r))]
-        return [_describe(rank, after.get(rank)) for rank in failed or gone]
+        return [_describe(rank, after.get(rank)) for rank in failed or gone], 1 if failed else EXIT_HANG
 
     def _claims_report(self) -> bool:
         """Whether this rank is the first to report the hang."""

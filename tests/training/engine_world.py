@@ -140,9 +140,10 @@ def train_vrc(
         before, losses = engine.snapshot_buffers(), []
         for micro_step in range(engine.accumulation):
             first = step * 8 + (micro_step * rank.world_size + rank.rank) * micro
-            losses.append(engine.forward(clips(range(first, first + micro)), step)[0])
-            engine.backward(losses[-1], step)
-        mean = statistics.fmean(each for mine in by_rank([float(x) for x in losses], rank) for each in mine)
+            each, _ = engine.forward(clips(range(first, first + micro)), step)
+            engine.backward(each, step)
+            losses.append(float(each.detach()))
+        mean = statistics.fmean(each for mine in by_rank(losses, rank) for each in mine)
         rows.append([mean, float(engine.step(1e-3, before).grad_norm)])
     return rows, engine.gather_state(keep=True)
 

@@ -40,6 +40,14 @@ def test_a_killed_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     assert ended.seconds[0] - ended.seconds[1] < 30
 
 
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
+    ended = start(tmp_path, 2, "forward:1:4:raise", watchdog_s=20.0).wait()
+    assert ended.codes == [1, 1], "it would come again, so not 85"
+    assert "failed: injected at forward, step 4" in ended.outputs[0]
+    assert "FaultError" in ended.outputs[1]
+
+
 def test_a_spike_goes_back_and_its_data_is_left_out(tmp_path: Path) -> None:
     """Step 16 meets the bad data; the run goes back to step 15 and does not see it again."""
     settings = {"steps": 20, "save_every": 5, "spike_threshold": 8.0, "spike_window": 10}
