@@ -33,7 +33,7 @@ class TrainConfig:
         workers: processes a rank reads data with; 0 reads in the training process.
         activation_checkpointing: `layers` keeps only the input of every transformer layer and computes it again in the
             backward pass: less memory, about a third more computation.
-        compile: each transformer layer with torch.compile.
+        compile: each transformer layer with torch.compile (not at ZeRO stage 3).
         ema: decay of an average of the weights, which previews, validation and conversion then can use (0: none).
         exit_duration: minutes after which the run saves and stops as if asked to by a signal (0: no limit).
         spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
@@ -92,6 +92,8 @@ class TrainConfig:
             yield f"train.ema: {self.ema} must be 0 or a decay below 1, such as 0.9999"
         if self.precision == "bf16" and self.zero == 0:
             yield "train.zero: bf16 needs ZeRO stage 1, 2 or 3, which keep fp32 master weights"
+        if self.compile and self.zero == 3:
+            yield "train.compile: ZeRO stage 3 fetches weights inside the layers, which breaks graphs; use 0, 1 or 2"
 
 
 @dataclass

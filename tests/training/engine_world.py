@@ -183,6 +183,7 @@ def real_model(rank: Rank, everything: bool) -> dict[str, Any]:
     found["bf16_same_on_all_ranks"] = all(mine == sums[0] for mine in sums)
     if everything and shutil.which("g++"):
         found["compiled"] = train_vrc(rank, 3, zero=1, compile=True)[0]
+        found["graph_breaks"] = len(torch._dynamo.utils.counters["graph_break"])
         found["compiled_checkpointed"] = train_vrc(
             rank, 3, zero=2, compile=True, activation_checkpointing="layers"
         )[0]

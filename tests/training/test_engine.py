@@ -48,6 +48,7 @@ def check_real_model(found: dict[str, Any]) -> None:
     assert near(found["bf16"], found["plain"], 0.05)
     assert found["bf16_buffers"] == ["torch.float32"] and found["bf16_same_on_all_ranks"]
     assert found["bf16_apart"] < 0.05
+    assert found.get("graph_breaks", 0) == 0
     for name in ("compiled", "compiled_checkpointed"):
         assert name not in found or near(found[name], found["plain"], 1e-4), name
 
