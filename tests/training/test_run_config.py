@@ -77,7 +77,7 @@ def test_problems_of_the_loop_s_options_are_named_together() -> None:
 
 @pytest.mark.skipif(find_spec("apex") is not None, reason="apex is installed")
 def test_apex_that_is_not_there_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match="optimizer.kind: apex cannot be imported"):
+    with pytest.raises(UserError, match=r"optimizer.kind: apex cannot be imported"):
         make_optimizer({}, TrainConfig(), OptimizerConfig(kind="apex"))
 
 
