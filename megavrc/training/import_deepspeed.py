@@ -25,6 +25,11 @@ from megavrc.training.tasks import Task
 log = logging.getLogger("megavrc")
 
 Tensors = dict[str, Tensor]
+BUILT = {  # by (module, name), beside what every checkpoint of torch needs
+    ("torch", "Size"): torch.Size,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda build, kind, args, state: build(*args),
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _tagged(source: Path, tag: str) -> Path:
 
 def _load_all(folder: Path, pattern: str) -> list[dict[str, Any]]:
     paths = sorted(folder.glob(pattern), key=lambda path: list(_numbers(path.name)))
-    return [load_without_running(path, {("torch", "Size"): torch.Size})[0] for path in paths]
+    return [load_without_running(path, BUILT)[0] for path in paths]
 
 
 def _numbers(name: str) -> Iterator[int]:

@@ -50,17 +50,17 @@ def steps(
     mine = trainer.engine.gather_state(keep=True)
     stored = run.checkpoint.groups if run.checkpoint else mine
     exact = all(torch.equal(mine[group][name], stored[group][name]) for group in mine for name in mine[group])
-    lines, samples = [], []
+    said, samples = [], []
     while trainer.step < until:
         task.delivered.clear()
-        lines.append(trainer.report(trainer.train_step(), 1))
+        said.append(trainer.report(trainer.train_step(), 1))
         parts: list[Any] = [None] * rank.world_size
         dist.all_gather_object(parts, task.delivered)
         samples.append(sorted(sample for part in parts for micro_batch in part for sample in micro_batch))
     trainer.save(last=True)
     trainer.close()
     run.close()
-    losses = [[line["loss"], line["grad_norm"]] for line in lines]
+    losses = [[line["loss"], line["grad_norm"]] for line in said]
     return {"exact": exact, "groups": sorted(mine), "lines": losses, "samples": samples}
 
 
@@ -109,14 +109,18 @@ def killed(root: Path) -> dict[str, Any]:
         checkpoint = newest_good(root / "hurt" / "checkpoints")
         found.append(checkpoint and checkpoint.step)
     end = Path("checkpoints") / "step-00000010"
-    lines = (root / "hurt" / "metrics.jsonl").read_text().splitlines()
+    unhurt, hurt = (lines(root / name) for name in ("unhurt", "hurt"))
     return {
         "codes": codes,
         "found": found,
         "same": same(root / "unhurt" / end, root / "hurt" / end),
-        "steps": [json.loads(line)["step"] for line in lines],
-        "stalls": sum(json.loads(line).get("checkpoint_stall_s", 0) > 0 for line in lines),
+        "steps": [line["step"] for line in hurt],
+        "stalls": [line["step"] for line in unhurt if line.get("checkpoint_stall_s", 0) > 0],
     }
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def saves_natively(rank: Rank, folder: Path, zero: int) -> None:
@@ -149,18 +153,14 @@ def native(root: Path) -> dict[str, Any]:
     return {"stages": found, "resumed": again == expected and again["exact"], "lines": len(again["lines"])}
 
 
+def resumed(root: Path) -> dict[str, Any]:
+    whole = fork_world(2, steps, root / "whole", CHAIN[-1][3], 1, 2)[1][0]
+    return {"whole": whole, "chain": chain(root), "five": five_resumes(root), "killed": killed(root)}
+
+
 def main() -> None:
-    root = Path(sys.argv[1])
-    last = CHAIN[-1][3]
-    whole = fork_world(2, steps, root / "whole", last, 1, 2)[1][0]
-    results = {
-        "whole": whole,
-        "chain": chain(root),
-        "five": five_resumes(root),
-        "killed": killed(root),
-        "native": native(root),
-    }
-    (root / "results.json").write_text(json.dumps(results))
+    part, root = sys.argv[1], Path(sys.argv[2])
+    (root / "results.json").write_text(json.dumps({"resumed": resumed, "native": native}[part](root)))
 
 
 if __name__ == "__main__":

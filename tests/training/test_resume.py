@@ -9,12 +9,21 @@ import pytest
 from worlds import run_world
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("runs")
-    done = run_world(1, "resume_world.py", root)
+def run(part: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp(part)
+    done = run_world(1, "resume_world.py", part, root)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((root / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run("resumed", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run("native", tmp_path_factory)
 
 
 def test_other_world_sizes_and_zero_stages_resume_bit_exactly(results: dict[str, Any]) -> None:
@@ -47,16 +56,18 @@ def test_a_run_killed_while_saving_ends_as_if_it_had_not_been(results: dict[str,
     assert killed["found"] == [3, 6, 10]
     assert killed["same"]
     assert killed["steps"] == list(range(1, 11)), "no line of metrics is lost or doubled"
-    assert killed["stalls"] >= 3, "how long training waited is in the metrics"
+    assert {4, 7, 10} <= set(killed["stalls"]), "how long training waited is in the metrics"
 
 
-def test_native_deepspeed_checkpoints_of_all_stages_are_read_bit_exactly(results: dict[str, Any]) -> None:
-    for zero, stage in results["native"]["stages"].items():
+@pytest.mark.slow
+def test_native_deepspeed_checkpoints_of_all_stages_are_read_bit_exactly(native: dict[str, Any]) -> None:
+    for zero, stage in native["stages"].items():
         assert stage["codes"] == [0, 0], zero
         assert stage["same"], f"stage {zero}: parameters, moments, buffers"
         assert stage["state"] == {"step": 4, "updates": 4, "skipped": 0}
         assert stage["name"] == "step-00000004"
 
 
-def test_an_imported_run_goes_on(results: dict[str, Any]) -> None:
-    assert results["native"]["resumed"] and results["native"]["lines"] == 2
+@pytest.mark.slow
+def test_an_imported_run_goes_on(native: dict[str, Any]) -> None:
+    assert native["resumed"] and native["lines"] == 2
