@@ -79,13 +79,18 @@ class Saver:
             UserError: another job has taken over the run.
         """
         with self._stalling():
-            self._finish_write()
+            self._finish()
             shards = plan_shards(self._state.like, self._rank.world_size)
             self._write = write = self._begin(_Write(step, {"step": step, **progress}, shards))
             for shard in shards:
                 self._put(write, shard)
             if not self._background:
-                self._finish_write()
+                self._finish()
+
+    def finish(self) -> None:
+        """Wait until the write under way is over, if there is one. Raises as `save` does."""
+        with self._stalling():
+            self._finish()
 
     def save_and_wait(self, step: int, progress: dict[str, Any]) -> None:
         """The checkpoint that a run ends with: committed on return, after several attempts if need be.
@@ -97,7 +102,7 @@ class Saver:
             time.sleep(seconds)
             failures = self.failures
             self.save(step, progress)
-            self.wait()
+            self.finish()
             if self.failures == failures:
                 return
         raise RuntimeError(f"{self._store}: the last checkpoint could not be written, for the reason above")
@@ -107,11 +112,6 @@ class Saver:
         if self._write is not None:
             with self._stalling():
                 self._advance(self._write)
-
-    def wait(self) -> None:
-        """Until no write is going on. Raises as `save` does."""
-        with self._stalling():
-            self._finish_write()
 
     def close(self) -> None:
         """Drop what has not begun to be written."""
@@ -179,7 +179,7 @@ class Saver:
             files = {name: file for part in parts for name, file in part.items()}
             write.tasks.append(self._thread.submit(self._commit, write, files))
 
-    def _finish_write(self) -> None:
+    def _finish(self) -> None:
         while self._write is not None:
             wait(self._write.tasks)
             self._advance(self._write)

@@ -156,7 +156,7 @@ class Trainer:
                 "train.spike_rollbacks allows; audit.jsonl names the samples; lower optimizer.lr, or raise "
                 "train.spike_rollbacks or train.spike_threshold, and resume"
             )
-        self.saver.wait()
+        self.saver.finish()
         checkpoint = self.run.newest()
         window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
         self._audit("went back", spike, losses, to=checkpoint.step, left_out_data_of_steps=window)

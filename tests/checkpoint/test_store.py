@@ -206,6 +206,24 @@ def test_weights_of_a_run_or_of_one_checkpoint(tmp_path: Path) -> None:
         read_weights(first)
 
 
+def test_the_command_verifies_a_run_or_one_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2):
+        commit(tmp_path / "checkpoints", step)
+    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+
+    def verified(folder: Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, tool, "verify", "--model", folder], capture_output=True, text=True
+        )
+
+    assert verified(tmp_path).stdout.count(": whole") == 2
+    flip(tmp_path / "checkpoints" / "step-00000001" / "exp_avg-00001.safetensors")
+    found = verified(tmp_path)
+    assert found.returncode == 2 and "step-00000002: whole" in found.stdout
+    assert "error: 1 damaged:" in found.stderr and "exp_avg-00001.safetensors: its bytes" in found.stderr
+    assert verified(tmp_path / "checkpoints" / "step-00000002").returncode == 0
+
+
 # --- retention -------------------------------------------------------------------------------------------------------
 
 
