@@ -204,8 +204,13 @@ def _unknown_keys(cls: type, content: dict[str, Any], prefix: str) -> Iterator[s
         nested = [
             hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)
         ]
-        if nested and isinstance(value, dict):
-            yield from _unknown_keys(typing.cast(type, nested[0]), value, f"{prefix}{key}.")
+        if not nested or not isinstance(value, dict):
+            continue
+        by_name = typing.get_origin(hints[key]) is dict  # of dataclasses, under names of the user's choice
+        for name, inner in value.items() if by_name else [("", value)]:
+            if isinstance(inner, dict):
+                where = f"{prefix}{key}.{name}." if by_name else f"{prefix}{key}."
+                yield from _unknown_keys(typing.cast(type, nested[0]), inner, where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs to folders in Hugging Face format (to-hf), the check of such a folder (verify), published video tokenizers."""
+"""Runs to Hugging Face format (to-hf), the check of these and of runs (verify), and what other programs trained."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ def to_hf(
     step: int | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
+    weights: Literal["model", "ema"] = "model",
 ) -> None:
     """Convert a training run to a folder that transformers and tools/generate.py load.
 
@@ -27,23 +28,61 @@ def to_hf(
         step: optimiser step of the checkpoint to take (default: the newest).
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
+        weights: as trained, or their average over training (train.ema).
     """
     from megavrc.hf.convert import to_hf
 
-    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size)
+    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights)
     print(f"{out}: converted and checked; try: python tools/generate.py --model {out} --help")
 
 
 def verify(model: Path) -> None:
     """Check a converted folder: checksums, loading with and without transformers, equal logits and clips.
 
+    Of a training run, or of one of its checkpoints, check every byte against its SHA-256.
+
     Args:
         model: the folder.
     """
+    if (model / "checkpoints").is_dir() or (model / "manifest.json").is_file():
+        return _verify_run(model)
     from megavrc.hf.convert import verify
 
     verify(model)
     print(f"{model}: whole; transformers and megavrc compute the same from it")
+
+
+def _verify_run(path: Path) -> None:
+    from megavrc.checkpoint import DamagedCheckpoint, verify
+    from megavrc.config import UserError
+
+    one = (path / "manifest.json").is_file()
+    damaged = []
+    for folder in [path] if one else sorted((path / "checkpoints").glob("step-*")):
+        try:
+            verify(folder)
+            print(f"{folder}: whole")
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+    if damaged:
+        raise UserError(f"{len(damaged)} damaged: {'; '.join(damaged)}")
+
+
+def import_deepspeed(checkpoint: Path, config: Path, tag: str = "") -> None:
+    """Turn a native DeepSpeed checkpoint of any ZeRO stage into the first one of a new run, which resumes from it.
+
+    Args:
+        checkpoint: the folder that DeepSpeed's save_checkpoint wrote to; its pickles are read, nothing in them is run.
+        config: YAML file of the run, as for pretrain/pretrain_vrc.py; its run_dir must be new.
+        tag: of the checkpoint (default: what the file `latest` names).
+    """
+    from megavrc.config import load_config
+    from megavrc.training.config import RunConfig
+    from megavrc.training.import_deepspeed import import_run
+    from megavrc.training.tasks.vrc import VRCTask
+
+    run = load_config(RunConfig, ["--config", str(config)])
+    print(f"{import_run(checkpoint, tag, run, VRCTask(run))}: imported; resume with --config {config}")
 
 
 def import_omnitokenizer(checkpoint: Path, out: Path) -> None:
@@ -64,4 +103,11 @@ def import_omnitokenizer(checkpoint: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command({"to-hf": to_hf, "verify": verify, "import-omnitokenizer": import_omnitokenizer})
+    command(
+        {
+            "to-hf": to_hf,
+            "verify": verify,
+            "import-omnitokenizer": import_omnitokenizer,
+            "import-deepspeed": import_deepspeed,
+        }
+    )

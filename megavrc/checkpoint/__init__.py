@@ -1,6 +1,20 @@
 """Checkpoints that depend on neither the world size nor the engine: plain tensors, JSON, checksums, atomic commits."""
 
-from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, read, verify
-from megavrc.checkpoint.store import newest_good, read_weights, write
+from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, open_unverified, read, verify
+from megavrc.checkpoint.lease import Lease
+from megavrc.checkpoint.store import Retention, begin, commit, newest_good, read_weights, write
 
-__all__ = ["Checkpoint", "DamagedCheckpoint", "newest_good", "read", "read_weights", "verify", "write"]
+__all__ = [
+    "Checkpoint",
+    "DamagedCheckpoint",
+    "Lease",
+    "Retention",
+    "begin",
+    "commit",
+    "newest_good",
+    "open_unverified",
+    "read",
+    "read_weights",
+    "verify",
+    "write",
+]

@@ -1,67 +1,64 @@
 """One checkpoint folder: safetensors files, state.json, and a manifest with the SHA-256 of each of them.
 
     step-00001000/
-        model.safetensors        one fp32 tensor per parameter
-        exp_avg.safetensors      AdamW's first moments, fp32, same names
-        exp_avg_sq.safetensors   AdamW's second moments
-        buffers.safetensors      persistent buffers (BatchNorm statistics, codebooks) in their own dtype
-        state.json               step and whatever else the writer needs to resume
-        manifest.json            {"format", "files": {name: {"bytes", "sha256"}}}
+        model-00001.safetensors ..       fp32 parameters
+        exp_avg-00001.safetensors ..     AdamW's first moments, fp32, same names
+        exp_avg_sq-00001.safetensors ..  AdamW's second moments
+        buffers-00001.safetensors        persistent buffers (BatchNorm statistics, codebooks) in their own dtype
+        state.json                       step and whatever else the writer needs to resume
+        manifest.json                    {"format", "files": {name: {"bytes", "sha256"}},
+                                          "groups": {group: {tensor: file}}, "sha256" of all this}
 
+A group is any set of named whole tensors; how many files it has, and which rank wrote them, a reader need not know.
 A folder with the final name is complete: it is written under another name and renamed last.
 """
 
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from megavrc.config import UserError, read_json, sha256_file, write_json
+from megavrc.checkpoint.shards import File, Shard
+from megavrc.config import UserError, read_json, sha256_json, write_json
 
-FORMAT = "megavrc-checkpoint v1"
-Groups = dict[str, dict[str, Tensor]]
+FORMAT = "megavrc-checkpoint v2"
+OLDER = ("megavrc-checkpoint v1",)
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint whose bytes are not those that were written; the message names file and reason."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A verified checkpoint; tensors are read on request."""
-
-    path: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.state["step"])
-
-    def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of `<group>.safetensors`, on the CPU."""
-        return load_file(self.path / f"{group}.safetensors")
+def unprobed(point: str) -> None:
+    """The probe of a write that nobody disturbs."""
 
 
-def write_files(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
-    """Write all files of a checkpoint into a new folder, down to the disk."""
-    folder.mkdir(parents=True)
-    for group, tensors in groups.items():
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"{group}.safetensors"
-        )
-    write_json(folder / "state.json", state)
-    names = sorted(path.name for path in folder.iterdir())
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in names
-    }
-    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
-    for name in names:
-        sync(folder / name)
-    sync(folder)
+def write_manifest(folder: Path, shards: list[Shard], groups: list[str], files: dict[str, File]) -> None:
+    """The manifest of files that are all on the disk already.
+
+    Args:
+        folder: that they are in.
+        shards: all of them, of all ranks.
+        groups: names of all groups, also of empty ones.
+        files: every file of the folder as it was written.
+    """
+    index: dict[str, dict[str, str]] = {group: {} for group in groups}
+    for shard in shards:
+        index[shard.group] |= dict.fromkeys(shard.tensors, shard.file)
+    content = {"format": FORMAT, "files": dict(sorted(files.items())), "groups": index}
+    write_json(folder / "manifest.json", {**content, "sha256": sha256_json(content)})
+
+
+def describe(path: Path) -> File:
+    """A file as it is on the disk now."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path, cold=False)}
 
 
 def sync(path: Path) -> None:
@@ -73,25 +70,111 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def verify(folder: Path) -> None:
-    """Compare every byte with the manifest. Raises DamagedCheckpoint."""
-    try:
-        manifest = read_json(folder / "manifest.json")
-    except UserError as error:
-        raise DamagedCheckpoint(str(error)) from None
-    if manifest.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"{folder}: format {manifest.get('format')!r}, expected {FORMAT!r}")
-    for name, recorded in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path}: missing")
-        if (size := path.stat().st_size) != recorded["bytes"]:
-            raise DamagedCheckpoint(f"{path}: {size} bytes, {recorded['bytes']} were written")
-        if sha256_file(path) != recorded["sha256"]:
-            raise DamagedCheckpoint(f"{path}: its bytes have changed (SHA-256 does not match the manifest)")
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a group, each read when it is asked for."""
+
+    def __init__(self, folder: Path, files: dict[str, str]) -> None:
+        self._folder, self._files = folder, files
+        self._open: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self._files[name]
+        if file not in self._open:
+            self._open[file] = safe_open(self._folder / file, framework="pt")
+        return self._open[file].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    @cached_property
+    def _index(self) -> dict[str, dict[str, str]]:
+        return read_json(self.path / "manifest.json")["groups"]
+
+    def tensors(self, group: str) -> Mapping[str, Tensor]:
+        """The tensors of a group by name, on the CPU; each is read when it is asked for."""
+        return StoredTensors(self.path, self._index[group])
+
+    @property
+    def groups(self) -> dict[str, Mapping[str, Tensor]]:
+        """All groups, as of `tensors`."""
+        return {group: self.tensors(group) for group in self._index}
+
+
+def open_unverified(folder: Path) -> Checkpoint:
+    """Open a checkpoint that was verified before, by another rank."""
+    return Checkpoint(folder, read_json(folder / "state.json"))
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """Verify and open one checkpoint folder. Raises DamagedCheckpoint."""
+    """Verify and open one checkpoint folder. Raises DamagedCheckpoint, or UserError for another format."""
     verify(Path(folder))
-    return Checkpoint(Path(folder), read_json(Path(folder) / "state.json"))
+    return open_unverified(Path(folder))
+
+
+def verify(folder: Path, cold: bool = False) -> None:
+    """Compare every byte with the manifest.
+
+    Args:
+        folder: of a checkpoint.
+        cold: read from the disk what the kernel still has in memory.
+
+    Raises:
+        DamagedCheckpoint: a byte differs or cannot be read.
+        UserError: written in a format of before.
+    """
+    try:
+        files = _read_manifest(folder / "manifest.json")["files"].items()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda item: _verify_file(folder / item[0], item[1], cold), files))
+    except OSError as error:
+        raise DamagedCheckpoint(str(error)) from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found in OLDER:
+        raise UserError(
+            f"{path.parent}: written by another version of megavrc ({found}; this one reads {FORMAT}); go on with that "
+            "version, or choose another run_dir"
+        )
+    if found != FORMAT or manifest.pop("sha256", None) != sha256_json(manifest):
+        raise DamagedCheckpoint(f"{path}: its bytes have changed")
+    return manifest
+
+
+def _verify_file(path: Path, recorded: File, cold: bool) -> None:
+    if not path.is_file():
+        raise DamagedCheckpoint(f"{path}: missing")
+    if (size := path.stat().st_size) != recorded["bytes"]:
+        raise DamagedCheckpoint(f"{path}: {size} bytes, {recorded['bytes']} were written")
+    if _sha256(path, cold) != recorded["sha256"]:
+        raise DamagedCheckpoint(f"{path}: its bytes have changed (SHA-256 does not match the manifest)")
+
+
+def _sha256(path: Path, cold: bool) -> str:
+    with open(path, "rb") as file:
+        if cold:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()

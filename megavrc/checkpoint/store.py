@@ -3,59 +3,166 @@
 import logging
 import os
 import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, Groups, read, sync, write_files
-from megavrc.config import UserError, write_atomic
+from megavrc.checkpoint.format import (
+    Checkpoint,
+    DamagedCheckpoint,
+    describe,
+    read,
+    sync,
+    verify,
+    write_manifest,
+)
+from megavrc.checkpoint.shards import File, Groups, Probe, Shard, plan_shards, unprobed, write_shard
+from megavrc.config import UserError, read_json, write_atomic, write_json
 
 log = logging.getLogger("megavrc")
 
 UNFINISHED = ".unfinished-"
 
 
-def write(store: Path, step: int, groups: Groups, state: dict[str, Any], keep: int) -> Path:
-    """Commit a checkpoint: everything on disk under a temporary name, then one rename, then `latest`.
+# --- writing ---------------------------------------------------------------------------------------------------------
 
-    Args:
-        store: the `checkpoints` folder of a run; this process must be its only writer.
-        step: optimiser steps done.
-        groups: file name to {tensor name: tensor}, see `format`.
-        state: JSON content to find again when resuming; "step" is added.
-        keep: how many checkpoints stay.
+
+def begin(store: Path, step: int) -> Path:
+    """A new folder for the files of a checkpoint, under a name of its own that no reader takes for one.
+
+    Whatever interrupted writes have left is removed, so the caller must be the only writer.
     """
-    final = store / f"step-{step:08d}"
     for leftover in store.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
-    unfinished = store / f"{UNFINISHED}{final.name}"
-    write_files(unfinished, groups, {"step": step, **state})
-    if final.exists():  # the run went back behind this step after damage, and came here again
+    folder = store / f"{UNFINISHED}{_name(step)}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(
+    unfinished: Path,
+    step: int,
+    shards: list[Shard],
+    files: dict[str, File],
+    groups: list[str],
+    state: dict[str, Any],
+    probe: Probe = unprobed,
+) -> Path:
+    """Make a checkpoint of a folder whose shards are all on the disk: manifest, one rename, then `latest`.
+
+    Args:
+        unfinished: from `begin`.
+        step: optimiser steps done.
+        shards, files: all, of all ranks.
+        groups: names of all groups, also of empty ones.
+        state: JSON content to find again when resuming.
+        probe: see `format`.
+    """
+    store, final = unfinished.parent, unfinished.with_name(_name(step))
+    write_json(unfinished / "state.json", state)
+    probe("before_manifest")
+    write_manifest(unfinished, shards, groups, files | {"state.json": describe(unfinished / "state.json")})
+    sync(unfinished)
+    probe("before_rename")
+    if final.exists():  # the run went back behind this step, and came here again
         _remove(final)
     os.rename(unfinished, final)
+    probe("after_rename")
     sync(store)
+    probe("before_latest")
     write_atomic(store / "latest", final.name.encode())
-    for old in _newest_first(store)[keep:]:
-        if old != final:
-            _remove(old)
+    sync(store)
     return final
 
 
-def newest_good(store: Path) -> Checkpoint | None:
+def write(store: Path, step: int, groups: Groups, state: dict[str, Any], keep: int) -> Path:
+    """Commit a checkpoint from one process: all of the above, then retention of the last `keep`."""
+    shards = plan_shards(groups)
+    unfinished = begin(store, step)
+    files = {
+        shard.file: write_shard(
+            unfinished / shard.file, {name: groups[shard.group][name] for name in shard.tensors}
+        )
+        for shard in shards
+    }
+    final = commit(unfinished, step, shards, files, list(groups), {"step": step, **state})
+    Retention(keep).apply(final)
+    return final
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+        last: so many of the newest.
+        every: steps whose multiples stay for good (0: none).
+        best: the one with the lowest "validation_loss" in its state, if any has one.
+    """
+
+    last: int
+    every: int = 0
+    best: bool = True
+
+    def apply(self, newest: Path) -> None:
+        """Remove what need not stay; nothing before the newest one has been read back whole.
+
+        Checkpoints of later steps than the newest, which a run that went back has left, are not touched: its own
+        will replace them.
+        """
+        candidates = [folder for folder in _newest_first(newest.parent) if folder.name <= newest.name]
+        kept = {newest, *candidates[: self.last], *self._best(candidates)}
+        if self.every:
+            kept |= {folder for folder in candidates if _step(folder) % self.every == 0}
+        doomed = [folder for folder in candidates if folder not in kept]
+        if not doomed:
+            return
+        try:
+            verify(newest, cold=True)
+        except DamagedCheckpoint as error:
+            log.error("DAMAGED CHECKPOINT, just written; no older one is removed: %s", error)
+            return
+        for folder in doomed:
+            _remove(folder)
+
+    def _best(self, candidates: list[Path]) -> list[Path]:
+        losses = {folder: _validation_loss(folder) for folder in candidates} if self.best else {}
+        known = {folder: loss for folder, loss in losses.items() if loss is not None}
+        return [min(known, key=known.__getitem__)] if known else []
+
+
+def _validation_loss(folder: Path) -> float | None:
+    try:
+        return read_json(folder / "state.json").get("validation_loss")
+    except UserError:
+        return None  # a damaged one
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
     """The checkpoint that `latest` names if it is whole, else the newest whole one; None when there never was one.
 
+    Args:
+        store: the `checkpoints` folder of a run.
+        until: only those of at most so many steps.
+
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: there are checkpoints, and all of them are damaged, or they are of another version.
     """
-    candidates = _newest_first(store)
+    candidates = [folder for folder in _newest_first(store) if until is None or _step(folder) <= until]
     latest = store / "latest"
     if latest.is_file():
-        named = store / latest.read_text().strip()
-        candidates.sort(key=lambda path: path != named)  # stable: the named one first
-    for path in candidates:
+        named = latest.read_text(errors="replace").strip()
+        candidates.sort(key=lambda folder: folder.name != named)  # stable: the named one first
+    for folder in candidates:
         try:
-            return read(path)
+            return read(folder)
         except DamagedCheckpoint as error:
             log.error("DAMAGED CHECKPOINT, trying an older one: %s", error)
     if candidates:
@@ -65,11 +172,17 @@ def newest_good(store: Path) -> Checkpoint | None:
     return None
 
 
-def read_weights(run_or_checkpoint: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(
+    run_or_checkpoint: str | Path, group: str = "model"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Parameters (fp32) and buffers by name, and the state, of a run's newest checkpoint or of a given one.
 
+    Args:
+        run_or_checkpoint: folder.
+        group: to take the parameters from; what it has of the buffers replaces them.
+
     Raises:
-        UserError: no checkpoint there, or a damaged one.
+        UserError: no checkpoint there, or a damaged one, or without that group.
     """
     path = Path(run_or_checkpoint)
     if (path / "manifest.json").is_file():
@@ -84,11 +197,23 @@ def read_weights(run_or_checkpoint: str | Path) -> tuple[dict[str, Tensor], dict
                 f"{path}: no checkpoints there; expected a run folder or a step-* folder in its checkpoints/"
             )
         checkpoint = found
-    return checkpoint.tensors("model") | checkpoint.tensors("buffers"), checkpoint.state
+    groups: Mapping[str, Mapping[str, Tensor]] = checkpoint.groups
+    if group not in groups:
+        raise UserError(f"{checkpoint.path}: has no {group!r}, only {', '.join(sorted(groups))}")
+    return {**groups["buffers"], **groups[group]}, checkpoint.state
 
 
 def _newest_first(store: Path) -> list[Path]:
-    return sorted(store.glob("step-*"), reverse=True)
+    folders = [folder for folder in store.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    return sorted(folders, reverse=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _remove(folder: Path) -> None:

@@ -103,6 +103,8 @@ class TokenBlend:
         info, shape, vocab: as in `TokenDataset`, of the first part.
         address: what the user calls the parts.
         identity: what a run is bound to: the manifest, tokenizer and size of each part, by number.
+        text_encoder, feature_width: SHA-256 of the encoder that made the text features, and their columns; None, 0
+            without features.
 
     Raises:
         UserError: the parts do not fit together, or have no text features.
@@ -121,6 +123,10 @@ class TokenBlend:
         self.address = ", ".join(part.address for part in parts)
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
+        self.text_encoder: str | None = None
+        self.feature_width = 0
+        if self._features:
+            self.text_encoder, self.feature_width = _encoder(self._features)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -145,6 +151,13 @@ class TokenBlend:
         number, own = self._locate(index)
         item = self.parts[number][own]
         return item if self._features is None else {**item, "features": self._features[number][own]}
+
+
+def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:
+    for part in features[1:]:
+        if part.info["encoder"]["sha256"] != features[0].info["encoder"]["sha256"]:
+            raise UserError(f"{part.folder}: made by another text encoder than {features[0].folder}")
+    return features[0].info["encoder"]["sha256"], features[0].width
 
 
 def _essence(value: Any) -> Any:

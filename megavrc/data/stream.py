@@ -90,6 +90,12 @@ class Stream:
         """Indices into the source of the whole global batch of a step, in order of position (for audits)."""
         return [self.order.sample(step * self.global_batch + offset) for offset in range(self.global_batch)]
 
+    def samples_of_rank(self, step: int, rank: int) -> list[int]:
+        """Those of `sample_ids` that a rank gets, in its order."""
+        ids = self.sample_ids(step)
+        starts = range(rank * self.micro_batch, self.global_batch, self.world_size * self.micro_batch)
+        return [sample for start in starts for sample in ids[start : start + self.micro_batch]]
+
     def __iter__(self) -> Iterator[Any]:
         """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
         places = self._places()

@@ -1,6 +1,7 @@
-"""Stop on SIGTERM or SIGUSR1, at the same step on every rank."""
+"""Stop on SIGTERM, SIGUSR1 or a time limit, at the same step on every rank."""
 
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -10,12 +11,26 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Remembers that this process was asked to stop. The handler only sets a flag: the loop acts at a step's end."""
+    """Remembers that this process was asked to stop. The handler only sets a flag: the loop acts at a step's end.
 
-    def __init__(self) -> None:
+    Args:
+        minutes: after which it is as if a signal had come (0: never).
+
+    Attributes:
+        received: what asked to stop: a signal's name, or the time limit.
+    """
+
+    def __init__(self, minutes: float = 0.0) -> None:
         self.received: str | None = None
+        self._deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
+
+    def asked(self) -> bool:
+        """Whether a signal has come or the time is over."""
+        if self.received is None and time.monotonic() > self._deadline:
+            self.received = "train.exit_duration"
+        return self.received is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name

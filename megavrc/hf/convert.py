@@ -19,6 +19,7 @@ from .gate import check
 from .keymap import to_folder
 
 UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
+Weights = Literal["model", "ema"]
 SAMPLING_DEFAULTS = {
     "do_sample": True,
     "first_temperature": 0.7,
@@ -55,24 +56,26 @@ class Run:
     state: dict[str, Any]
 
 
-def read_run(path: Path, step: int | None = None) -> Run:
+def read_run(path: Path, step: int | None = None, weights: Weights = "model") -> Run:
     """Read a run folder, or one checkpoint of it.
 
     Args:
         path: the run, or a `step-*` folder in its checkpoints.
         step: of a run, the checkpoint of this step (default: the newest).
+        weights: `model`, or their average over training, `ema` (train.ema).
 
     Raises:
         UserError: not a VRC run, or no whole checkpoint.
     """
     folder = path if (path / "checkpoints").is_dir() else path.parent.parent
-    weights, state = read_weights(path if step is None else path / "checkpoints" / f"step-{step:08d}")
+    checkpoint = path if step is None else path / "checkpoints" / f"step-{step:08d}"
+    tensors, state = read_weights(checkpoint, weights)
     identity = state.get("identity", {})
     if identity.get("stage") not in ("image", "video"):
         raise UserError(
             f"{path}: a run of stage {identity.get('stage')!r}; only image and video runs are converted"
         )
-    return Run(folder, ModelConfig.from_dict(identity["model"]), weights, state)
+    return Run(folder, ModelConfig.from_dict(identity["model"]), tensors, state)
 
 
 def to_hf(
@@ -83,6 +86,7 @@ def to_hf(
     step: int | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
+    weights: Weights = "model",
 ) -> None:
     """Convert a run; `out` appears only when a fresh process computes from it what the run's weights compute.
 
@@ -94,13 +98,14 @@ def to_hf(
         step: checkpoint to take (default: the newest).
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file.
+        weights: as for `read_run`.
 
     Raises:
         UserError: parts that do not fit together, or a folder that does not pass; nothing is left behind.
     """
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder or remove it")
-    source = read_run(run, step)
+    source = read_run(run, step, weights)
     video = OmniTokenizer.from_checkpoint(video_tokenizer)
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)

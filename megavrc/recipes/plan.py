@@ -51,7 +51,7 @@ def plan_run(
         micro_batch=train.micro_batch,
         zero=train.zero,
         precision=train.precision,
-        checkpointing=getattr(train, "activation_checkpointing", "none") != "none",
+        checkpointing=train.activation_checkpointing != "none",
         mfu=mfu,
         checkpoint_s=checkpoint_s,
         clips=clips,

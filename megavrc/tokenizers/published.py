@@ -8,7 +8,9 @@ import collections
 import logging
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,7 +69,7 @@ def read_published(path: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
         UserError: not such a file, weights of an unknown class, hyper-parameters that contradict the weights, or a
             VAE or an image-only (`rel` position bias) model, which are not supported.
     """
-    content, strangers = _load(path)
+    content, strangers = load_without_running(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if isinstance(state, StandIn):
         raise UserError(f"{path}: its weights are of class {state.named()}, which is not loaded")
@@ -203,14 +205,25 @@ class StandIn:
         return " of ".join([self.name, *given])
 
 
-def _load(path: Path) -> tuple[Any, list[str]]:
-    """What the file holds, and the names of the classes and functions that stand-ins replaced, sorted."""
+def load_without_running(
+    path: Path, also: Mapping[tuple[str, str], Any] = MappingProxyType({})
+) -> tuple[Any, list[str]]:
+    """What a file of `torch.save` holds, and the classes and functions that stand-ins replaced, sorted.
+
+    Args:
+        path: the file; nothing that it names is run.
+        also: by (module, name), what may be built beside tensors and plain containers.
+
+    Raises:
+        UserError: not such a file, or a damaged one.
+    """
+    allowed = {**ALLOWED, **also}
     stand_ins: dict[tuple[str, str], type[StandIn]] = {}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in ALLOWED:
-                return ALLOWED[module, name]
+            if (module, name) in allowed:
+                return allowed[module, name]
             readable = f"{module}.{name}".encode("unicode_escape").decode()
             return stand_ins.setdefault((module, name), type("StandIn", (StandIn,), {"name": readable}))
 

@@ -22,12 +22,29 @@ class TrainConfig:
         log_every: steps between lines of metrics.
         save_every: steps between checkpoints; one more at the end and when stopped by a signal.
         preview_every: steps between previews (0: one at the end only).
-        keep: checkpoints that stay on disk.
+        validate_every: steps between passes over the validation sets (0: one at the end only).
+        keep: checkpoints that stay on disk, the newest.
+        keep_every: steps whose multiples stay for good (0: none).
+        keep_best: whether the one with the lowest validation loss stays too, when there is such a loss.
+        async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter,
+            divided by the ranks. Otherwise training waits.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.
         attention: backend of the segment attention; `auto` is MEGAVRC_ATTENTION or what suits the device
             (docs/attention.md). One that cannot run is an error.
+        activation_checkpointing: `layers` keeps only the input of every transformer layer and computes it again in the
+            backward pass: less memory, about a third more computation.
+        compile: each transformer layer with torch.compile (not at ZeRO stage 3).
+        ema: decay of an average of the weights, which previews, validation and conversion then can use (0: none).
+        exit_duration: minutes after which the run saves and stops as if asked to by a signal (0: no limit).
+        spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
+            goes back to the last checkpoint and leaves out the data since (0: no guard).
+        spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
+        spike_rollbacks: how often a run may go back before it ends as diverged.
+        straggler_factor: a rank whose own work takes so many times the median rank's is named (0: none is).
+        watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
+            code 85; longer than a preview or a checkpoint takes (0: no watchdog).
     """
 
     steps: int = 1000
@@ -37,28 +54,57 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 500
     preview_every: int = 500
+    validate_every: int = 500
     keep: int = 3
+    keep_every: int = 0
+    keep_best: bool = True
+    async_save: bool = True
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 0
     attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto"
+    activation_checkpointing: Literal["none", "layers"] = "none"
+    compile: bool = False
+    ema: float = 0.0
+    exit_duration: float = 0.0
+    spike_threshold: float = 0.0
+    spike_window: int = 100
+    spike_rollbacks: int = 3
+    straggler_factor: float = 1.5
+    watchdog_s: float = 1200.0
 
     def problems(self) -> Iterator[str]:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 yield f"train.{name}: {getattr(self, name)} must be at least 1"
-        for name in ("clip", "preview_every", "workers"):
+        not_negative = (
+            "clip",
+            "preview_every",
+            "validate_every",
+            "keep_every",
+            "workers",
+            "exit_duration",
+            "watchdog_s",
+        )
+        for name in (*not_negative, "spike_threshold", "spike_rollbacks", "straggler_factor"):
             if getattr(self, name) < 0:
                 yield f"train.{name}: {getattr(self, name)} is negative"
+        if self.spike_window < 2:
+            yield f"train.spike_window: {self.spike_window} must be at least 2"
+        if not 0 <= self.ema < 1:
+            yield f"train.ema: {self.ema} must be 0 or a decay below 1, such as 0.9999"
         if self.precision == "bf16" and self.zero == 0:
             yield "train.zero: bf16 needs ZeRO stage 1, 2 or 3, which keep fp32 master weights"
+        if self.compile and self.zero == 3:
+            yield "train.compile: ZeRO stage 3 fetches weights inside the layers, which breaks graphs; use 0, 1 or 2"
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule. Weights of two or more dimensions decay, others do not.
+    """AdamW and its schedule. Weights of two or more dimensions decay, others (gains, offsets, pad rows) do not.
 
     Attributes:
+        kind: `adamw` is torch's, fused; `apex` the FusedAdam of NVIDIA apex, which must be installed.
         lr: peak learning rate.
         betas: of the moments. eps: added to the root of the second moment. weight_decay: decoupled, times lr.
         warmup: steps of linear warm-up from 0.
@@ -66,6 +112,7 @@ class OptimizerConfig:
         final_lr: the fraction of lr at the end of the cosine.
     """
 
+    kind: Literal["adamw", "apex"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -103,7 +150,7 @@ class ValidationDataConfig:
     """Samples that are never trained on.
 
     Attributes:
-        path, blend, split: as in `TokenDataConfig`.
+        path, blend, split: as in `TokenDataConfig`; with neither path nor blend, the training data's.
         samples: of one pass; the first so many.
     """
 
@@ -112,9 +159,11 @@ class ValidationDataConfig:
     split: str = "val"
     samples: int = 256
 
-    def problems(self, key: str) -> Iterator[str]:
-        if bool(self.path) == bool(self.blend):
+    def problems(self, key: str, training_split: str) -> Iterator[str]:
+        if self.path and self.blend:
             yield f"{key}.path: give either it or {key}.blend"
+        if not self.path and not self.blend and self.split == training_split:
+            yield f"{key}.split: {self.split!r} is what is trained on"
         if self.samples < 1:
             yield f"{key}.samples: {self.samples} must be at least 1"
 
@@ -136,7 +185,7 @@ class TokenDataConfig:
         max_damaged: how many different damaged samples a rank may replace between start and end of a process.
         cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
         cache_gb: how much of them (10^9 bytes).
-        validation: samples to evaluate on while training; none by default.
+        validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
     """
 
     path: str = ""
@@ -150,7 +199,7 @@ class TokenDataConfig:
     max_damaged: int = 100
     cache_dir: str = "~/.cache/megavrc"
     cache_gb: float = 100.0
-    validation: ValidationDataConfig | None = None
+    validation: dict[str, ValidationDataConfig] = field(default_factory=dict)
 
     def problems(self) -> Iterator[str]:
         if bool(self.path) == bool(self.blend):
@@ -158,8 +207,8 @@ class TokenDataConfig:
         for name in ("window", "max_damaged", "cache_gb"):
             if getattr(self, name) <= 0:
                 yield f"data.{name}: {getattr(self, name)} must be positive"
-        if self.validation:
-            yield from self.validation.problems("data.validation")
+        for name, chosen in self.validation.items():
+            yield from chosen.problems(f"data.validation.{name}", self.split)
 
 
 @dataclass
@@ -307,6 +356,8 @@ class TokenizerRunConfig:
             yield "train.precision: the video tokenizer is trained in fp32"
         if self.train.zero == 3:
             yield "train.zero: the video tokenizer is too small for ZeRO stage 3; use 0, 1 or 2"
+        if self.train.activation_checkpointing != "none" or self.train.compile:
+            yield "train: activation_checkpointing and compile are for VRC, not for the video tokenizer"
         yield from self.data.problems(self.model.temporal_patch)
         for scale in sorted({1.0, *self.objective.scales}):
             side = self.data.size * scale

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.checkpoint.shards import Groups
 from megavrc.config import UserError
-from megavrc.distributed import Rank
+from megavrc.distributed import Rank, fault
+from megavrc.training.averaging import AVERAGE, Average
 from megavrc.training.config import OptimizerConfig, TrainConfig
+from megavrc.training.optimizer import make_optimizer
+from megavrc.training.state import MOMENTS, TrainingState, buffer_group, joined
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 SMALL = 100_000  # elements; ZeRO stage 3 keeps parameters below this whole anyway (its persistence threshold)
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
 
@@ -40,26 +43,14 @@ class _Objective(nn.Module):
         self._loss = loss
 
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._loss(self.core, batch, step)
-
-
-class _GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips by itself and skips non-finite gradients, for ZeRO stage 0, where DeepSpeed has no guard.
-
-    `overflow` and `_global_grad_norm` are the attributes that DeepSpeed's own optimizers report through.
-    """
-
-    clip = 0.0
-    overflow = False
-    _global_grad_norm = 0.0
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
-        if not self.overflow:
-            super().step(closure)
+        loss, metrics = self._loss(self.core, batch, step)
+        match fault.point("loss", step).split(":"):
+            case ["scale", factor]:
+                loss = loss * float(factor)
+            case ["add", value]:
+                loss = loss + float(value)
+        # A loss that is not finite can have gradients that are. Now it has none, and the step is skipped everywhere.
+        return loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype), metrics
 
 
 class Engine:
@@ -90,8 +81,7 @@ class Engine:
         self.core, self.train = core.to(rank.device), train
         self.accumulation: int = config["gradient_accumulation_steps"]
         self._parameters = {name: p for name, p in core.named_parameters() if p.requires_grad}
-        self._adamw = _adamw(self._parameters, train, optimizer)
-        self._deepspeed = deepspeed
+        self._adamw = make_optimizer(self._parameters, train, optimizer)
         objective = _Objective(core, loss)
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=self._adamw, config=config, dist_init_required=False
@@ -101,21 +91,45 @@ class Engine:
             for parameter in self._parameters.values():
                 if parameter.ds_numel < SMALL:  # type: ignore[attr-defined]
                     deepspeed.zero.register_external_parameter(objective, parameter)
-        # Everything else that a checkpoint needs: persistent buffers, and parameters that are not trained.
-        others = core.state_dict(keep_vars=True).items()
-        self._buffers = {name: tensor for name, tensor in others if name not in self._parameters}
-        self._create_moments()
+        moments = (*MOMENTS, AVERAGE) if train.ema else MOMENTS
+        self.state = TrainingState(
+            core, self._parameters, self._adamw, self._engine, deepspeed, train.zero, moments
+        )
+        self._buffers = self.state.buffers
+        self.averages = Average(train.ema, self._adamw.state, self._buffers) if train.ema else None
+        if self.averages:
+            averages = self.state.groups[AVERAGE]
+            self.state.groups[AVERAGE] = joined(averages, buffer_group(self.averages.buffers))
         self.updates = 0  # applied optimiser steps: AdamW's own count
 
     # --- one optimiser step ----------------------------------------------------------------------------------
 
-    def forward_backward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """One micro-batch: gradients accumulate. Returns the detached loss and the metrics."""
-        loss, metrics = self._engine(batch, step)
-        self._engine.backward(loss)
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and detached metrics of one micro-batch."""
+        return self._engine(batch, step)
+
+    def backward(self, loss: Tensor, step: int) -> None:
+        """Gradients of one micro-batch accumulate."""
+        with self._gradient_fault(step):
+            self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch, nothing more
-        return loss.detach(), metrics
+
+    @contextlib.contextmanager
+    def _gradient_fault(self, step: int) -> Iterator[None]:
+        """For tests: one element of one gradient of this rank becomes NaN."""
+        if fault.point("gradient", step) != "nan":
+            yield
+            return
+
+        def poison(gradient: Tensor) -> Tensor:
+            poisoned = gradient.clone()
+            poisoned.view(-1)[0] = float("nan")
+            return poisoned
+
+        handle = next(iter(self._parameters.values())).register_hook(poison)
+        yield
+        handle.remove()
 
     def snapshot_buffers(self) -> list[Tensor]:
         """Copies of the buffers, to undo what a forward pass that is then skipped did to them."""
@@ -128,6 +142,8 @@ class Engine:
         self._engine.step()
         applied = not self._engine.optimizer.overflow
         self.updates += applied
+        if applied and self.averages:
+            self.averages.update(self.updates)
         if not applied:
             for buffer, old in zip(self._buffers.values(), before, strict=True):
                 buffer.data.copy_(old)
@@ -136,56 +152,43 @@ class Engine:
 
     # --- state in and out ------------------------------------------------------------------------------------
 
-    def gather_state(
-        self, keep: bool, groups: tuple[str, ...] = ("model", *MOMENTS)
-    ) -> dict[str, dict[str, Tensor]]:
-        """Full fp32 parameters and moments, and the buffers, on the CPU (collective).
+    def gather_state(self, keep: bool, groups: tuple[str, ...] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Whole groups of the state (default: all), on the CPU (collective).
 
         Every rank must call it, but only those that `keep` them get the copies.
         """
-        state: dict[str, dict[str, Tensor]] = {group: {} for group in (*groups, "buffers")}
-        for name, parameter in self._parameters.items():
-            for group in groups:
-                full = self._get(parameter, group)
-                if keep:
-                    state[group][name] = full.to("cpu", torch.float32, copy=True)
-        if keep:
-            state["buffers"] = {name: buffer.detach().cpu().clone() for name, buffer in self._buffers.items()}
-        return state
+        return self.state.gather(keep, groups or tuple(self.state.groups))
 
-    def load_state(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:
-        """The inverse of `gather_state`, on every rank with the same state; any world size and ZeRO stage.
-
-        Raises:
-            UserError: the names or shapes are not those of this model.
-        """
-        _check_names(self._parameters, state["model"], "parameters")
-        _check_names(self._buffers, state["buffers"], "buffers")
-        for moments in self._adamw.state.values():
-            moments["step"].fill_(updates)
-        for name, parameter in self._parameters.items():
-            for group in ("model", *MOMENTS):
-                self._set(parameter, group, state[group][name].to(self.device))
-            # Setting the fp32 master leaves the weights that the next forward uses as they were.
-            with self._gathered(parameter):
-                parameter.data.copy_(state["model"][name])
-        for name, buffer in self._buffers.items():
-            buffer.data.copy_(state["buffers"][name])
+    def load_state(self, source: Groups, updates: int) -> set[str]:
+        """The inverse of `gather_state`, see `TrainingState.load`; any world size and ZeRO stage."""
         self.updates = updates
+        for group in self._adamw.param_groups:
+            group["step"] = updates  # where apex counts; torch counts beside the moments
+        missing = self.state.load(source, updates)
+        if self.averages and AVERAGE in missing:  # switched on since the checkpoint was written
+            self.averages.restart()
+        return missing
 
     @contextlib.contextmanager
-    def whole_core(self, build: Callable[[], nn.Module]) -> Iterator[nn.Module]:
-        """The module with all its weights, in eval mode, for use on the main rank (collective to enter).
+    def whole_core(self, build: Callable[[], nn.Module], everywhere: bool = False) -> Iterator[nn.Module]:
+        """The module with all its weights, in eval mode, for use without other ranks (collective to enter).
 
-        At ZeRO stage 3 it is another one, made by `build`: the hooks of the sharded one would wait for other ranks.
+        With averaging, it has the averaged weights. Then, and at ZeRO stage 3, whose hooks would wait for other ranks,
+        it is another one, made by `build`.
+
+        Args:
+            everywhere: whole on every rank, not on the main rank alone.
         """
         core = self.core
-        if self.train.zero == 3:
-            main = self._engine.global_rank == 0
-            state = self.gather_state(keep=main, groups=("model",))
-            if main:
+        if self.train.zero == 3 or self.averages:
+            keep = everywhere or self._engine.global_rank == 0
+            weights = AVERAGE if self.averages else "model"
+            state = self.gather_state(keep, ("buffers", weights))
+            if keep:
                 core = build()
-                core.load_state_dict(state["model"] | state["buffers"])
+                core.load_state_dict(state["buffers"] | state[weights])
+                for parameter in core.parameters():  # buffers stay as they are, as in training
+                    parameter.data = parameter.data.to(self.device, self._dtype)
                 core.to(self.device)
         core.eval()
         with torch.no_grad():
@@ -193,60 +196,13 @@ class Engine:
         core.train()
 
     @property
+    def _dtype(self) -> torch.dtype:
+        """Of weights in the forward pass."""
+        return torch.bfloat16 if self.train.precision == "bf16" else torch.float32
+
+    @property
     def device(self) -> torch.device:
         return self._engine.device
-
-    def _gathered(self, parameters: Any) -> Any:
-        return self._deepspeed.zero.GatheredParameters(
-            parameters, modifier_rank=0, enabled=self.train.zero == 3
-        )
-
-    def _get(self, parameter: nn.Parameter, group: str) -> Tensor:
-        if self.train.zero == 0:
-            return parameter.detach() if group == "model" else self._adamw.state[parameter][group]
-        if group == "model":
-            return self._deepspeed.utils.safe_get_full_fp32_param(parameter)
-        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, group)
-
-    def _set(self, parameter: nn.Parameter, group: str, full: Tensor) -> None:
-        utils = self._deepspeed.utils
-        if self.train.zero == 0:
-            target = parameter.data if group == "model" else self._adamw.state[parameter][group]
-            target.copy_(full)
-        elif self.train.zero == 3:  # by partitions: the full setter cannot take a padded last one
-            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-            padded = torch.zeros(size * self._engine.world_size, device=full.device)
-            padded[: full.numel()] = full.flatten()
-            part = padded[size * self._engine.global_rank :][:size]
-            if group == "model":
-                utils.safe_set_local_fp32_param(parameter, part)
-            else:
-                utils.safe_set_local_optimizer_state(parameter, part, group)
-        elif group == "model":
-            utils.safe_set_full_fp32_param(parameter, full)
-        else:
-            utils.safe_set_full_optimizer_state(parameter, full, group)
-
-    def _create_moments(self) -> None:
-        """Give AdamW its state now instead of at its first step.
-
-        Resuming needs that, and so does saving: DeepSpeed links moments to parameters when the first parameter group
-        has made its first step, and those of the second group do not exist then.
-        """
-        zero = self._engine.optimizer
-        lists = (
-            "single_partition_of_fp32_groups",
-            "fp32_partitioned_groups_flat",
-            "fp32_groups_flat_partition",
-        )
-        found = [getattr(zero, name) for name in lists if hasattr(zero, name)]
-        for flat in found[0] if self.train.zero else self._parameters.values():
-            self._adamw.state[flat] = {
-                "step": torch.zeros((), device=flat.device),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
-        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-            zero._lazy_init_hp_params_optimizer_state()
 
 
 def deepspeed_config(train: TrainConfig, rank: Rank, passthrough: dict[str, Any]) -> dict[str, Any]:
@@ -306,31 +262,3 @@ def _import_deepspeed(rank: Rank) -> Any:
     logger.setLevel("ERROR" if rank.main else "CRITICAL")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
-
-
-def _adamw(
-    parameters: dict[str, nn.Parameter], train: TrainConfig, config: OptimizerConfig
-) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    cls = torch.optim.AdamW if train.zero else _GuardedAdamW
-    adamw = cls(
-        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-    )
-    if isinstance(adamw, _GuardedAdamW):
-        adamw.clip = train.clip
-    return adamw
-
-
-def _check_names(mine: dict[str, Any], given: dict[str, Tensor], what: str) -> None:
-    different = sorted(mine.keys() ^ given.keys())
-    if different:
-        raise UserError(f"the checkpoint has other {what} than the model, for example {different[0]}")
-    for name, tensor in mine.items():
-        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
-        if shape != tuple(given[name].shape):
-            raise UserError(
-                f"the checkpoint's {name} has shape {tuple(given[name].shape)}, the model's {shape}"
-            )

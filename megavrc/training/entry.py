@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -10,8 +11,10 @@ from megavrc.config import EXIT_USER, UserError, load_config
 from megavrc.distributed import Rank, connect, own_words
 from megavrc.model.attention import BackendError
 from megavrc.training.config import AnyRunConfig
+from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
+from megavrc.training.watchdog import LostRank
 
 C = TypeVar("C", bound=AnyRunConfig)
 
@@ -19,18 +22,27 @@ C = TypeVar("C", bound=AnyRunConfig)
 def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
 
-    Exit codes: 0 finished, or stopped by a signal after saving; 2 the user's mistake.
+    Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs or
+    is gone, so run it again; 1 anything else: the run has diverged, or an error with its traceback.
     """
-
     try:
         code = _run(cls, make_task)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = EXIT_USER
+        code = _say(error, EXIT_USER)
+    except LostRank as error:
+        code = _say(error, error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # ZeRO stage 3 sometimes aborts while the interpreter takes itself apart, which would look like a failed run.
     os._exit(code)
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
 
 
 def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
@@ -39,10 +51,9 @@ def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
         _log_on_main_rank(rank)
         try:
             train(config, make_task(config, rank), rank)
-        except (UserError, BackendError) as error:
-            if rank.main:
-                raise UserError(str(error)) from error
-            return EXIT_USER  # the main rank says why
+        except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it
+            code = 1 if isinstance(error, Diverged) else EXIT_USER
+            return _say(error, code) if rank.main else code
     return 0
 
 

@@ -5,6 +5,8 @@ Notable: between two lines nothing is read back from the device and nothing is s
 
 import contextlib
 import json
+import logging
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from megavrc.config import write_atomic
+from megavrc.distributed import Rank
+from megavrc.model.compressor import BatchNorm
+
+log = logging.getLogger("megavrc")
 
 DETAIL = "frame_"  # metrics whose names begin so are not in the terminal's line
 
@@ -57,18 +63,45 @@ class Meter:
 
 
 class Clock:
-    """Time since the last line, and how much of it was spent waiting for data."""
+    """Time since the last line: how much of it this rank waited for data, and how much was its own work.
+
+    Own work is what comes before a rank meets the others: waiting for data and the forward pass, without what
+    BatchNorm, which sums over ranks, takes of it. The rest of a step lasts as long as the slowest rank's.
+    """
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
-        self.waiting = 0.0
+        self.waiting = self.own = 0.0
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
         """Count what happens inside as waiting for data."""
         begin = time.perf_counter()
         yield
-        self.waiting += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self.waiting += seconds
+        self.own += seconds
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """Count what happens inside as own work."""
+        self.own -= time.perf_counter()
+        yield
+        self.own += time.perf_counter()
+
+    def leave_out_meetings(self, core: nn.Module) -> None:
+        """Do not count as own work what a module's BatchNorm layers take."""
+
+        def begin(*_: Any) -> None:
+            self.own += time.perf_counter()
+
+        def end(*_: Any) -> None:
+            self.own -= time.perf_counter()
+
+        for module in core.modules():
+            if isinstance(module, BatchNorm):
+                module.register_forward_pre_hook(begin)
+                module.register_forward_hook(end)
 
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
@@ -77,12 +110,39 @@ class Clock:
         yield
         self.last += time.perf_counter() - begin
 
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and the share of them spent waiting."""
+    def lap(self) -> tuple[float, float, float]:
+        """Seconds since the last lap, the share of them spent waiting for data, and seconds of own work."""
         now = time.perf_counter()
-        seconds, waiting = now - self.last, self.waiting
-        self.last, self.waiting = now, 0.0
-        return seconds, waiting / seconds
+        seconds, waiting, own = now - self.last, self.waiting, self.own
+        self.last, self.waiting, self.own = now, 0.0, 0.0
+        return seconds, waiting / seconds, own
+
+
+def by_rank(values: list[float], rank: Rank) -> list[list[float]]:
+    """Each rank's values, in order of rank (collective)."""
+    table = torch.zeros(rank.world_size, len(values), dtype=torch.float64)
+    table[rank.rank] = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(table)
+    return table.tolist()
+
+
+def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:
+    """Ranks whose own work a step takes `factor` times the median, by at least a tenth of the step."""
+    median = statistics.median_low(own)
+    return {
+        rank
+        for rank, mine in enumerate(own)
+        if factor and mine > factor * median and mine - median > 0.1 * step_seconds
+    }
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of nested dictionaries and tuples of tensors, on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    return tuple(to_device(value, device) for value in batch)
 
 
 class Reporter:
@@ -101,29 +161,47 @@ class Reporter:
         if self._path.is_file():
             lines = [line for line in self._path.read_text().splitlines() if _is_step_until(line, first_step)]
             write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
-        self._file = open(self._path, "a", buffering=1)
         self._board = _tensorboard(run_dir / "tensorboard", first_step)
         self._bar = _bar(first_step, steps)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, after `step` steps."""
-        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+    def write(self, step: int, values: dict[str, float], rank_seconds: list[float]) -> None:
+        """One line, after `step` steps; what cannot be written is left out, for training does not need it.
+
+        Args:
+            rank_seconds: each rank's own work a step; in metrics.jsonl only.
+        """
+        line = {"step": step, "time": time.time(), **values, "rank_s": rank_seconds}
+        try:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("%s: this line of metrics is lost (%s)", self._path, error)
+        self._write_board(step, values)
         left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._steps - step)
         text = "  ".join(
-            f"{name} {_short(value)}" for name, value in values.items() if not name.startswith(DETAIL)
+            f"{name} {_short(value)}"
+            for name, value in values.items()
+            if not name.rpartition("/")[2].startswith(DETAIL)
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
 
+    def _write_board(self, step: int, values: dict[str, float]) -> None:
+        if self._board is None:
+            return
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            log.warning("no more TensorBoard (%s); training goes on", error)
+            self._board = None
+
     def close(self) -> None:
-        self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
         if self._bar is not None:
             self._bar.stop()
 
@@ -140,7 +218,11 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # optional
         return None
-    return SummaryWriter(str(folder), purge_step=first_step + 1)
+    try:
+        return SummaryWriter(str(folder), purge_step=first_step + 1)
+    except OSError as error:
+        log.warning("%s: no TensorBoard (%s); training goes on", folder, error)
+        return None
 
 
 def _bar(first_step: int, steps: int) -> Any:

@@ -1,6 +1,6 @@
 """The run folder: whose it is, where training stands in it, and how a run starts, resumes and ends there.
 
-config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ previews/ complete.json (of a finished run only)
+config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ complete.json (of a finished run only)
 """
 
 import logging
@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 import megavrc
-from megavrc.checkpoint import Checkpoint, newest_good, read, write
+from megavrc.checkpoint import Checkpoint, Lease, Retention, newest_good, open_unverified
 from megavrc.config import UserError, dump_yaml, read_json, to_dict, write_json
 from megavrc.distributed import Rank
 from megavrc.training.config import AnyRunConfig
+from megavrc.training.saving import Saver, check_space
+from megavrc.training.state import TrainingState
 
 log = logging.getLogger("megavrc")
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class RunFolder:
         finished: the configured number of steps is done already.
 
     Raises:
-        UserError: the folder holds another run, or no checkpoint in it is whole.
+        UserError: the folder holds another run, another job is at work in it, or no checkpoint in it is whole.
     """
 
     def __init__(
@@ -49,9 +51,9 @@ class RunFolder:
     ) -> None:
         self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
         self.path = Path(config.run_dir)
-        chosen = main_rank_decides(self._open, rank)
-        # Verified by the main rank; the others trust its hashes.
-        self.checkpoint = read(chosen) if chosen is not None and rank.main else _reopen(chosen)
+        self.lease: Lease | None = None  # on the main rank
+        chosen = main_rank_decides(self._open, rank)  # which verifies it for all
+        self.checkpoint = None if chosen is None else open_unverified(chosen)
         self.finished = (
             self.complete_file.is_file()
             and self.checkpoint is not None
@@ -67,8 +69,25 @@ class RunFolder:
         """Optimiser steps done."""
         return self.checkpoint.step if self.checkpoint else 0
 
+    @property
+    def store(self) -> Path:
+        return self.path / "checkpoints"
+
+    def close(self) -> None:
+        """Let other jobs have the folder."""
+        if self.lease:
+            self.lease.release()
+
     def _open(self) -> Path | None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self.lease = Lease(self.path)
+        try:
+            return self._open_leased()
+        except BaseException:
+            self.lease.release()
+            raise
+
+    def _open_leased(self) -> Path | None:
         record = self.path / "run.json"
         starts: list[dict[str, Any]] = []
         if record.is_file():
@@ -76,23 +95,43 @@ class RunFolder:
             _refuse_another(self.path, content["identity"], self.identity)
             starts = content["starts"]
         dump_yaml(self.config, self.path / "config.yaml")
-        found = newest_good(self.path / "checkpoints")
+        found = newest_good(self.store)
         starts.append(
             {**_surroundings(), "world_size": self.rank.world_size, "step": found.step if found else 0}
         )
         write_json(record, {"identity": self.identity, "facts": self.facts, "starts": starts})
         return found.path if found else None
 
-    def save(self, step: int, groups: dict[str, dict[str, Any]], progress: dict[str, Any]) -> None:
-        """Commit a checkpoint; on the main rank."""
-        state = {
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint (collective); there must be one."""
+        return open_unverified(main_rank_decides(self._newest, self.rank))
+
+    def _newest(self) -> Path:
+        found = newest_good(self.store)
+        if found is None:
+            raise UserError(f"{self.store}: no checkpoint to go back to")
+        return found.path
+
+    def saver(self, state: TrainingState) -> Saver:
+        """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
+        train = self.config.train
+        main_rank_decides(lambda: check_space(self.store, state, train.keep), self.rank)
+        retention = Retention(train.keep, train.keep_every, train.keep_best)
+        return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+
+    def describe(self, progress: dict[str, Any]) -> dict[str, Any]:
+        """Content of a checkpoint's state.json."""
+        return {
             **progress,
             "identity": self.identity,
             "facts": self.facts,
             "config": to_dict(self.config),
             "world_size": self.rank.world_size,
         }
-        write(self.path / "checkpoints", step, groups, state, keep=self.config.train.keep)
+
+    def _check_lease(self) -> None:
+        if self.lease:
+            self.lease.check()
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished; on the main rank."""
@@ -111,10 +150,6 @@ def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
-
-
-def _reopen(path: Path | None) -> Checkpoint | None:
-    return None if path is None else Checkpoint(path, read_json(path / "state.json"))
 
 
 def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

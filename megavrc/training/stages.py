@@ -84,10 +84,12 @@ def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path)
     for key, what in (
         ("video_tokenizer", "images were tokenized by another video tokenizer"),
         ("text_tokenizer", "captions were read with another text tokenizer"),
+        ("text_encoder", "text features were made by another encoder"),
         ("image_source", "images were tokenized from another image_source"),
     ):
-        if state["facts"][key] != facts[key]:
-            raise UserError(f"init_from: in {path} {what} ({state['facts'][key]}) than here ({facts[key]})")
+        theirs_here, mine_here = state["facts"].get(key), facts.get(key)
+        if theirs_here != mine_here:
+            raise UserError(f"init_from: in {path} {what} ({theirs_here}) than here ({mine_here})")
 
 
 def _show(path: Path, state: dict[str, Any], model: VRC, fresh: list[str]) -> None:

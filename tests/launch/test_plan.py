@@ -190,7 +190,7 @@ def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
     for base, gpu, gpus, memory in rows:
         config = load_config(RunConfig, [f"--config={CONFIGS / base}", f"--config={path}"])
         train = config.train
-        checkpointing = getattr(train, "activation_checkpointing", "none") != "none"
+        checkpointing = train.activation_checkpointing != "none"
         planned = Job(
             gpu=gpu_named(gpu),
             gpus=gpus,

@@ -57,7 +57,7 @@ def two_ranks(root: Path, rank: Rank) -> dict[str, Any]:
     then = run(root / "parts", rank)
     again = run(root / "parts", rank)
     if rank.main:
-        weights = root / "damaged" / "checkpoints" / "step-00000006" / "model.safetensors"
+        weights = root / "damaged" / "checkpoints" / "step-00000006" / "model-00001.safetensors"
         content = bytearray(weights.read_bytes())
         content[-3] ^= 1
         weights.write_bytes(content)

@@ -142,7 +142,7 @@ def test_another_dataset_is_refused_with_the_difference(tmp_path: Path, alone: R
     def open_run(**data: Any) -> None:
         config = load(tmp_path, **data)
         task = VRCTask(config)
-        RunFolder(config, task.identity, task.facts, alone)
+        RunFolder(config, task.identity, task.facts, alone).close()
 
     open_run(path=str(a))
     open_run(path=str(a.rename(tmp_path / "moved")))

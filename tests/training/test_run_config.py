@@ -1,11 +1,13 @@
 """Configurations and the schedule: shipped files load, all problems are named together, rates are as described."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from megavrc.config import UserError, dump_yaml, load_config
-from megavrc.training.config import OptimizerConfig, RunConfig, TokenizerRunConfig
+from megavrc.training.config import OptimizerConfig, RunConfig, TokenizerRunConfig, TrainConfig
+from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "pretrain" / "configs").glob("*.yaml"))
@@ -49,6 +51,34 @@ def test_all_problems_are_named_together() -> None:
         "text_token",
     ):
         assert named in str(caught.value)
+
+
+def test_problems_of_the_loop_s_options_are_named_together() -> None:
+    path = next(path for path in CONFIGS if path.name == "demo_image.yaml")
+    words = [
+        "--train.compile=true",
+        "--train.zero=3",
+        "--train.ema=1",
+        "--train.spike_window=1",
+        "--train.watchdog_s=-1",
+    ]
+    words += ["--data.validation", '{"seen": {"split": "train"}}']
+    with pytest.raises(UserError) as caught:
+        load_config(RunConfig, ["--config", str(path), *words])
+    for named in (
+        "train.compile",
+        "train.ema",
+        "train.spike_window",
+        "train.watchdog_s",
+        "data.validation.seen.split",
+    ):
+        assert named in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("apex") is not None, reason="apex is installed")
+def test_apex_that_is_not_there_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match=r"optimizer.kind: apex cannot be imported"):
+        make_optimizer({}, TrainConfig(), OptimizerConfig(kind="apex"))
 
 
 def test_tokenizer_windows_must_fit_the_network() -> None:

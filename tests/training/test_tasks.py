@@ -31,21 +31,30 @@ from megavrc.video import write_png
 CAPTIONS = ["a red square moves left", "a blue circle moves up", "a green square moves down"]
 
 
-def make_tokens(folder: Path, frames: int, tokenizer: str = "a" * 64, label: int | None = None) -> Path:
-    tar = folder / "shards" / shard_name("train", 0, 1)
+def make_tokens(
+    folder: Path,
+    frames: int,
+    tokenizer: str = "a" * 64,
+    label: int | None = None,
+    splits: tuple[str, ...] = ("train",),
+) -> Path:
     shape = (frames, 8, 8)
     rng = np.random.default_rng(0)
-    with ShardWriter(tar, shape, 512) as shard:
-        for number in range(12):
-            fields = {"caption": CAPTIONS[number % 3], "label": label, "source": "s"}
-            shard.add(f"{number:016x}-0000000", rng.integers(0, 512, shape), fields)
-        shard.commit(plan_sha256="p")
-    done = read_done(tar, "p")
-    assert done is not None
-    entry = {key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")}
+    shards = []
+    for split in splits:
+        tar = folder / "shards" / shard_name(split, 0, 1)
+        with ShardWriter(tar, shape, 512) as shard:
+            for number in range(12):
+                fields = {"caption": CAPTIONS[number % 3], "label": label, "source": "s"}
+                shard.add(f"{number:016x}-{split}", rng.integers(0, 512, shape), fields)
+            shard.commit(plan_sha256="p")
+        done = read_done(tar, "p")
+        assert done is not None
+        kept = ("name", "count", "bytes", "sha256", "index_sha256")
+        shards.append({"split": split, **{key: done[key] for key in kept}})
     info: dict[str, Any] = {"kind": "video" if frames > 1 else "image", "shape": list(shape), "vocab": 512}
     info |= {"tokenizer": {"name": "t", "sha256": tokenizer}, "image_source": "image", "classes": None}
-    write_manifest(folder, info, [{"split": "train", **entry}])
+    write_manifest(folder, info, shards)
     return folder
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megavrc.data.order import Order
+from megavrc.data.order import InOrder, Order
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
+from megavrc.training.tasks.base import Samples
 
 
 class ToyNet(nn.Module):
@@ -43,15 +44,24 @@ class ToySource:
 
 
 class ToyTask:
-    """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM."""
+    """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
+    losses far too high."""
 
     tokens = 1
 
     def __init__(
-        self, dropout: float = 0.0, nan_step: int = -1, stop_step: int = -1, name: str = "toy"
+        self,
+        dropout: float = 0.0,
+        nan_step: int = -1,
+        stop_step: int = -1,
+        name: str = "toy",
+        validation: bool = False,
+        bad_steps: tuple[int, ...] = (),
     ) -> None:
         self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
         self.identity, self.facts = {"name": name}, {}
+        self.validation = {"toys": Samples(self.source, InOrder(37), 21)} if validation else {}
+        self.bad_steps = bad_steps
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         self.delivered: list[list[int]] = []
@@ -61,9 +71,14 @@ class ToyTask:
 
     def initialise(self, module: nn.Module) -> None: ...
 
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
+
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
-        return {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
+        batch = {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
+        batch["y"] *= 30.0 if items[0]["position"] // 8 in self.bad_steps else 1.0
+        return batch
 
     def loss(
         self, module: nn.Module, batch: dict[str, Tensor], step: int

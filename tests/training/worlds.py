@@ -1,8 +1,11 @@
 """Starts scripts of this folder on several gloo ranks."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,3 +33,52 @@ def run_world(ranks: int, script: str | Path, *words: str | Path) -> subprocess.
         env=environment(),
         cwd=ROOT,
     )
+
+
+@dataclass
+class Ended:
+    """How the ranks of a world ended: exit codes (negative: by that signal), outputs and seconds until each end."""
+
+    codes: list[int]
+    outputs: list[str]
+    seconds: list[float]
+
+
+class World:
+    """Ranks as processes of their own, without a launcher that kills or restarts them."""
+
+    def __init__(self, ranks: int, folder: Path, script: str | Path, *words: str | Path, **env: str) -> None:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = str(server.getsockname()[1])
+        self.files = [folder / f"rank{rank}.txt" for rank in range(ranks)]
+        self.start, self.processes = time.monotonic(), []
+        for rank, file in enumerate(self.files):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            with open(file, "w") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(HERE / script), *map(str, words)],
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=environment() | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env,
+                        cwd=ROOT,
+                    )
+                )
+
+    def wait(self, timeout: float = 120.0, but: tuple[int, ...] = ()) -> Ended:
+        """Until all ranks have ended; those of `but` are killed then, and all are after `timeout` seconds."""
+        seconds = [0.0] * len(self.processes)
+        try:
+            while pending := [r for r, process in enumerate(self.processes) if process.poll() is None]:
+                now = time.monotonic() - self.start
+                for rank in pending:
+                    seconds[rank] = now
+                if set(pending) <= set(but) or now > timeout:
+                    break
+                time.sleep(0.05)
+        finally:
+            for process in self.processes:
+                process.kill()
+        codes = [process.wait() for process in self.processes]
+        return Ended(codes, [file.read_text() for file in self.files], seconds)

@@ -1,5 +1,6 @@
 """What the loop needs to know of a task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,6 +8,15 @@ from torch import Tensor, nn
 
 from megavrc.data.order import SampleOrder
 from megavrc.data.stream import Source
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set to measure the loss on: the samples at the first `count` positions of an order."""
+
+    source: Source
+    order: SampleOrder
+    count: int
 
 
 class Task(Protocol):
@@ -19,6 +29,7 @@ class Task(Protocol):
         tokens: of one sample, for tokens per second.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.
+        validation: sets of samples by name that the loss is measured on (maybe none).
     """
 
     source: Source
@@ -27,6 +38,7 @@ class Task(Protocol):
     tokens: int
     identity: dict[str, Any]
     facts: dict[str, Any]
+    validation: dict[str, Samples]
 
     def build(self) -> nn.Module:
         """The module with random weights, on the CPU."""
@@ -34,11 +46,17 @@ class Task(Protocol):
     def initialise(self, module: nn.Module) -> None:
         """Called once, before step 0 of a run: take weights from elsewhere. The same result on every rank."""
 
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The module's repeated layers, for activation checkpointing and compilation; none of them with a BatchNorm."""
+
     def collate(self, items: list[dict[str, Any]]) -> Any:
         """A batch (tensors in dictionaries and tuples) of items, which have their "position"; picklable."""
 
     def loss(self, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`."""
+        """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`.
+
+        For validation the module is in eval mode; then nothing is dropped.
+        """
 
     def preview(self, module: nn.Module, folder: Path, step: int) -> None:
         """Write pictures of what the module (in eval mode) does now; on the main rank alone, so nothing collective."""

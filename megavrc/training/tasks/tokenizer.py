@@ -19,6 +19,7 @@ from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.previews import write_preview
+from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import ClipSource, window
 
 log = logging.getLogger("megavrc")
@@ -42,6 +43,7 @@ class TokenizerTask:
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
         self.facts: dict[str, Any] = {}
+        self.validation: dict[str, Samples] = {}
         self.identity = {
             "stage": "tokenizer",
             "seed": config.seed,
@@ -63,6 +65,9 @@ class TokenizerTask:
         if self.config.init_from:
             assert isinstance(module, TokenizerObjective)
             start_from_run(module.net, self.config)
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
 
     def frames_at(self, step: int) -> int:
         """Frames of a training window at a step."""

@@ -1,6 +1,7 @@
 """The token datasets of a run, opened as the configuration says: one or a blend, here or at a URL, in what order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.distributed import seed_for
 from megavrc.training.config import BlendPart, TokenDataConfig, ValidationDataConfig
+from megavrc.training.tasks.base import Samples
 
 
 def open_training(
@@ -37,21 +39,28 @@ def open_training(
 
 
 def open_validation(
-    config: TokenDataConfig, tokenizer_sha256: str | None = None, features: bool = False
-) -> tuple[TokenBlend, SampleOrder, int]:
-    """Samples to evaluate on, in the order that they lie in, and how many; for `evaluation_batches`.
+    config: TokenDataConfig, tokenizer_sha256: str | None = None, text_encoder: str | None = None
+) -> dict[str, Samples]:
+    """Each set of `data.validation`: samples to evaluate on, in the order that they lie in, and how many.
+
+    Args:
+        config, tokenizer_sha256: as for `open_training`.
+        text_encoder: with the text features that this encoder made.
 
     Raises:
-        UserError: as `open_training`; no `data.validation`.
+        UserError: as `open_training`; features of another encoder.
     """
-    chosen = config.validation
-    if chosen is None:
-        raise UserError("data.validation: names no dataset")
-    source = _open(config, chosen, tokenizer_sha256, features)
-    order = BlendOrder(
-        [InOrder(len(part)) for part in source.parts], [part.weight for part in _parts(chosen)]
-    )
-    return source, order, min(chosen.samples, len(source))
+    sets = {}
+    for name, chosen in config.validation.items():
+        if not chosen.path and not chosen.blend:
+            chosen = replace(chosen, path=config.path, blend=config.blend)
+        source = _open(config, chosen, tokenizer_sha256, text_encoder is not None)
+        if source.text_encoder != text_encoder:
+            raise UserError(f"data.validation.{name}: its text features were made by another encoder")
+        orders = [InOrder(len(part)) for part in source.parts]
+        order = BlendOrder(orders, [part.weight for part in _parts(chosen)])
+        sets[name] = Samples(source, order, min(chosen.samples, len(source)))
+    return sets
 
 
 def order_identity(config: TokenDataConfig) -> dict[str, Any]:

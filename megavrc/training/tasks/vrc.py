@@ -1,6 +1,5 @@
 """Stages 1 and 2: VRC on tokenized images and clips."""
 
-import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from torch import Tensor, nn
 from megavrc.config import UserError
 from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
+from megavrc.model.condition import Condition
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
+from megavrc.training.metrics import to_device
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from_stage1
-from megavrc.training.tasks.tokens import open_training, order_identity
+from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 
 log = logging.getLogger("megavrc")
 
@@ -34,9 +35,12 @@ class VRCTask:
         if data.video_tokenizer:
             self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
         expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
-        self.source, self.order = open_training(data, config.seed, expected)
+        features = model.condition.kind == "text" and model.condition.text == "features"
+        self.source, self.order = open_training(data, config.seed, expected, features)
+        self.validation = open_validation(data, expected, self.source.text_encoder)
         self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
-        self.text = TextTokenizer(data.text_tokenizer) if model.condition.kind == "text" else None
+        learned = model.condition.kind == "text" and not features
+        self.text = TextTokenizer(data.text_tokenizer) if learned else None
         problems = [problem for fine, problem in self._checks() if not fine]
         if problems:
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
@@ -44,6 +48,7 @@ class VRCTask:
         self.facts = {
             "video_tokenizer": self.source.info["tokenizer"]["sha256"],
             "text_tokenizer": self.text.sha256 if self.text else None,
+            "text_encoder": self.source.text_encoder,
             "image_source": self.source.info["image_source"],
         }
         self.identity = {
@@ -54,6 +59,7 @@ class VRCTask:
             "order": order_identity(data),
             "global_batch": config.train.global_batch,
             "text_tokenizer": self.facts["text_tokenizer"],
+            "text_encoder": self.facts["text_encoder"],
             "starts_from_stage_1": bool(config.init_from),
         }
 
@@ -88,8 +94,9 @@ class VRCTask:
                 f"model.condition.classes: is {model.condition.classes}, the dataset has {classes} classes",
             ),
             (
-                model.condition.text == "learned",
-                "model.condition.text: features are not in token datasets yet",
+                self.source.text_encoder is None or self.source.feature_width == model.condition.feature_dim,
+                f"model.condition.feature_dim: is {model.condition.feature_dim}, the text features have "
+                f"{self.source.feature_width} columns",
             ),
         ]
 
@@ -101,25 +108,30 @@ class VRCTask:
             assert isinstance(module, VRC)
             start_from_stage1(module, self.facts, self.config.init_from)
 
-    @functools.cached_property
-    def _slots(self) -> int:
-        return self.config.model.condition.slots
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        assert isinstance(module, VRC)
+        return list(module.trunk.layers)
 
-    def condition(self, items: list[dict[str, Any]]) -> Tensor:
-        """Long [B, C] text ids (captions are cut to the slots), or long [B] labels.
+    def condition(self, items: list[dict[str, Any]]) -> Condition:
+        """Long [B, C] text ids or features (cut to the slots), or long [B] labels; see `VRC.forward`.
 
         Raises:
             UserError: a sample without what the model is conditioned on.
         """
-        key = "label" if self.text is None else "caption"
+        wanted = self.config.model.condition
+        key = "label" if wanted.kind == "class" else "caption"
         missing = [item["key"] for item in items if item[key] is None]
         if missing:
             raise UserError(f"{self.source.address}: sample {missing[0]} has no {key}, which the model needs")
-        if self.text is None:
+        if wanted.kind == "class":
             return torch.tensor([item["label"] for item in items])
-        return torch.tensor([self.text.encode(item["caption"], self._slots, truncate=True) for item in items])
+        if self.text is None:
+            return pad_features([item["features"] for item in items], wanted.slots - 1)
+        return torch.tensor(
+            [self.text.encode(item["caption"], wanted.slots, truncate=True) for item in items]
+        )
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "ids": torch.stack([item["ids"] for item in items]),
             "condition": self.condition(items),
@@ -131,11 +143,9 @@ class VRCTask:
         draw = seed_for(self.config.seed, "drop", position) / 2**63
         return draw < self.config.model.condition.drop
 
-    def loss(
-        self, module: nn.Module, batch: dict[str, Tensor], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        backend = self.config.train.attention
-        out = module(batch["ids"], batch["condition"], batch["drop"], backend=backend)
+    def loss(self, module: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        drop = batch["drop"] if module.training else None
+        out = module(batch["ids"], batch["condition"], drop, backend=self.config.train.attention)
         if self.config.stage == "image":
             return out.loss, {"first": out.loss_first}
         frames = {f"frame_{index}": loss for index, loss in enumerate(out.loss_frames) if index}
@@ -151,7 +161,7 @@ class VRCTask:
             first=Sampling(temperature=self.config.preview.first_temperature),
             later=Sampling(temperature=self.config.preview.later_temperature),
         )
-        condition = self.condition(items).to(next(module.parameters()).device)
+        condition = to_device(self.condition(items), next(module.parameters()).device)
         ids = generate(module, condition, settings, seeds=list(range(count)))
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
         write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
@@ -167,7 +177,24 @@ class VRCTask:
         return [list(chosen.values())[index % len(chosen)] for index in range(count)]
 
     def _label(self, item: dict[str, Any]) -> str:
-        return f"class {item['label']}" if self.text is None else str(item["caption"])
+        return (
+            f"class {item['label']}" if self.config.model.condition.kind == "class" else str(item["caption"])
+        )
 
     def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
         return {}
+
+
+def pad_features(features: list[Tensor], slots: int) -> tuple[Tensor, Tensor]:
+    """Text features [tokens, width] of samples as a condition: cut to the slots, and to the right of the padding.
+
+    Returns:
+        float32 [B, slots, width], and bool [B, slots] where they are real.
+    """
+    padded_BLF = torch.zeros(len(features), slots, features[0].shape[1])
+    real_BL = torch.zeros(len(features), slots, dtype=torch.bool)
+    for row, each in enumerate(features):
+        count = min(len(each), slots)
+        padded_BLF[row, slots - count :] = each[:count]
+        real_BL[row, slots - count :] = True
+    return padded_BLF, real_BL

@@ -1,0 +1,176 @@
+"""The lease on a run folder: one job at a time, whatever the machines' clocks say.
+
+    lease/00000007.json   the owner: host, process, SLURM job; its modification time is the owner's heartbeat
+
+A lease is taken by creating the file after the highest number, which only one process can; the holder of the highest
+number holds the run. A lease ends by being marked as released, because its process no longer exists (same machine),
+because SLURM has started the same job again, or because its heartbeat has stood still for `STALE` seconds. Heartbeats
+are compared with each other and with the file system's own clock, never with this machine's.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from megavrc.config import UserError, write_json
+
+BEAT = 5.0  # seconds between heartbeats
+STALE = 60.0  # seconds without one after which the owner is taken for dead
+
+
+class Lease:
+    """Holds a run folder from construction to `release`.
+
+    Args:
+        run_dir: to hold.
+        beat, stale: see the constants.
+
+    Raises:
+        UserError: another job holds the run; it is named.
+    """
+
+    def __init__(self, run_dir: Path, beat: float = BEAT, stale: float = STALE) -> None:
+        self._folder = run_dir / "lease"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._me = _owner()
+        self._number = self._take(beat, stale)
+        self._released = threading.Event()
+        self._heart = threading.Thread(target=self._beat, args=(beat,), daemon=True, name="lease")
+        self._heart.start()
+
+    def check(self) -> None:
+        """Refuse to go on when another job has taken the run over, as after a long suspension. Raises UserError."""
+        number, owner = _newest(self._folder)
+        if number != self._number:
+            raise UserError(f"{self._folder.parent}: taken over by {_named(owner)}; this job stops")
+
+    def release(self) -> None:
+        """Let the next job have the run at once."""
+        self._released.set()
+        self._heart.join()
+        with contextlib.suppress(OSError, UserError):
+            self.check()
+            write_json(self._path(self._number), {**self._me, "released": True})
+
+    def _take(self, beat: float, stale: float) -> int:
+        number, owner = _newest(self._folder)
+        if number and not _has_ended(self._path(number), owner, beat, stale):
+            raise _in_use(self._folder, owner)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as folder:
+            written = Path(folder) / "lease.json"
+            written.write_text(json.dumps(self._me))
+            with contextlib.suppress(FileExistsError):  # another job has just taken it: seen below
+                os.link(written, self._path(number + 1))
+        newest, owner = _newest(self._folder)
+        if owner != self._me:
+            if (
+                newest > number + 1
+            ):  # leases came and went meanwhile, so that ours may stand behind a living one
+                self._withdraw(number + 1)
+            raise _in_use(self._folder, owner)
+        self._path(number).unlink(missing_ok=True)
+        return newest
+
+    def _withdraw(self, number: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(self._path(number).read_text()) == self._me:
+                self._path(number).unlink()
+
+    def _beat(self, seconds: float) -> None:
+        while not self._released.wait(seconds):
+            with contextlib.suppress(
+                OSError
+            ):  # taken over, which `check` tells, or a file system with hiccups
+                os.utime(self._path(self._number))
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.json"
+
+
+def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Number and owner of the newest lease; 0 if there never was one."""
+    path = max(folder.glob("[0-9]*.json"), default=None)
+    if path is None:
+        return 0, {}
+    try:
+        return int(path.stem), json.loads(path.read_text())
+    except FileNotFoundError:  # its successor has just removed it
+        return _newest(folder)
+    except ValueError:
+        return int(path.stem), {}  # damaged: nobody's, as soon as its heartbeat stands still
+
+
+def _has_ended(path: Path, owner: dict[str, Any], beat: float, stale: float) -> bool:
+    me = _owner()
+    if owner.get("released"):
+        return True
+    if owner.get("machine") == me["machine"]:
+        return _started(owner["pid"]) != owner["started"]
+    if me["slurm_job"] and owner.get("slurm_job") == me["slurm_job"]:
+        if owner.get("slurm_restarts") != me["slurm_restarts"]:
+            return True  # SLURM starts a job again only when its former start is over
+    try:
+        last = path.stat().st_mtime_ns
+        with tempfile.TemporaryFile(dir=path.parent) as now:
+            age = (os.fstat(now.fileno()).st_mtime_ns - last) / 1e9
+        deadline = time.monotonic() + (0 if age > stale else stale)
+        while time.monotonic() < deadline:
+            time.sleep(min(beat, 1.0) / 4)
+            if path.stat().st_mtime_ns != last:
+                return False
+    except FileNotFoundError:
+        return False  # taken over by yet another job
+    return True
+
+
+def _in_use(folder: Path, owner: dict[str, Any]) -> UserError:
+    return UserError(
+        f"{folder.parent}: in use by {_named(owner)}; wait for that job, stop it, or choose another run_dir"
+    )
+
+
+def _named(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "a job whose lease cannot be read"
+    job = f", SLURM job {owner['slurm_job']}" if owner["slurm_job"] else ""
+    return f"process {owner['pid']} on {owner['host']}{job}, since {owner['time']}"
+
+
+def _owner() -> dict[str, Any]:
+    """Who this process is, so that others can tell whether it lives."""
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "machine": _machine(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _machine() -> str:
+    """One boot of one kernel, and the process numbers that this process sees there (a container has its own)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: equal to no other, so heartbeats decide
+        return uuid.uuid4().hex
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since the boot; None if there is none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = status.rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else int(after_name[19])

@@ -1,0 +1,270 @@
+"""A run in progress: its engine, data, guards and reports on one rank. What happens when is in `loop`.
+
+Randomness of a step depends on (seed, step, micro-batch, rank) and its data on (seed, position), so a run that was
+stopped anywhere goes on exactly as if it had not been.
+"""
+
+import logging
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megavrc.checkpoint import Checkpoint
+from megavrc.data.stream import Stream
+from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
+from megavrc.training.blocks import prepare_blocks
+from megavrc.training.config import AnyRunConfig
+from megavrc.training.engine import Engine, Update
+from megavrc.training.guards import Diverged, SkipGuard, SpikeGuard, write_audit
+from megavrc.training.metrics import Clock, Meter, Reporter, by_rank, slow_ranks, to_device
+from megavrc.training.run import RunFolder
+from megavrc.training.schedule import learning_rate
+from megavrc.training.tasks import Task
+from megavrc.training.validation import validate
+from megavrc.training.watchdog import Watchdog
+
+log = logging.getLogger("megavrc")
+
+
+class Trainer:
+    """A run in progress: engine, data, guards and reports of this rank.
+
+    Attributes:
+        step: optimiser steps done.
+        skipped: steps without an update, because a loss or gradient was not finite.
+        rollbacks: how often training went back to a checkpoint.
+        data_offset: steps by which the data is ahead, because of what was left out when training went back.
+    """
+
+    def __init__(
+        self, config: AnyRunConfig, task: Task, run: RunFolder, rank: Rank, watchdog: Watchdog
+    ) -> None:
+        self.config, self.task, self.run, self.rank, self.watchdog = config, task, run, rank, watchdog
+        self.step = self.skipped = self.rollbacks = self.data_offset = 0
+        torch.manual_seed(seed_for(config.seed, "weights"))
+        core = task.build()
+        if run.checkpoint is None:
+            task.initialise(core)
+        prepare_blocks(task.blocks(core), config.train)
+        self.engine = Engine(core, task.loss, config.train, config.optimizer, rank, config.deepspeed)
+        self.spikes, self.skips = SpikeGuard(config.train), SkipGuard()
+        if run.checkpoint is not None:
+            self._restore(run.checkpoint)
+            self.rollbacks = run.checkpoint.state.get("rollbacks", 0)
+            self.data_offset = run.checkpoint.state.get("data_offset", 0)
+        self.slow: set[int] = set()  # ranks, by the last line of metrics
+        self.losses: list[Tensor] = []  # of this step's micro-batches on this rank
+        self.saver = run.saver(self.engine.state)
+        self.meter, self.clock = Meter(), Clock()
+        self.clock.leave_out_meetings(core)
+        self.reporter: Reporter | None = None
+        self._open()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Be where a checkpoint is (collective)."""
+        missing = self.engine.load_state(checkpoint.groups, checkpoint.state["updates"])
+        if missing:
+            log.warning("%s has no %s", checkpoint.path, ", ".join(sorted(missing)))
+        self.step, self.skipped = checkpoint.step, checkpoint.state["skipped"]
+        self.spikes.losses.clear()
+        self.spikes.losses.extend(checkpoint.state.get("losses", []))
+
+    def _open(self) -> None:
+        """Data and reports from this step on."""
+        self.stream = Stream(
+            self.task.source,
+            self.task.order,
+            global_batch=self.config.train.global_batch,
+            micro_batch=self.config.train.micro_batch,
+            rank=self.rank.rank,
+            world_size=self.rank.world_size,
+            collate=self.task.collate,
+            start_step=self.step + self.data_offset,
+            workers=self.config.train.workers,
+            max_damaged=self.task.max_damaged,
+        )
+        self.batches: Iterator[Any] = iter(self.stream)
+        if self.reporter:
+            self.reporter.close()
+        if self.rank.main:
+            self.reporter = Reporter(self.run.path, self.step, self.config.train.steps)
+
+    def train_step(self) -> Update:
+        """One optimiser step: its micro-batches, then the update."""
+        before = self.engine.snapshot_buffers()
+        self.losses = []
+        for micro in range(self.engine.accumulation):
+            self.watchdog.at(self.step, "data")
+            with self.clock.wait():
+                fault.point("data", self.step)
+                batch = to_device(next(self.batches), self.rank.device)
+            torch.manual_seed(seed_for(self.config.seed, "forward", self.step, micro, self.rank.rank))
+            self.watchdog.at(self.step, "forward")
+            with self.clock.work():
+                fault.point("forward", self.step)
+                loss, metrics = self.engine.forward(batch, self.step)
+            self.watchdog.at(self.step, "backward")
+            fault.point("backward", self.step)
+            self.engine.backward(loss, self.step)
+            self.losses.append(loss.detach())
+            self.meter.add(loss.detach(), metrics)
+        self.watchdog.at(self.step, "update")
+        fault.point("update", self.step)
+        lr = learning_rate(self.step, self.config.train.steps, self.config.optimizer)
+        update = self.engine.step(lr, before)
+        self.meter.commit(update.applied)
+        self.skipped += not update.applied
+        self.step += 1
+        return update
+
+    # --- guards ----------------------------------------------------------------------------------------------
+
+    def guard(self, update: Update) -> bool:
+        """Judge the last step (collective). True if training went back to a checkpoint.
+
+        Raises:
+            Diverged: too many steps were skipped in a row, or training went back too often.
+        """
+        spike_guard = self.config.train.spike_threshold > 0
+        if update.applied and not spike_guard:
+            self.skips.count(True)
+            return False
+        losses = by_rank(torch.stack(self.losses).tolist(), self.rank)
+        if not update.applied:
+            ranks = [rank for rank, mine in enumerate(losses) if not all(map(math.isfinite, mine))]
+            what = f"non-finite loss on ranks {ranks}" if ranks else "non-finite gradient"
+            self._audit("skipped", what, losses)
+            self.skips.count(False)
+            return False
+        self.skips.count(True)
+        spike = self.spikes.spikes(statistics.fmean(loss for mine in losses for loss in mine))
+        if spike:
+            self._go_back(spike, losses)
+        return bool(spike)
+
+    def _go_back(self, spike: str, losses: list[list[float]]) -> None:
+        """To the newest checkpoint; the data since is left out."""
+        if self.rollbacks == self.config.train.spike_rollbacks:
+            self._audit("stopped", spike, losses)
+            raise Diverged(
+                f"step {self.step - 1}: {spike}; the run has gone back {self.rollbacks} times, as often as "
+                "train.spike_rollbacks allows; audit.jsonl names the samples; lower optimizer.lr, or raise "
+                "train.spike_rollbacks or train.spike_threshold, and resume"
+            )
+        self.saver.finish()
+        checkpoint = self.run.newest()
+        window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
+        self._audit("went back", spike, losses, to=checkpoint.step, left_out_data_of_steps=window)
+        self.rollbacks += 1
+        self.data_offset += self.step - checkpoint.step
+        self._restore(checkpoint)
+        self.meter, self.clock.own = Meter(), 0.0
+        self._open()
+
+    def _audit(self, event: str, reason: str, losses: list[list[float]], **more: Any) -> None:
+        """Log and record what was done about the last step, with the samples of all ranks."""
+        step = self.step - 1
+        log.warning("step %d %s: %s", step, event, reason)
+        if self.rank.main:
+            ranks = [
+                {
+                    "rank": rank,
+                    "losses": mine,
+                    "samples": self.stream.samples_of_rank(step + self.data_offset, rank),
+                }
+                for rank, mine in enumerate(losses)
+            ]
+            write_audit(self.run.path, step, event, reason, **more, ranks=ranks)
+
+    # --- what is written -------------------------------------------------------------------------------------
+
+    def report(self, update: Update, steps: int, more: dict[str, float]) -> dict[str, float]:
+        """A line of metrics about the last `steps` steps, and `more` of them (collective)."""
+        means = self.meter.means()
+        seconds, waiting, own = self.clock.lap()
+        clips = steps * self.config.train.global_batch / seconds
+        values = {
+            **means,
+            "lr": learning_rate(self.step - 1, self.config.train.steps, self.config.optimizer),
+            "grad_norm": update.grad_norm,
+            "clips/s": clips,
+            "tokens/s": clips * self.task.tokens,
+            "data_wait_%": 100 * waiting,
+            "skipped": float(self.skipped),
+            "rollbacks": float(self.rollbacks),
+            "replaced": float(sum_over_ranks(self.stream.replaced)),
+            **more,
+        }
+        if self.saver.stalled:
+            values["checkpoint_stall_s"], self.saver.stalled = self.saver.stalled, 0.0
+        if self.saver.failures:
+            values["checkpoint_failures"] = float(self.saver.failures)
+        if self.rank.device.type == "cuda":
+            values["memory_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        everyones = [own / steps for [own] in by_rank([own], self.rank)]
+        slow = slow_ranks(everyones, seconds / steps, self.config.train.straggler_factor)
+        for rank in slow & self.slow:  # twice in a row: not a hiccup
+            log.warning("step %d: rank %d is slow: %s", self.step, rank, _seconds(everyones, rank))
+        self.slow = slow
+        if self.reporter:
+            self.reporter.write(self.step, values, everyones)
+        return values
+
+    def save(self, last: bool, validation: dict[str, float]) -> None:
+        """A checkpoint of this step (collective), written in the background unless it is the run's last.
+
+        Args:
+            validation: measured at this step, or empty.
+        """
+        self.watchdog.at(self.step, "checkpoint")
+        progress = {
+            "updates": self.engine.updates,
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
+            "data_offset": self.data_offset,
+            "losses": list(self.spikes.losses),
+        }
+        losses = [value for name, value in validation.items() if name.endswith("/loss")]
+        if losses:
+            progress["validation_loss"] = statistics.fmean(losses)
+        with self.clock.excluded():
+            write = self.saver.save_and_wait if last else self.saver.save
+            write(self.step, self.run.describe(progress))
+
+    def validate(self) -> dict[str, float]:
+        """Means over the validation sets at this step (collective)."""
+        self.watchdog.at(self.step, "validation")
+        fault.point("validation", self.step)
+        if not self.task.validation:
+            return {}
+        with self.clock.excluded(), self.engine.whole_core(self.task.build, everywhere=True) as module:
+            return validate(module, self.task, self.config.train.micro_batch, self.rank, self.step)
+
+    def preview(self) -> None:
+        """Pictures of what the model does at this step (collective)."""
+        self.watchdog.at(self.step, "preview")
+        with self.clock.excluded(), self.engine.whole_core(self.task.build) as module:
+            if self.rank.main:
+                self.task.preview(module, self.run.path / "previews", self.step)
+
+    def finish(self, values: dict[str, float]) -> None:
+        """Export, then complete.json (collective)."""
+        self.watchdog.at(self.step, "export")
+        with self.engine.whole_core(self.task.build) as module:
+            if self.rank.main:
+                self.run.complete({"metrics": values, **self.task.finish(module, self.run.path)})
+        dist.barrier()  # so that no rank is gone before the export is whole
+
+    def close(self) -> None:
+        self.saver.close()
+        if self.reporter:
+            self.reporter.close()
+
+
+def _seconds(own: list[float], rank: int) -> str:
+    return f"{own[rank]:.3f} s of its own work a step, the median rank has {statistics.median_low(own):.3f} s"
