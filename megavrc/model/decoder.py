@@ -4,6 +4,8 @@
 logits with the training forward pass.
 """
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from .fused_step import FusedStep, fits
 from .rope import qkv_table
 from .vrc import VRC
 
+log = logging.getLogger("megavrc")
+
 
 class Memory:
     """What the passes of clips of one model and batch size keep: nothing of the model, so that it may outlive a clip.
@@ -22,7 +26,7 @@ class Memory:
 
     Attributes:
         cache: buffers for every row that a clip can have.
-        fused: the kernels of a token step on the device, or None where they cannot run.
+        fused: the kernels of a token step on the device, or None where they cannot run or were found wrong.
     """
 
     def __init__(self, model: VRC, batch: int, guidance: float = 1.0) -> None:
@@ -118,13 +122,37 @@ class Decoder:
             guided logits [B, V]. The host's count of rows stays as it is.
         """
         self.passes += 1
-        rows = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
-        table = self.memory.tables[self.part]
+        rows_B1D = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
+        if self.memory.fused and not self.memory.fused.tried:
+            self._try_fused(rows_B1D, position, keys)
         if self.memory.fused:
-            return self.guide(self.memory.fused(self.model, rows[:, 0], table, position))
-        view = DeviceStep(self.cache, position, keys)
-        states = self.model.trunk(rows, table.index_select(0, position), None, cache=view)
-        return self.guide(self.model.head(states[:, 0]))
+            return self.guide(self._fused_step(self.memory.fused, rows_B1D, position))
+        return self.guide(self._layers_step(rows_B1D, position, keys))
+
+    def _layers_step(self, rows_B1D: Tensor, position: Tensor, keys: int) -> Tensor:
+        table = self.memory.tables[self.part].index_select(0, position)
+        states = self.model.trunk(rows_B1D, table, None, cache=DeviceStep(self.cache, position, keys))
+        return self.model.head(states[:, 0])
+
+    def _fused_step(self, fused: FusedStep, rows_B1D: Tensor, position: Tensor) -> Tensor:
+        return fused(self.model, rows_B1D[:, 0], self.memory.tables[self.part], position)
+
+    def _try_fused(self, rows_B1D: Tensor, position: Tensor, keys: int) -> None:
+        """Compare the kernels with the layers at their first step; where they fail or differ, they are given up."""
+        fused = self.memory.fused
+        assert fused is not None
+        expected = self._layers_step(rows_B1D, position, keys).float()
+        limit = 1e-2 if self.cache.layers[0].dtype == torch.float32 else 5e-2
+        try:
+            difference = (self._fused_step(fused, rows_B1D, position).float() - expected).norm()
+            error = float(difference / expected.norm().clamp(min=1e-6))
+            problem = "" if error < limit else f"relative error {error:.1e}"
+        except Exception as error:  # a compiler that does not know the device raises anything
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        fused.tried = True
+        if problem:
+            log.warning("the fused kernels of token steps are not used: %s", problem)
+            self.memory.fused = None
 
     def guide(self, logits: Tensor) -> Tensor:
         """Classifier-free guidance over the two halves of the batch: u + s (c - u)."""

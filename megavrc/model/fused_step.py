@@ -41,7 +41,13 @@ def fits(rows: int, head_dim: int, weight: Tensor) -> bool:
 
 
 class FusedStep:
-    """The trunk and the head for one row a sample at a position on the device, 5 kernels a layer and one more."""
+    """The trunk and the head for one row a sample at a position on the device, 5 kernels a layer and one more.
+
+    Attributes:
+        tried: its results were compared with those of the layers.
+    """
+
+    tried = False
 
     def __init__(self, config: ModelConfig, cache: KVCache) -> None:
         self.config, self.cache = config, cache

@@ -32,3 +32,18 @@ with torch.no_grad():
     for buffer, new in zip(decoder.cache.layers, written, strict=True):
         torch.testing.assert_close(buffer[:, :, :, ROWS], new, rtol=1e-5, atol=1e-6)
         assert buffer[:, :, :, ROWS + 1 :].isnan().all()
+
+    def device_step() -> torch.Tensor:
+        return decoder.device_step(ids[:, -1:], torch.tensor([ROWS]), keys=ROWS + 1)
+
+    decoder.memory.fused = fused  # tried at its first step, and kept
+    torch.testing.assert_close(device_step(), expected, rtol=1e-5, atol=1e-5)
+    assert decoder.memory.fused is fused and fused.tried
+
+    class Wrong(FusedStep):
+        def __call__(self, *arguments: object) -> torch.Tensor:
+            return super().__call__(*arguments).roll(1, dims=-1)
+
+    decoder.memory.fused = Wrong(model.config, decoder.cache)  # found out, and the layers take over
+    torch.testing.assert_close(device_step(), expected, rtol=1e-5, atol=1e-5)
+    assert decoder.memory.fused is None
