@@ -1,5 +1,6 @@
 """Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from .condition import Condition
 from .decoder import Decoder
 from .sampling import SamplingSettings, draw, probabilities, uniforms
+from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC
 
 
@@ -20,6 +22,7 @@ def generate(
     prefix: Tensor | None = None,
     frames: int | None = None,
     on_frame: Callable[[int, Tensor], None] | None = None,
+    on_speculation: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Generate the tokens of one clip per seed.
 
@@ -31,12 +34,15 @@ def generate(
         prefix: long [B, K, g, g], tokens of the first K frames to continue from (K = 1: image to video).
         frames: latent frames after the first to generate (default: the model's; at most that).
         on_frame: called with (index, ids [B, g, g]) after each finished frame.
+        on_speculation: called with (index, passes [B]) after each frame drawn speculatively: N / passes is how many
+            tokens of a sample were accepted a pass.
 
     Returns:
         long [B, 1 + frames, g, g].
 
     Raises:
-        ValueError: more frames than the model was trained for, or a prefix of the wrong shape.
+        ValueError: more frames than the model was trained for, a prefix of the wrong shape, or speculation where no
+            frame is drawn token by token.
     """
     config = model.config
     frames = config.frames if frames is None else frames
@@ -47,12 +53,15 @@ def generate(
     known = _check_prefix(prefix, len(seeds), 1 + frames, config.grid)
     count = config.tokens_per_frame
     device = model.tokens.weight.device
-    uniform = uniforms(seeds, (1 + config.frames) * count, device).unflatten(1, (-1, count))
+    shape = numbers_shape(config, settings)
+    plain = (1 + config.frames) * count
+    numbers = uniforms(seeds, plain + math.prod(shape), device)
+    uniform, extra = numbers[:, :plain].unflatten(1, (-1, count)), numbers[:, plain:].unflatten(1, shape)
     was_training = model.training
     model.eval()
     try:
         decoder = Decoder(model, condition, len(seeds), settings.guidance)
-        sampler = _Sampler(decoder, settings, uniform, known, on_frame)
+        sampler = _Sampler(decoder, settings, uniform, extra, known, on_frame, on_speculation)
         if config.prediction == "token":
             done = [sampler.token_frame(index) for index in range(1 + frames)]
         else:
@@ -84,17 +93,21 @@ class _Sampler:
         decoder: Decoder,
         settings: SamplingSettings,
         uniform_BTN: Tensor,
+        extra: Tensor,
         known: list[Tensor],
         on_frame: Callable[[int, Tensor], None] | None,
+        on_speculation: Callable[[int, Tensor], None] | None,
     ) -> None:
         self.decoder, self.settings, self.uniform, self.known = decoder, settings, uniform_BTN, known
-        self.on_frame = on_frame
+        self.extra, self.on_frame, self.on_speculation = extra, on_frame, on_speculation
+        self.newest: Tensor | None = None  # frame
         self.features: Tensor | None = None  # of the newest sampled frame, when they are what is fed back
 
     def _finish(self, index: int, ids_BN: Tensor) -> Tensor:
         if self.on_frame:
             side = self.decoder.config.grid
             self.on_frame(index, ids_BN.unflatten(1, (side, side)))
+        self.newest = ids_BN
         return ids_BN
 
     def token_frame(self, index: int) -> Tensor:
@@ -104,6 +117,13 @@ class _Sampler:
             decoder.push_raw(self.known[index])
             return self._finish(index, self.known[index])
         sampling = self.settings.later if index else self.settings.first
+        if self.settings.speculative:
+            ids, passes = speculative_frame(
+                decoder, sampling, self.settings.draft, self.extra[:, index], self.newest
+            )
+            if self.on_speculation:
+                self.on_speculation(index, passes)
+            return self._finish(index, ids)
         drawn = []
         for position in range(self.uniform.shape[2]):
             logits_BV = decoder.raw_logits()[:, 0]
