@@ -1,30 +1,69 @@
-"""Keys and values of the rows already processed, one pair of buffers per layer."""
+"""Keys and values of the rows already processed, and attention over them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .attention import SegmentMask, segment_attention
 
 
 class KVCache:
-    """Preallocated keys and values, [B, H, capacity, D] a layer.
+    """Preallocated keys and values, one buffer [2, B, H, capacity, D] a layer.
 
-    Separate tensors per layer: one stacked tensor indexed by layer is several times slower under torch.compile.
+    A tensor per layer: one stacked over layers is several times slower under torch.compile. Zeros, since a masked
+    key still meets a probability of 0.
+
+    Attributes:
+        length: rows that are there; `attend` writes behind them, the caller then moves it on.
     """
 
     def __init__(
-        self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, like: Tensor, length: int = 0
+        self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, like: Tensor
     ) -> None:
-        shape = (batch, heads, capacity, head_dim)
-        self.keys = [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(layers)]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.length = length
+        shape = (2, batch, heads, capacity, head_dim)
+        self.layers = [like.new_zeros(shape) for _ in range(layers)]
+        self.length = 0
 
-    def append(self, layer: int, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new rows behind the current length and return views of all rows up to and including them."""
-        stop = self.length + k_BHSD.shape[2]
-        self.keys[layer][:, :, self.length : stop] = k_BHSD
-        self.values[layer][:, :, self.length : stop] = v_BHSD
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+    def attend(self, layer: int, qkv_BS3HD: Tensor, mask: SegmentMask | None) -> Tensor:
+        """Write the keys and values of new rows and attend with their queries.
+
+        Args:
+            layer: whose buffer.
+            qkv_BS3HD: rotated projections of S rows.
+            mask: of these rows over all up to and including them; None: every row sees all of them.
+
+        Returns:
+            [B, H, S, D].
+        """
+        qkv_3BHSD = qkv_BS3HD.permute(2, 0, 3, 1, 4)
+        stop = self.length + qkv_BS3HD.shape[1]
+        rows = self.layers[layer][:, :, :, :stop]
+        rows[:, :, :, self.length :] = qkv_3BHSD[1:]
+        k, v = rows[0], rows[1]
+        if mask is None:
+            return F.scaled_dot_product_attention(qkv_3BHSD[0], k, v)
+        return segment_attention(qkv_3BHSD[0], k, v, mask)
 
     def truncate(self, length: int) -> None:
         """Forget all rows from `length` on."""
         self.length = length
+
+
+class DeviceStep:
+    """One row a sample at a position that only the device knows, over the first `keys` rows of a cache.
+
+    What it launches does not depend on the position, so that one CUDA graph serves every step up to `keys`.
+    """
+
+    def __init__(self, cache: KVCache, position: Tensor, keys: int) -> None:
+        """`position` is long [1], the row to write, below `keys`."""
+        self.cache, self.position, self.keys = cache, position, keys
+        self.visible = torch.arange(keys, device=position.device) <= position
+
+    def attend(self, layer: int, qkv_BS3HD: Tensor, mask: SegmentMask | None) -> Tensor:
+        """As `KVCache.attend`, for one row that sees itself and all before it."""
+        qkv_3BHSD = qkv_BS3HD.permute(2, 0, 3, 1, 4)
+        buffer = self.cache.layers[layer]
+        buffer.index_copy_(3, self.position, qkv_3BHSD[1:])
+        k, v = buffer[0, :, :, : self.keys], buffer[1, :, :, : self.keys]
+        return F.scaled_dot_product_attention(qkv_3BHSD[0], k, v, attn_mask=self.visible[None])

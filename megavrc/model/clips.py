@@ -18,15 +18,16 @@ from .vrc import VRC
 
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
-SAMPLING_OPTIONS = ("guidance", *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
+WHOLE = ("guidance", "speculative", "draft")
+SAMPLING_OPTIONS = (*WHOLE, *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
 
 
 def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     """Settings from named values; a later layer overrides an earlier one, None says nothing.
 
     Args:
-        layers: `guidance`; `temperature`, `top_k`, `top_p` for the whole clip; the same with `first_` or `later_`
-            before them for the first frame or the frames after it.
+        layers: `guidance`, `speculative`, `draft`; `temperature`, `top_k`, `top_p` for the whole clip; these three
+            with `first_` or `later_` before them for the first frame or the frames after it.
 
     Raises:
         ValueError: an unknown name or an impossible value.
@@ -43,10 +44,10 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
         part: {name: chosen.pop(f"{part}_{name}") for name in SAMPLING if f"{part}_{name}" in chosen}
         for part in PARTS
     }
-    guidance = chosen.pop("guidance", 1.0)
+    whole = {name: chosen.pop(name) for name in WHOLE if name in chosen}
     if chosen:
         raise ValueError(f"unknown sampling option {', '.join(chosen)}")
-    return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), float(guidance))
+    return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
 def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> Tensor:
@@ -98,22 +99,26 @@ def generate_clips(
     Raises:
         ValueError: a size that the model cannot take, with the rule.
     """
-    device = vrc.tokens.weight.device
     config = vrc.config
     latent = 1 + config.frames if frames is None else tokenizer.config.latent_frames(frames)
     if latent > 1 + config.frames:
         most = 1 + config.frames * tokenizer.config.temporal_patch
         raise ValueError(f"frames: {frames} asked for, the model generates at most {most}")
-    prefix = None if given_BTHWC is None else _prefix(vrc, tokenizer, given_BTHWC.to(device), latent)
+    prefix = None if given_BTHWC is None else encode_beginning(vrc, tokenizer, given_BTHWC, latent)
+    device = vrc.tokens.weight.device
+    return generate(vrc, on_device(condition, device), settings, seeds, prefix, latent - 1, on_frame)
+
+
+def on_device(condition: Condition, device: torch.device) -> Condition:
+    """The condition, there."""
     if isinstance(condition, tuple):
-        condition = condition[0].to(device), condition[1].to(device)
-    else:
-        condition = condition.to(device)
-    return generate(vrc, condition, settings, seeds, prefix, latent - 1, on_frame)
+        return condition[0].to(device), condition[1].to(device)
+    return condition.to(device)
 
 
-def _prefix(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
-    """Ids of the given beginning, long [B, K, g, g]."""
+def encode_beginning(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
+    """Ids of the given frames of a clip of `latent` latent frames, long [B, K, g, g]; ValueError when they do not fit."""
+    given_BTHWC = given_BTHWC.to(vrc.tokens.weight.device)
     side = vrc.config.grid * tokenizer.config.patch
     if (
         given_BTHWC.dim() != 5

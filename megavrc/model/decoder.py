@@ -5,49 +5,100 @@ logits with the training forward pass.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .cache import KVCache
+from .attention import SegmentMask
+from .cache import DeviceStep, KVCache
 from .condition import Condition
+from .layout import Layout
+from .rope import qkv_table
 from .vrc import VRC
 
 
 class Decoder:
-    """The forward passes of one batch of clips, in order; with guidance the unconditional copies ride in the batch.
+    """The passes of one batch of clips, in order; with guidance the unconditional copies ride in the batch.
 
     Attributes:
+        cache: rows already seen; `cache.length` counts them and `cache.truncate` forgets the newest.
         passes: trunk passes made so far.
     """
 
-    def __init__(self, model: VRC, condition: Condition, batch: int, guidance: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: VRC,
+        condition: Condition,
+        batch: int,
+        guidance: float = 1.0,
+        cache: KVCache | None = None,
+    ) -> None:
+        """`cache`: one of `Decoder.new_cache` to use again (default: a new one)."""
         self.model, self.config = model, model.config
         self.batch, self.guidance = batch, guidance
+        self.copies = 1 if guidance == 1.0 else 2
         self.part = "all" if self.config.keep_first_frame else "first"
         self.passes = 0
         rows = [model.embed_condition(condition)]
-        if guidance != 1.0:
+        if self.copies == 2:
             rows.append(model.embed_condition(model.null_condition(batch)))
-        self._pending = torch.cat(rows)  # rows not yet seen by the trunk, [B or 2B, L, D]
+        self._pending = [torch.cat(rows)]  # rows not yet seen by the trunk, each [copies * B, L, D]
+        self._plans: dict[str, tuple[Layout, Tensor]] = {}
+        self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
+        self.cache = self.new_cache(model, batch, guidance) if cache is None else cache
+        self.cache.truncate(0)
+
+    @staticmethod
+    def new_cache(model: VRC, batch: int, guidance: float = 1.0) -> KVCache:
+        """Buffers for every row that a clip of this model can have."""
+        config = model.config
         capacity = max(model.plan(part)[0].length for part in ("all", "first", "later"))
-        config = self.config
-        self.cache = KVCache(
-            config.layers, len(self._pending), config.heads, capacity, config.head_dim, like=self._pending
-        )
+        rows = batch if guidance == 1.0 else 2 * batch
+        like = model.tokens.weight.detach()
+        return KVCache(config.layers, rows, config.heads, capacity, config.head_dim, like)
+
+    @property
+    def state(self) -> tuple[str, int]:
+        """What the host knows between passes, when nothing is pending; `restore` takes it back."""
+        return self.part, self.cache.length
+
+    def restore(self, state: tuple[str, int]) -> None:
+        self.part, self.cache.length = state
+        self._pending.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Every row that was pushed has been seen."""
+        return not self._pending
 
     def push(self, rows_BLD: Tensor) -> None:
         """Add input rows for the next pass (the same for the unconditional copies)."""
-        copies = len(self._pending) // self.batch
-        self._pending = torch.cat([self._pending, rows_BLD.repeat(copies, 1, 1)], dim=1)
+        self._pending.append(rows_BLD if self.copies == 1 else rows_BLD.repeat(self.copies, 1, 1))
+
+    def push_raw(self, ids_BL: Tensor) -> None:
+        """Add raw tokens as input."""
+        self.push(self.model.embed_raw(ids_BL))
 
     def step(self, count: int) -> Tensor:
         """One trunk pass over the pending rows; returns the normed states of its last `count` rows."""
-        layout, table, _ = self.model.plan(self.part)
-        start, stop = self.cache.length, self.cache.length + self._pending.shape[1]
-        mask = layout.mask(start, stop)
-        states = self.model.trunk(self._pending, table[:, start:stop], mask, cache=self.cache)
-        self._pending = self._pending[:, :0]
+        rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
+        self._pending.clear()
+        start, stop = self.cache.length, self.cache.length + rows.shape[1]
+        table = self._plan()[1][start:stop]
+        states = self.model.trunk(rows, table, self._mask(start, stop), cache=self.cache)
+        self.cache.length = stop
         self.passes += 1
         return states[:, -count:]
+
+    def device_step(self, ids_B1: Tensor, position: Tensor, keys: int) -> Tensor:
+        """The pass over one raw token a sample at a position (long [1]) below `keys` that the host does not read.
+
+        Returns:
+            guided logits [B, V]. The host's count of rows stays as it is.
+        """
+        self.passes += 1
+        rows = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
+        table = self._plan()[1].index_select(0, position)
+        states = self.model.trunk(rows, table, None, cache=DeviceStep(self.cache, position, keys))
+        return self.guide(self.model.head(states[:, 0]))
 
     def guide(self, logits: Tensor) -> Tensor:
         """Classifier-free guidance over the two halves of the batch: u + s (c - u)."""
@@ -57,12 +108,11 @@ class Decoder:
         return unconditional + self.guidance * (conditional - unconditional)
 
     def raw_logits(self, count: int = 1) -> Tensor:
-        """Run the pending rows and predict the next `count` raw tokens, [B, count, V]."""
-        return self.guide(self.model.head(self.step(count)))
+        """Run the pending rows and return the logits of the last `count`, [B, count, V].
 
-    def push_raw(self, ids_BL: Tensor) -> None:
-        """Add raw tokens as input."""
-        self.push(self.model.embed_raw(ids_BL))
+        A row's logits are those of the token that follows it (in `first_frame: row`: of the cell below it).
+        """
+        return self.guide(self.model.head(self.step(count)))
 
     def push_segment(self, features_BND: Tensor) -> None:
         """Compress the representations of the newest frame and add its segment as input.
@@ -73,14 +123,41 @@ class Decoder:
         if not self.config.keep_first_frame and self.part == "first":
             slots = self.config.condition.slots
             if self.cache.length == 0:  # a known first frame: the condition has not been run yet
-                self._pending = self._pending[:, :slots]
+                self._pending = [torch.cat(self._pending, dim=1)[:, :slots]]
                 self.step(1)
             self.part = "later"
             self.cache.truncate(slots)
-            self._pending = self._pending[:, :0]
+            self._pending.clear()
         self.push(self.model.compress(features_BND.unflatten(1, (side, side))))
 
     def segment_logits(self) -> tuple[Tensor, Tensor]:
         """Run the pending rows and predict the next frame: logits [B, N, V] and representations [B, N, D]."""
         features = self.model.decompress(self.step(self.config.segment_length))
         return self.guide(self.model.segment_logits(features)), features[: self.batch]
+
+    def _plan(self) -> tuple[Layout, Tensor]:
+        """Layout of the current part and its rotary table, as the cached passes read it."""
+        if self.part not in self._plans:
+            layout, table, _ = self.model.plan(self.part)
+            self._plans[self.part] = layout, qkv_table(table, self.model.tokens.weight.dtype)
+        return self._plans[self.part]
+
+    def _mask(self, start: int, stop: int) -> SegmentMask | None:
+        """The mask of the rows [start, stop); None where they see everything up to stop."""
+        if stop == start + 1:
+            return None
+        key = self.part, start, stop
+        if key not in self._masks:
+            mask = self._plan()[0].mask(start, stop)
+            self._masks[key] = None if mask.is_full else mask
+        return self._masks[key]
+
+
+def store_for_generation(model: VRC) -> None:
+    """Keep the matrices of a model on a CPU transposed in memory: products with few rows take 0.7 of the time.
+
+    Names, shapes and values stay; only strides change, so the model still trains and saves.
+    """
+    for module in (*model.trunk.modules(), model.head):
+        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
+            module.weight.data = module.weight.data.t().contiguous().t()

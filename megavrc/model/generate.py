@@ -1,19 +1,21 @@
 """Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .condition import Condition
 from .decoder import Decoder
-from .sampling import SamplingSettings, draw, probabilities, uniforms
+from .graphs import Workspace, keep, workspace
+from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
 from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC
 
+OnSpeculation = Callable[[int, Tensor], None]
 
-@torch.no_grad()
+
 def generate(
     model: VRC,
     condition: Condition,
@@ -22,20 +24,22 @@ def generate(
     prefix: Tensor | None = None,
     frames: int | None = None,
     on_frame: Callable[[int, Tensor], None] | None = None,
-    on_speculation: Callable[[int, Tensor], None] | None = None,
+    window: int = 0,
+    on_speculation: OnSpeculation | None = None,
 ) -> Tensor:
     """Generate the tokens of one clip per seed.
 
     Args:
-        model: in eval mode (running statistics of BatchNorm, no dropout).
+        model: generates in eval mode (running statistics of BatchNorm, no dropout), whatever mode it is in.
         condition: of B samples, as for `VRC.forward`.
         settings: sampling of the first frame and of the later ones, guidance.
         seeds: B integers; a sample depends on its own seed only.
         prefix: long [B, K, g, g], tokens of the first K frames to continue from (K = 1: image to video).
         frames: latent frames after the first to generate (default: the model's; at most that).
         on_frame: called with (index, ids [B, g, g]) after each finished frame.
-        on_speculation: called with (index, passes [B]) after each frame drawn speculatively: N / passes is how many
-            tokens of a sample were accepted a pass.
+        window: of a rollout: each draws with the next numbers of its samples' seeds.
+        on_speculation: called with (index, passes [B]) after each frame drawn speculatively: N / passes tokens of a
+            sample were accepted a pass.
 
     Returns:
         long [B, 1 + frames, g, g].
@@ -44,6 +48,25 @@ def generate(
         ValueError: more frames than the model was trained for, a prefix of the wrong shape, or speculation where no
             frame is drawn token by token.
     """
+    done: list[Tensor] = []
+    for ids_BHW in generate_frames(model, condition, settings, seeds, prefix, frames, window, on_speculation):
+        if on_frame:
+            on_frame(len(done), ids_BHW)
+        done.append(ids_BHW)
+    return torch.stack(done, dim=1)
+
+
+def generate_frames(
+    model: VRC,
+    condition: Condition,
+    settings: SamplingSettings,
+    seeds: list[int],
+    prefix: Tensor | None = None,
+    frames: int | None = None,
+    window: int = 0,
+    on_speculation: OnSpeculation | None = None,
+) -> Iterator[Tensor]:
+    """As `generate`, frame by frame: yields long [B, g, g] as soon as a frame is ready, given ones included."""
     config = model.config
     frames = config.frames if frames is None else frames
     if not 0 <= frames <= config.frames:
@@ -51,114 +74,180 @@ def generate(
             f"frames: {frames} asked for, the model generates 0..{config.frames} after the first"
         )
     known = _check_prefix(prefix, len(seeds), 1 + frames, config.grid)
-    count = config.tokens_per_frame
-    device = model.tokens.weight.device
     shape = numbers_shape(config, settings)
-    plain = (1 + config.frames) * count
-    numbers = uniforms(seeds, plain + math.prod(shape), device)
-    uniform, extra = numbers[:, :plain].unflatten(1, (-1, count)), numbers[:, plain:].unflatten(1, shape)
-    was_training = model.training
-    model.eval()
-    try:
-        decoder = Decoder(model, condition, len(seeds), settings.guidance)
-        sampler = _Sampler(decoder, settings, uniform, extra, known, on_frame, on_speculation)
-        if config.prediction == "token":
-            done = [sampler.token_frame(index) for index in range(1 + frames)]
-        else:
-            done = [sampler.row_frame() if config.first_frame == "row" else sampler.token_frame(0)]
-            for index in range(1, 1 + frames):
-                done.append(sampler.segment_frame(index, done[-1]))
-    finally:
-        model.train(was_training)
-    return torch.stack(done, dim=1).unflatten(2, (config.grid, config.grid))
+    return _run(model, condition, settings, seeds, known, frames, window, shape, on_speculation)
 
 
-def _check_prefix(prefix: Tensor | None, batch: int, total: int, grid: int) -> list[Tensor]:
-    """Known frames as a list of [B, N]."""
+def _check_prefix(prefix: Tensor | None, batch: int, total: int, grid: int) -> Tensor | None:
+    """Known frames as [B, K, N]."""
     if prefix is None:
-        return []
+        return None
     fits = prefix.dim() == 4 and len(prefix) == batch and 1 <= prefix.shape[1] <= total
     if not fits or tuple(prefix.shape[2:]) != (grid, grid):
         raise ValueError(
             f"prefix: shape {tuple(prefix.shape)}, expected ({batch}, 1..{total}, {grid}, {grid})"
         )
-    return list(prefix.flatten(2).unbind(1))
+    return prefix.flatten(2)
 
 
-class _Sampler:
-    """Samples frames in order, or takes them from the known prefix; keeps the decoder's input up to date."""
+@torch.no_grad()
+def _run(
+    model: VRC,
+    condition: Condition,
+    settings: SamplingSettings,
+    seeds: list[int],
+    known_BKN: Tensor | None,
+    frames: int,
+    window: int,
+    shape: tuple[int, ...],
+    on_speculation: OnSpeculation | None,
+) -> Iterator[Tensor]:
+    """The frames in order; the model is in eval mode until the last one is out."""
+    job = str(settings)
+    space = workspace(model, len(seeds), job, settings.guidance)
+    count, more = space.uniform_BTN[0].numel(), math.prod(shape)
+    numbers = uniforms(seeds, (window + 1) * (count + more), "cpu")[:, -count - more :]
+    drawn = numbers[:, :count].view_as(space.uniform_BTN)
+    space.uniform_BTN.copy_(drawn.pin_memory() if space.ids_BTN.is_cuda else drawn, non_blocking=True)
+    was_training = model.training
+    model.eval()
+    try:
+        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.cache)
+        speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
+        sampler = Sampler(decoder, settings, space, speculation, on_speculation)
+        sampler.take(known_BKN)
+        for index in range(1 + frames):
+            if known_BKN is None or index >= known_BKN.shape[1]:
+                sampler.frame(index)
+            yield space.ids_BTN[:, index].unflatten(1, (model.config.grid, -1)).clone()
+    finally:
+        model.train(was_training)
+        keep(model, len(seeds), job, space)
+
+
+class Sampler:
+    """Draws the frames of a clip in order into `space.ids_BTN`. Each pass first adds what was drawn last."""
 
     def __init__(
         self,
         decoder: Decoder,
         settings: SamplingSettings,
-        uniform_BTN: Tensor,
-        extra: Tensor,
-        known: list[Tensor],
-        on_frame: Callable[[int, Tensor], None] | None,
-        on_speculation: Callable[[int, Tensor], None] | None,
+        space: Workspace,
+        speculation: Tensor | None = None,
+        on_speculation: OnSpeculation | None = None,
     ) -> None:
-        self.decoder, self.settings, self.uniform, self.known = decoder, settings, uniform_BTN, known
-        self.extra, self.on_frame, self.on_speculation = extra, on_frame, on_speculation
-        self.newest: Tensor | None = None  # frame
-        self.features: Tensor | None = None  # of the newest sampled frame, when they are what is fed back
+        """`speculation`: [B, *numbers_shape], when drafts are verified."""
+        self.decoder, self.settings, self.space = decoder, settings, space
+        self.speculation, self.on_speculation = speculation, on_speculation
+        self.config = decoder.config
+        self.ids_BS = space.ids_BTN.flatten(1)  # of all frames in a row
+        self.uniform_BS = space.uniform_BTN.flatten(1)
+        self.known = 0
 
-    def _finish(self, index: int, ids_BN: Tensor) -> Tensor:
-        if self.on_frame:
-            side = self.decoder.config.grid
-            self.on_frame(index, ids_BN.unflatten(1, (side, side)))
-        self.newest = ids_BN
-        return ids_BN
+    def take(self, known_BKN: Tensor | None) -> None:
+        """Known frames become the beginning of the clip; they are run together with the first unknown one."""
+        if self.config.first_frame == "row":
+            self.decoder.push(self.decoder.model.embed_start_row(self.decoder.batch))
+        if known_BKN is None:
+            return
+        self.known = known_BKN.shape[1]
+        self.space.ids_BTN[:, : self.known] = known_BKN
+        if self.config.prediction == "token":
+            self.decoder.push_raw(self.ids_BS[:, : self.known * self.config.tokens_per_frame - 1])
+            return
+        unread = self.config.grid if self.config.first_frame == "row" else 1
+        self.decoder.push_raw(known_BKN[:, 0, :-unread])
+        for index in range(1, self.known):
+            self._push_segment(index)
 
-    def token_frame(self, index: int) -> Tensor:
-        """A frame token by token; the last token of the last frame that is read stays pending."""
-        decoder = self.decoder
-        if index < len(self.known):
-            decoder.push_raw(self.known[index])
-            return self._finish(index, self.known[index])
+    def frame(self, index: int) -> None:
+        """Draw a frame; those before it are there."""
+        run, decoder = self.space.run, self.decoder
+        if self.config.prediction == "token" or (index == 0 and self.config.first_frame == "token"):
+            self._token_frame(index)
+        elif index == 0:
+            for row in range(self.config.grid):
+                run(("row", row), decoder, lambda row=row: self._row(row))  # type: ignore[misc]
+        else:
+            run(("segment", index), decoder, lambda: self._segment(index))
+
+    def _token_frame(self, index: int) -> None:
         sampling = self.settings.later if index else self.settings.first
+        start = index * self.config.tokens_per_frame
+        stop = start + self.config.tokens_per_frame
         if self.settings.speculative:
-            ids, passes = speculative_frame(
-                decoder, sampling, self.settings.draft, self.extra[:, index], self.newest
-            )
-            if self.on_speculation:
-                self.on_speculation(index, passes)
-            return self._finish(index, ids)
-        drawn = []
-        for position in range(self.uniform.shape[2]):
-            logits_BV = decoder.raw_logits()[:, 0]
-            drawn.append(draw(probabilities(logits_BV, sampling), self.uniform[:, index, position]))
-            decoder.push_raw(drawn[-1][:, None])
-        return self._finish(index, torch.stack(drawn, dim=1))
+            self._speculate(index, sampling)
+            return
+        self._token(start, sampling)
+        if self.space.steps == "host":
+            for token in range(start + 1, stop):
+                self._token(token, sampling)
+            return
+        slots = self.config.condition.slots
+        self.space.index.fill_(start + 1)
+        for token in range(start + 1, stop):
+            keys = self.space.keys_for(slots + token)
+            key = "token", keys, index > 0
+            self.space.run(key, self.decoder, lambda keys=keys: self._token_on_device(keys, sampling))  # type: ignore[misc]
+            self.decoder.cache.length = slots + token
 
-    def row_frame(self) -> Tensor:
-        """The first frame, one row of the grid a pass."""
-        decoder, side = self.decoder, self.decoder.config.grid
-        decoder.push(decoder.model.embed_start_row(decoder.batch))
-        if self.known:
-            decoder.push_raw(self.known[0])
-            return self._finish(0, self.known[0])
-        rows = []
-        for row in range(side):
-            probs = probabilities(decoder.raw_logits(side), self.settings.first)
-            rows.append(draw(probs, self.uniform[:, 0, row * side : (row + 1) * side]))
-            decoder.push_raw(rows[-1])
-        return self._finish(0, torch.cat(rows, dim=1))
+    def _speculate(self, index: int, sampling: Sampling) -> None:
+        """A frame in fewer passes than it has tokens."""
+        assert self.speculation is not None
+        before = self.space.ids_BTN[:, index - 1] if index else None
+        if before is not None:
+            self.decoder.push_raw(before[:, -1:])
+        ids, passes = speculative_frame(
+            self.decoder, sampling, self.settings.draft, self.speculation[:, index], before
+        )
+        self.space.ids_BTN[:, index] = ids
+        if self.on_speculation:
+            self.on_speculation(index, passes)
 
-    def segment_frame(self, index: int, previous_BN: Tensor) -> Tensor:
-        """A later frame in one pass, from the frame before it."""
-        decoder = self.decoder
-        features = decoder.model.tokens(previous_BN) if self.features is None else self.features
-        self.features = None
-        decoder.push_segment(features)
-        if index < len(self.known):
-            return self._finish(index, self.known[index])
-        logits, decompressed = decoder.segment_logits()
+    def _token(self, token: int, sampling: Sampling) -> None:
+        """One pass for one token at a position that the host knows."""
+        if token:
+            self.decoder.push_raw(self.ids_BS[:, token - 1 : token])
+        probs = probabilities(self.decoder.raw_logits()[:, 0], sampling)
+        self.ids_BS[:, token] = draw(probs, self.uniform_BS[:, token])
+
+    def _token_on_device(self, keys: int, sampling: Sampling) -> None:
+        """The same at the position in `space.index`, which moves on: the body of a CUDA graph."""
+        index = self.space.index
+        before = self.ids_BS.index_select(1, index - 1)
+        position = index + (self.config.condition.slots - 1)
+        probs = probabilities(self.decoder.device_step(before, position, keys), sampling)
+        drawn = draw(probs, self.uniform_BS.index_select(1, index)[:, 0])
+        self.ids_BS.index_copy_(1, index, drawn[:, None])
+        index.add_(1)
+
+    def _row(self, row: int) -> None:
+        """One pass for one row of the first frame."""
+        side = self.config.grid
+        if row:
+            self.decoder.push_raw(self.ids_BS[:, (row - 1) * side : row * side])
+        cells = slice(row * side, (row + 1) * side)
+        probs = probabilities(self.decoder.raw_logits(side), self.settings.first)
+        self.ids_BS[:, cells] = draw(probs, self.uniform_BS[:, cells])
+
+    def _segment(self, index: int) -> None:
+        """One pass for a later frame, from the frame before it."""
+        self._push_segment(index)
+        logits, features_BND = self.decoder.segment_logits()
         probs = probabilities(logits, self.settings.later)
-        ids_BN = draw(probs, self.uniform[:, index])
-        feedback = decoder.config.feedback
-        if feedback == "soft":
-            self.features = probs.to(decompressed.dtype) @ decoder.model.tokens.weight
-        elif feedback == "features":
-            self.features = decompressed
-        return self._finish(index, ids_BN)
+        self.space.ids_BTN[:, index] = draw(probs, self.space.uniform_BTN[:, index])
+        if self.config.feedback == "soft":
+            features_BND = probs.to(features_BND.dtype) @ self.decoder.model.tokens.weight
+        self.space.features_BND.copy_(features_BND)
+
+    def _push_segment(self, index: int) -> None:
+        """Add the frame before `index` to the input, after what is unread of the first frame."""
+        if index == 1:
+            unread = self.config.grid if self.config.first_frame == "row" else 1
+            self.decoder.push_raw(self.space.ids_BTN[:, 0, -unread:])
+        drawn_as_segment = index > max(1, self.known)
+        if self.config.feedback != "tokens" and drawn_as_segment:
+            features = self.space.features_BND
+        else:
+            features = self.decoder.model.tokens(self.space.ids_BTN[:, index - 1])
+        self.decoder.push_segment(features)

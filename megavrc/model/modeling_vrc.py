@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,21 @@ from .compressor import BatchNorm
 from .condition import Condition
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
+from .decoder import store_for_generation
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from .rollout import stream_clips
 from .vrc import VRC
 
 # isort: split
 from .attention import SegmentMask as _attention  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
-from .decoder import Decoder as _decoder  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
+from .graphs import Workspace as _graphs  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
 from .sampling import Sampling as _sampling  # noqa: F401
+from .speculation import couple as _speculation  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
 
 # What a folder holds besides weights, configuration and code.
@@ -169,44 +172,63 @@ class VRCForVideoGeneration(PreTrainedModel):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        label: int | Sequence[int] | None = None,
-        condition: Condition | None = None,
-        first_frame: Tensor | None = None,
-        clip: Tensor | None = None,
-        frames: int | None = None,
-        seed: int | Sequence[int] = 0,
-        guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
         output: str = "uint8",
         on_frame: Callable[[int, Tensor], None] | None = None,
-        **parts: Any,
+        **options: Any,
     ) -> Tensor:
         """Generate clips.
 
         Args:
             prompt: one text or B texts.
-            label: one class label or B labels.
-            condition: instead of both, the condition as `VRC.forward` takes it.
-            first_frame: uint8 [B, H, W, 3] (or [H, W, 3]), the first frame of each clip.
-            clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
-            frames: frames of a clip (default and most: what the model was trained for).
-            seed: B seeds, or one: clip i then uses seed + i.
-            guidance: classifier-free guidance; 1 is none.
-            temperature, top_k, top_p: sampling; with `first_` or `later_` before the name (in `parts`) for the first
-                frame or the frames after it. What is not given comes from generation_config.json.
             output: `uint8` for pixels, `ids` for the video tokens.
             on_frame: called with (index, ids [B, g, g]) after each latent frame.
+            options: `label`, one class or B classes, or `condition`, as `VRC.forward` takes it, instead of the prompt;
+                `first_frame`, uint8 [B, H, W, 3] or [H, W, 3], or `clip`, uint8 [B, 1 + 4k, H, W, 3], the beginning
+                of each clip;
+                `frames` of a clip, 1 + 4k (default: what the model was trained for; more are made in windows, each
+                taking over `overlap` frames from the one before);
+                `seed`, B seeds, or one: clip i then uses seed + i;
+                `guidance`, `temperature`, `top_k`, `top_p`, the last three also with `first_` or `later_` before them
+                for the first frame or the frames after it. What is not given comes from generation_config.json.
 
         Returns:
             uint8 [B, T, H, W, 3], or long [B, t, g, g].
 
         Raises:
-            ValueError: inputs that do not fit the model, a prompt too long for it included.
+            ValueError: inputs that do not fit the model, a prompt too long for it included; tokens asked for of a
+                video longer than the model was trained for, which is generated in windows.
         """
         if output not in ("uint8", "ids"):
             raise ValueError(f"output: {output!r} is neither uint8 nor ids")
+        job, length = self._job(prompt, **options)
+        if output == "uint8" and on_frame is None:
+            return torch.cat(list(stream_clips(*job, **length, by_frame=False)), dim=1)
+        ids = generate_clips(*job, frames=length["frames"], on_frame=on_frame)
+        return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)
+
+    def stream_video(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[Tensor]:
+        """As `generate_video`, but yields uint8 [B, t, H, W, 3] when frames are ready; together they are the video.
+
+        Args:
+            prompt: one text or B texts.
+            options: see `generate_video`.
+        """
+        job, length = self._job(prompt, **options)
+        return stream_clips(*job, **length)
+
+    def _job(
+        self,
+        prompt: str | Sequence[str] | None,
+        label: int | Sequence[int] | None = None,
+        condition: Condition | None = None,
+        first_frame: Tensor | None = None,
+        clip: Tensor | None = None,
+        frames: int | None = None,
+        overlap: int | None = None,
+        seed: int | Sequence[int] = 0,
+        **sampling: Any,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of `stream_clips` from those of `generate_video`."""
         if first_frame is not None and clip is not None:
             raise ValueError("give first_frame or clip, not both")
         rows = self._condition(prompt, label, condition)
@@ -216,7 +238,8 @@ class VRCForVideoGeneration(PreTrainedModel):
             raise ValueError(f"seed: {len(seeds)} seeds for {count} clips")
         if first_frame is not None:
             clip = first_frame.unsqueeze(1) if first_frame.dim() == 4 else first_frame[None, None]
-        given = dict(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-        settings = sampling_settings(self.sampling_defaults, given, parts)
-        ids = generate_clips(self.vrc, self.video_tokenizer, rows, seeds, settings, clip, frames, on_frame)
-        return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)
+        settings = sampling_settings(self.sampling_defaults, sampling)
+        if not self.training:
+            store_for_generation(self.vrc)
+        job = self.vrc, self.video_tokenizer, rows, seeds, settings, clip
+        return job, {"frames": frames, "overlap": overlap}

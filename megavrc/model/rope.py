@@ -34,3 +34,17 @@ def rotate(x_BHSD: Tensor, table_2SP: Tensor) -> Tensor:
     even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = table_2SP.to(wide.dtype).unbind(0)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x_BHSD.dtype)
+
+
+def qkv_table(table_2SP: Tensor, dtype: torch.dtype) -> Tensor:
+    """The table for fused projections: complex [S, 3, 1, P], which turns queries and keys and leaves values alone."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    turn_SP = torch.complex(*table_2SP.to(wide).unbind(0))
+    return torch.stack([turn_SP, turn_SP, torch.ones_like(turn_SP)], dim=1).unsqueeze(2)
+
+
+def rotate_qkv(qkv_BS3HD: Tensor, table_S31P: Tensor) -> Tensor:
+    """`rotate` for queries and keys of fused projections, in one multiplication: generation has few rows a step."""
+    wide = qkv_BS3HD if qkv_BS3HD.dtype == torch.float64 else qkv_BS3HD.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table_S31P).flatten(-2).to(qkv_BS3HD.dtype)

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-
 Draft = Literal["neighbour", "repeat", "random"]
 
 
@@ -93,13 +92,10 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         long [...]; never a token of probability 0.
     """
-    cumulative = probs.cumsum(-1)
-    target = uniform.to(cumulative.dtype)[..., None] * cumulative[..., -1:]
-    ids = torch.searchsorted(cumulative, target, right=True)[..., 0]
-    last = (
-        probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
-    )  # rounding may put the target at the total
-    return torch.minimum(ids, last)
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
+    total = cumulative[..., -1:]
+    target = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[..., 0]
 
 
 def uniforms(seeds: list[int], count: int, device: torch.device | str) -> Tensor:

@@ -58,7 +58,7 @@ def numbers_shape(config: ModelConfig, settings: SamplingSettings) -> tuple[int,
 def speculative_frame(
     decoder: Decoder, sampling: Sampling, draft: Draft, numbers: Tensor, before_BN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw a frame of raw tokens; as after the sequential loop, its last token stays pending in the decoder.
+    """Draw a frame of raw tokens; as after the sequential loop, all but the last have been run.
 
     The samples of a batch share one cache length, that of the slowest. A faster one keeps its lead, its final tokens
     running again among the pass's rows, until it is a window ahead; then it waits. So its own passes, and with them
@@ -86,7 +86,6 @@ def speculative_frame(
             start = decoder.cache.length - stop
         window.advance(logits)
     decoder.cache.truncate(start + count - 1)
-    decoder.push_raw(window.ids[:, count - 1 : count])
     return window.ids[:, :count], window.passes
 
 
@@ -154,7 +153,9 @@ class _Window:
         else:
             newest = places[:, :1] - 1
             step = self.grid if self.draft == "neighbour" else 1
-            source = places - (places - newest + step - 1) // step * step  # up the column, to a token that is there
+            source = (
+                places - (places - newest + step - 1) // step * step
+            )  # up the column, to a token that is there
             source = source.where(source >= 0, newest).clamp(min=0)
             tokens = ids.gather(1, source)
         return ids.scatter(1, places, tokens), F.one_hot(tokens, self.vocab).to(self.numbers.dtype)

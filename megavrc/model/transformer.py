@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import SegmentMask, segment_attention
-from .cache import KVCache
+from .cache import DeviceStep, KVCache
 from .config import ModelConfig
-from .rope import rotate
+from .rope import rotate, rotate_qkv
+
+Cache = KVCache | DeviceStep
 
 
 class RMSNorm(nn.Module):
@@ -34,13 +36,21 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BSD: Tensor, table: Tensor, mask: SegmentMask, backend: str, cache: KVCache | None, layer: int
+        self,
+        x_BSD: Tensor,
+        table: Tensor,
+        mask: SegmentMask | None,
+        backend: str,
+        cache: Cache | None,
+        layer: int,
     ) -> Tensor:
-        q, k, v = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, table), rotate(k, table)
+        qkv_BS3HD = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1))
         if cache is not None:
-            k, v = cache.append(layer, k, v)
-        mixed = segment_attention(q, k, v, mask, backend)
+            mixed = cache.attend(layer, rotate_qkv(qkv_BS3HD, table), mask)
+        else:
+            assert mask is not None
+            q, k, v = qkv_BS3HD.permute(2, 0, 3, 1, 4)
+            mixed = segment_attention(rotate(q, table), rotate(k, table), v, mask, backend)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -69,7 +79,13 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x_BSD: Tensor, table: Tensor, mask: SegmentMask, backend: str, cache: KVCache | None, index: int
+        self,
+        x_BSD: Tensor,
+        table: Tensor,
+        mask: SegmentMask | None,
+        backend: str,
+        cache: Cache | None,
+        index: int,
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), table, mask, backend, cache, index)
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
@@ -87,21 +103,19 @@ class Trunk(nn.Module):
         self,
         x_BSD: Tensor,
         table: Tensor,
-        mask: SegmentMask,
-        cache: KVCache | None = None,
+        mask: SegmentMask | None,
+        cache: Cache | None = None,
         backend: str = "auto",
     ) -> Tensor:
         """Embedded rows to normed states.
 
         Args:
-            x_BSD: [B, S, D] embedded rows, the rows cache.length.. when a cache is given.
-            table: rotary table of these rows, float32 [2, S, head_dim / 2].
-            mask: S query rows over all keys (cached ones included).
-            cache: keys and values of earlier rows; it grows by S.
-            backend: of `segment_attention`.
+            x_BSD: [B, S, D] embedded rows.
+            table: rotary table of these rows: float32 [2, S, head_dim / 2], or `qkv_table`'s with a cache.
+            mask: S query rows over all keys (cached ones included); None, with a cache, hides nothing.
+            cache: keys and values of earlier rows, where those of these rows are written too.
+            backend: of `segment_attention` without a cache.
         """
         for index, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, table, mask, backend, cache, index)
-        if cache is not None:
-            cache.length += x_BSD.shape[1]
         return self.norm(x_BSD)

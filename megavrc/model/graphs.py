@@ -1,0 +1,101 @@
+"""What generation keeps on the device: static tensors, and the CUDA graphs captured over them.
+
+A pass is a function without arguments or results that reads and writes static tensors, so that it can be called, or
+captured once and replayed: without Python, launch costs or waiting for the host.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from .decoder import Decoder
+from .vrc import VRC
+
+KEY_STEP = 256  # token steps attend over the next multiple of this many rows, one graph each
+
+
+class Workspace:
+    """The static tensors of one kind of job: a model, a batch size, guidance and sampling.
+
+    Attributes:
+        ids_BTN: long [B, 1 + F, N], the tokens, as they are drawn.
+        uniform_BTN: float64, the number that each token is drawn with.
+        features_BND: representations of the newest frame, when they and not its tokens are fed back.
+        index: long [1], the token (of all frames in a row) that the next device step draws.
+        steps: `host` positions, `device` positions, or `graph`: device positions, captured.
+    """
+
+    def __init__(self, model: VRC, batch: int, guidance: float = 1.0, steps: str | None = None) -> None:
+        config, like = model.config, model.tokens.weight.detach()
+        shape = (batch, 1 + config.frames, config.tokens_per_frame)
+        self.cache = Decoder.new_cache(model, batch, guidance)
+        self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
+        self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
+        self.features_BND = like.new_zeros(batch, config.tokens_per_frame, config.width)
+        self.index = torch.zeros(1, dtype=torch.long, device=like.device)
+        self.steps = steps or ("graph" if like.is_cuda else "host")
+        self._graphs: dict[Hashable, tuple[Any, tuple[str, int]]] = {}
+        self._pool: Any = None
+
+    def keys_for(self, rows: int) -> int:
+        """How many rows of the cache a device step attends over that has seen `rows` in the end."""
+        capacity = self.cache.layers[0].shape[3]
+        return min(-(-rows // KEY_STEP) * KEY_STEP, capacity)
+
+    def run(self, key: Hashable, decoder: Decoder, one_pass: Callable[[], None]) -> None:
+        """Make one pass; `key` tells passes apart that launch different work. Rows still pending are not captured."""
+        if self.steps != "graph" or not decoder.idle:
+            one_pass()
+            return
+        passes = decoder.passes
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(decoder, one_pass)
+        graph, state = self._graphs[key]
+        graph.replay()
+        decoder.restore(state)
+        decoder.passes = passes + 1
+
+    def _capture(self, decoder: Decoder, one_pass: Callable[[], None]) -> tuple[Any, tuple[str, int]]:
+        """The graph of a pass, and where it leaves the decoder; everything else is as before."""
+        state, index = decoder.state, self.index.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            one_pass()  # libraries allocate and choose algorithms at first use, which cannot be captured
+            self.index.copy_(index)
+            decoder.restore(state)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            one_pass()
+        after = decoder.state
+        decoder.restore(state)
+        return graph, after
+
+
+_KEPT: WeakKeyDictionary[VRC, tuple[Hashable, Workspace]] = WeakKeyDictionary()
+
+
+def workspace(model: VRC, batch: int, job: Hashable, guidance: float) -> Workspace:
+    """A workspace for the job: on CUDA the one that the model's last job left with `keep`, when it was such a one.
+
+    It is taken away from there, so that a clip that is begun before this one is finished gets its own.
+    """
+    key, kept = _KEPT.pop(model, (None, None))
+    if kept is not None and key == _key(model, batch, job):
+        return kept
+    return Workspace(model, batch, guidance)
+
+
+def keep(model: VRC, batch: int, job: Hashable, used: Workspace) -> None:
+    """Leave a workspace for the next job. Only one a model is kept: its cache may be large."""
+    if used.steps == "graph":
+        _KEPT[model] = _key(model, batch, job), used
+
+
+def _key(model: VRC, batch: int, job: Hashable) -> Hashable:
+    """What graphs depend on. They read the weights where these were at capture, so the addresses are part of it."""
+    return batch, job, tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
