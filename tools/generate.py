@@ -22,6 +22,7 @@ def generate(
     later_temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    speculative: int | None = None,
     batch_size: int = 4,
     fps: float = 8,
     scale: int = 1,
@@ -45,6 +46,8 @@ def generate(
         later_temperature: of the later frames' tokens.
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+        speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
+            passes, other clips for a seed.
         batch_size: clips generated at once.
         fps: frames a second of the files.
         scale: enlarge each pixel this many times in the files.
@@ -61,7 +64,7 @@ def generate(
     )
     given = dict(
         first_temperature=first_temperature, later_temperature=later_temperature, top_k=top_k, top_p=top_p
-    )
+    ) | dict(speculative=speculative)
     try:
         settings = sampling_settings(folder.sampling, given | {"guidance": guidance})
     except ValueError as error:

@@ -75,7 +75,7 @@ def tokenize(
         "write": writing,
     }
     result = {
-        "machine": _machine(device, threads),
+        "machine": machine(device, threads, "av"),
         "video": {"seconds": seconds, "fps": FPS, "height": HEIGHT, "width": WIDTH, "codec": "H.264"},
         "sampling": {"frames": 17, "stride": STRIDE, "size": size},
         "decode": decoding,
@@ -196,14 +196,15 @@ def _median(work: Callable[[], object], repeats: int, clock: Callable[[], float]
     return statistics.median(times)
 
 
-def _machine(device: str, threads: int) -> dict[str, Any]:
+def machine(device: str, threads: int, *packages: str) -> dict[str, Any]:
+    """What a result was measured on, with the versions of `packages` and torch."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "encoder": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": threads,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "av")},
+        **{name: importlib.metadata.version(name) for name in ("torch", *packages)},
     }
 
 
