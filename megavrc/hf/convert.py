@@ -11,16 +11,14 @@ from torch import Tensor
 from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, read_json, sha256_file, write_json
 from megavrc.model import VRC, ModelConfig
-from megavrc.model.compressor import BatchNorm
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
 from .card import LICENSE, model_card, training_rows
-from .folder import CHECKSUMS, SAMPLING, TEXT_TOKENIZER, fill, load_folder, read_config
+from .folder import CHECKSUMS, DTYPES, SAMPLING, TEXT_TOKENIZER, cast, fill, load_folder, read_config
 from .gate import check
 from .keymap import to_folder
 
 UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SAMPLING_DEFAULTS = {
     "do_sample": True,
     "first_temperature": 0.7,
@@ -138,10 +136,7 @@ def build(source: Run, dtype: torch.dtype) -> VRC:
     with torch.device("meta"):
         vrc = VRC(source.model)
     fill(vrc, {name: tensor.clone() for name, tensor in source.weights.items()}, source.folder)
-    for module in vrc.modules():
-        if not isinstance(module, BatchNorm):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+    cast(vrc, dtype)
     return vrc.eval()
 
 

@@ -1,6 +1,6 @@
 """A converted folder without transformers: safetensors, JSON and sentencepiece are enough to generate video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from megavrc.model.clips import (
     label_condition,
     sampling_settings,
 )
+from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition
+from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.model.quantize import quantize_int8
+from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
 from .keymap import from_folder
@@ -30,6 +34,7 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 TEXT_TOKENIZER = "tokenizer.model"
 SAMPLING = "generation_config.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
 
 
@@ -101,10 +106,7 @@ class Folder:
         Raises:
             UserError: inputs that do not fit the model.
         """
-        condition = self.condition(prompts, labels)
-        assert isinstance(condition, Tensor)
-        if len(seeds) != len(condition):
-            raise UserError(f"seeds: {len(seeds)} for {len(condition)} clips")
+        condition = self._condition_of(prompts, labels, seeds)
         given = clip if first_frame is None else first_frame[:, None]
         settings = settings or sampling_settings(self.sampling)
         batches = []
@@ -124,12 +126,71 @@ class Folder:
         ids, pixels = (torch.cat(items).cpu() for items in zip(*batches, strict=True))
         return ids, pixels
 
+    def stream(
+        self,
+        prompts: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int],
+        settings: SamplingSettings | None = None,
+        clip: Tensor | None = None,
+        frames: int | None = None,
+        overlap: int | None = None,
+        by_frame: bool = True,
+    ) -> Iterator[Tensor]:
+        """As `generate`, of any length: yields uint8 [B, t, H, W, 3] when frames are ready; together they are all.
 
-def load_folder(path: str | Path, device: str | torch.device = "cpu") -> Folder:
+        Args:
+            prompts, labels, seeds, settings, clip: as for `generate`; a first frame is a clip of one.
+            frames: frames of the video, 1 + 4k (default: what the model was trained for; more are made in windows).
+            overlap, by_frame: see `megavrc.model.rollout.stream_clips`.
+
+        Raises:
+            UserError: inputs that do not fit the model.
+        """
+        condition = self._condition_of(prompts, labels, seeds)
+        settings = settings or sampling_settings(self.sampling)
+        chunks = _user_error(
+            stream_clips,
+            self.model,
+            self.video_tokenizer.net,
+            condition,
+            list(seeds),
+            settings,
+            clip,
+            frames,
+            overlap,
+            by_frame,
+        )
+        return _user_errors(chunks)
+
+    def _condition_of(
+        self, prompts: Sequence[str] | None, labels: Sequence[int] | None, seeds: Sequence[int]
+    ) -> Tensor:
+        condition = self.condition(prompts, labels)
+        assert isinstance(condition, Tensor)
+        if len(seeds) != len(condition):
+            raise UserError(f"seeds: {len(seeds)} for {len(condition)} clips")
+        return condition
+
+
+def load_folder(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    quantize: str | None = None,
+) -> Folder:
     """Load a folder written by `tools/convert_checkpoint.py to-hf`.
 
+    Args:
+        path: the folder.
+        device: where the model is put.
+        dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
+            float32.
+        quantize: `int8` for 8-bit matrices (needs torchao).
+
     Raises:
-        UserError: nothing there, not a VRC folder, another format version, or damaged or missing files.
+        UserError: nothing there, not a VRC folder, another format version, damaged or missing files, or no torchao.
     """
     path = Path(path)
     config = read_config(path)
@@ -153,14 +214,28 @@ def load_folder(path: str | Path, device: str | torch.device = "cpu") -> Folder:
             raise UserError(
                 f"{path / TEXT_TOKENIZER}: {text.vocab} pieces, the model takes {condition.vocab}"
             )
+    model.eval().requires_grad_(False).to(device)
+    if dtype is not None:
+        cast(model, DTYPES[dtype])
+    if quantize is not None:
+        _user_error(quantize_int8, model)
+    store_for_generation(model)
     content = read_json(path / SAMPLING) if (path / SAMPLING).is_file() else {}
     return Folder(
         path,
-        model.eval().requires_grad_(False).to(device),
+        model,
         OmniTokenizer(net.to(device)),
         text,
         {name: content[name] for name in SAMPLING_OPTIONS if name in content},
     )
+
+
+def cast(model: VRC, dtype: torch.dtype) -> None:
+    """Give the parameters another dtype; batch norms stay float32."""
+    for module in model.modules():
+        if not isinstance(module, BatchNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -203,6 +278,15 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     if wrong:
         raise UserError(f"{path}: {len(wrong)} tensors do not fit the configuration, the first is {wrong[0]}")
     module.load_state_dict(state, assign=True)
+
+
+def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The chunks on the CPU; ValueErrors on the way are the user's."""
+    try:
+        for chunk in chunks:
+            yield chunk.cpu()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "") -> Any:

@@ -84,13 +84,25 @@ def read_image(path: Path, side: int) -> Tensor:
         raise UserError(f"{path}: not a picture that can be read ({error.reason})") from None
 
 
+def read_end(path: Path, side: int, frames: int) -> Tensor:
+    """The last frames of a video, cropped to squares and resized, uint8 [frames, side, side, 3]."""
+    try:
+        there = count_frames(path)
+        if there < frames:
+            raise UserError(f"{path}: has {there} frames, {frames} are to be continued")
+        return torch.from_numpy(read_clip(path, start=there - frames, frames=frames, size=side))
+    except VideoError as error:
+        raise UserError(f"{path}: not a video that can be read ({error.reason})") from None
+
+
 def generate_files(
     folder: Folder,
     wanted: list[Wish],
     out: Path,
     settings: SamplingSettings,
-    first_frame: Tensor | None = None,
+    beginning: Tensor | None = None,
     frames: int | None = None,
+    overlap: int | None = None,
     batch_size: int = 4,
     fps: float = 8,
     scale: int = 1,
@@ -102,8 +114,9 @@ def generate_files(
         wanted: the clips.
         out: NAME.mp4 and NAME.gif of each clip, sheet.png of (the first of) them, prompts.jsonl.
         settings: sampling.
-        first_frame: uint8 [H, W, 3], the first frame of all clips.
-        frames: frames of a clip (default: as many as the model makes).
+        beginning: uint8 [1 + 4k, H, W, 3], the first frames of all clips.
+        frames: frames of a clip (default: as many as the model makes; more are made in windows).
+        overlap: frames that a window takes over from the one before.
         batch_size: clips generated at once.
         fps: frames a second of the files.
         scale: enlarge each pixel this many times in the files.
@@ -114,15 +127,17 @@ def generate_files(
     out.mkdir(parents=True, exist_ok=True)
     origin: dict[str, Any] = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
     origin["sampling"] = dataclasses.asdict(settings)
-    if first_frame is not None:
-        origin["first_frame"] = hashlib.sha256(first_frame.numpy().tobytes()).hexdigest()
+    if overlap is not None:
+        origin["overlap"] = overlap
+    if beginning is not None:
+        origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
     records = [wish.record() | origin for wish in wanted]
     done = _finished(out)
     missing = [i for i, record in enumerate(records) if done.get(record["id"]) != record]
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     clips: dict[int, Frames] = {}
     for batch in progress(batches, f"generate {len(missing)} clips", len(batches)):
-        made = _generate(folder, [wanted[i] for i in batch], settings, first_frame, frames)
+        made = _generate(folder, [wanted[i] for i in batch], settings, beginning, frames, overlap)
         for i, clip in zip(batch, made, strict=True):
             write_gif(out / f"{wanted[i].name}.gif", clip, fps, scale)
             write_mp4(out / f"{wanted[i].name}.mp4", clip, fps, scale)
@@ -139,20 +154,22 @@ def _generate(
     folder: Folder,
     wanted: list[Wish],
     settings: SamplingSettings,
-    first_frame: Tensor | None,
+    beginning: Tensor | None,
     frames: int | None,
+    overlap: int | None,
 ) -> list[Frames]:
     """Pixels of one batch, each uint8 [T, H, W, 3]."""
-    _, pixels = folder.generate(
+    chunks = folder.stream(
         [wish.caption for wish in wanted if wish.caption is not None] or None,
         [wish.label for wish in wanted if wish.label is not None] or None,
         seeds=[wish.seed for wish in wanted],
         settings=settings,
-        first_frame=None if first_frame is None else first_frame.expand(len(wanted), -1, -1, -1),
+        clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
         frames=frames,
-        batch_size=len(wanted),
+        overlap=overlap,
+        by_frame=False,
     )
-    return list(pixels.numpy())
+    return list(torch.cat(list(chunks), dim=1).numpy())
 
 
 def _finished(out: Path) -> dict[str, dict[str, Any]]:

@@ -117,7 +117,7 @@ def on_device(condition: Condition, device: torch.device) -> Condition:
 
 
 def encode_beginning(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
-    """Ids of the given frames of a clip of `latent` latent frames, long [B, K, g, g]; ValueError when they do not fit."""
+    """Ids of the first frames of a clip of `latent` latent frames, long [B, K, g, g]; ValueError if they do not fit."""
     given_BTHWC = given_BTHWC.to(vrc.tokens.weight.device)
     side = vrc.config.grid * tokenizer.config.patch
     if (

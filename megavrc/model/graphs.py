@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from .decoder import Decoder
 from .vrc import VRC
@@ -98,4 +99,5 @@ def keep(model: VRC, batch: int, job: Hashable, used: Workspace) -> None:
 
 def _key(model: VRC, batch: int, job: Hashable) -> Hashable:
     """What graphs depend on. They read the weights where these were at capture, so the addresses are part of it."""
-    return batch, job, tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    return batch, job, tuple(t.data_ptr() if type(t.data) is Tensor else id(t) for t in tensors)

@@ -28,6 +28,7 @@ from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .rollout import stream_clips
+from .sampling import SamplingSettings
 from .vrc import VRC
 
 # isort: split
@@ -38,7 +39,6 @@ from .graphs import Workspace as _graphs  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
-from .sampling import Sampling as _sampling  # noqa: F401
 from .speculation import couple as _speculation  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
 
@@ -52,6 +52,10 @@ COMPANIONS = (
     "README.md",
     "LICENSE",
 )
+
+Job = tuple[  # the arguments of `stream_clips`, in order
+    VRC, OmniTokenizerNet, Condition, list[int], SamplingSettings, Tensor | None, int | None, int | None
+]
 
 
 @dataclass
@@ -200,10 +204,10 @@ class VRCForVideoGeneration(PreTrainedModel):
         """
         if output not in ("uint8", "ids"):
             raise ValueError(f"output: {output!r} is neither uint8 nor ids")
-        job, length = self._job(prompt, **options)
+        job = self._job(prompt, **options)
         if output == "uint8" and on_frame is None:
-            return torch.cat(list(stream_clips(*job, **length, by_frame=False)), dim=1)
-        ids = generate_clips(*job, frames=length["frames"], on_frame=on_frame)
+            return torch.cat(list(stream_clips(*job, by_frame=False)), dim=1)
+        ids = generate_clips(*job[:7], on_frame)
         return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)
 
     def stream_video(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[Tensor]:
@@ -213,8 +217,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             prompt: one text or B texts.
             options: see `generate_video`.
         """
-        job, length = self._job(prompt, **options)
-        return stream_clips(*job, **length)
+        return stream_clips(*self._job(prompt, **options))
 
     def _job(
         self,
@@ -227,7 +230,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         overlap: int | None = None,
         seed: int | Sequence[int] = 0,
         **sampling: Any,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Job:
         """Arguments of `stream_clips` from those of `generate_video`."""
         if first_frame is not None and clip is not None:
             raise ValueError("give first_frame or clip, not both")
@@ -241,5 +244,4 @@ class VRCForVideoGeneration(PreTrainedModel):
         settings = sampling_settings(self.sampling_defaults, sampling)
         if not self.training:
             store_for_generation(self.vrc)
-        job = self.vrc, self.video_tokenizer, rows, seeds, settings, clip
-        return job, {"frames": frames, "overlap": overlap}
+        return self.vrc, self.video_tokenizer, rows, seeds, settings, clip, frames, overlap

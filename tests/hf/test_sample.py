@@ -53,7 +53,9 @@ def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
     image = read_image(tmp_path / "red.png", 16)
     assert image.shape == (16, 16, 3) and abs(int(image[8, 8, 0]) - 200) < 4
     wanted = wishes(PROMPTS[:1], [], seed=0)
-    assert generate_files(loaded, wanted, tmp_path, sampling_settings({}), image, frames=5, scale=4) == 1
+    assert (
+        generate_files(loaded, wanted, tmp_path, sampling_settings({}), image[None], frames=5, scale=4) == 1
+    )
     shown = read_frames(tmp_path / f"{wanted[0].name}.mp4", [0])[:, 2::4, 2::4]
     again = loaded.video_tokenizer.decode(loaded.video_tokenizer.encode(image[None, None]))[0, 0]
     assert np.abs(shown[0].astype(int) - again.numpy()).mean() < 12

@@ -65,7 +65,7 @@ def test_attention_covers_the_position_and_little_more(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["paper", "token"])
 def test_matrices_stored_transposed_change_nothing_but_strides(variant):
-    model = build(variant)
+    model = build(variant).float()
     _, condition = inputs(model)
     expected = generate(model, condition, SETTINGS, [0, 1])
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,144 @@
+"""Video in windows and frame by frame, through the folder and through transformers."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megavrc.config import UserError, run_command
+from megavrc.hf.folder import Folder, load_folder
+from megavrc.hf.sample import read_end
+from megavrc.model import generate
+from megavrc.model.clips import decode_clips, encode_clips, sampling_settings
+from megavrc.video import count_frames, read_frames
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
+PROMPTS = ["a red square moves left", "a blue dog"]
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Folder:
+    return load_folder(folder)
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal but for the rounding of a convolution over another number of frames."""
+    return one.shape == other.shape and int((one.int() - other.int()).abs().max()) <= 1
+
+
+def test_frames_come_as_they_are_ready_and_make_the_same_clip(loaded) -> None:
+    _, whole = loaded.generate(PROMPTS, seeds=[5, 6])
+    chunks = list(loaded.stream(PROMPTS, seeds=[5, 6]))
+    assert [chunk.shape[1] for chunk in chunks] == [1, 4, 4, 4, 4]
+    assert near(torch.cat(chunks, dim=1), whole)
+    (once,) = loaded.stream(PROMPTS, seeds=[5, 6], by_frame=False)
+    assert torch.equal(once, whole)
+
+
+def test_a_longer_video_continues_from_its_own_encoded_end(loaded) -> None:
+    """The second window, written out: the last 9 frames encoded, continued with the next random numbers."""
+    chunks = list(loaded.stream(PROMPTS, seeds=[5, 6], frames=29, overlap=9, by_frame=False))
+    assert [chunk.shape[1] for chunk in chunks] == [17, 8, 4]
+    _, first = loaded.generate(PROMPTS, seeds=[5, 6])
+    assert torch.equal(chunks[0], first)
+    net, model = loaded.video_tokenizer.net, loaded.model
+    settings = sampling_settings(loaded.sampling)
+    prefix = encode_clips(net, first[:, -9:])
+    condition = loaded.condition(PROMPTS, None)
+    ids = generate(model, condition, settings, [5, 6], prefix=prefix, window=1)
+    assert torch.equal(chunks[1], decode_clips(net, ids)[:, 9:])
+    again = generate(model, condition, settings, [5, 6], prefix=prefix)
+    assert not torch.equal(ids, again), "every window has its own random numbers"
+
+
+def test_windows_of_a_stream_by_frame_and_of_one_sample(loaded) -> None:
+    options = dict(frames=33, overlap=5, seeds=[6])
+    whole = torch.cat(list(loaded.stream(PROMPTS[1:], by_frame=False, **options)), dim=1)
+    chunks = list(loaded.stream(PROMPTS[1:], **options))
+    assert [chunk.shape[1] for chunk in chunks] == [1] + 8 * [4]
+    assert near(chunks[4], whole[:, 13:17])
+    assert whole.shape[1] == 33
+
+
+def test_a_given_clip_as_long_as_a_window_is_continued(loaded) -> None:
+    _, clip = loaded.generate(PROMPTS, seeds=[5, 6])
+    video = torch.cat(list(loaded.stream(PROMPTS, seeds=[1, 2], clip=clip, frames=21)), dim=1)
+    assert video.shape[1] == 21
+    assert torch.equal(video[:, :17], loaded.video_tokenizer.decode(loaded.video_tokenizer.encode(clip)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(frames=22), r"a clip has 1 \+ 4k frames, got 22"),
+        (dict(frames=33, overlap=6), r"overlap: 6, expected 1 \+ 4k frames, fewer than 17"),
+        (dict(frames=33, overlap=17), "overlap: 17"),
+        (dict(clip=torch.zeros(1, 21, 16, 16, 3, dtype=torch.uint8), frames=33), "at most 17: give the last"),
+        (
+            dict(clip=torch.zeros(1, 9, 16, 16, 3, dtype=torch.uint8), frames=5),
+            "given frames: 9 of a video of 5",
+        ),
+        (dict(clip=torch.zeros(1, 5, 8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
+        (dict(clip=torch.zeros(16, 16, 3, dtype=torch.uint8)), "16, 16, 3"),
+    ],
+)
+def test_impossible_videos_are_one_line(loaded, options, message) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        list(loaded.stream(["a"], seeds=[0], **options))
+    assert "\n" not in str(error.value)
+
+
+def test_the_same_in_transformers(folder, loaded) -> None:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model = VRCForVideoGeneration.from_pretrained(folder)
+    expected = list(loaded.stream(PROMPTS, seeds=[5, 6], frames=25))
+    chunks = list(model.stream_video(PROMPTS, seed=5, frames=25))
+    assert all(torch.equal(one, other) for one, other in zip(chunks, expected, strict=True))
+    assert model.generate_video(PROMPTS, seed=5, frames=25).shape[1] == 25
+    with pytest.raises(ValueError, match="frames: 25 asked for, the model generates at most 17"):
+        model.generate_video(PROMPTS, seed=5, frames=25, output="ids")
+
+
+def test_the_command_continues_a_clip(folder, loaded, tmp_path, capsys) -> None:
+    generate = runpy.run_path(str(TOOL))["generate"]
+    common = ["--model", str(folder), "--scale", "4", "--prompt", json.dumps(PROMPTS[:1])]
+    assert run_command(generate, [*common, "--out", str(tmp_path / "a")]) == 0
+    clip = next((tmp_path / "a").glob("*.mp4"))
+    more = [*common, "--out", str(tmp_path / "b"), "--clip", str(clip), "--frames", "21", "--overlap", "5"]
+    assert run_command(generate, more) == 0
+    made = next((tmp_path / "b").glob("*.mp4"))
+    assert count_frames(made) == 21
+    begin, end = read_frames(made, range(5)), read_frames(clip, range(12, 17))
+    tokenizer = loaded.video_tokenizer
+    seen = read_end(clip, 16, 5)
+    assert abs(seen.numpy().astype(int) - end[:, 2::4, 2::4]).mean() < 16
+    expected = tokenizer.decode(tokenizer.encode(seen[None]))[0].numpy()
+    assert abs(begin[:, 2::4, 2::4].astype(int) - expected).mean() < 16
+    capsys.readouterr()
+    assert run_command(generate, [*more, "--clip_frames", "25"]) == 2
+    assert "has 17 frames, 25 are to be continued" in capsys.readouterr().err
+    assert run_command(generate, [*more, "--first_image", str(clip)]) == 2
+    assert capsys.readouterr().err == "error: give --first_image or --clip, not both\n"
+
+
+def test_bf16_and_int8_stay_close(folder, loaded) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    condition = loaded.condition(PROMPTS, None)
+    ids = torch.zeros(2, 5, 4, 4, dtype=torch.long)
+    with torch.no_grad():
+        expected = loaded.model(ids, condition, logits=True).logits_later
+        for options, limit in ((dict(dtype="bf16"), 0.03), (dict(quantize="int8"), 0.05)):
+            other = load_folder(folder, **options)
+            got = other.model(ids, condition, logits=True).logits_later.float()
+            assert 0 < (got - expected).norm() / expected.norm() < limit, options
+            assert other.generate(PROMPTS, seeds=[5, 6])[1].shape == (2, 17, 16, 16, 3)
+
+
+def test_int8_without_torchao_is_one_line(folder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match=r"quantize: int8 needs torchao: pip install 'megavrc\[int8\]'"):
+        load_folder(folder, quantize="int8")
