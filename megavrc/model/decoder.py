@@ -10,9 +10,42 @@ from torch import Tensor, nn
 from .attention import SegmentMask
 from .cache import DeviceStep, KVCache
 from .condition import Condition
-from .layout import Layout
+from .fused_step import FusedStep, fits
 from .rope import qkv_table
 from .vrc import VRC
+
+
+class Memory:
+    """What the passes of clips of one model and batch size keep: nothing of the model, so that it may outlive a clip.
+
+    CUDA graphs point into it.
+
+    Attributes:
+        cache: buffers for every row that a clip can have.
+        fused: the kernels of a token step on the device, or None where they cannot run.
+    """
+
+    def __init__(self, model: VRC, batch: int, guidance: float = 1.0) -> None:
+        config, weight = model.config, model.tokens.weight.detach()
+        rows = batch if guidance == 1.0 else 2 * batch
+        plans = {part: model.plan(part)[:2] for part in ("all", "first", "later")}
+        self.layouts = {part: layout for part, (layout, _) in plans.items()}
+        self.tables = {part: qkv_table(table, weight.dtype) for part, (_, table) in plans.items()}
+        self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
+        capacity = max(layout.length for layout in self.layouts.values())
+        self.cache = KVCache(config.layers, rows, config.heads, capacity, config.head_dim, weight)
+        use = weight.is_cuda and fits(rows, config.head_dim, model.head.weight)
+        self.fused = FusedStep(config, self.cache) if use else None
+
+    def mask(self, part: str, start: int, stop: int) -> SegmentMask | None:
+        """The mask of the rows [start, stop); None where they see everything up to stop."""
+        if stop == start + 1:
+            return None
+        key = part, start, stop
+        if key not in self._masks:
+            mask = self.layouts[part].mask(start, stop)
+            self._masks[key] = None if mask.is_full else mask
+        return self._masks[key]
 
 
 class Decoder:
@@ -29,9 +62,9 @@ class Decoder:
         condition: Condition,
         batch: int,
         guidance: float = 1.0,
-        cache: KVCache | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """`cache`: one of `Decoder.new_cache` to use again (default: a new one)."""
+        """`memory`: of an earlier clip, to use again (default: a new one)."""
         self.model, self.config = model, model.config
         self.batch, self.guidance = batch, guidance
         self.copies = 1 if guidance == 1.0 else 2
@@ -41,19 +74,9 @@ class Decoder:
         if self.copies == 2:
             rows.append(model.embed_condition(model.null_condition(batch)))
         self._pending = [torch.cat(rows)]  # rows not yet seen by the trunk, each [copies * B, L, D]
-        self._plans: dict[str, tuple[Layout, Tensor]] = {}
-        self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
-        self.cache = self.new_cache(model, batch, guidance) if cache is None else cache
+        self.memory = memory or Memory(model, batch, guidance)
+        self.cache = self.memory.cache
         self.cache.truncate(0)
-
-    @staticmethod
-    def new_cache(model: VRC, batch: int, guidance: float = 1.0) -> KVCache:
-        """Buffers for every row that a clip of this model can have."""
-        config = model.config
-        capacity = max(model.plan(part)[0].length for part in ("all", "first", "later"))
-        rows = batch if guidance == 1.0 else 2 * batch
-        like = model.tokens.weight.detach()
-        return KVCache(config.layers, rows, config.heads, capacity, config.head_dim, like)
 
     @property
     def state(self) -> tuple[str, int]:
@@ -82,8 +105,8 @@ class Decoder:
         rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
         self._pending.clear()
         start, stop = self.cache.length, self.cache.length + rows.shape[1]
-        table = self._plan()[1][start:stop]
-        states = self.model.trunk(rows, table, self._mask(start, stop), cache=self.cache)
+        table, mask = self.memory.tables[self.part][start:stop], self.memory.mask(self.part, start, stop)
+        states = self.model.trunk(rows, table, mask, cache=self.cache)
         self.cache.length = stop
         self.passes += 1
         return states[:, -count:]
@@ -96,8 +119,11 @@ class Decoder:
         """
         self.passes += 1
         rows = self.model.embed_raw(ids_B1).repeat(self.copies, 1, 1)
-        table = self._plan()[1].index_select(0, position)
-        states = self.model.trunk(rows, table, None, cache=DeviceStep(self.cache, position, keys))
+        table = self.memory.tables[self.part]
+        if self.memory.fused:
+            return self.guide(self.memory.fused(self.model, rows[:, 0], table, position))
+        view = DeviceStep(self.cache, position, keys)
+        states = self.model.trunk(rows, table.index_select(0, position), None, cache=view)
         return self.guide(self.model.head(states[:, 0]))
 
     def guide(self, logits: Tensor) -> Tensor:
@@ -134,23 +160,6 @@ class Decoder:
         """Run the pending rows and predict the next frame: logits [B, N, V] and representations [B, N, D]."""
         features = self.model.decompress(self.step(self.config.segment_length))
         return self.guide(self.model.segment_logits(features)), features[: self.batch]
-
-    def _plan(self) -> tuple[Layout, Tensor]:
-        """Layout of the current part and its rotary table, as the cached passes read it."""
-        if self.part not in self._plans:
-            layout, table, _ = self.model.plan(self.part)
-            self._plans[self.part] = layout, qkv_table(table, self.model.tokens.weight.dtype)
-        return self._plans[self.part]
-
-    def _mask(self, start: int, stop: int) -> SegmentMask | None:
-        """The mask of the rows [start, stop); None where they see everything up to stop."""
-        if stop == start + 1:
-            return None
-        key = self.part, start, stop
-        if key not in self._masks:
-            mask = self._plan()[0].mask(start, stop)
-            self._masks[key] = None if mask.is_full else mask
-        return self._masks[key]
 
 
 def store_for_generation(model: VRC) -> None:

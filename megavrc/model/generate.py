@@ -112,7 +112,7 @@ def _run(
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.cache)
+        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
         speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
         sampler = Sampler(decoder, settings, space, speculation, on_speculation)
         sampler.take(known_BKN)
@@ -238,7 +238,8 @@ class Sampler:
         self.space.ids_BTN[:, index] = draw(probs, self.space.uniform_BTN[:, index])
         if self.config.feedback == "soft":
             features_BND = probs.to(features_BND.dtype) @ self.decoder.model.tokens.weight
-        self.space.features_BND.copy_(features_BND)
+        if self.config.feedback != "tokens":
+            self.space.features_TBND[index] = features_BND
 
     def _push_segment(self, index: int) -> None:
         """Add the frame before `index` to the input, after what is unread of the first frame."""
@@ -247,7 +248,7 @@ class Sampler:
             self.decoder.push_raw(self.space.ids_BTN[:, 0, -unread:])
         drawn_as_segment = index > max(1, self.known)
         if self.config.feedback != "tokens" and drawn_as_segment:
-            features = self.space.features_BND
+            features = self.space.features_TBND[index - 1]
         else:
             features = self.decoder.model.tokens(self.space.ids_BTN[:, index - 1])
         self.decoder.push_segment(features)

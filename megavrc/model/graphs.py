@@ -1,7 +1,8 @@
 """What generation keeps on the device: static tensors, and the CUDA graphs captured over them.
 
 A pass is a function without arguments or results that reads and writes static tensors, so that it can be called, or
-captured once and replayed: without Python, launch costs or waiting for the host.
+captured once and replayed: without Python, launch costs or waiting for the host. But for `index` it never overwrites what
+it reads, so that it can be repeated.
 """
 
 from collections.abc import Callable, Hashable
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .decoder import Decoder
+from .decoder import Decoder, Memory
 from .vrc import VRC
 
 KEY_STEP = 256  # token steps attend over the next multiple of this many rows, one graph each
@@ -23,7 +24,7 @@ class Workspace:
     Attributes:
         ids_BTN: long [B, 1 + F, N], the tokens, as they are drawn.
         uniform_BTN: float64, the number that each token is drawn with.
-        features_BND: representations of the newest frame, when they and not its tokens are fed back.
+        features_TBND: representations of the frames, where they and not the tokens are fed back.
         index: long [1], the token (of all frames in a row) that the next device step draws.
         steps: `host` positions, `device` positions, or `graph`: device positions, captured.
     """
@@ -31,10 +32,11 @@ class Workspace:
     def __init__(self, model: VRC, batch: int, guidance: float = 1.0, steps: str | None = None) -> None:
         config, like = model.config, model.tokens.weight.detach()
         shape = (batch, 1 + config.frames, config.tokens_per_frame)
-        self.cache = Decoder.new_cache(model, batch, guidance)
+        self.memory = Memory(model, batch, guidance)
         self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
         self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
-        self.features_BND = like.new_zeros(batch, config.tokens_per_frame, config.width)
+        fed_back = 0 if config.feedback == "tokens" else 1 + config.frames
+        self.features_TBND = like.new_zeros(fed_back, batch, config.tokens_per_frame, config.width)
         self.index = torch.zeros(1, dtype=torch.long, device=like.device)
         self.steps = steps or ("graph" if like.is_cuda else "host")
         self._graphs: dict[Hashable, tuple[Any, tuple[str, int]]] = {}
@@ -42,7 +44,7 @@ class Workspace:
 
     def keys_for(self, rows: int) -> int:
         """How many rows of the cache a device step attends over that has seen `rows` in the end."""
-        capacity = self.cache.layers[0].shape[3]
+        capacity = self.memory.cache.layers[0].shape[3]
         return min(-(-rows // KEY_STEP) * KEY_STEP, capacity)
 
     def run(self, key: Hashable, decoder: Decoder, one_pass: Callable[[], None]) -> None:

@@ -34,6 +34,7 @@ from .vrc import VRC
 # isort: split
 from .attention import SegmentMask as _attention  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
+from .fused_step import FusedStep as _fused_step  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
 from .graphs import Workspace as _graphs  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401

@@ -25,7 +25,7 @@ from .evaluate import checked, token_config
 
 Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
-CHANGES: dict[str, dict[str, Any]] = {
+CHANGES: dict[Variant, dict[str, Any]] = {
     "vrc-4": {},
     "vrc-1": {"compression": CompressionConfig(1)},
     "vrc-16": {"compression": CompressionConfig(16)},
@@ -190,6 +190,7 @@ def _trained(
     for path in folders:
         folder = load_folder(path, device)
         model = folder.model.to(dtype)
+        name = "token" if model.config.prediction == "token" else str(path)
         store_for_generation(model)
         for batch in batches:
             condition = model.null_condition(batch)
@@ -200,7 +201,7 @@ def _trained(
                 for count in drafts if model.config.first_frame == "token" else [0]:
                     chosen = {"guidance": scale, "speculative": count}
                     settings = sampling_settings(folder.sampling, chosen)
-                    cases.append(Case(path.name, model, settings, condition, batch))
+                    cases.append(Case(name, model, settings, condition, batch))
     if all(case.model.config.prediction == "segment" for case in cases):
         baseline = VRC(token_config(model.config)).to(device, dtype).eval().requires_grad_(False)
         store_for_generation(baseline)
@@ -218,7 +219,9 @@ def _rounds(
     """Of each case its (phases, peak memory), under `llama` the (batch, seconds of a step) of transformers."""
     measured: dict[Any, list[Any]] = {case: [] for case in cases} | {"llama": []}
     batches = list(dict.fromkeys(case.batch for case in cases))
-    turns = [(number, work) for number in range(repeats) for work in (*cases, *(batches if llama else []))]
+    turns: list[tuple[int, Any]] = [
+        (number, work) for number in range(repeats) for work in (*cases, *(batches if llama else []))
+    ]
     for number, work in progress(turns, f"measure {repeats} rounds", len(turns)):
         if isinstance(work, Case):
             cost.reset_peak_memory(device)
@@ -285,7 +288,7 @@ def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: 
         "peak_bytes": max((peak for _, peak in measured if peak), default=None),
     }
     for phase in ("prefill", "first_frame", "later_frames", "step"):
-        row[phase] = _spread([phases[phase] for phases in rounds])  # type: ignore[literal-required]
+        row[phase] = _spread([phases[phase] for phases in rounds])
     if case.settings.speculative:
         return row | {"accepted_tokens_per_pass": _spread([phases["accepted"] for phases in rounds])}
     passes = len(cost.token_passes(case.model))

@@ -1,5 +1,10 @@
 """What a CUDA graph holds is a function that does not read the position on the host: here it runs eagerly, on a CPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from models import build, inputs
@@ -16,7 +21,7 @@ SETTINGS = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), g
 def run(space: Workspace, model, condition, seeds, settings=SETTINGS, known=None) -> torch.Tensor:
     """One clip per seed in this workspace."""
     space.uniform_BTN.copy_(uniforms(seeds, space.uniform_BTN[0].numel(), "cpu").view_as(space.uniform_BTN))
-    sampler = Sampler(Decoder(model, condition, len(seeds), settings.guidance, space.cache), settings, space)
+    sampler = Sampler(Decoder(model, condition, len(seeds), settings.guidance, space.memory), settings, space)
     sampler.take(known)
     for index in range(0 if known is None else known.shape[1], 1 + model.config.frames):
         sampler.frame(index)
@@ -33,9 +38,16 @@ def passes(config, known: int) -> int:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("guidance", [1.0, 1.7])
 @pytest.mark.parametrize(
-    "variant", ["paper", "token", "row", "segments without x", "class", "features", "image"]
+    ("variant", "guidance"),
+    [
+        ("paper", 1.0),
+        ("paper", 1.7),
+        ("token", 1.7),
+        ("row", 1.7),
+        ("segments without x", 1.7),
+        ("features", 1.0),
+    ],
 )
 def test_steps_at_a_device_position_draw_what_sliced_steps_draw(variant, guidance, monkeypatch):
     monkeypatch.setattr(graphs, "KEY_STEP", 24)  # several lengths of attention within these short clips
@@ -53,12 +65,36 @@ def test_steps_at_a_device_position_draw_what_sliced_steps_draw(variant, guidanc
         assert torch.equal(run(space, model, condition, [3, 4], settings, known.flatten(2)), expected)
 
 
+class Twice(Workspace):
+    """Makes every pass twice, as capturing does."""
+
+    def run(self, key, decoder, one_pass):
+        state, index, pending = decoder.state, self.index.clone(), list(decoder._pending)
+        one_pass()
+        decoder.restore(state)
+        decoder._pending.extend(pending)
+        decoder.passes -= 1
+        self.index.copy_(index)
+        one_pass()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{}, {"feedback": "features"}, {"feedback": "soft"}, {"first_frame": "row"}]
+)
+def test_passes_can_be_repeated(options):
+    model = build(frames=3, **options)
+    _, condition = inputs(model)
+    space = Twice(model, 2, SETTINGS.guidance, steps="device")
+    assert torch.equal(run(space, model, condition, [0, 1]), generate(model, condition, SETTINGS, [0, 1]))
+
+
 @torch.no_grad()
 def test_attention_covers_the_position_and_little_more(monkeypatch):
     monkeypatch.setattr(graphs, "KEY_STEP", 24)
     model = build()
     space = Workspace(model, 1)
-    capacity = space.cache.layers[0].shape[3]
+    capacity = space.memory.cache.layers[0].shape[3]
     assert [space.keys_for(rows) for rows in (1, 24, 25, capacity)] == [24, 24, 48, capacity]
 
 
@@ -73,3 +109,12 @@ def test_matrices_stored_transposed_change_nothing_but_strides(variant):
     assert model.trunk.layers[0].attention.qkv.weight.stride() == (1, 192)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(generate(model, condition, SETTINGS, [0, 1]), expected)
+
+
+def test_fused_kernels_compute_what_the_layers_compute():
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = Path(__file__).with_name("fused_interpreter.py")
+    run = subprocess.run(
+        [sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
