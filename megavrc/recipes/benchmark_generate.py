@@ -88,8 +88,8 @@ def generate(
         device: cpu or cuda.
         json: write the results there.
     """
-    if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4:
-        raise UserError("--repeats is at least 1, --sampled-steps at least 0, --frames 1 + 4k")
+    if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4 or (sampled_steps and device != "cpu"):
+        raise UserError("--repeats is at least 1, --frames 1 + 4k, --sampled-steps at least 0 and for a CPU")
     torch.set_num_threads(threads)
     checked(device)
     number = getattr(torch, dtype)
@@ -105,6 +105,10 @@ def generate(
         models = _random(preset, variants or list(CHANGES), (frames - 1) // 4, device, number)
         cases = _sequential(models, batches, scales)
     config = cases[0].model.config
+    if 2 * sampled_steps > config.tokens_per_frame:
+        raise UserError(
+            f"--sampled-steps {sampled_steps}: at most half the {config.tokens_per_frame} of a frame"
+        )
     context = config.condition.slots + config.tokens_per_frame
     llama = llama_generator(config, context + 1, device, number) if transformers else None
     bandwidth = cost.memory_bandwidth(device)
@@ -121,11 +125,7 @@ def generate(
         "floor": cost.FLOOR,
         "seconds_to_pixels_per_clip": pixels,
         "cases": [_row(case, measured[case], bandwidth) for case in cases],
-        "transformers_step": {
-            str(batch): _spread([seconds for at, seconds in measured["llama"] if at == batch])
-            for batch in batches
-            if llama
-        },
+        "transformers_step": _by_batch(measured["llama"]),
     }
     result["ratios"] = _ratios(result)
     _print(result)
@@ -275,6 +275,13 @@ def _pixels(net: OmniTokenizerNet | None, config: ModelConfig, repeats: int, dev
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+def _by_batch(measured: list[tuple[int, float]]) -> dict[str, dict[str, float]]:
+    return {
+        str(batch): _spread([seconds for at, seconds in measured if at == batch])
+        for batch in sorted({batch for batch, _ in measured})
+    }
 
 
 def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: float) -> dict[str, Any]:

@@ -102,4 +102,5 @@ def test_a_trained_folder_reports_accepted_tokens(
 
 def test_impossible_options_are_refused() -> None:
     assert run("--frames=16") == 2
+    assert run("--preset=debug", "--variants=[row]", "--sampled-steps=33") == 2
     assert run("--model=/nonexistent") == 2
