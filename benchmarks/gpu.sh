@@ -7,4 +7,9 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 "$PYTHON" -m pytest -m gpu -p no:cacheprovider tests
 "$PYTHON" tools/benchmark.py attention --device=cuda --tune --json=benchmarks/results/attention-cuda.json
-"$PYTHON" benchmarks/generation.py --device=cuda --presets='[b,l,xl,1.2b]'
+for preset in b l xl 1.2b; do
+    "$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --preset "$preset" --variants '[vrc-4,token,row]' \
+        --transformers false --json "benchmarks/results/generate-$preset-cuda.json"
+done
+"$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --preset l --variants '[vrc-4]' --batch 64 \
+    --transformers false --json benchmarks/results/generate-l-64-cuda.json

@@ -1,9 +1,10 @@
-"""What the parts of the pipeline cost on this machine: attention, loader, tokenize."""
+"""What the parts of the pipeline cost on this machine: attention, generate, loader, tokenize."""
 
 from megavrc.config import command
 from megavrc.recipes.benchmark import tokenize
 from megavrc.recipes.benchmark_attention import attention
+from megavrc.recipes.benchmark_generate import generate
 from megavrc.recipes.benchmark_loader import loader
 
 if __name__ == "__main__":
-    command({"attention": attention, "loader": loader, "tokenize": tokenize})
+    command({"attention": attention, "generate": generate, "loader": loader, "tokenize": tokenize})

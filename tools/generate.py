@@ -30,6 +30,7 @@ def generate(
     later_top_p: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    speculative: int | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
     quantize: Literal["int8"] | None = None,
     batch_size: int = 4,
@@ -62,6 +63,8 @@ def generate(
         later_top_p: top_p of the later frames only.
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+        speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
+            passes, other clips for a seed.
         dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
         quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
         batch_size: clips generated at once.

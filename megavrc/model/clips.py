@@ -18,15 +18,16 @@ from .vrc import VRC
 
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
-SAMPLING_OPTIONS = ("guidance", *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
+WHOLE = ("guidance", "speculative", "draft")
+SAMPLING_OPTIONS = (*WHOLE, *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
 
 
 def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     """Settings from named values; a later layer overrides an earlier one, None says nothing.
 
     Args:
-        layers: `guidance`; `temperature`, `top_k`, `top_p` for the whole clip; the same with `first_` or `later_`
-            before them for the first frame or the frames after it.
+        layers: `guidance`, `speculative`, `draft`; `temperature`, `top_k`, `top_p` for the whole clip; these three
+            with `first_` or `later_` before them for the first frame or the frames after it.
 
     Raises:
         ValueError: an unknown name or an impossible value.
@@ -43,10 +44,10 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
         part: {name: chosen.pop(f"{part}_{name}") for name in SAMPLING if f"{part}_{name}" in chosen}
         for part in PARTS
     }
-    guidance = chosen.pop("guidance", 1.0)
+    whole = {name: chosen.pop(name) for name in WHOLE if name in chosen}
     if chosen:
         raise ValueError(f"unknown sampling option {', '.join(chosen)}")
-    return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), float(guidance))
+    return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
 def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> Tensor:

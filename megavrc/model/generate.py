@@ -1,5 +1,6 @@
 """Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -9,7 +10,10 @@ from .condition import Condition
 from .decoder import Decoder
 from .graphs import Workspace, keep, workspace
 from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
+from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC
+
+OnSpeculation = Callable[[int, Tensor], None]
 
 
 def generate(
@@ -21,6 +25,7 @@ def generate(
     frames: int | None = None,
     on_frame: Callable[[int, Tensor], None] | None = None,
     window: int = 0,
+    on_speculation: OnSpeculation | None = None,
 ) -> Tensor:
     """Generate the tokens of one clip per seed.
 
@@ -33,15 +38,18 @@ def generate(
         frames: latent frames after the first to generate (default: the model's; at most that).
         on_frame: called with (index, ids [B, g, g]) after each finished frame.
         window: of a rollout: each draws with the next numbers of its samples' seeds.
+        on_speculation: called with (index, passes [B]) after each frame drawn speculatively: N / passes tokens of a
+            sample were accepted a pass.
 
     Returns:
         long [B, 1 + frames, g, g].
 
     Raises:
-        ValueError: more frames than the model was trained for, or a prefix of the wrong shape.
+        ValueError: more frames than the model was trained for, a prefix of the wrong shape, or speculation where no
+            frame is drawn token by token.
     """
     done: list[Tensor] = []
-    for ids_BHW in generate_frames(model, condition, settings, seeds, prefix, frames, window):
+    for ids_BHW in generate_frames(model, condition, settings, seeds, prefix, frames, window, on_speculation):
         if on_frame:
             on_frame(len(done), ids_BHW)
         done.append(ids_BHW)
@@ -56,6 +64,7 @@ def generate_frames(
     prefix: Tensor | None = None,
     frames: int | None = None,
     window: int = 0,
+    on_speculation: OnSpeculation | None = None,
 ) -> Iterator[Tensor]:
     """As `generate`, frame by frame: yields long [B, g, g] as soon as a frame is ready, given ones included."""
     config = model.config
@@ -65,7 +74,8 @@ def generate_frames(
             f"frames: {frames} asked for, the model generates 0..{config.frames} after the first"
         )
     known = _check_prefix(prefix, len(seeds), 1 + frames, config.grid)
-    return _run(model, condition, settings, seeds, known, frames, window)
+    shape = numbers_shape(config, settings)
+    return _run(model, condition, settings, seeds, known, frames, window, shape, on_speculation)
 
 
 def _check_prefix(prefix: Tensor | None, batch: int, total: int, grid: int) -> Tensor | None:
@@ -89,18 +99,22 @@ def _run(
     known_BKN: Tensor | None,
     frames: int,
     window: int,
+    shape: tuple[int, ...],
+    on_speculation: OnSpeculation | None,
 ) -> Iterator[Tensor]:
     """The frames in order; the model is in eval mode until the last one is out."""
     job = str(settings)
     space = workspace(model, len(seeds), job, settings.guidance)
-    count = space.uniform_BTN[0].numel()
-    drawn = uniforms(seeds, (window + 1) * count, "cpu")[:, -count:].view_as(space.uniform_BTN)
+    count, more = space.uniform_BTN[0].numel(), math.prod(shape)
+    numbers = uniforms(seeds, (window + 1) * (count + more), "cpu")[:, -count - more :]
+    drawn = numbers[:, :count].view_as(space.uniform_BTN)
     space.uniform_BTN.copy_(drawn.pin_memory() if space.ids_BTN.is_cuda else drawn, non_blocking=True)
     was_training = model.training
     model.eval()
     try:
         decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
-        sampler = Sampler(decoder, settings, space)
+        speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
+        sampler = Sampler(decoder, settings, space, speculation, on_speculation)
         sampler.take(known_BKN)
         for index in range(1 + frames):
             if known_BKN is None or index >= known_BKN.shape[1]:
@@ -114,8 +128,17 @@ def _run(
 class Sampler:
     """Draws the frames of a clip in order into `space.ids_BTN`. Each pass first adds what was drawn last."""
 
-    def __init__(self, decoder: Decoder, settings: SamplingSettings, space: Workspace) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        settings: SamplingSettings,
+        space: Workspace,
+        speculation: Tensor | None = None,
+        on_speculation: OnSpeculation | None = None,
+    ) -> None:
+        """`speculation`: [B, *numbers_shape], when drafts are verified."""
         self.decoder, self.settings, self.space = decoder, settings, space
+        self.speculation, self.on_speculation = speculation, on_speculation
         self.config = decoder.config
         self.ids_BS = space.ids_BTN.flatten(1)  # of all frames in a row
         self.uniform_BS = space.uniform_BTN.flatten(1)
@@ -152,6 +175,9 @@ class Sampler:
         sampling = self.settings.later if index else self.settings.first
         start = index * self.config.tokens_per_frame
         stop = start + self.config.tokens_per_frame
+        if self.settings.speculative:
+            self._speculate(index, sampling)
+            return
         self._token(start, sampling)
         if self.space.steps == "host":
             for token in range(start + 1, stop):
@@ -164,6 +190,19 @@ class Sampler:
             key = "token", keys, index > 0
             self.space.run(key, self.decoder, lambda keys=keys: self._token_on_device(keys, sampling))  # type: ignore[misc]
             self.decoder.cache.length = slots + token
+
+    def _speculate(self, index: int, sampling: Sampling) -> None:
+        """A frame in fewer passes than it has tokens."""
+        assert self.speculation is not None
+        before = self.space.ids_BTN[:, index - 1] if index else None
+        if before is not None:
+            self.decoder.push_raw(before[:, -1:])
+        ids, passes = speculative_frame(
+            self.decoder, sampling, self.settings.draft, self.speculation[:, index], before
+        )
+        self.space.ids_BTN[:, index] = ids
+        if self.on_speculation:
+            self.on_speculation(index, passes)
 
     def _token(self, token: int, sampling: Sampling) -> None:
         """One pass for one token at a position that the host knows."""

@@ -42,6 +42,7 @@ from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
 from .segment_mask import SegmentMask as _segment_mask  # noqa: F401
+from .speculation import couple as _speculation  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
 
 if TYPE_CHECKING:  # imported when they are first tried

@@ -5,9 +5,12 @@ does not depend on what else is in the batch.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+Draft = Literal["neighbour", "repeat", "random"]
 
 
 @dataclass
@@ -39,11 +42,24 @@ class SamplingSettings:
     Attributes:
         first, later: see `Sampling`.
         guidance: s in u + s (c - u) on the logits; 1 is no guidance and costs nothing.
+        speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none); same distribution,
+            fewer passes, other draws for a seed.
+        draft: first guess of a token: its `neighbour` (the cell above, or in the frame before), `repeat` of the newest
+            token, or `random`.
     """
 
     first: Sampling = field(default_factory=Sampling)
     later: Sampling = field(default_factory=Sampling)
     guidance: float = 1.0
+    speculative: int = 0
+    draft: Draft = "neighbour"
+
+    def __post_init__(self) -> None:
+        if self.speculative < 0 or self.draft not in get_args(Draft):
+            raise ValueError(
+                f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
+                f"got {self.speculative} and {self.draft!r}"
+            )
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

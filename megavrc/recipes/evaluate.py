@@ -29,6 +29,7 @@ def alignment(
     first_temperature: float = 0.7,
     later_temperature: float = 0.5,
     guidance: float = 1.0,
+    speculative: int = 0,
     seed: int = 0,
     device: str = "cpu",
     json: Path | None = None,
@@ -48,6 +49,7 @@ def alignment(
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale of all generated clips; 1 is none. Otherwise the set `unguided`
             repeats `generated` without it.
+        speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
         seed: clip i is generated with the seed SEED + i.
         device: cpu or cuda.
         json: write the scores there.
@@ -68,7 +70,7 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = SamplingSettings(Sampling(first), Sampling(later), scale)
+        settings = SamplingSettings(Sampling(first), Sampling(later), scale, speculative)
         return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
