@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megavrc.model import VRC, ModelConfig
+from megavrc.model.attention import choose
 from megavrc.model.flops import meta_batch
 from megavrc.model.layout import make_layout
 from megavrc.model.transformer import Attention
@@ -69,13 +70,17 @@ def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return count_saved(model, meta_batch(config, 1), fused=True)
 
 
-def count_saved(model: nn.Module, inputs: tuple[object, ...], fused: bool) -> int:
+def count_saved(model: VRC, inputs: tuple[object, ...], fused: bool) -> int:
     """Bytes that the backward pass of a model keeps, without its weights.
 
     Args:
         model: called with the inputs; on any device.
         fused: reckon what fused attention would keep. (The meta device would run the formula, with all scores.)
     """
+    weight = model.tokens.weight
+    choose(
+        "rects", weight.device.type, weight.dtype, model.config.head_dim, gradients=True
+    )  # its trial is not counted
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
     inside = attention = 0
