@@ -6,7 +6,7 @@ from typing import Literal
 from megavrc.config import UserError, command
 from megavrc.hf.folder import load_folder
 from megavrc.hf.sample import generate_files, read_end, read_image, read_prompts, wishes
-from megavrc.model.clips import sampling_settings
+from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
 
 
 def generate(
@@ -72,6 +72,7 @@ def generate(
         scale: enlarge each pixel this many times in the files.
         device: cpu or cuda.
     """
+    sampling = {name: value for name, value in locals().items() if name in SAMPLING_OPTIONS}
     if sum(given is not None for given in (prompt, prompts, label)) != 1:
         raise UserError("give one of --prompt, --prompts and --label")
     if first_image and clip:
@@ -83,19 +84,8 @@ def generate(
     side = config.grid * folder.video_tokenizer.config.patch
     beginning = read_image(first_image, side)[None] if first_image else None
     beginning = read_end(clip, side, clip_frames) if clip else beginning
-    given = dict(
-        top_k=top_k,
-        top_p=top_p,
-        first_temperature=first_temperature,
-        first_top_k=first_top_k,
-        first_top_p=first_top_p,
-        later_temperature=later_temperature,
-        later_top_k=later_top_k,
-        later_top_p=later_top_p,
-        speculative=speculative,
-    )
     try:
-        settings = sampling_settings(folder.sampling, given | {"guidance": guidance})
+        settings = sampling_settings(folder.sampling, sampling)
     except ValueError as error:
         raise UserError(str(error)) from None
     count = generate_files(

@@ -23,11 +23,11 @@ from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.model.quantize import quantize_int8
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
 from .keymap import from_folder
+from .quantize import quantize_int8
 
 MODEL_TYPE = "vrc"
 FORMAT_VERSION = 1

@@ -1,8 +1,8 @@
 """What generation keeps on the device: static tensors, and the CUDA graphs captured over them.
 
 A pass is a function without arguments or results that reads and writes static tensors, so that it can be called, or
-captured once and replayed: without Python, launch costs or waiting for the host. But for `index` it never overwrites what
-it reads, so that it can be repeated.
+captured once and replayed: without Python, launch costs or waiting for the host. But for `index` it never overwrites
+what it reads, so that it can be repeated.
 """
 
 from collections.abc import Callable, Hashable

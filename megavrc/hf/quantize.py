@@ -1,6 +1,6 @@
 """Weights in fewer bits, for generation."""
 
-from .vrc import VRC
+from megavrc.model import VRC
 
 
 def quantize_int8(model: VRC) -> None:
