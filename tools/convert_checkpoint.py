@@ -1,4 +1,4 @@
-"""Runs to folders in Hugging Face format (to-hf), the check of such a folder (verify), published video tokenizers."""
+"""Runs to folders in Hugging Face format and back (to-hf, from-hf), their check (verify), published tokenizers."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ def to_hf(
     step: int | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
+    captions: Path | None = None,
 ) -> None:
     """Convert a training run to a folder that transformers and tools/generate.py load.
 
@@ -27,11 +28,28 @@ def to_hf(
         step: optimiser step of the checkpoint to take (default: the newest).
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
+        captions: manifest.jsonl or one caption a line: tokenizer.json must give sentencepiece's ids on all of them
+            (default: those of the run's dataset, where it is still in its place).
     """
     from megavrc.hf.convert import to_hf
 
-    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size)
+    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, captions)
     print(f"{out}: converted and checked; try: python tools/generate.py --model {out} --help")
+
+
+def from_hf(model: Path, out: Path, classes: int | None = None, seed: int = 0) -> None:
+    """Turn a converted folder into the start of a new run: `init_from` for stage 2, another dataset, other classes.
+
+    Args:
+        model: folder in Hugging Face format.
+        out: the new folder: a checkpoint, and the tokenizers to prepare data with.
+        classes: of the new dataset, for a class-conditioned model; their embeddings are fresh.
+        seed: of the fresh embeddings.
+    """
+    from megavrc.hf.restart import from_hf
+
+    from_hf(model, out, classes, seed)
+    print(f"{out}: ready; tokenize videos with {out}/video_tokenizer, then train with --init_from {out}")
 
 
 def verify(model: Path) -> None:
@@ -64,4 +82,6 @@ def import_omnitokenizer(checkpoint: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command({"to-hf": to_hf, "verify": verify, "import-omnitokenizer": import_omnitokenizer})
+    command(
+        {"to-hf": to_hf, "from-hf": from_hf, "verify": verify, "import-omnitokenizer": import_omnitokenizer}
+    )

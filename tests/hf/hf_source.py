@@ -29,7 +29,7 @@ def scramble(module: nn.Module, seed: int) -> None:
 class Source:
     """A run folder, its model, and both tokenizers."""
 
-    def __init__(self, root: Path, condition: ConditionConfig | None = None) -> None:
+    def __init__(self, root: Path, condition: ConditionConfig | None = None, frames: int = 4) -> None:
         self.text = TextTokenizer.train(CAPTIONS, root / "tokenizer.model", vocab=90)
         sizes = dict(width=32, heads=2, dim_head=16, patch=4, temporal_depth=1, window=2, codes=64)
         torch.manual_seed(0)
@@ -39,17 +39,23 @@ class Source:
         self.video.save(root / "video")
         condition = condition or ConditionConfig(vocab=self.text.vocab + 7, slots=16)
         self.model = VRC(
-            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, condition=condition)
+            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, frames=frames, condition=condition)
         ).eval()
         scramble(self.model, 2)
         self.run = root / "run"
         self.run.mkdir()
         model = self.model.config.to_dict()
         data = {"path": str(root / "tokens" / "video")}
+        stage = "video" if frames else "image"
+        self.facts = {
+            "video_tokenizer": self.video.sha256,
+            "text_tokenizer": self.text.sha256 if condition.kind == "text" else None,
+            "image_source": "clip",
+        }
         state = {
-            "identity": {"stage": "video", "model": model},
-            "facts": {"video_tokenizer": self.video.sha256, "text_tokenizer": self.text.sha256},
-            "config": {"stage": "video", "train": {"global_batch": 8}, "data": data, "seed": 0},
+            "identity": {"stage": stage, "model": model},
+            "facts": self.facts,
+            "config": {"stage": stage, "train": {"global_batch": 8}, "data": data, "seed": 0},
         }
         (self.run / "metrics.jsonl").write_text('{"step": 7, "loss": 1.25, "first": 0.5}\n{"cut off')
         groups = {

@@ -15,7 +15,8 @@ from hf_source import CAPTIONS, Source
 from safetensors.torch import load_file, save_file
 
 from megavrc.config import UserError
-from megavrc.hf.convert import build, check_sums, read_run, to_hf, write_folder
+from megavrc.hf.convert import build, read_run, to_hf, write_folder
+from megavrc.hf.files import check_sums
 from megavrc.hf.folder import load_folder
 from megavrc.hf.gate import check
 from megavrc.model import ConditionConfig
@@ -112,8 +113,8 @@ def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
     (copy / "model.safetensors").write_bytes(weights)
     (copy / "tokenizer.model").unlink()
     refused(r"tokenizer\.model: missing")
-    edit(copy / "config.json", format_version=2)
-    refused("format version 2")
+    edit(copy / "config.json", format_version=3)
+    refused("format version 3, this program reads 1 and 2")
     edit(copy / "config.json", model_type="llama")
     refused("model_type is 'llama'")
 
@@ -125,7 +126,7 @@ def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
     run = read_run(source.run)
     out = tmp_path / "out"
     video = OmniTokenizer.from_checkpoint(tmp_path / "video")
-    write_folder(out, run, build(run, torch.bfloat16), video, None, shard_size="100KB")
+    write_folder(out, build(run, torch.bfloat16), video, None, {}, shard_size="100KB")
     assert len(list(out.glob("*.safetensors"))) > 1
     folder = load_folder(out)
     model = VRCForVideoGeneration.from_pretrained(out, dtype="auto")

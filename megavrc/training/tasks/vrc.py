@@ -15,7 +15,7 @@ from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.previews import write_preview
-from megavrc.training.stages import start_from_stage1
+from megavrc.training.stages import start_from
 
 log = logging.getLogger("megavrc")
 
@@ -98,7 +98,7 @@ class VRCTask:
     def initialise(self, module: nn.Module) -> None:
         if self.config.init_from:
             assert isinstance(module, VRC)
-            start_from_stage1(module, self.facts, self.config.init_from)
+            start_from(module, self.facts, self.config.init_from)
 
     @functools.cached_property
     def _slots(self) -> int:
