@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from megavrc import checkpoint
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -63,3 +65,19 @@ class Source:
             "buffers": dict(self.model.named_buffers()),
         }
         checkpoint.write(self.run / "checkpoints", 7, groups, state, keep=1)
+
+
+def make_tokens(folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 4, 4)) -> Path:
+    """Every clip of one colour has the same tokens: something to learn in a few steps."""
+    tar = folder / "shards" / shard_name("train", 0, 1)
+    clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
+    with ShardWriter(tar, shape, 64) as shard:
+        for number, caption in enumerate(CAPTIONS):
+            fields = {"caption": caption, "label": None, "source": "s"}
+            shard.add(f"{number:016x}-0000000", clips[number % 3], fields)
+        shard.commit(plan_sha256="p")
+    info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}
+    done = read_done(tar, "p")
+    assert done is not None
+    write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed("train", done)])
+    return folder
