@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from megavrc.config import UserError, progress
 from megavrc.data.dataset import TokenDataset
@@ -80,10 +81,10 @@ def finetune(
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    model = adapted.merge_and_unload().to("cpu")
+    merged = adapted.merge_and_unload().to("cpu")
     summary = [*training.get("summary", ()), ["fine-tuned", _note(options, dataset, losses)]]
     record = training | {"summary": summary}
-    publish(out, model.vrc, OmniTokenizer(model.video_tokenizer), parts.text_tokenizer, record)
+    publish(out, merged.vrc, OmniTokenizer(merged.video_tokenizer), parts.text_tokenizer, record)
     return losses
 
 

@@ -195,8 +195,8 @@ def serve(folder: Folder, host: str, port: int) -> None:
             show_error=True,
             ssr_mode=False,
         )
-    except OSError as error:
-        raise UserError(f"port: {port} on {host} cannot be used ({error}); choose another --port") from None
+    except OSError:
+        raise UserError(f"port: {port} on {host} is taken or not allowed; choose another --port") from None
 
 
 def _scale(frames: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from megavrc.config import UserError
 from megavrc.hf.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
-from megavrc.recipes.serve import stream
+from megavrc.recipes.serve import serve, stream
 from megavrc.video import write_png
 
 pytest.importorskip("gradio", reason="needs the extra serve")
@@ -176,3 +177,9 @@ def test_wrong_inputs_end_the_stream(folder, changes, message) -> None:
     arguments = dict(prompt="a", label=None, seed=0, sampling={}, first=None) | changes
     with pytest.raises(UserError, match=message):
         next(stream(load_folder(folder), **arguments))
+
+
+def test_a_port_in_use_is_one_line(folder, free_port) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        with pytest.raises(UserError, match=rf"port: {free_port} on 127\.0\.0\.1 is taken"):
+            serve(load_folder(folder), "127.0.0.1", free_port)

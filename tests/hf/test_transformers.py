@@ -115,6 +115,26 @@ def test_a_folder_that_lacks_tensors_does_not_load_with_random_ones(folder, tmp_
         VRCForVideoGeneration.from_pretrained(tmp_path)
 
 
+def test_the_example_writes_a_clip_without_megavrc(folder, tmp_path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "generate.py"
+    command = [
+        sys.executable,
+        "-I",
+        example,
+        folder,
+        PROMPTS[0],
+        "--seed",
+        "5",
+        "--out",
+        tmp_path / "clip.gif",
+    ]
+    run = subprocess.run(
+        command, env=os.environ | {"HF_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0 and "clip.gif: 17 frames" in run.stdout, run.stderr
+    assert (tmp_path / "clip.gif").read_bytes()[:4] == b"GIF8"
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """What push_to_hub asks a hub for; keeps the files of the commit."""
 
