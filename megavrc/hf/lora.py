@@ -67,9 +67,9 @@ def finetune(
     dataset = TokenDataset(data, parts.video_tokenizer.sha256, split=split)
     _check_shape(parts, dataset)
     torch.manual_seed(options.seed)
-    adapted = add_adapters(VRCForVideoGeneration.from_pretrained(folder, dtype=torch.float32), options).to(
-        device
-    )
+    logging.disable_progress_bar()
+    model = VRCForVideoGeneration.from_pretrained(folder, dtype=torch.float32)
+    adapted = add_adapters(model, options).to(device)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=options.lr)
     losses: list[float] = []
     batches = _batches(parts, dataset, options)

@@ -10,11 +10,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from megavrc.video import write_mp4
 
 FPS = 8
 SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
 PENDING = 225  # grey of a frame that is not there yet
 CSS = "footer {display: none !important} #clip img, #frames img {image-rendering: pixelated}"
 
@@ -92,91 +95,131 @@ def stream(
         worker.join()
 
 
-def build_page(folder: Folder) -> Any:
-    """The page as Gradio blocks."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
-    import gradio as gr
+@dataclass(frozen=True)
+class ClipMaker:
+    """What the page's button does, and what it makes.
 
-    model = folder.model.config
-    side = model.grid * folder.video_tokenizer.config.patch
-    total = 1 + model.frames * folder.video_tokenizer.config.temporal_patch
+    Attributes:
+        folder: the model.
+        side: of a frame in pixels. total: frames of a clip. classes: 0 for a model of prompts.
+    """
+
+    folder: Folder
+    side: int
+    total: int
+    classes: int
+
+    def __call__(
+        self,
+        source: str,
+        picture: str | None,
+        seed: float | None,
+        guidance: float,
+        first_temperature: float,
+        later_temperature: float,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields clip, strip of frames, status, and file to save, as the page shows them."""
+        import gradio as gr
+
+        sampling = dict(
+            guidance=guidance, first_temperature=first_temperature, later_temperature=later_temperature
+        )
+        yield None, None, "waiting for the first frame", gr.update(interactive=False)
+        try:
+            with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as files:
+                for update in self._make(Path(files), source, picture, seed, sampling):
+                    yield *update, gr.skip()
+                saved = str(Path(files) / "clip.mp4")
+                yield gr.skip(), gr.skip(), f"{update[2]}: done", gr.update(value=saved, interactive=True)
+        except UserError as error:
+            message = str(error).replace(picture or "\0", "the picture")  # no places on the server
+            yield None, None, message, gr.skip()
+            raise gr.Error(message, print_exception=False) from None
+
+    def _make(
+        self, files: Path, source: str, picture: str | None, seed: float | None, sampling: dict[str, Any]
+    ) -> Iterator[tuple[str, Frames, str]]:
+        """File of the animation, strip and status after each latent frame; writes clip.mp4 at the end."""
+        if seed is None:
+            raise UserError("seed: give a whole number")
+        image = read_image(Path(picture), self.side) if picture else None
+        prompt, label = (None, int(source)) if self.classes else (source.strip(), None)
+        started = time.monotonic()
+        for clip in stream(self.folder, prompt, label, int(seed), sampling, image):
+            frames = clip.numpy()
+            path = files / f"{len(frames)}.webp"
+            _write_webp(path, frames)
+            status = f"{len(frames)} of {self.total} frames, {time.monotonic() - started:.1f} s"
+            yield str(path), _strip(frames, self.total), status
+        write_mp4(files / "clip.mp4", frames, FPS, _scale(frames))
+
+
+def clip_maker(folder: Folder) -> ClipMaker:
+    """For this model; UserError if a page cannot give it what it is generated from."""
+    model, tokenizer = folder.model.config, folder.video_tokenizer.config
     classes = model.condition.classes if model.condition.kind == "class" else 0
     if not classes and folder.text_tokenizer is None:
         raise UserError(
             f"{folder.path}: this model is generated from text features, which a page cannot give"
         )
-    files = Path(tempfile.mkdtemp(prefix="megavrc-serve-"))
-    defaults = sampling_settings(folder.sampling)
+    total = 1 + model.frames * tokenizer.temporal_patch
+    return ClipMaker(folder, model.grid * tokenizer.patch, total, classes)
 
-    def generate(
-        source: str, picture: str | None, seed: float | None, guidance: float, first: float, later: float
-    ) -> Iterator[tuple[Any, ...]]:
-        started = time.monotonic()
-        yield None, None, "waiting for the first frame", gr.update(interactive=False)
-        try:
-            if seed is None:
-                raise UserError("seed: give a whole number")
-            options = dict(guidance=guidance, first_temperature=first, later_temperature=later)
-            image = read_image(Path(picture), side) if picture else None
-            prompt, label = (None, int(source)) if classes else (source.strip(), None)
-            frames = np.zeros((0, side, side, 3), np.uint8)
-            for clip in stream(folder, prompt, label, int(seed), options, image):
-                frames = clip.numpy()
-                status = f"{len(frames)} of {total} frames, {time.monotonic() - started:.1f} s"
-                path = files / f"{time.time_ns()}.webp"
-                _write_webp(path, frames)
-                yield str(path), _strip(frames, total), status, gr.skip()
-        except UserError as error:
-            message = str(error).replace(
-                picture or "\0", "the picture"
-            )  # where it is kept is nobody's business
-            yield None, None, message, gr.skip()
-            raise gr.Error(message, print_exception=False) from None
-        video = path.with_suffix(".mp4")
-        write_mp4(video, frames, FPS, _scale(frames))
-        yield gr.skip(), gr.skip(), f"{status}: done", gr.update(value=str(video), interactive=True)
+
+def build_page(folder: Folder) -> Any:
+    """The page as Gradio blocks."""
+    maker = clip_maker(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    import gradio as gr
 
     with gr.Blocks(title="VRC", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# VRC\n{total} frames of {side} x {side} pixels. The same seed gives the same clip.")
+        gr.Markdown(
+            f"# VRC\n{maker.total} frames of {maker.side} x {maker.side} pixels. The same seed gives the same clip."
+        )
         with gr.Row():
             with gr.Column(scale=2):
-                if classes:
-                    source: Any = gr.Dropdown(list(range(classes)), value=0, label="Class")
-                else:
-                    source = gr.Textbox(label="Prompt", placeholder="a red square moves left", max_lines=3)
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                    guidance = gr.Slider(1, 10, defaults.guidance, step=0.1, label="Guidance (1: none)")
-                with gr.Accordion("Temperature", open=False), gr.Row():
-                    temperatures = [
-                        gr.Slider(0, 2, part.temperature, step=0.05, label=label)
-                        for part, label in ((defaults.first, "First frame"), (defaults.later, "Later frames"))
-                    ]
-                picture = gr.Image(
-                    label="First frame (optional)",
-                    sources=["upload", "clipboard"],
-                    type="filepath",
-                    height=200,
-                )
-                # The file as it was uploaded: Gradio's own message about a wrong one is no help.
-                picture.preprocess = lambda payload: payload and payload.path
+                inputs = _inputs(gr, maker)
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary")
                     stop = gr.Button("Stop")
             with gr.Column(scale=3):
-                clip = gr.Image(
-                    label="Clip", height=SHOWN + 32, elem_id="clip", interactive=False, buttons=[]
-                )
-                frames = gr.Image(label="Frames", elem_id="frames", interactive=False, height=130, buttons=[])
-                with gr.Row():
-                    status = gr.Textbox(label="Status", interactive=False, scale=3, elem_id="status")
-                    save = gr.DownloadButton("Save as mp4", interactive=False, scale=1)
-        inputs = [source, picture, seed, guidance, *temperatures]
-        outputs = [clip, frames, status, save]
-        wanted = [start.click] if classes else [start.click, source.submit]
-        event = gr.on(wanted, generate, inputs, outputs, concurrency_limit=1, show_progress="hidden")
+                outputs = _outputs(gr)
+        source, status = inputs[0], outputs[2]
+        wanted = [start.click] if maker.classes else [start.click, source.submit]
+        event = gr.on(wanted, maker.__call__, inputs, outputs, concurrency_limit=1, show_progress="hidden")
         stop.click(lambda: "stopped", None, status, cancels=[event], queue=False)
     return page
+
+
+def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
+    """The arguments of a ClipMaker, in order."""
+    if maker.classes:
+        source = gr.Dropdown(list(range(maker.classes)), value=0, label="Class")
+    else:
+        source = gr.Textbox(label="Prompt", placeholder="a red square moves left", max_lines=3)
+    defaults = sampling_settings(maker.folder.sampling)
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        guidance = gr.Slider(1, 10, defaults.guidance, step=0.1, label="Guidance (1: none)")
+    with gr.Accordion("Temperature", open=False), gr.Row():
+        first = gr.Slider(0, 2, defaults.first.temperature, step=0.05, label="First frame")
+        later = gr.Slider(0, 2, defaults.later.temperature, step=0.05, label="Later frames")
+    picture = gr.Image(
+        label="First frame (optional)", sources=["upload", "clipboard"], type="filepath", height=200
+    )
+    # The file as it was uploaded: Gradio's own message about a wrong one is no help.
+    picture.preprocess = lambda payload: payload and payload.path
+    return [source, picture, seed, guidance, first, later]
+
+
+def _outputs(gr: Any) -> list[Any]:
+    """What a ClipMaker yields, in order."""
+    clip = gr.Image(label="Clip", height=SHOWN + 32, elem_id="clip", interactive=False, buttons=[])
+    frames = gr.Image(label="Frames", elem_id="frames", interactive=False, height=130, buttons=[])
+    with gr.Row():
+        status = gr.Textbox(label="Status", interactive=False, scale=3, elem_id="status")
+        save = gr.DownloadButton("Save as mp4", interactive=False, scale=1)
+    return [clip, frames, status, save]
 
 
 def serve(folder: Folder, host: str, port: int) -> None:
@@ -199,11 +242,11 @@ def serve(folder: Folder, host: str, port: int) -> None:
         raise UserError(f"port: {port} on {host} is taken or not allowed; choose another --port") from None
 
 
-def _scale(frames: np.ndarray) -> int:
+def _scale(frames: Frames) -> int:
     return max(1, SHOWN // frames.shape[1])
 
 
-def _write_webp(path: Path, frames_THWC: np.ndarray) -> None:
+def _write_webp(path: Path, frames_THWC: Frames) -> None:
     """An endless animation without loss."""
     size = frames_THWC.shape[1] * _scale(frames_THWC)
     first, *later = (
@@ -214,7 +257,7 @@ def _write_webp(path: Path, frames_THWC: np.ndarray) -> None:
     )
 
 
-def _strip(frames_THWC: np.ndarray, total: int) -> np.ndarray:
+def _strip(frames_THWC: Frames, total: int) -> Frames:
     """All frames side by side, those that are still to come in grey."""
     count, side = frames_THWC.shape[:2]
     step = side + -(-side // 8)

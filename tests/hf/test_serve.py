@@ -1,5 +1,6 @@
 """tools/serve.py in headless Chromium."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -36,17 +37,23 @@ SCALE = 448 // 16  # that the page enlarges the tiny model's pixels by
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 
 
-def start(folder: Path, port: int, home: Path) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def served(folder: Path, port: int, home: Path) -> Iterator[None]:
+    """The page of a folder while the block runs."""
     command = [sys.executable, TOOL, "--model", folder, "--port", str(port)]
     process = subprocess.Popen(command, env=os.environ | {"HF_HOME": str(home)}, cwd=TOOL.parents[1])
-    for _ in range(600):
-        assert process.poll() is None
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).read()
-            return process
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the page did not come up")
+    try:
+        for _ in range(3000):
+            assert process.poll() is None
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, port: int) -> Any:
     """The page; it records every status that was shown, and what it asked other hosts for."""
     page = browser.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.elsewhere = []
     page.on(
         "request",
@@ -97,8 +104,7 @@ def shown_clip(page: Any) -> np.ndarray:
 def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(
     folder, browser, free_port, tmp_path
 ) -> None:
-    process = start(folder, free_port, tmp_path)
-    try:
+    with served(folder, free_port, tmp_path):
         page = open_page(browser, free_port)
         page.get_by_label("Prompt").fill("a blue dog")
         page.get_by_label("Seed").fill("6")
@@ -123,9 +129,6 @@ def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(
         wait_for_status(page, "the picture: not a picture that can be read")
         assert str(tmp_path) not in page.evaluate("window.seen").pop()
         assert not page.elsewhere
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @needs_browser
@@ -134,8 +137,7 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
     folder = converted(source, tmp_path / "hf")
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     write_png(tmp_path / "first.png", picture)
-    process = start(folder, free_port, tmp_path)
-    try:
+    with served(folder, free_port, tmp_path):
         page = open_page(browser, free_port)
         page.get_by_label("Class").click()
         page.get_by_role("option", name="2").click()
@@ -146,9 +148,6 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
         first = torch.from_numpy(picture)[None]
         expected = load_folder(folder).generate(labels=[2], seeds=[0], first_frame=first)[1][0].numpy()
         assert np.array_equal(shown_clip(page), expected)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> None:
