@@ -15,7 +15,7 @@ from megavrc.model.modeling_vrc import VRCForVideoGeneration
 from megavrc.tokenizers import OmniTokenizer
 
 from .convert import publish, refuse_existing
-from .files import read_config
+from .files import check_weights, read_config
 from .folder import Folder, load_folder
 
 TARGETS = r"vrc\.trunk\.layers\..*\.(qkv|out|gate_up|down)"  # the matrices of attention and feed-forward
@@ -63,6 +63,7 @@ def finetune(
     """
     refuse_existing(out)
     training = read_config(folder)["training"]
+    check_weights(folder)
     parts = load_folder(folder)
     dataset = TokenDataset(data, parts.video_tokenizer.sha256, split=split)
     _check_shape(parts, dataset)

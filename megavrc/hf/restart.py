@@ -19,7 +19,7 @@ from megavrc.model import ModelConfig
 from megavrc.model.vrc import INIT_STD
 
 from .convert import refuse_existing
-from .files import read_config
+from .files import check_weights, read_config
 from .folder import TEXT_TOKENIZER, Folder, load_folder
 
 CLASS_TABLE = "condition.table.weight"
@@ -40,6 +40,7 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     """
     refuse_existing(out)
     training = read_config(folder)["training"]
+    check_weights(folder)
     source = load_folder(folder)
     config = source.model.config
     parameters = {name: tensor.detach().float() for name, tensor in source.model.named_parameters()}

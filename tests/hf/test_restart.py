@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from hf_source import Source
 from safetensors.torch import load_file
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError
+from megavrc.config import UserError, run_command
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
 from megavrc.hf.files import read_tensors
 from megavrc.hf.folder import load_folder
@@ -113,6 +114,43 @@ def test_a_text_model_has_no_classes_and_an_existing_folder_is_kept(folder, tmp_
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="exists; choose another"):
         from_hf(folder, tmp_path)
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def only_pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_the_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 5000)
+    (folder / "SHA256SUMS").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "model.safetensors: has changed since the conversion"),
+        (only_pickled_weights, "model.safetensors: missing"),
+        (cut_the_weights, "model.safetensors: missing or damaged"),
+        (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model: missing"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "not a converted VRC model"),
+    ],
+)
+def test_damaged_folders_are_one_line_and_nothing_is_written(
+    folder, tmp_path, capsys, damage, message
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    command = runpy.run_path(str(TOOL))["from_hf"]
+    assert run_command(command, ["--model", str(copy), "--out", str(tmp_path / "start")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_format_1_is_migrated_or_refused_by_name(source, folder, tmp_path) -> None:
