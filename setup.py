@@ -20,6 +20,9 @@ def version() -> str:
     )[0]
 
 
+LORA = ["peft>=0.17,<0.22"]  # tested 0.21.2; brings accelerate, which device_map needs
+SERVE = ["gradio>=6,<7"]  # tested 6.31.0
+
 setup(
     name="megavrc",
     version=version(),
@@ -33,9 +36,14 @@ setup(
     install_requires=requirements(),
     extras_require={
         "int8": ["torchao>=0.15,<1"],  # tested 0.18.0
+        "lora": LORA,
         "mpi": MPI,
+        "serve": SERVE,
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests
+            *LORA,
+            *SERVE,
+            "playwright>=1.50,<2",  # with the Chromium of the system
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",

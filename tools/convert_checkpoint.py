@@ -1,4 +1,4 @@
-"""Runs to Hugging Face format (to-hf), the check of these and of runs (verify), and what other programs trained."""
+"""Runs to Hugging Face format and back (to-hf, from-hf), their check (verify), and what other programs trained."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ def to_hf(
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
     weights: Literal["model", "ema"] = "model",
+    captions: Path | None = None,
 ) -> None:
     """Convert a training run to a folder that transformers and tools/generate.py load.
 
@@ -29,11 +30,28 @@ def to_hf(
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
         weights: as trained, or their average over training (train.ema).
+        captions: manifest.jsonl or one caption a line: tokenizer.json must give sentencepiece's ids on all of them
+            (default: those of the run's dataset, where it is still in its place).
     """
     from megavrc.hf.convert import to_hf
 
-    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights)
+    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights, captions)
     print(f"{out}: converted and checked; try: python tools/generate.py --model {out} --help")
+
+
+def from_hf(model: Path, out: Path, classes: int | None = None, seed: int = 0) -> None:
+    """Turn a converted folder into the start of a new run: `init_from` for stage 2, another dataset, other classes.
+
+    Args:
+        model: folder in Hugging Face format.
+        out: the new folder: a checkpoint, and the tokenizers to prepare data with.
+        classes: of the new dataset, for a class-conditioned model; their embeddings are fresh.
+        seed: of the fresh embeddings.
+    """
+    from megavrc.hf.restart import from_hf
+
+    from_hf(model, out, classes, seed)
+    print(f"{out}: ready; tokenize videos with {out}/video_tokenizer, then train with --init_from {out}")
 
 
 def verify(model: Path) -> None:
@@ -106,6 +124,7 @@ if __name__ == "__main__":
     command(
         {
             "to-hf": to_hf,
+            "from-hf": from_hf,
             "verify": verify,
             "import-omnitokenizer": import_omnitokenizer,
             "import-deepspeed": import_deepspeed,

@@ -105,6 +105,18 @@ def model_card(
     )
 
 
+def training_record(state: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Where weights come from, for a folder's config.json: stage, step, facts, and the rows of the training table."""
+    if "training" in state:  # of a checkpoint that was made of a folder
+        return dict(state["training"])
+    return {
+        "stage": state["identity"]["stage"],
+        "step": state["step"],
+        "facts": state.get("facts", {}),
+        "summary": list(training_rows(state, run).items()),  # pairs: JSON written by transformers sorts keys
+    }
+
+
 def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
     """Rows of the training table: data, steps, batch, final losses."""
     config = state["config"]

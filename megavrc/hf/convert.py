@@ -1,6 +1,7 @@
 """From a run to a folder in Hugging Face format, and the check of such a folder."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,10 @@ from megavrc.config import UserError, read_json, sha256_file, write_json
 from megavrc.model import VRC, ModelConfig
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
-from .card import LICENSE, model_card, training_rows
-from .folder import CHECKSUMS, DTYPES, SAMPLING, TEXT_TOKENIZER, cast, fill, load_folder, read_config
+from .captions import read_captions, training_captions
+from .card import LICENSE, model_card, training_record
+from .files import CHECKSUMS, check_sums, fill, read_config
+from .folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
 from .gate import check
 from .keymap import to_folder
 
@@ -28,22 +31,6 @@ SAMPLING_DEFAULTS = {
     "top_p": 1.0,
     "guidance": 1.0,
 }
-# What prompts may hold besides plain words; both text tokenizers are compared on it.
-ODD_STRINGS = (
-    "",
-    "  two  spaces ",
-    "\ttab\nand newline\r\n",
-    "UPPER lower, Mixed-Case.",
-    "don't \u2013 it\u2019s 50% off, #1 & $2.99 (really?)",
-    "<pad> <unk> <s> </s> [PAD]",
-    "caf\u00e9 cafe\u0301 CAFE\u0301 \ufb01ne \u2460 \uff21\uff22\uff23 \u00bd",
-    "\u4e00\u53ea\u732b\u5728\u8dd1 \u041a\u043e\u0448\u043a\u0430 \u0642\u0637\u0629",
-    "\u0939\u093f\u0928\u094d\u0926\u0940 \ud55c\uad6d\uc5b4",
-    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
-    "zero\u200bwidth\u00a0nbsp\u3000wide \u2581 underline\u2581",
-    "\x01 control \x7f",
-    "a" * 300,
-)
 
 
 @dataclass(frozen=True)
@@ -87,6 +74,7 @@ def to_hf(
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_size: str = "4GB",
     weights: Weights = "model",
+    captions: Path | None = None,
 ) -> None:
     """Convert a run; `out` appears only when a fresh process computes from it what the run's weights compute.
 
@@ -99,21 +87,54 @@ def to_hf(
         dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file.
         weights: as for `read_run`.
+        captions: file of captions on which tokenizer.json must give sentencepiece's ids (default: all of the run's
+            dataset, where it is still in its place).
 
     Raises:
         UserError: parts that do not fit together, or a folder that does not pass; nothing is left behind.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists; choose another folder or remove it")
+    refuse_existing(out)
     source = read_run(run, step, weights)
     video = OmniTokenizer.from_checkpoint(video_tokenizer)
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)
-    vrc = build(source, DTYPES[dtype])
+    known = read_captions(captions) if captions else training_captions(source.state)
+    record = training_record(source.state, source.folder)
+    publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known if text else ())
+
+
+def refuse_existing(out: Path) -> None:
+    """UserError if there is something already."""
+    if out.exists():
+        raise UserError(f"{out}: exists; choose another folder or remove it")
+
+
+def publish(
+    out: Path,
+    vrc: VRC,
+    video: OmniTokenizer,
+    text: TextTokenizer | None,
+    training: dict[str, Any],
+    shard_size: str = "4GB",
+    captions: Iterable[str] = (),
+) -> None:
+    """Write a folder and pass it through the gate; `out` appears only then.
+
+    Args:
+        out: new folder.
+        vrc: the generator, on the CPU.
+        video, text: its tokenizers.
+        training: what `training_record` gives.
+        shard_size: largest weight file.
+        captions: on which the converted text tokenizer is compared with the original.
+
+    Raises:
+        UserError: the folder does not pass; nothing is left behind.
+    """
     partial = out.with_name(f"{out.name}_partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed conversion
     try:
-        write_folder(partial, source, vrc, video, text, shard_size)
+        write_folder(partial, vrc, video, text, training, shard_size, captions)
         check(partial, vrc, video.net, text)
         partial.rename(out)
     finally:
@@ -146,9 +167,15 @@ def build(source: Run, dtype: torch.dtype) -> VRC:
 
 
 def write_folder(
-    folder: Path, source: Run, vrc: VRC, video: OmniTokenizer, text: TextTokenizer | None, shard_size: str
+    folder: Path,
+    vrc: VRC,
+    video: OmniTokenizer,
+    text: TextTokenizer | None,
+    training: dict[str, Any],
+    shard_size: str,
+    captions: Iterable[str] = (),
 ) -> None:
-    """Write every file of a folder."""
+    """Write every file of a folder; arguments as of `publish`."""
     from transformers.utils import logging
 
     from megavrc.model.configuration_vrc import VRCConfig
@@ -157,17 +184,17 @@ def write_folder(
     logging.disable_progress_bar()
     VRCConfig.register_for_auto_class()
     VRCForVideoGeneration.register_for_auto_class("AutoModel")
-    config = VRCConfig(vrc=source.model.to_dict(), video_tokenizer=video.config.to_dict())
+    config = VRCConfig(vrc.config.to_dict(), video.config.to_dict(), training)
     with torch.device("meta"):
         model = VRCForVideoGeneration(config)
     fill(model, to_folder({"vrc": vrc.state_dict(), "video_tokenizer": video.net.state_dict()}), folder)
     model.save_pretrained(folder, max_shard_size=shard_size)
     if text is not None:
-        write_text_tokenizer(folder, text, source.model.condition.slots)
+        write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
     write_json(folder / SAMPLING, SAMPLING_DEFAULTS)
-    rows = training_rows(source.state, source.folder)
     parameters = vrc.parameter_counts()["total"]
-    (folder / "README.md").write_text(model_card("VRC", source.model, video.config, parameters, rows))
+    card = model_card("VRC", vrc.config, video.config, parameters, dict(training.get("summary", ())))
+    (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text(LICENSE)
     for path in folder.iterdir():
         path.chmod(0o644)
@@ -175,16 +202,12 @@ def write_folder(
     (folder / CHECKSUMS).write_text("".join(f"{sha256_file(folder / name)}  {name}\n" for name in names))
 
 
-def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int) -> None:
+def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int, captions: Iterable[str]) -> None:
     """tokenizer.json and its companions; UserError unless it gives sentencepiece's ids."""
-    from .text import to_fast
+    from .text import check_ids, to_fast
 
     fast = to_fast(text.path, slots)
-    for string in ODD_STRINGS:
-        if fast(string, add_special_tokens=False, verbose=False)["input_ids"] != text.ids(string):
-            raise UserError(
-                f"{text.path}: cannot be converted: tokenizer.json has other ids for {string[:40]!r}"
-            )
+    check_ids(fast, text, captions)
     fast.save_pretrained(folder)
     settings = read_json(folder / "tokenizer_config.json")
     # The name that transformers 4 and 5 both know.
@@ -202,17 +225,3 @@ def verify(folder: Path) -> None:
     check_sums(folder)
     loaded = load_folder(folder)
     check(folder, loaded.model, loaded.video_tokenizer.net, loaded.text_tokenizer)
-
-
-def check_sums(folder: Path) -> None:
-    """Compare the files with SHA256SUMS; UserError naming the first that is missing or changed."""
-    sums = folder / CHECKSUMS
-    if not sums.is_file():
-        raise UserError(f"{sums}: missing")
-    for line in sums.read_text().splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing")
-        if sha256_file(path) != expected:
-            raise UserError(f"{path}: has changed since the conversion (SHA-256 differs)")

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from megavrc.config import UserError, read_json, sha256_file, sha256_json
 from megavrc.model import VRC, ModelConfig, SamplingSettings
@@ -26,16 +24,13 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
+from .files import CHECKSUMS, fill, read_config, read_tensors
 from .keymap import from_folder
 from .quantize import quantize_int8
 
-MODEL_TYPE = "vrc"
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
 TEXT_TOKENIZER = "tokenizer.model"
 SAMPLING = "generation_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
 
 
 @dataclass(frozen=True)
@@ -236,48 +231,6 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
         if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a converted folder; UserError when it is none or of another format version."""
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; expected one written by tools/convert_checkpoint.py to-hf")
-    config = read_json(path / "config.json")
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != MODEL_TYPE or not {"vrc", "video_tokenizer"} <= set(config):
-        raise UserError(
-            f"{path}/config.json: model_type is {found!r}, not {MODEL_TYPE!r}: not a converted VRC model"
-        )
-    if config.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}/config.json: format version {config.get('format_version')}, this program reads {FORMAT_VERSION}: "
-            "convert the run again"
-        )
-    return config
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or several."""
-    index = path / f"{WEIGHTS}.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            # Copies: aligned as transformers' are, for the same bits, and independent of the file.
-            tensors |= {key: tensor.clone() for key, tensor in load_file(path / name).items()}
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path / name}: missing or damaged ({error})") from None
-    return tensors
-
-
-def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Give a module (which may be on the meta device) exactly these tensors; UserError names what does not fit."""
-    expected = module.state_dict()
-    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
-    wrong += [name for name in state if name not in expected]
-    if wrong:
-        raise UserError(f"{path}: {len(wrong)} tensors do not fit the configuration, the first is {wrong[0]}")
-    module.load_state_dict(state, assign=True)
 
 
 def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:

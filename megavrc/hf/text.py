@@ -1,5 +1,7 @@
 """The text tokenizer in `tokenizers` format, giving the ids that sentencepiece gives."""
 
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,27 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges, import_protobuf
 
 from megavrc.config import UserError
+from megavrc.tokenizers import TextTokenizer
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of sentencepiece pieces
 SPACE = "\u2581"
+BATCH = 1024
+# What prompts may hold besides plain words; both text tokenizers are compared on it.
+ODD_STRINGS = (
+    "",
+    "  two  spaces ",
+    "\ttab\nand newline\r\n",
+    "UPPER lower, Mixed-Case.",
+    "don't \u2013 it\u2019s 50% off, #1 & $2.99 (really?)",
+    "<pad> <unk> <s> </s> [PAD]",
+    "caf\u00e9 cafe\u0301 CAFE\u0301 \ufb01ne \u2460 \uff21\uff22\uff23 \u00bd",
+    "\u4e00\u53ea\u732b\u5728\u8dd1 \u041a\u043e\u0448\u043a\u0430 \u0642\u0637\u0629",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \ud55c\uad6d\uc5b4",
+    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "zero\u200bwidth\u00a0nbsp\u3000wide \u2581 underline\u2581",
+    "\x01 control \x7f",
+    "a" * 300,
+)
 
 
 def to_fast(model: Path, slots: int) -> PreTrainedTokenizerFast:
@@ -86,3 +106,15 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
     return normalizers.Sequence(steps)
+
+
+def check_ids(fast: PreTrainedTokenizerFast, text: TextTokenizer, captions: Iterable[str] = ()) -> None:
+    """UserError unless both tokenizers give the same ids of the captions and of ODD_STRINGS."""
+    strings = iter(chain(ODD_STRINGS, captions))
+    while batch := list(islice(strings, BATCH)):
+        converted = fast(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        for string, ids in zip(batch, converted, strict=True):
+            if ids != text.ids(string):
+                raise UserError(
+                    f"{text.path}: cannot be converted: tokenizer.json has other ids for {string[:40]!r}"
+                )

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class VRCConfig(PretrainedConfig):
@@ -13,7 +13,8 @@ class VRCConfig(PretrainedConfig):
     Attributes:
         vrc: `ModelConfig.to_dict()`.
         video_tokenizer: `OmniTokenizerConfig.to_dict()`.
-        format_version: of the folder; another one than FORMAT_VERSION is refused by name.
+        training: where the weights come from: stage, step, facts (tokenizer hashes), summary (for the model card).
+        format_version: of the folder; version 1 had no `training`, one that is not known is refused by name.
     """
 
     model_type = "vrc"
@@ -22,14 +23,17 @@ class VRCConfig(PretrainedConfig):
         self,
         vrc: dict[str, Any] | None = None,
         video_tokenizer: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        if format_version != FORMAT_VERSION:
+        if format_version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"this folder has VRC format {format_version}, its code reads {FORMAT_VERSION}: convert the run again"
+                f"this folder has VRC format {format_version}, its code reads 1 and {FORMAT_VERSION}: "
+                "convert the run again"
             )
         self.vrc = vrc or {}
         self.video_tokenizer = video_tokenizer or {}
-        self.format_version = format_version
+        self.training = training or {}
+        self.format_version = FORMAT_VERSION
         super().__init__(**kwargs)

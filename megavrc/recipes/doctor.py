@@ -31,6 +31,8 @@ OPTIONAL = {
     "flash_attn": "the flash attention backend",
     "apex": "apex FusedAdam, used when asked for",
     "mpi4py": "launching under mpirun",
+    "peft": "LoRA fine-tuning of a converted folder",
+    "gradio": "the web page, tools/serve.py",
 }
 USER_FILES = {  # name -> (environment variable, what it is for)
     "omnitokenizer": (

@@ -234,7 +234,8 @@ class RunConfig:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
         seed: of weights, data order, dropout and condition dropout.
         model, data, train, optimizer, preview: see their classes.
-        init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from.
+        init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
+            the same stage on other data, or what tools/convert_checkpoint.py from-hf wrote.
         deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
     """
 
@@ -260,8 +261,6 @@ class RunConfig:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:
             yield "model.frames: stage video needs at least 1"
-        if self.stage == "image" and self.init_from:
-            yield "init_from: only stage video starts from another run"
         condition = self.model.condition
         if condition.kind == "text" and condition.text == "learned" and not self.data.text_tokenizer:
             yield "data.text_tokenizer: condition.kind text needs one (tools/train_text_tokenizer.py)"

@@ -1,7 +1,8 @@
-"""Stage 2 starts from stage 1: what is loaded, what is fresh, what is checked.
+"""A run starts from the weights of another: what is loaded, what is fresh, what is checked.
 
-Loaded are all weights that both models have: trunk, embeddings, type rows, condition, head. Compressor and
-decompressor, which the image model lacks, are fresh, and so are optimizer, schedule and data position.
+Stage 2 from stage 1: loaded are all weights that both models have: trunk, embeddings, type rows, condition, head.
+Compressor and decompressor, which the image model lacks, are fresh. A run of the same stage, on other data, loads all
+weights. Optimizer, schedule and data position are fresh always.
 """
 
 import logging
@@ -32,31 +33,32 @@ FREE = {
     "frame_loss_weight",
 }
 FRESH = ("compressor", "decompressor", "decompressor_head")
+SEGMENT_FIELDS = {"compression", "decompressor_head", "prediction"}  # not free where their weights are loaded
 
 
 @torch.no_grad()
-def start_from_stage1(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[str, list[str]]:
-    """Load stage 1's weights into a fresh stage-2 model.
+def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[str, list[str]]:
+    """Load the weights of stage 1 into a fresh stage-2 model, or those of a run of the same stage.
 
     Args:
         model: with random weights.
         facts: of this run: hashes of the tokenizers, image_source.
-        source: run folder of a finished stage 1, or one of its checkpoints.
+        source: run folder of a finished run, or one of its checkpoints, or what from-hf made of a converted folder.
 
     Returns:
         Names of the parameters by what became of them: {"loaded": [...], "fresh": [...]}.
 
     Raises:
-        UserError: stage 1 is unfinished, or does not fit; the first reason is named.
+        UserError: that run is unfinished, or does not fit; the first reason is named.
     """
     path = Path(source)
     is_run = (path / "run.json").is_file()
     if is_run and not (path / "complete.json").is_file():
         raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
     weights, state = read_weights(path)
-    _check(model, facts, state, path)
+    next_stage = _check(model, facts, state, path)
     mine = model.state_dict()
-    fresh = sorted(name for name in mine if name.partition(".")[0] in FRESH)
+    fresh = sorted(name for name in mine if next_stage and name.partition(".")[0] in FRESH)
     expected = mine.keys() - set(fresh)
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
@@ -67,18 +69,22 @@ def start_from_stage1(model: VRC, facts: dict[str, Any], source: str | Path) -> 
                 f"init_from: {name} has shape {tuple(weights[name].shape)} in {path}, {tuple(mine[name].shape)} here"
             )
         mine[name].copy_(weights[name])
-    model.init_segments()
+    if next_stage:
+        model.init_segments()
     _show(path, state, model, fresh)
     return {"loaded": sorted(expected), "fresh": fresh}
 
 
-def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path) -> None:
-    if state["identity"].get("stage") != "image":
-        raise UserError(f"init_from: {path} is not a run of stage image")
+def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path) -> bool:
+    """Whether stage 2 starts from stage 1; UserError if weights of `state` cannot be loaded into `model`."""
+    theirs_stage, my_stage = state["identity"].get("stage"), "video" if model.config.frames else "image"
+    if theirs_stage not in ("image", my_stage):
+        raise UserError(f"init_from: {path} is a run of stage {theirs_stage!r}, this is stage {my_stage}")
+    free = FREE if theirs_stage == "image" else FREE - SEGMENT_FIELDS
     theirs, mine = dict(state["identity"]["model"]), model.config.to_dict()
     for config in (theirs, mine):
         config["condition"] = {key: value for key, value in config["condition"].items() if key != "drop"}
-    for key in mine.keys() - FREE:
+    for key in sorted(mine.keys() - free):
         if theirs[key] != mine[key]:
             raise UserError(f"init_from: model.{key} was {theirs[key]!r} in {path}, it is {mine[key]!r} here")
     for key, what in (
@@ -87,18 +93,24 @@ def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path)
         ("text_encoder", "text features were made by another encoder"),
         ("image_source", "images were tokenized from another image_source"),
     ):
+        if key == "image_source" and theirs_stage == "video":  # its data are clips
+            continue
         theirs_here, mine_here = state["facts"].get(key), facts.get(key)
         if theirs_here != mine_here:
             raise UserError(f"init_from: in {path} {what} ({theirs_here}) than here ({mine_here})")
+    return theirs_stage != my_stage
 
 
 def _show(path: Path, state: dict[str, Any], model: VRC, fresh: list[str]) -> None:
-    log.info("stage 2 starts from %s, step %d:", path, state["step"])
+    log.info("the run starts from %s, step %d:", path, state["step"])
     for name, child in model.named_children():
         count = sum(parameter.numel() for parameter in child.parameters())
         if count:
             log.info(
-                "  %-18s %12s parameters  %s", name, f"{count:,}", "fresh" if name in FRESH else "loaded"
+                "  %-18s %12s parameters  %s",
+                name,
+                f"{count:,}",
+                "fresh" if fresh and name in FRESH else "loaded",
             )
     log.info("  %-18s %12s             fresh", "optimizer", "")
     log.info("  checked: video tokenizer, text tokenizer, grid, image source, model fields")

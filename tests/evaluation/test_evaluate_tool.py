@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from megavrc.data.shapes import COMBINATIONS, caption, clip
-from megavrc.hf.folder import FORMAT_VERSION
+from megavrc.hf.files import FORMAT_VERSION
 from megavrc.hf.keymap import to_folder
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet

@@ -1,14 +1,19 @@
-"""Run by test_transformers.py in a process without megavrc: everything a user of transformers does with a folder."""
+"""Everything that a user of transformers does with a folder, in a process without megavrc.
+
+Run by test_transformers.py, and by test_versions.py with the oldest transformers that is supported.
+"""
 
 import sys
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
 
 sys.modules["megavrc"] = None  # type: ignore[assignment]  # importing it fails
 torch.set_num_threads(1)
+print("transformers", transformers.__version__)
 folder, out = sys.argv[1], Path(sys.argv[2])
 prompts = ["a red square moves left", "a blue dog"]
 
@@ -37,10 +42,20 @@ assert again.state_dict().keys() == state.keys()
 assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
 assert torch.equal(again.generate_video(prompts, seed=5), results["default"])
 
-half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
-wide = {name for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32}
+# Half precision: batch norms and the video tokenizer stay float32, whole batches equal single clips in shape.
 norms = {name for name in state if ".compressor.net.1." in name or ".decompressor.net.1." in name}
 floats = {name for name in state if state[name].is_floating_point()}
-assert wide == norms | {name for name in floats if name.startswith("video_tokenizer.")}
-results["half"] = half.generate_video(prompts, seed=5)
+for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+    half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+    wide = {name for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32}
+    assert wide == norms | {name for name in floats if name.startswith("video_tokenizer.")}
+    assert half.vrc.head.weight.dtype == dtype
+    results[name] = half.generate_video(prompts, seed=5)
+    half.save_pretrained(out / name)
+    saved = AutoModel.from_pretrained(out / name, trust_remote_code=True, dtype="auto")
+    assert saved.vrc.head.weight.dtype == dtype
+    assert torch.equal(saved.generate_video(prompts, seed=5), results[name])
+
+placed = AutoModel.from_pretrained(folder, trust_remote_code=True, device_map={"": "cpu"})
+assert torch.equal(placed.generate_video(prompts, seed=5), results["default"])
 save_file({name: tensor.clone() for name, tensor in results.items()}, out / "results.safetensors")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from megavrc import checkpoint
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -29,7 +31,7 @@ def scramble(module: nn.Module, seed: int) -> None:
 class Source:
     """A run folder, its model, and both tokenizers."""
 
-    def __init__(self, root: Path, condition: ConditionConfig | None = None) -> None:
+    def __init__(self, root: Path, condition: ConditionConfig | None = None, frames: int = 4) -> None:
         self.text = TextTokenizer.train(CAPTIONS, root / "tokenizer.model", vocab=90)
         sizes = dict(width=32, heads=2, dim_head=16, patch=4, temporal_depth=1, window=2, codes=64)
         torch.manual_seed(0)
@@ -39,17 +41,23 @@ class Source:
         self.video.save(root / "video")
         condition = condition or ConditionConfig(vocab=self.text.vocab + 7, slots=16)
         self.model = VRC(
-            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, condition=condition)
+            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, frames=frames, condition=condition)
         ).eval()
         scramble(self.model, 2)
         self.run = root / "run"
         self.run.mkdir()
         model = self.model.config.to_dict()
         data = {"path": str(root / "tokens" / "video")}
+        stage = "video" if frames else "image"
+        self.facts = {
+            "video_tokenizer": self.video.sha256,
+            "text_tokenizer": self.text.sha256 if condition.kind == "text" else None,
+            "image_source": "clip",
+        }
         state = {
-            "identity": {"stage": "video", "model": model},
-            "facts": {"video_tokenizer": self.video.sha256, "text_tokenizer": self.text.sha256},
-            "config": {"stage": "video", "train": {"global_batch": 8}, "data": data, "seed": 0},
+            "identity": {"stage": stage, "model": model},
+            "facts": self.facts,
+            "config": {"stage": stage, "train": {"global_batch": 8}, "data": data, "seed": 0},
         }
         (self.run / "metrics.jsonl").write_text('{"step": 7, "loss": 1.25, "first": 0.5}\n{"cut off')
         groups = {
@@ -57,3 +65,19 @@ class Source:
             "buffers": dict(self.model.named_buffers()),
         }
         checkpoint.write(self.run / "checkpoints", 7, groups, state, keep=1)
+
+
+def make_tokens(folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 4, 4)) -> Path:
+    """Every clip of one colour has the same tokens: something to learn in a few steps."""
+    tar = folder / "shards" / shard_name("train", 0, 1)
+    clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
+    with ShardWriter(tar, shape, 64) as shard:
+        for number, caption in enumerate(CAPTIONS):
+            fields = {"caption": caption, "label": None, "source": "s"}
+            shard.add(f"{number:016x}-0000000", clips[number % 3], fields)
+        shard.commit(plan_sha256="p")
+    info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}
+    done = read_done(tar, "p")
+    assert done is not None
+    write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed("train", done)])
+    return folder

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_source import CAPTIONS, Source
+from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import load_file, save_file
 
 from megavrc.config import UserError
-from megavrc.hf.convert import build, check_sums, read_run, to_hf, write_folder
+from megavrc.hf.captions import training_captions
+from megavrc.hf.convert import build, read_run, to_hf, write_folder
+from megavrc.hf.files import check_sums
 from megavrc.hf.folder import load_folder
 from megavrc.hf.gate import check
 from megavrc.model import ConditionConfig
@@ -91,6 +93,30 @@ def test_parts_that_do_not_fit_are_named(source, tmp_path) -> None:
         to_hf(source.run, parts / "video", source.text.path, tmp_path)
 
 
+def test_captions_must_have_the_ids_of_sentencepiece(source, tmp_path) -> None:
+    """Those of the run's dataset, or of a file."""
+    parts, out = source.run.parent, tmp_path / "out"
+    odd = "\ufb01\u0301 a fi ligature with an accent that it does not compose with"
+    (tmp_path / "captions.jsonl").write_text(f'{{"caption": null}}\n{json.dumps({"caption": odd})}\n')
+    with pytest.raises(UserError, match="other ids for '\ufb01"):
+        to_hf(source.run, parts / "video", source.text.path, out, captions=tmp_path / "captions.jsonl")
+    (tmp_path / "captions.txt").write_text(f"a red dog\n{odd}\n")
+    with pytest.raises(UserError, match="other ids for '\ufb01"):
+        to_hf(source.run, parts / "video", source.text.path, out, captions=tmp_path / "captions.txt")
+    (tmp_path / "captions.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="captions cannot be read"):
+        to_hf(source.run, parts / "video", source.text.path, out, captions=tmp_path / "captions.jsonl")
+    assert not out.exists() and not out.with_name("out_partial").exists()
+
+
+def test_captions_of_the_run_are_those_of_its_dataset(tmp_path) -> None:
+    data = {"path": str(make_tokens(tmp_path / "tokens", "0" * 64))}
+    assert list(training_captions({"config": {"data": data}})) == CAPTIONS
+    gone = {"path": str(tmp_path / "gone")}
+    assert not list(training_captions({"config": {"data": gone}}))
+    assert list(training_captions({"config": {"data": {"blend": [gone, data]}}})) == CAPTIONS
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -102,18 +128,32 @@ def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
         assert "\n" not in str(error.value)
 
     refused("no such folder", tmp_path / "nowhere")
-    (tmp_path / "model.bin").write_bytes(b"\x80")
     refused("config.json: no such file", tmp_path)
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     refused(r"model\.safetensors: missing or damaged")
     (copy / "model.safetensors").unlink()
     refused(r"model\.safetensors: missing or damaged")
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused(r"pytorch_model\.bin: pickled weights can run any code and are not read")
+    index = copy / "model.safetensors.index.json"
+    index.write_text("{")
+    refused(r"index\.json: not valid JSON")
+    for content in ([], {"weight_map": {"vrc.head.weight": "../model.safetensors"}}):
+        index.write_text(json.dumps(content))
+        refused(r"index\.json: damaged: no weight_map")
+    index.write_text(json.dumps({"weight_map": {"vrc.head.weight": "model-00001-of-00002.safetensors"}}))
+    refused(r"model-00001-of-00002\.safetensors: missing or damaged")
+    index.unlink()
     (copy / "model.safetensors").write_bytes(weights)
     (copy / "tokenizer.model").unlink()
     refused(r"tokenizer\.model: missing")
-    edit(copy / "config.json", format_version=2)
-    refused("format version 2")
+    edit(copy / "config.json", format_version=3)
+    refused("format version 3, this program reads 1 and 2")
+    edit(copy / "config.json", format_version=2, vrc={"layerz": 3})
+    refused("unknown key layerz")
+    edit(copy / "config.json", vrc=3)
+    refused("not a converted VRC model")
     edit(copy / "config.json", model_type="llama")
     refused("model_type is 'llama'")
 
@@ -125,7 +165,7 @@ def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
     run = read_run(source.run)
     out = tmp_path / "out"
     video = OmniTokenizer.from_checkpoint(tmp_path / "video")
-    write_folder(out, run, build(run, torch.bfloat16), video, None, shard_size="100KB")
+    write_folder(out, build(run, torch.bfloat16), video, None, {}, shard_size="100KB")
     assert len(list(out.glob("*.safetensors"))) > 1
     folder = load_folder(out)
     model = VRCForVideoGeneration.from_pretrained(out, dtype="auto")

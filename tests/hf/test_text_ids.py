@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megavrc.config import UserError
-from megavrc.hf.convert import ODD_STRINGS
-from megavrc.hf.text import to_fast
+from megavrc.hf.text import ODD_STRINGS, to_fast
 
 NATURAL = [
     "CAF\u00c9 NA\u00cfVE \u00c5ngstr\u00f6m",

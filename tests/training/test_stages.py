@@ -1,4 +1,4 @@
-"""Stage 1 to stage 2: what is loaded, what is fresh, what is refused."""
+"""Starting from another run: what is loaded, what is fresh, what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 
 from megavrc.checkpoint import write
 from megavrc.config import UserError
-from megavrc.model import VRC, ConditionConfig, ModelConfig
-from megavrc.training.stages import start_from_stage1
+from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
+from megavrc.training.stages import start_from
 
 FACTS = {"video_tokenizer": "v1", "text_tokenizer": "t1", "image_source": "image"}
 
@@ -47,7 +47,7 @@ def save(folder: Path, net: VRC, stage: str = "image") -> None:
 def test_shared_weights_are_loaded_and_segments_are_fresh(stage1: tuple[Path, VRC]) -> None:
     folder, image = stage1
     video = model(frames=3)
-    parts = start_from_stage1(video, FACTS, folder)
+    parts = start_from(video, FACTS, folder)
     theirs, mine = image.state_dict(), video.state_dict()
     assert set(parts["loaded"]) == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -59,7 +59,7 @@ def test_the_first_frame_is_predicted_as_in_stage_1(stage1: tuple[Path, VRC]) ->
     """Segments stand after the first frame in the sequence, so its loss does not change."""
     folder, image = stage1
     video = model(frames=3)
-    start_from_stage1(video, FACTS, folder)
+    start_from(video, FACTS, folder)
     ids, text = torch.randint(0, 512, (4, 4, 8, 8)), torch.randint(0, 40, (4, 8))
     first = image.eval()(ids[:, :1], text).loss_first
     assert video.eval()(ids, text).loss_first == pytest.approx(float(first), rel=1e-5)
@@ -69,8 +69,8 @@ def test_a_checkpoint_of_an_unfinished_stage_1_must_be_named(stage1: tuple[Path,
     folder, _ = stage1
     (folder / "complete.json").unlink()
     with pytest.raises(UserError, match="not finished"):
-        start_from_stage1(model(frames=3), FACTS, folder)
-    start_from_stage1(model(frames=3), FACTS, folder / "checkpoints" / "step-00000005")
+        start_from(model(frames=3), FACTS, folder)
+    start_from(model(frames=3), FACTS, folder / "checkpoints" / "step-00000005")
 
 
 @pytest.mark.parametrize(("key", "named"), [(key, key.split("_")[0]) for key in FACTS])
@@ -78,7 +78,7 @@ def test_other_tokenizers_and_image_sources_are_refused(
     stage1: tuple[Path, VRC], key: str, named: str
 ) -> None:
     with pytest.raises(UserError, match=named):
-        start_from_stage1(model(frames=3), {**FACTS, key: "another"}, stage1[0])
+        start_from(model(frames=3), {**FACTS, key: "another"}, stage1[0])
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,35 @@ def test_other_tokenizers_and_image_sources_are_refused(
 )
 def test_other_models_are_refused(stage1: tuple[Path, VRC], changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        start_from_stage1(model(frames=3, **changes), FACTS, stage1[0])
+        start_from(model(frames=3, **changes), FACTS, stage1[0])
 
 
 def test_what_only_stage_2_has_may_differ(stage1: tuple[Path, VRC]) -> None:
     changes = {"dropout": 0.1, "decompressor_head": "own", "condition": ConditionConfig(vocab=40, drop=0.3)}
-    parts = start_from_stage1(model(frames=3, **changes), FACTS, stage1[0])
+    parts = start_from(model(frames=3, **changes), FACTS, stage1[0])
     assert "decompressor_head.weight" in parts["fresh"]
 
 
-def test_a_video_run_is_no_stage_1(tmp_path: Path) -> None:
-    save(tmp_path, model(frames=3), stage="video")
-    with pytest.raises(UserError, match="not a run of stage image"):
-        start_from_stage1(model(frames=3), FACTS, tmp_path)
+def test_a_video_run_starts_from_a_video_run_on_other_data(tmp_path: Path) -> None:
+    theirs = trained_weights(model(frames=3))
+    save(tmp_path, theirs, stage="video")
+    mine = model(frames=4, dropout=0.1)
+    parts = start_from(mine, {**FACTS, "image_source": "clip"}, tmp_path)
+    assert not parts["fresh"]
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in mine.state_dict().items())
+    with pytest.raises(UserError, match=r"model\.compression was"):
+        start_from(model(frames=3, compression=CompressionConfig(rate=16)), FACTS, tmp_path)
+    with pytest.raises(UserError, match="text tokenizer"):
+        start_from(mine, {**FACTS, "text_tokenizer": "another"}, tmp_path)
+
+
+def test_an_image_run_starts_from_images_only(stage1: tuple[Path, VRC], tmp_path: Path) -> None:
+    image = model(frames=0)
+    assert not start_from(image, FACTS, stage1[0])["fresh"]
+    assert torch.equal(image.head.weight, stage1[1].head.weight)
+    save(tmp_path / "video", model(frames=3), stage="video")
+    with pytest.raises(UserError, match="is a run of stage 'video', this is stage image"):
+        start_from(image, FACTS, tmp_path / "video")
 
 
 def test_no_spike_when_stage_2_starts(stage1: tuple[Path, VRC]) -> None:
@@ -117,7 +133,7 @@ def test_no_spike_when_stage_2_starts(stage1: tuple[Path, VRC]) -> None:
     _train(image, ids[:, :1], text, 30)
     save(folder, image)
     video = model(frames=3)
-    start_from_stage1(video, FACTS, folder)
+    start_from(video, FACTS, folder)
     losses = _train(video, ids, text, 15)
     fresh = torch.log(torch.tensor(512.0))
     assert max(losses) < 2 * fresh

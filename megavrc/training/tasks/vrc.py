@@ -15,7 +15,7 @@ from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.metrics import to_device
 from megavrc.training.previews import write_preview
-from megavrc.training.stages import start_from_stage1
+from megavrc.training.stages import start_from
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 
 log = logging.getLogger("megavrc")
@@ -106,7 +106,7 @@ class VRCTask:
     def initialise(self, module: nn.Module) -> None:
         if self.config.init_from:
             assert isinstance(module, VRC)
-            start_from_stage1(module, self.facts, self.config.init_from)
+            start_from(module, self.facts, self.config.init_from)
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, VRC)

@@ -1,0 +1,52 @@
+"""Fine-tune a converted folder on a token dataset with LoRA (peft) and write the merged model as a folder of its own.
+
+pip install -e '.[lora]'
+python tools/tokenize_videos.py plan --tokenizer ...     # with the folder's own video tokenizer: docs/huggingface.md
+python examples/finetune_lora.py --model runs/demo/hf --data tokens/video --out runs/tuned
+"""
+
+from pathlib import Path
+
+from megavrc.config import UserError, command
+
+
+def finetune_lora(
+    model: Path,
+    data: Path,
+    out: Path,
+    steps: int = 500,
+    rank: int = 8,
+    alpha: float = 16.0,
+    lr: float = 1e-3,
+    batch_size: int = 8,
+    seed: int = 0,
+    split: str = "train",
+    device: str = "cpu",
+) -> None:
+    """Train adapters on the trunk's matrices, merge them, and write a checked folder.
+
+    Args:
+        model: folder written by tools/convert_checkpoint.py to-hf.
+        data: finished token dataset (`<out>/video`) made with the folder's video tokenizer.
+        out: the new folder.
+        steps: of the optimiser.
+        rank: of the adapters.
+        alpha: adapters are scaled by alpha / rank.
+        lr: learning rate.
+        batch_size: clips of a step.
+        seed: of adapters, data order and condition dropout.
+        split: of the dataset.
+        device: cpu or cuda.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UserError("peft is not installed: pip install -e '.[lora]'") from None
+    from megavrc.hf.lora import LoraOptions, finetune
+
+    losses = finetune(model, data, out, LoraOptions(steps, rank, alpha, lr, batch_size, seed), device, split)
+    print(f"{out}: loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last; merged and checked")
+
+
+if __name__ == "__main__":
+    command(finetune_lora)

@@ -1,0 +1,268 @@
+"""The web page of `tools/serve.py`: prompt or class, first picture, seed and sampling; shows frames as they arrive.
+
+Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, and it listens on this host alone unless
+told otherwise.
+"""
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from megavrc.config import UserError
+from megavrc.hf.folder import Folder
+from megavrc.hf.sample import read_image
+from megavrc.model.clips import decode_clips, generate_clips, sampling_settings
+from megavrc.video import write_mp4
+
+FPS = 8
+SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+PENDING = 225  # grey of a frame that is not there yet
+CSS = "footer {display: none !important} #clip img, #frames img {image-rendering: pixelated}"
+
+
+class _Stopped(Exception):
+    """Nobody waits for the clip any more."""
+
+
+def stream(
+    folder: Folder,
+    prompt: str | None,
+    label: int | None,
+    seed: int,
+    sampling: dict[str, Any],
+    first: Tensor | None,
+) -> Iterator[Tensor]:
+    """Generate one clip; after each latent frame yield all frames so far, uint8 [T, H, W, 3].
+
+    Args:
+        folder: the model.
+        prompt, label: what the model is conditioned on, one of them.
+        seed: of the clip.
+        sampling: options that override the folder's.
+        first: uint8 [H, W, 3], the first frame.
+
+    Raises:
+        UserError: inputs that do not fit the model.
+    """
+    condition = folder.condition(None if prompt is None else [prompt], None if label is None else [label])
+    try:
+        settings = sampling_settings(folder.sampling, sampling)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    given = None if first is None else first[None, None]
+    net = folder.video_tokenizer.net
+    arrived: queue.Queue[Tensor | BaseException | None] = queue.Queue()
+    stop = threading.Event()
+
+    def on_frame(_: int, ids_BHW: Tensor) -> None:
+        if stop.is_set():
+            raise _Stopped
+        arrived.put(ids_BHW)
+
+    def work() -> None:
+        try:
+            generate_clips(folder.model, net, condition, [seed], settings, given, on_frame=on_frame)
+            arrived.put(None)
+        except BaseException as error:  # for the one who waits
+            arrived.put(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    ids: list[Tensor] = []
+    try:
+        while (item := arrived.get()) is not None:
+            if isinstance(item, ValueError):
+                raise UserError(str(item)) from None
+            if isinstance(item, BaseException):
+                raise item
+            ids.append(item)
+            yield decode_clips(net, torch.stack(ids, dim=1))[0].cpu()
+    finally:
+        stop.set()
+        worker.join()
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """What the page's button does, and what it makes.
+
+    Attributes:
+        folder: the model.
+        side: of a frame in pixels. total: frames of a clip. classes: 0 for a model of prompts.
+    """
+
+    folder: Folder
+    side: int
+    total: int
+    classes: int
+
+    def __call__(
+        self,
+        source: str,
+        picture: str | None,
+        seed: float | None,
+        guidance: float,
+        first_temperature: float,
+        later_temperature: float,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields clip, strip of frames, status, and file to save, as the page shows them."""
+        import gradio as gr
+
+        sampling = dict(
+            guidance=guidance, first_temperature=first_temperature, later_temperature=later_temperature
+        )
+        yield None, None, "waiting for the first frame", gr.update(interactive=False)
+        try:
+            with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as files:
+                for update in self._make(Path(files), source, picture, seed, sampling):
+                    yield *update, gr.skip()
+                saved = str(Path(files) / "clip.mp4")
+                yield gr.skip(), gr.skip(), f"{update[2]}: done", gr.update(value=saved, interactive=True)
+        except UserError as error:
+            message = str(error).replace(picture or "\0", "the picture")  # no places on the server
+            yield None, None, message, gr.skip()
+            raise gr.Error(message, print_exception=False) from None
+
+    def _make(
+        self, files: Path, source: str, picture: str | None, seed: float | None, sampling: dict[str, Any]
+    ) -> Iterator[tuple[str, Frames, str]]:
+        """File of the animation, strip and status after each latent frame; writes clip.mp4 at the end."""
+        if seed is None:
+            raise UserError("seed: give a whole number")
+        image = read_image(Path(picture), self.side) if picture else None
+        prompt, label = (None, int(source)) if self.classes else (source.strip(), None)
+        started = time.monotonic()
+        for clip in stream(self.folder, prompt, label, int(seed), sampling, image):
+            frames = clip.numpy()
+            path = files / f"{len(frames)}.webp"
+            _write_webp(path, frames)
+            status = f"{len(frames)} of {self.total} frames, {time.monotonic() - started:.1f} s"
+            yield str(path), _strip(frames, self.total), status
+        write_mp4(files / "clip.mp4", frames, FPS, _scale(frames))
+
+
+def clip_maker(folder: Folder) -> ClipMaker:
+    """For this model; UserError if a page cannot give it what it is generated from."""
+    model, tokenizer = folder.model.config, folder.video_tokenizer.config
+    classes = model.condition.classes if model.condition.kind == "class" else 0
+    if not classes and folder.text_tokenizer is None:
+        raise UserError(
+            f"{folder.path}: this model is generated from text features, which a page cannot give"
+        )
+    total = 1 + model.frames * tokenizer.temporal_patch
+    return ClipMaker(folder, model.grid * tokenizer.patch, total, classes)
+
+
+def build_page(folder: Folder) -> Any:
+    """The page as Gradio blocks."""
+    maker = clip_maker(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    import gradio as gr
+
+    with gr.Blocks(title="VRC", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(
+            f"# VRC\n{maker.total} frames of {maker.side} x {maker.side} pixels. The same seed gives the same clip."
+        )
+        with gr.Row():
+            with gr.Column(scale=2):
+                inputs = _inputs(gr, maker)
+                with gr.Row():
+                    start = gr.Button("Generate", variant="primary")
+                    stop = gr.Button("Stop")
+            with gr.Column(scale=3):
+                outputs = _outputs(gr)
+        source, status = inputs[0], outputs[2]
+        wanted = [start.click] if maker.classes else [start.click, source.submit]
+        event = gr.on(wanted, maker.__call__, inputs, outputs, concurrency_limit=1, show_progress="hidden")
+        stop.click(lambda: "stopped", None, status, cancels=[event], queue=False)
+    return page
+
+
+def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
+    """The arguments of a ClipMaker, in order."""
+    if maker.classes:
+        source = gr.Dropdown(list(range(maker.classes)), value=0, label="Class")
+    else:
+        source = gr.Textbox(label="Prompt", placeholder="a red square moves left", max_lines=3)
+    defaults = sampling_settings(maker.folder.sampling)
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        guidance = gr.Slider(1, 10, defaults.guidance, step=0.1, label="Guidance (1: none)")
+    with gr.Accordion("Temperature", open=False), gr.Row():
+        first = gr.Slider(0, 2, defaults.first.temperature, step=0.05, label="First frame")
+        later = gr.Slider(0, 2, defaults.later.temperature, step=0.05, label="Later frames")
+    picture = gr.Image(
+        label="First frame (optional)", sources=["upload", "clipboard"], type="filepath", height=200
+    )
+    # The file as it was uploaded: Gradio's own message about a wrong one is no help.
+    picture.preprocess = lambda payload: payload and payload.path
+    return [source, picture, seed, guidance, first, later]
+
+
+def _outputs(gr: Any) -> list[Any]:
+    """What a ClipMaker yields, in order."""
+    clip = gr.Image(label="Clip", height=SHOWN + 32, elem_id="clip", interactive=False, buttons=[])
+    frames = gr.Image(label="Frames", elem_id="frames", interactive=False, height=130, buttons=[])
+    with gr.Row():
+        status = gr.Textbox(label="Status", interactive=False, scale=3, elem_id="status")
+        save = gr.DownloadButton("Save as mp4", interactive=False, scale=1)
+    return [clip, frames, status, save]
+
+
+def serve(folder: Folder, host: str, port: int) -> None:
+    """Show the page until interrupted. Raises UserError when the port is taken."""
+    page = build_page(folder)
+    import gradio as gr
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        page.queue(max_size=16).launch(
+            server_name=host,
+            server_port=port,
+            theme=theme,
+            css=CSS,
+            share=False,
+            show_error=True,
+            ssr_mode=False,
+        )
+    except OSError:
+        raise UserError(f"port: {port} on {host} is taken or not allowed; choose another --port") from None
+
+
+def _scale(frames: Frames) -> int:
+    return max(1, SHOWN // frames.shape[1])
+
+
+def _write_webp(path: Path, frames_THWC: Frames) -> None:
+    """An endless animation without loss."""
+    size = frames_THWC.shape[1] * _scale(frames_THWC)
+    first, *later = (
+        Image.fromarray(frame).resize((size, size), Image.Resampling.NEAREST) for frame in frames_THWC
+    )
+    first.save(
+        path, save_all=True, append_images=later, duration=1000 // FPS, loop=0, lossless=True, method=0
+    )
+
+
+def _strip(frames_THWC: Frames, total: int) -> Frames:
+    """All frames side by side, those that are still to come in grey."""
+    count, side = frames_THWC.shape[:2]
+    step = side + -(-side // 8)
+    strip = np.full((side, total * step, 3), PENDING, np.uint8)
+    for index in range(count):
+        strip[:, index * step : index * step + side] = frames_THWC[index]
+    scale = max(1, 64 // side)
+    return strip.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -1,0 +1,81 @@
+"""examples/finetune_lora.py on a tiny folder and a tiny dataset."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hf_source import make_tokens
+from safetensors.torch import load_file
+
+from megavrc.config import run_command
+from megavrc.hf.folder import load_folder
+from megavrc.hf.restart import from_hf
+
+pytest.importorskip("peft", reason="needs the extra lora")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_lora.py"
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path, source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The merged folder, and what the example printed."""
+    root = tmp_path_factory.mktemp("lora")
+    data = make_tokens(root / "tokens", source.video.sha256)
+    words = ["--model", folder, "--data", data, "--out", root / "tuned", "--steps", "60", "--lr", "0.01"]
+    run = subprocess.run(
+        [sys.executable, EXAMPLE, *words], cwd=EXAMPLE.parents[1], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return root / "tuned", run.stdout
+
+
+def test_the_loss_falls_and_only_the_adapted_matrices_change(tuned, folder) -> None:
+    found = re.search(r"loss ([\d.]+) at the first step, ([\d.]+) at the last", tuned[1])
+    assert found is not None
+    first, last = map(float, found.groups())
+    assert last < 0.95 * first
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tuned[0]))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    matrices = ("attention.qkv", "attention.out", "feed_forward.gate_up", "feed_forward.down")
+    assert changed == {f"vrc.trunk.layers.{layer}.{name}.weight" for layer in range(2) for name in matrices}
+    assert (
+        "| fine-tuned | LoRA of rank 8, 60 steps of 8 clips, 18 samples"
+        in (tuned[0] / "README.md").read_text()
+    )
+
+
+def test_the_merged_folder_needs_neither_peft_nor_megavrc(tuned, tmp_path) -> None:
+    script = (
+        "import sys; sys.modules['megavrc'] = sys.modules['peft'] = None\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "torch.save(model.generate_video('a blue dog', seed=3, output='ids'), sys.argv[2])\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-I", "-c", script, tuned[0], tmp_path / "ids.pt"]
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
+    ids, _ = load_folder(tuned[0]).generate(["a blue dog"], seeds=[3])
+    assert torch.equal(torch.load(tmp_path / "ids.pt"), ids)
+
+
+def test_training_goes_on_from_the_merged_folder(tuned, source, tmp_path) -> None:
+    from_hf(tuned[0], tmp_path / "start")
+    assert (tmp_path / "start" / "complete.json").is_file()
+
+
+def test_data_that_does_not_fit_is_refused_and_nothing_is_written(folder, source, tmp_path, capsys) -> None:
+    example = runpy.run_path(str(EXAMPLE))["finetune_lora"]
+    common = ["--model", str(folder), "--out", str(tmp_path / "out"), "--data"]
+    other = make_tokens(tmp_path / "other", "0" * 64)
+    assert run_command(example, [*common, str(other)]) == 2
+    assert "made by tokenizer 0000" in capsys.readouterr().err
+    short = make_tokens(tmp_path / "short", source.video.sha256, (2, 4, 4))
+    assert run_command(example, [*common, str(short)]) == 2
+    assert "samples of (2, 4, 4) tokens, the model takes (5, 4, 4)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,189 @@
+"""From a converted folder back to the start of a run, and to a folder again."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hf_source import Source
+from safetensors.torch import load_file
+
+from megavrc.checkpoint import read_weights
+from megavrc.config import UserError, run_command
+from megavrc.hf.convert import build, read_run, to_hf, write_folder
+from megavrc.hf.files import read_tensors
+from megavrc.hf.folder import load_folder
+from megavrc.hf.restart import CLASS_TABLE, from_hf
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.tokenizers import OmniTokenizer
+from megavrc.training.stages import start_from
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
+
+
+def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Without the gate, which other tests try."""
+    run = read_run(source.run)
+    training = {
+        "stage": run.state["identity"]["stage"],
+        "step": 7,
+        "facts": source.facts,
+        "summary": [["steps", 7]],
+    }
+    text = source.text if source.model.config.condition.kind == "text" else None
+    write_folder(out, build(run, dtype), source.video, text, training, "4GB")
+    return out
+
+
+def test_there_and_back_and_there_again(source, folder, tmp_path) -> None:
+    """The same bits, buffers included, through the command and the gate."""
+    command = [sys.executable, TOOL, "from-hf", "--model", folder, "--out", tmp_path / "start"]
+    subprocess.run(command, cwd=TOOL.parents[1], check=True, capture_output=True)
+    start = tmp_path / "start"
+    weights, state = read_weights(start)
+    for name, tensor in source.model.state_dict().items():
+        assert weights[name].dtype == tensor.dtype and torch.equal(weights[name], tensor), name
+    assert (state["step"], state["facts"]) == (7, source.facts)
+    to_hf(start, start / "video_tokenizer", start / "text_tokenizer" / "tokenizer.model", tmp_path / "again")
+    first, second = (
+        load_file(folder / "model.safetensors"),
+        load_file(tmp_path / "again" / "model.safetensors"),
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (folder / "SHA256SUMS").read_bytes() == (tmp_path / "again" / "SHA256SUMS").read_bytes()
+    assert (folder / "README.md").read_text() == (tmp_path / "again" / "README.md").read_text()
+
+
+def test_half_precision_keeps_its_bits(source, tmp_path) -> None:
+    half = converted(source, tmp_path / "half", torch.bfloat16)
+    from_hf(half, tmp_path / "start")
+    run = read_run(tmp_path / "start")
+    assert {tensor.dtype for name, tensor in run.weights.items() if "weight" in name} == {torch.float32}
+    write_folder(tmp_path / "again", build(run, torch.bfloat16), source.video, source.text, {}, "4GB")
+    first, second = read_tensors(half), read_tensors(tmp_path / "again")
+    assert all(first[name].dtype == second[name].dtype for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_on_other_data_starts_with_all_weights(source, folder, tmp_path) -> None:
+    from_hf(folder, tmp_path / "start")
+    model = VRC(ModelConfig.from_dict(source.model.config.to_dict() | {"dropout": 0.3}))
+    assert not start_from(model, source.facts | {"image_source": "image"}, tmp_path / "start")["fresh"]
+    assert all(
+        torch.equal(model.state_dict()[name], tensor) for name, tensor in source.model.state_dict().items()
+    )
+
+
+def test_stage_2_starts_from_a_converted_image_model(tmp_path) -> None:
+    image = Source(tmp_path, frames=0)
+    from_hf(converted(image, tmp_path / "hf"), tmp_path / "start")
+    video = VRC(ModelConfig.from_dict(image.model.config.to_dict() | {"frames": 2}))
+    parts = start_from(video, image.facts, tmp_path / "start")
+    assert {name.partition(".")[0] for name in parts["fresh"]} == {"compressor", "decompressor"}
+    assert torch.equal(video.head.weight, image.model.head.weight)
+    with pytest.raises(UserError, match="image_source"):
+        start_from(video, image.facts | {"image_source": "image"}, tmp_path / "start")
+
+
+def test_another_class_count(tmp_path) -> None:
+    source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
+    folder = converted(source, tmp_path / "hf")
+    from_hf(folder, tmp_path / "start", classes=5)
+    weights, state = read_weights(tmp_path / "start")
+    old = source.model.state_dict()
+    assert weights[CLASS_TABLE].shape == (6, 32)
+    assert torch.equal(weights[CLASS_TABLE][5], old[CLASS_TABLE][3])  # the null class
+    assert all(torch.equal(tensor, old[name]) for name, tensor in weights.items() if name != CLASS_TABLE)
+    model = VRC(ModelConfig.from_dict(state["identity"]["model"]))
+    assert not start_from(model, source.facts, tmp_path / "start")["fresh"]
+    with pytest.raises(UserError, match=r"model\.condition was .*'classes': 5.*'classes': 3"):
+        start_from(source.model, source.facts, tmp_path / "start")
+
+
+def test_a_text_model_has_no_classes_and_an_existing_folder_is_kept(folder, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"classes: 5 for .*, a model conditioned on text"):
+        from_hf(folder, tmp_path / "start", classes=5)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="exists; choose another"):
+        from_hf(folder, tmp_path)
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def only_pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_the_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 5000)
+    (folder / "SHA256SUMS").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "model.safetensors: has changed since the conversion"),
+        (only_pickled_weights, "model.safetensors: missing"),
+        (cut_the_weights, "model.safetensors: missing or damaged"),
+        (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model: missing"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "not a converted VRC model"),
+    ],
+)
+def test_damaged_folders_are_one_line_and_nothing_is_written(
+    folder, tmp_path, capsys, damage, message
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    command = runpy.run_path(str(TOOL))["from_hf"]
+    assert run_command(command, ["--model", str(copy), "--out", str(tmp_path / "start")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_format_1_is_migrated_or_refused_by_name(source, folder, tmp_path) -> None:
+    """Format 1 did not say how the images of stage 1 were tokenized."""
+    old = shutil.copytree(folder, tmp_path / "old")
+    make_format_1(old)
+    ids = load_folder(folder).generate(["a blue dog"], seeds=[0])[0]
+    assert torch.equal(load_folder(old).generate(["a blue dog"], seeds=[0])[0], ids)
+    from_hf(old, tmp_path / "start")
+    model = VRC(source.model.config)
+    assert not start_from(model, source.facts, tmp_path / "start")["fresh"]
+    (tmp_path / "image").mkdir()
+    image = converted(Source(tmp_path / "image", frames=0), tmp_path / "image" / "hf")
+    make_format_1(image)
+    with pytest.raises(UserError, match="format version 1 does not say how the images were tokenized"):
+        from_hf(image, tmp_path / "start2")
+
+
+def make_format_1(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["training"]
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 1}))
+
+
+def test_a_killed_conversion_leaves_nothing_that_counts(folder, tmp_path) -> None:
+    command = [sys.executable, TOOL, "from-hf", "--model", folder, "--out", tmp_path / "start"]
+    process = subprocess.Popen(command, cwd=TOOL.parents[1], stdout=subprocess.DEVNULL)
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "start").exists()
+    from_hf(folder, tmp_path / "start")
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+    assert OmniTokenizer.from_checkpoint(tmp_path / "start" / "video_tokenizer").config.codes == 64

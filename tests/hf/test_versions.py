@@ -1,0 +1,56 @@
+"""The lower end of the tested range of transformers; the upper end is what the other tests run with."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megavrc.hf.folder import load_folder
+
+# The lower bound in requirements.txt, and what it needs that the newest does not.
+OLD = ("transformers==4.56.2", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+OLD_NEEDS = ("requests", "charset-normalizer", "urllib3", "idna", "certifi")
+
+
+@pytest.fixture(scope="module")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with the installed packages, but for those of OLD."""
+    root = tmp_path_factory.mktemp("old")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True)
+    python = root / "venv" / "bin" / "python"
+    packages = next((root / "venv" / "lib").glob("python*/site-packages"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    install = subprocess.run([*pip, "--target", packages, *OLD, *OLD_NEEDS], capture_output=True, text=True)
+    if install.returncode:
+        pytest.skip(f"pip cannot get {OLD[0]} here: {install.stderr.strip().splitlines()[-1]}")
+    (packages / "installed.pth").write_text(sysconfig.get_path("purelib"))  # searched after `packages`
+    return python
+
+
+def test_a_folder_in_the_oldest_transformers(old_python, folder, tmp_path) -> None:
+    """Everything that test_transformers.py does in the newest, with the same bits."""
+    command = [old_python, "-I", Path(__file__).with_name("fresh.py"), folder, tmp_path]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[0] == OLD[0].replace("==", " ")
+    _, frames = load_folder(folder).generate(["a red square moves left", "a blue dog"], seeds=[5, 6])
+    assert torch.equal(load_file(tmp_path / "results.safetensors")["default"], frames)
+
+
+def test_the_ends_of_the_range_are_those_of_the_requirements() -> None:
+    import transformers
+
+    line = next(
+        line
+        for line in (Path(__file__).parents[2] / "requirements.txt").read_text().splitlines()
+        if line.startswith("transformers")
+    )
+    newest = ".".join(transformers.__version__.split(".")[:2])
+    assert line.startswith(f"transformers>={OLD[0].partition('==')[2]},<")
+    assert f"tested {newest}." in line and OLD[0].partition("==")[2] in line.partition("#")[2]
