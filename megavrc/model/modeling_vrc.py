@@ -45,10 +45,11 @@ from .segment_mask import SegmentMask as _segment_mask  # noqa: F401
 from .speculation import couple as _speculation  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
 
-if TYPE_CHECKING:  # imported when they are first tried
+if TYPE_CHECKING:  # imported where they can be
     from .attention_flash import attention as _attention_flash  # noqa: F401
     from .attention_flex import attention as _attention_flex  # noqa: F401
     from .attention_triton import attention as _attention_triton  # noqa: F401
+    from .decode_kernels import qkv_kernel as _decode_kernels  # noqa: F401
 
 # What a folder holds besides weights, configuration and code.
 COMPANIONS = (

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
     parts = source.run.parent
     options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", tmp_path / "out"]
     command = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
-    process = subprocess.Popen(command, cwd=TOOL.parents[1])
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
+    process = subprocess.Popen(command, cwd=TOOL.parents[1], preexec_fn=heard)
     while not list(tmp_path.iterdir()):
         assert process.poll() is None
         time.sleep(0.01)
