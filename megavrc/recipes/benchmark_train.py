@@ -21,7 +21,9 @@ from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, T
 
 CLASSES = 101  # of UCF101
 MODELS: tuple[Literal["segment", "token"], ...] = ("segment", "token")
-NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9")
+NO_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9"
+)
 KILLED = (-9, 137)  # by the kernel, which is how a CPU runs out of memory
 
 
@@ -47,8 +49,8 @@ def train(
     """Train VRC and the baseline (`prediction: token`) of the same preset on the same generated token shards.
 
     All goes through the real data stream, engine and metrics, class-conditional, on the GPUs of this machine if it
-    has any. Every case is measured in fresh processes, VRC and the baseline taking turns; one that runs out of memory is
-    reported as that. Medians over the timed steps, of all rounds.
+    has any. Every case is measured in fresh processes, VRC and the baseline taking turns; one that runs out of
+    memory is reported as that. Medians over the timed steps, then over the rounds.
 
     Args:
         preset: sizes (default: b).
@@ -236,7 +238,10 @@ def _machine(threads: int, processes: int) -> dict[str, Any]:
 def _print(result: dict[str, Any]) -> None:
     machine = result["machine"]
     print(f"{machine['gpu'] or machine['cpu']}, {machine['processes']} processes, {result['settings']}")
-    print(f"{'preset':7s}{'batch':>6s} {'model':8s}{'clips/s':>9s}{'tokens/s':>10s}{'TFLOP/s':>9s}{'MFU':>7s}", end="")
+    print(
+        f"{'preset':7s}{'batch':>6s} {'model':8s}{'clips/s':>9s}{'tokens/s':>10s}{'TFLOP/s':>9s}{'MFU':>7s}",
+        end="",
+    )
     print(f"{'memory':>11s}{'data wait':>11s}  checkpoint stalls")
     for row in result["cases"]:
         start = f"{row['preset']:7s}{row['micro_batch']:6d} {row['prediction']:8s}"

@@ -1,6 +1,6 @@
 """One case of `tools/benchmark.py train`, in its own process (or one a rank): train, measure, write JSON, end.
 
-    python -m megavrc.recipes.benchmark_train_case RESULT.json WARMUP SAVES --config=RUN.yaml
+python -m megavrc.recipes.benchmark_train_case RESULT.json WARMUP SAVES --config=RUN.yaml
 """
 
 import contextlib
