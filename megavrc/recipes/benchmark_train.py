@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from megavrc.recipes.benchmark_loader import write_dataset
 from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, TrainConfig
 
 CLASSES = 101  # of UCF101
+SAMPLES = 256  # of the generated dataset
+Case = tuple[Any, int, Any]  # preset, micro-batch, prediction
 MODELS: tuple[Literal["segment", "token"], ...] = ("segment", "token")
 NO_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9"
@@ -76,50 +79,32 @@ def train(
     warmup = warmup if warmup is not None else 5 if on_gpu else 1
     if min(steps, warmup, rounds, processes, threads, *(micro_batch or [1])) < 1 or saves < 0 or frames < 1:
         raise UserError("all numbers must be at least 1, only --saves may be 0")
-    results: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    settings = TrainConfig(
+        steps=steps,
+        precision=precision or ("bf16" if on_gpu else "fp32"),
+        attention=attention,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+        zero=zero,
+        keep=1,
+        watchdog_s=0,
+    )
+    cases = list(itertools.product(preset or ["b"], micro_batch or [8], MODELS))
+    results: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        cases = list(itertools.product(preset or ["b"], micro_batch or [8], MODELS))
-        configs = {
-            (size, batch, model): _config(
-                Path(name),
-                _model(size, frames, grid, model),
-                TrainConfig(
-                    steps=steps,
-                    global_batch=batch * processes,
-                    micro_batch=batch,
-                    precision=precision or ("bf16" if on_gpu else "fp32"),
-                    attention=attention,
-                    activation_checkpointing=activation_checkpointing,
-                    compile=compile,
-                    zero=zero,
-                    keep=1,
-                    watchdog_s=0,
-                ),
-            )
-            for size, batch, model in cases
-        }
+        configs = {case: _config(Path(name), case, frames, grid, settings, processes) for case in cases}
         for number, case in progress(list(itertools.product(range(rounds), cases)), "cases"):
-            done = _run(
-                Path(name), configs[case], warmup, saves if number == 0 else 0, processes, threads, on_gpu
-            )
-            results.setdefault(case, []).append(done)
+            options = [str(warmup), str(saves if number == 0 else 0)]
+            results[case].append(_run(Path(name), configs[case], options, processes, threads))
     table = [{**_named(case), **_summary(found), "rounds": found} for case, found in results.items()]
-    first = next(iter(configs.values()))
+    model, run = (
+        {"frames": frames, "grid": configs[cases[0]].model.grid},
+        {"warmup": warmup, "rounds": rounds},
+    )
+    names = ("steps", "precision", "attention", "activation_checkpointing", "compile", "zero")
     result = {
         "machine": _machine(threads, processes),
-        "settings": {
-            "frames": frames,
-            "grid": first.model.grid,
-            "condition": "class",
-            "precision": first.train.precision,
-            "attention": attention,
-            "activation_checkpointing": activation_checkpointing,
-            "compile": compile,
-            "zero": zero,
-            "steps": steps,
-            "warmup": warmup,
-            "rounds": rounds,
-        },
+        "settings": {**model, **{name: getattr(settings, name) for name in names}, **run},
         "cases": table,
         "against_token": _ratios(table),
     }
@@ -131,30 +116,32 @@ def train(
 # --- one case -----------------------------------------------------------------------------------------------------
 
 
-def _model(preset: Any, frames: int, grid: int, prediction: Literal["segment", "token"]) -> ModelConfig:
-    condition = ConditionConfig(kind="class", classes=CLASSES)
-    return ModelConfig(preset=preset, frames=frames, grid=grid, prediction=prediction, condition=condition)
-
-
-def _config(folder: Path, model: ModelConfig, train: TrainConfig) -> RunConfig:
+def _config(
+    folder: Path, case: Case, frames: int, grid: int, train: TrainConfig, processes: int
+) -> RunConfig:
     """A run on generated shards of the model's shape, which are written if they are not there."""
-    shape = (1 + model.frames, model.grid, model.grid)
-    data = folder / f"data-{model.grid}-{model.vocab}"
+    preset, micro_batch, prediction = case
+    condition = ConditionConfig(kind="class", classes=CLASSES)
+    try:
+        model = ModelConfig(preset, frames=frames, grid=grid, prediction=prediction, condition=condition)
+        data = folder / f"data-{model.grid}-{model.vocab}"
+        config = RunConfig(
+            run_dir="",
+            stage="video",
+            model=model,
+            data=TokenDataConfig(path=str(data)),
+            train=replace(train, micro_batch=micro_batch, global_batch=micro_batch * processes),
+            preview=PreviewConfig(count=0),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if not data.exists():
-        write_dataset(data, samples=256, shards=1, shape=shape, vocab=model.vocab)
-    return RunConfig(
-        run_dir="",
-        stage="video",
-        model=model,
-        data=TokenDataConfig(path=str(data)),
-        train=train,
-        preview=PreviewConfig(count=0),
-    )
+        shape = (1 + frames, model.grid, model.grid)
+        write_dataset(data, samples=SAMPLES, shards=1, shape=shape, vocab=model.vocab)
+    return config
 
 
-def _run(
-    folder: Path, config: RunConfig, warmup: int, saves: int, processes: int, threads: int, on_gpu: bool
-) -> dict[str, Any]:
+def _run(folder: Path, config: RunConfig, options: list[str], processes: int, threads: int) -> dict[str, Any]:
     """Measure in fresh processes. What they found, or {"out_of_memory": True}.
 
     Raises:
@@ -165,7 +152,7 @@ def _run(
         out = Path(name) / "result.json"
         config.run_dir = str(Path(name) / "run")
         dump_yaml(config, Path(name) / "run.yaml")
-        words = [str(out), str(warmup), str(saves), f"--config={Path(name) / 'run.yaml'}"]
+        words = [str(out), *options, f"--config={Path(name) / 'run.yaml'}"]
         launcher = (
             ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
             if processes > 1
@@ -189,7 +176,7 @@ def _run(
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def _named(case: tuple[Any, ...]) -> dict[str, Any]:
+def _named(case: Case) -> dict[str, Any]:
     return dict(zip(("preset", "micro_batch", "prediction"), case, strict=True))
 
 
