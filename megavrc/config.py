@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -78,8 +79,13 @@ def _parse(
     parsed = parser.instantiate(_parse_args(parser, argv))
     if isinstance(main, dict):
         chosen = parsed.subcommand
-        return main[chosen], dict(vars(parsed[chosen]))
-    return main, dict(vars(parsed))
+        return main[chosen], _arguments(parsed[chosen])
+    return main, _arguments(parsed)
+
+
+def _arguments(parsed: Any) -> dict[str, Any]:
+    """By name; the parser hides a zero-width space in names that its namespace has methods of, such as `keys`."""
+    return {name.removeprefix("\u200b"): value for name, value in vars(parsed).items()}
 
 
 def _underscores(argv: list[str]) -> list[str]:
@@ -109,6 +115,13 @@ def trailing_words(argv: list[str], option: str) -> list[str]:
         return argv
     at = argv.index("--")
     return [*argv[:at], f"{option}={json.dumps(argv[at + 1 :])}"]
+
+
+def leading_words(argv: list[str], *options: str) -> list[str]:
+    """Let the words before the first option be the values of these options, in their order."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[1:]))
+    named = [f"{option}={word}" for option, word in zip(options, words, strict=False)]
+    return [argv[0], *named, *argv[1 + len(named) :]]
 
 
 def _parser(prog: str | None) -> Any:

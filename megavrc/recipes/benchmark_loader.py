@@ -147,29 +147,29 @@ def _cpu_time() -> float:
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def write_dataset(folder: Path, samples: int, shards: int) -> Path:
-    """Shards of random ids with captions of about 80 bytes."""
+def write_dataset(
+    folder: Path, samples: int, shards: int, shape: tuple[int, int, int] = SHAPE, vocab: int = VOCAB
+) -> Path:
+    """Shards of random ids with captions of about 80 bytes and labels below 101."""
     rng = np.random.default_rng(0)
     entries = []
     for number in progress(range(shards), "write shards"):
         tar = folder / "shards" / shard_name("train", number, shards)
-        with ShardWriter(tar, SHAPE, VOCAB) as writer:
+        with ShardWriter(tar, shape, vocab) as writer:
             for sample in range(samples // shards):
                 caption = (
                     f"clip {sample} of shard {number}, in which somebody walks along a street in the evening"
                 )
-                ids = rng.integers(0, VOCAB, SHAPE)
-                writer.add(
-                    f"{number:08d}-{sample:07d}", ids, {"caption": caption, "label": None, "source": "made"}
-                )
+                ids = rng.integers(0, vocab, shape)
+                fields = {"caption": caption, "label": sample % 101, "source": "made"}
+                writer.add(f"{number:08d}-{sample:07d}", ids, fields)
             writer.commit(plan_sha256="")
         done = read_done(tar, "")
         assert done is not None
         entries.append(listed("train", done))
     tokenizer = {"name": "none", "sha256": "0" * 64}
-    write_manifest(
-        folder, {"kind": "video", "shape": list(SHAPE), "vocab": VOCAB, "tokenizer": tokenizer}, entries
-    )
+    info = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "clip"}
+    write_manifest(folder, {**info, "tokenizer": tokenizer}, entries)
     return folder
 
 

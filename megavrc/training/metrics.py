@@ -6,6 +6,7 @@ Notable: between two lines nothing is read back from the device and nothing is s
 import contextlib
 import json
 import logging
+import resource
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from megavrc.config import write_atomic
 from megavrc.distributed import Rank
+from megavrc.distributed.gpus import gpu_of
 from megavrc.model.compressor import BatchNorm
 
 log = logging.getLogger("megavrc")
@@ -126,6 +128,33 @@ def by_rank(values: list[float], rank: Rank) -> list[list[float]]:
     return table.tolist()
 
 
+def utilisation(flops_per_s: float, device_name: str | None) -> dict[str, float]:
+    """What the operations of one rank are in TFLOP/s, and of its GPU's dense bf16 peak (MFU).
+
+    Args:
+        flops_per_s: of the model's definition, nothing computed twice counted twice; 0: not counted.
+        device_name: of the GPU, None for a CPU. Where its peak is not known there is no MFU.
+    """
+    if not flops_per_s:
+        return {}
+    gpu = gpu_of(device_name) if device_name else None
+    share = {"mfu_%": 100 * flops_per_s / (gpu.tflops * 1e12)} if gpu else {}
+    return {"TFLOP/s/rank": flops_per_s / 1e12, **share}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had at most: allocated on its GPU; resident, if it trains on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # not getrusage there: that begins with the peak of the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(peak.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:
     """Ranks whose own work a step takes `factor` times the median, by at least a tenth of the step."""
     median = statistics.median_low(own)
@@ -164,13 +193,13 @@ class Reporter:
         self._board = _tensorboard(run_dir / "tensorboard", first_step)
         self._bar = _bar(first_step, steps)
 
-    def write(self, step: int, values: dict[str, float], rank_seconds: list[float]) -> None:
+    def write(self, step: int, values: dict[str, float], each_rank: dict[str, list[float]]) -> None:
         """One line, after `step` steps; what cannot be written is left out, for training does not need it.
 
         Args:
-            rank_seconds: each rank's own work a step; in metrics.jsonl only.
+            each_rank: values of each rank; in metrics.jsonl only.
         """
-        line = {"step": step, "time": time.time(), **values, "rank_s": rank_seconds}
+        line = {"step": step, "time": time.time(), **values, **each_rank}
         try:
             with open(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -21,7 +21,16 @@ from megavrc.training.blocks import prepare_blocks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
 from megavrc.training.guards import Diverged, SkipGuard, SpikeGuard, write_audit
-from megavrc.training.metrics import Clock, Meter, Reporter, by_rank, slow_ranks, to_device
+from megavrc.training.metrics import (
+    Clock,
+    Meter,
+    Reporter,
+    by_rank,
+    peak_memory,
+    slow_ranks,
+    to_device,
+    utilisation,
+)
 from megavrc.training.run import RunFolder
 from megavrc.training.schedule import learning_rate
 from megavrc.training.tasks import Task
@@ -57,6 +66,8 @@ class Trainer:
             self._restore(run.checkpoint)
             self.rollbacks = run.checkpoint.state.get("rollbacks", 0)
             self.data_offset = run.checkpoint.state.get("data_offset", 0)
+        on_gpu = rank.device.type == "cuda"
+        self.device_name = torch.cuda.get_device_name(rank.device) if on_gpu else None
         self.slow: set[int] = set()  # ranks, by the last line of metrics
         self.losses: list[Tensor] = []  # of this step's micro-batches on this rank
         self.saver = run.saver(self.engine.state)
@@ -194,6 +205,7 @@ class Trainer:
             "grad_norm": update.grad_norm,
             "clips/s": clips,
             "tokens/s": clips * self.task.tokens,
+            **utilisation(clips / self.rank.world_size * self.task.flops, self.device_name),
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
             "rollbacks": float(self.rollbacks),
@@ -204,15 +216,15 @@ class Trainer:
             values["checkpoint_stall_s"], self.saver.stalled = self.saver.stalled, 0.0
         if self.saver.failures:
             values["checkpoint_failures"] = float(self.saver.failures)
-        if self.rank.device.type == "cuda":
-            values["memory_GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        everyones = [own / steps for [own] in by_rank([own], self.rank)]
+        mine = [own / steps, peak_memory(self.rank.device) / 2**30]
+        everyones, memory = map(list, zip(*by_rank(mine, self.rank), strict=True))
+        values["memory_GiB"] = max(memory)
         slow = slow_ranks(everyones, seconds / steps, self.config.train.straggler_factor)
         for rank in slow & self.slow:  # twice in a row: not a hiccup
             log.warning("step %d: rank %d is slow: %s", self.step, rank, _seconds(everyones, rank))
         self.slow = slow
         if self.reporter:
-            self.reporter.write(self.step, values, everyones)
+            self.reporter.write(self.step, values, {"rank_s": everyones, "rank_GiB": memory})
         return values
 
     def save(self, last: bool, validation: dict[str, float]) -> None:

@@ -47,7 +47,7 @@ class ToyTask:
     """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
     losses far too high."""
 
-    tokens = 1
+    tokens, flops = 1, 0
 
     def __init__(
         self,

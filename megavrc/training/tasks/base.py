@@ -27,6 +27,7 @@ class Task(Protocol):
         order: which of them stands at a position of the training.
         max_damaged: how many different damaged samples others may replace.
         tokens: of one sample, for tokens per second.
+        flops: of training on one sample, forward and backward; 0 if they are not counted.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.
         validation: sets of samples by name that the loss is measured on (maybe none).
@@ -36,6 +37,7 @@ class Task(Protocol):
     order: SampleOrder
     max_damaged: int
     tokens: int
+    flops: int
     identity: dict[str, Any]
     facts: dict[str, Any]
     validation: dict[str, Samples]

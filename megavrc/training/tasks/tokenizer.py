@@ -42,6 +42,7 @@ class TokenizerTask:
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
+        self.flops = 0
         self.facts: dict[str, Any] = {}
         self.validation: dict[str, Samples] = {}
         self.identity = {

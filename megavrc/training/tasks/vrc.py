@@ -11,6 +11,7 @@ from megavrc.config import UserError
 from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.model.condition import Condition
+from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.metrics import to_device
@@ -45,6 +46,7 @@ class VRCTask:
         if problems:
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
         self.tokens = (1 + model.frames) * model.tokens_per_frame
+        self.flops = training_flops(model)
         self.facts = {
             "video_tokenizer": self.source.info["tokenizer"]["sha256"],
             "text_tokenizer": self.text.sha256 if self.text else None,
