@@ -34,7 +34,8 @@ class Attempt:
 
     Attributes:
         job: SLURM's number. restart: how often SLURM had requeued it.
-        nodes: its node list. exit_code: of srun, or 2 if a rank ended by a mistake of the user. step: the newest checkpoint's at the end. time: of the end, in s.
+        nodes: its node list. exit_code: of srun, or 2 if a rank ended by a mistake of the user.
+        step: the newest checkpoint's at the end. time: of the end, in s.
     """
 
     job: str

@@ -104,7 +104,7 @@ def test_ranks_that_do_not_start_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(AbsentRank, match="ranks 1, 2 of 3 did not start"), connect(join_minutes=0.03):
         pass
     monkeypatch.setattr(os, "environ", present | {"RANK": "2", "MASTER_PORT": discover({})["MASTER_PORT"]})
-    with pytest.raises(AbsentRank, match="rank 0 did not answer at 127.0.0.1"), connect(join_minutes=0.03):
+    with pytest.raises(AbsentRank, match="rank 0 did not answer"), connect(join_minutes=0.03):
         pass
 
 
