@@ -29,7 +29,7 @@ import torch.utils.tensorboard
 import yaml
 
 from megavrc.checkpoint import read
-from megavrc.config import command, write_json
+from megavrc.config import command, read_json, write_json
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.training.config import RunConfig
 from megavrc.training.entry import pretrain
@@ -235,7 +235,7 @@ CASES = (
     Case("F12", "kill -9, then 4 ranks instead of 2", KILL, then=("--train.micro_batch=1",), ranks=(2, 4)),
     Case("F12", "kill -9, then 1 rank instead of 2", KILL, then=("--train.micro_batch=4",), ranks=(2, 1)),
     Case("F13", "kill -9, then ZeRO stage 3 instead of 1", KILL, then=("--train.zero=3",)),
-    Case("F14", "a second job in the same run folder", during=start_a_rival),
+    Case("F14", "a second job in the same run folder", "forward:*:10:sleep:8", start_a_rival),
     Case("F18", "kill -9 of a data worker", during=kill_data_worker, options=("--train.workers=1",)),
     Case("F19", "TensorBoard's folder cannot be written", before=block_tensorboard),
     Case("F21", "stopped five times in one run", during=send(signal.SIGUSR1, after=3), times=5),
@@ -291,7 +291,8 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
             case.during(stay)
         stay.wait()
         codes.append([stay.codes[rank] for rank in sorted(stay.codes)])
-        said = said or telling(stay.output)
+        if not said or (case.between and number == 1):
+            said = telling(stay.output)
         lines = metrics(run)
         if number:
             lost += before - json.loads((run / "run.json").read_text())["starts"][number]["step"]
@@ -311,7 +312,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
         case.number,
         case.what,
         codes,
-        said,
+        said.replace(str(run), "RUN"),
         detect,
         lost,
         recover,
@@ -387,15 +388,14 @@ def row(cost: Cost) -> str:
     return f"| {cost.number} | {cost.what} | {codes} | {seconds[0]} | {seconds[1]} | {cost.lost} | {exact} |"
 
 
-def main(only: str = "", json: Path | None = None, keep: Path | None = None) -> None:
+def main(only: list[str] | None = None, json: Path | None = None, keep: Path | None = None) -> None:
     """Break runs, and say what it cost.
 
     Args:
-        only: a case's number, such as F5 (default: all).
-        json: file that gets what is measured.
+        only: numbers of cases, such as [F5,F6] (default: all).
+        json: file that gets what is measured; other cases in it stay.
         keep: folder that gets the runs (default: a temporary one).
     """
-    costs = []
     with tempfile.TemporaryDirectory() as temporary:
         root = keep or Path(temporary)
         folder = root / "undisturbed"
@@ -403,19 +403,26 @@ def main(only: str = "", json: Path | None = None, keep: Path | None = None) -> 
         write_configuration(folder)
         undisturbed = start(folder / "run", 2, "").wait()
         assert undisturbed.codes == {0: 0, 1: 0}, undisturbed.output
-        seconds = undisturbed.ended - undisturbed.started
+        print(f"undisturbed: {undisturbed.ended - undisturbed.started:.1f} s")
         for number, case in enumerate(CASES):
-            if only in ("", case.number):
-                costs.append(measure(case, root / f"{number:02d}", folder / "run"))
-                print(row(costs[-1]), "\n    " + costs[-1].said, flush=True)
-    if json:
-        machine = {"host": platform.node(), "cpus": os.cpu_count(), "load": os.getloadavg()}
-        settings = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}
-        cases = [asdict(cost) for cost in costs]
-        write_json(
-            json,
-            {**machine, "torch": torch.__version__, **settings, "undisturbed_s": seconds, "cases": cases},
-        )
+            if only is None or case.number in only:
+                cost = measure(case, root / f"{number:02d}", folder / "run")
+                print(row(cost), "\n    " + cost.said, flush=True)
+                if json:
+                    add(cost, json)
+
+
+def add(cost: Cost, path: Path) -> None:
+    """Put a case into the file of results."""
+    machine = {"host": platform.node(), "cpus": os.cpu_count(), "torch": torch.__version__}
+    settings = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}
+    cases = {case["what"]: case for case in (read_json(path)["cases"] if path.exists() else ())}
+    cases[cost.what] = asdict(cost) | {"load": os.getloadavg()[0]}
+    order = [case.what for case in CASES]
+    write_json(
+        path,
+        machine | settings | {"cases": sorted(cases.values(), key=lambda case: order.index(case["what"]))},
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ MEANING = {
     85: "a hang; the watchdog named the rank in the log",
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
+    138: "stopped (SIGUSR1) before training had begun",
     139: "segmentation fault (SIGSEGV)",
     143: "terminated (SIGTERM) before it could save",
 }
