@@ -284,7 +284,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
         case.before(run)
     codes, said, detect, recover, lost = [], "", None, None, 0
     for number in range(STAYS):
-        before = int(metrics(run)[-1]["step"]) if number else 0
+        before = int(metrics(run)[-1]["step"]) if metrics(run) else 0
         options = case.options + (case.then if number else ())
         stay = start(run, case.ranks[bool(number)], "" if number else case.fault, *options)
         if case.during and number < case.times:
@@ -300,7 +300,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
             recover = recover or (further[0] if further else stay.ended) - stay.started
         if (run / "complete.json").is_file():
             break
-        detect = detect or stay.ended - lines[-1]["time"]
+        detect = detect or (stay.ended - lines[-1]["time"] if lines else None)
         if case.between and not number:
             case.between(run)
     else:
@@ -317,7 +317,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
         lost,
         recover,
         same(run, reference),
-        max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs if ours["loss"] == ours["loss"]),
+        max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs if "loss" in ours),
         int(lines[-1]["skipped"]),
         sum(line.get("checkpoint_stall_s", 0.0) for line in lines[:-1]),
     )

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
 from megavrc.config import UserError
 
@@ -165,7 +166,7 @@ def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterat
         dist.destroy_process_group()
 
 
-def _roll_call(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+def _roll_call(rank: int, world_size: int, timeout: timedelta) -> Store:
     """A store that all ranks have reached. torch's own rendezvous does not say who is missing."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = (
@@ -173,15 +174,13 @@ def _roll_call(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     )  # torchrun listens, and outlives its ranks
     serves = rank == 0 and not agents
     try:
-        tcp = dist.TCPStore(
-            host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True
-        )
+        tcp = TCPStore(host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True)
     except dist.DistError as error:
         if serves:
             reason = str(error).splitlines()[0]
             raise AbsentRank(f"rank 0 cannot listen, set MASTER_PORT to another port: {reason}") from None
         raise AbsentRank(f"rank 0 did not answer at {host}:{port} within {timeout}; see its log") from None
-    store = dist.PrefixStore(f"megavrc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+    store = PrefixStore(f"megavrc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
     here = [f"here/{number}" for number in range(world_size)]
     store.set(here[rank], "")
     try:
@@ -193,7 +192,7 @@ def _roll_call(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     return store
 
 
-def _absent(store: dist.Store, here: list[str]) -> str:
+def _absent(store: Store, here: list[str]) -> str:
     try:
         absent = [str(number) for number, key in enumerate(here) if not store.check([key])]
     except dist.DistError:  # the store's rank has given up first, and says who it is
