@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
 from megavrc.config import UserError
 
@@ -125,14 +126,23 @@ def own_words(argv: list[str]) -> list[str]:
     return [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
 
 
+class AbsentRank(Exception):
+    """Ranks did not come when this run started; the message names them."""
+
+
 @contextlib.contextmanager
-def connect(timeout_minutes: float = 30.0) -> Iterator[Rank]:
+def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterator[Rank]:
     """Join the ranks of this run: torch's default process group, NCCL on GPUs and gloo on CPUs.
 
     The group is destroyed on the way out, also after an error, so that the other ranks fail at once.
 
+    Args:
+        timeout_minutes: of communication.
+        join_minutes: how long to wait for ranks that have not started yet.
+
     Raises:
         UserError: see `discover`; or the first rank's address does not resolve.
+        AbsentRank: not all ranks came, or the first one cannot listen because its port is taken.
     """
     os.environ.update(discover(os.environ))
     address = os.environ["MASTER_ADDR"]
@@ -146,8 +156,45 @@ def connect(timeout_minutes: float = 30.0) -> Iterator[Rank]:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    store = _roll_call(rank, world_size, timedelta(minutes=join_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    store.set_timeout(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield Rank(rank, world_size, local_rank, device)
     finally:
         dist.destroy_process_group()
+
+
+def _roll_call(rank: int, world_size: int, timeout: timedelta) -> Store:
+    """A store that all ranks have reached. torch's own rendezvous does not say who is missing."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agents = (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # torchrun listens, and outlives its ranks
+    serves = rank == 0 and not agents
+    try:
+        tcp = TCPStore(host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True)
+    except dist.DistError as error:
+        if serves:
+            reason = str(error).splitlines()[0]
+            raise AbsentRank(f"rank 0 cannot listen, set MASTER_PORT to another port: {reason}") from None
+        raise AbsentRank(f"rank 0 did not answer at {host}:{port} within {timeout}; see its log") from None
+    store = PrefixStore(f"megavrc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+    here = [f"here/{number}" for number in range(world_size)]
+    store.set(here[rank], "")
+    try:
+        store.wait(here, timeout)
+    except dist.DistError:
+        raise AbsentRank(
+            f"{_absent(store, here)} did not start within {timeout}; see the logs there"
+        ) from None
+    return store
+
+
+def _absent(store: Store, here: list[str]) -> str:
+    try:
+        absent = [str(number) for number, key in enumerate(here) if not store.check([key])]
+    except dist.DistError:  # the store's rank has given up first, and says who it is
+        return "other ranks"
+    return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)} of {len(here)}"

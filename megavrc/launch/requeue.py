@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megavrc.config import EXIT_USER, write_atomic
+from megavrc.config import EXIT_USER, read_json, write_atomic
 
 MAX_STALLS = 3  # stays in a row without progress
 STOPPED = (0, 75)  # exit codes after a signal, of training and of tokenization
@@ -23,6 +23,7 @@ MEANING = {
     85: "a hang; the watchdog named the rank in the log",
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
+    138: "stopped (SIGUSR1) before training had begun",
     139: "segmentation fault (SIGSEGV)",
     143: "terminated (SIGTERM) before it could save",
 }
@@ -34,7 +35,8 @@ class Attempt:
 
     Attributes:
         job: SLURM's number. restart: how often SLURM had requeued it.
-        nodes: its node list. exit_code: of srun. step: the newest checkpoint's at the end. time: of the end, in s.
+        nodes: its node list. exit_code: of srun, or 2 if a rank ended by a mistake of the user.
+        step: the newest checkpoint's at the end. time: of the end, in s.
     """
 
     job: str
@@ -48,11 +50,12 @@ class Attempt:
 def record(run_dir: Path, exit_code: int) -> list[Attempt]:
     """Add the attempt that ends now, inside its job; returns all of them."""
     env = os.environ
+    job, restart = env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT", "0"))
     attempt = Attempt(
-        job=env.get("SLURM_JOB_ID", ""),
-        restart=int(env.get("SLURM_RESTART_COUNT", "0")),
+        job=job,
+        restart=restart,
         nodes=env.get("SLURM_JOB_NODELIST", ""),
-        exit_code=exit_code,
+        exit_code=EXIT_USER if _users_mistake(run_dir, job, restart) else exit_code,
         step=saved_step(run_dir),
         time=time.time(),
     )
@@ -61,6 +64,15 @@ def record(run_dir: Path, exit_code: int) -> list[Attempt]:
     with open(file, "a") as out:
         out.write(json.dumps(asdict(attempt)) + "\n")
     return attempts(file)
+
+
+def _users_mistake(run_dir: Path, job: str, restart: int) -> bool:
+    """Whether a rank said so in this stay. Of the codes of all ranks srun returns the highest: that of a killed one."""
+    for file in (run_dir / "heartbeats").glob("rank-*.json"):
+        said = read_json(file)
+        if (said.get("exit_code"), said.get("job"), said.get("restart")) == (EXIT_USER, job, restart):
+            return True
+    return False
 
 
 def attempts_file(run_dir: Path, task: str | None = None) -> Path:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from megavrc.config import EXIT_USER, UserError, load_config
-from megavrc.distributed import Rank, connect, own_words
+from megavrc.distributed import AbsentRank, Rank, connect, own_words
 from megavrc.model.attention import BackendError
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
-from megavrc.training.watchdog import LostRank
+from megavrc.training.watchdog import EXIT_HANG, LostRank
 
 C = TypeVar("C", bound=AnyRunConfig)
 
@@ -22,8 +22,8 @@ C = TypeVar("C", bound=AnyRunConfig)
 def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
 
-    Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs or
-    is gone, so run it again; 1 anything else: the run has diverged, or an error with its traceback.
+    Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
+    is gone or never came, so run it again; 1 anything else: the run has diverged, or an error with its traceback.
     """
     try:
         code = _run(cls, make_task)
@@ -31,6 +31,8 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
         code = _say(error, EXIT_USER)
     except LostRank as error:
         code = _say(error, error.exit_code)
+    except AbsentRank as error:
+        code = _say(error, EXIT_HANG)
     except Exception:
         traceback.print_exc()
         code = 1

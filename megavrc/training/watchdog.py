@@ -21,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megavrc.config import EXIT_USER, UserError
 from megavrc.distributed import Rank
 
 EXIT_HANG = 85
@@ -34,7 +35,7 @@ class LostRank(Exception):
     """Other ranks are gone or have failed; the message names them.
 
     Attributes:
-        exit_code: 85 if they are gone, 1 if they failed by an error of their own, which would come again.
+        exit_code: 85 if they are gone; theirs (1 or 2) if they failed by an error of their own, which would come again.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -56,7 +57,7 @@ class Watchdog:
         self._folder, self._rank, self._limit = run_dir / "heartbeats", rank, limit
         self._pulse = min(PULSE, limit / 10)
         self._pulses = self._beats = 0
-        self._place, self._state = (0, "start"), "running"
+        self._place, self._state, self._exit_code = (0, "start"), "running", 0
         self._since = time.monotonic()
         self._main = threading.main_thread().ident
         self._done = threading.Event()
@@ -86,6 +87,7 @@ class Watchdog:
         self._thread.join(2 * self._pulse)  # it may be stuck in the file system
         self._state = f"failed: {error}" if error else "left"
         if error is None or not _is_communication(error):
+            self._exit_code = EXIT_USER if isinstance(error, UserError) else int(error is not None)
             return self._publish()
         self._state = "failed: lost another rank"
         names, exit_code = self._lost()
@@ -145,9 +147,12 @@ class Watchdog:
             "phase": phase,
             "seconds": round(time.monotonic() - self._since, 1),
             "state": self._state,
+            "exit_code": self._exit_code,  # to be, of a rank that failed by an error of its own
             "communicates": _communicates(sys._current_frames().get(self._main or 0)),
             "host": platform.node(),
             "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         }
         path = self._file(self._rank.rank)
         new = path.with_suffix(".new")
@@ -172,9 +177,10 @@ class Watchdog:
             time.sleep(self._pulse)
         after = self._read()
         mine = self._rank.rank
-        failed = [r for r in after if r != mine and _own_failure(after[r])]
+        failed = [r for r in after if r != mine and after[r]["exit_code"]]
         gone = [r for r in range(self._rank.world_size) if r != mine and _silent(before.get(r), after.get(r))]
-        return [_describe(rank, after.get(rank)) for rank in failed or gone], 1 if failed else EXIT_HANG
+        exit_code = max((after[r]["exit_code"] for r in failed), default=EXIT_HANG)
+        return [_describe(rank, after.get(rank)) for rank in failed or gone], exit_code
 
     def _claims_report(self) -> bool:
         """Whether this rank is the first to report the hang."""
@@ -216,10 +222,6 @@ def _silent(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool
         return True
     ended = after["state"] != "running"  # it said so itself
     return not ended and before is not None and before["pulses"] == after["pulses"]
-
-
-def _own_failure(heartbeat: dict[str, Any]) -> bool:
-    return heartbeat["state"].startswith("failed") and "another rank" not in heartbeat["state"]
 
 
 def _describe(rank: int, heartbeat: dict[str, Any] | None) -> str:

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 
 import pytest
 
 from megavrc.config import UserError
-from megavrc.distributed import StopSignal, connect, discover, own_words, seed_for
+from megavrc.distributed import AbsentRank, StopSignal, connect, discover, own_words, seed_for
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 SLURM = {
@@ -90,6 +91,30 @@ def test_an_address_that_does_not_resolve_is_refused_at_once(monkeypatch: pytest
     )
     with pytest.raises(UserError, match=r"no\.such\.host\.invalid"), connect():
         pass
+
+
+def test_ranks_that_do_not_start_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {
+        "RANK": "0",
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": discover({})["MASTER_PORT"],
+    }
+    monkeypatch.setattr(os, "environ", present)
+    with pytest.raises(AbsentRank, match="ranks 1, 2 of 3 did not start"), connect(join_minutes=0.03):
+        pass
+    monkeypatch.setattr(os, "environ", present | {"RANK": "2", "MASTER_PORT": discover({})["MASTER_PORT"]})
+    with pytest.raises(AbsentRank, match="rank 0 did not answer"), connect(join_minutes=0.03):
+        pass
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        monkeypatch.setattr(os, "environ", place)
+        with pytest.raises(AbsentRank, match=f"cannot listen, set MASTER_PORT .*{port}"), connect():
+            pass
 
 
 def test_seeds_are_stable_and_apart() -> None:

@@ -5,10 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
 
-from megavrc.launch.requeue import Attempt, diagnose, saved_step, stop_reason
+from megavrc.config import UserError
+from megavrc.distributed import Rank
+from megavrc.launch.requeue import Attempt, diagnose, record, saved_step, stop_reason
 from megavrc.launch.snapshot import snapshot
+from megavrc.training.watchdog import Watchdog
 
 TOOL = "tools/submit_slurm.py"
 EXAMPLES = ROOT / "examples" / "slurm"
@@ -126,6 +130,22 @@ def history(*ends: tuple[int, int]) -> list[Attempt]:
 def test_training_comes_back_unless(ends: list[tuple[int, int]], complete: bool, reason: str | None) -> None:
     found = stop_reason(history(*ends), complete, counts_steps=True)
     assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("a damaged sample"), ValueError("a bug")], ids=["mistake", "bug"]
+)
+def test_a_mistake_that_one_rank_met_is_the_job_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """srun's exit code is that of the ranks it killed afterwards."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(type(error)), Watchdog(tmp_path, Rank(1, 2, 1, torch.device("cpu")), limit=10.0):
+        raise error
+    mistake = isinstance(error, UserError)
+    assert record(tmp_path, 137)[-1].exit_code == (2 if mistake else 137)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert record(tmp_path, 137)[-1].exit_code == 137, "what a stay before this one said"
 
 
 def test_tokenization_comes_back_unless_it_fails_thrice() -> None:

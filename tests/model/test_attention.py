@@ -212,6 +212,23 @@ def test_auto_passes_over_a_backend_that_computes_something_else(fresh, caplog, 
     assert f"head_dim 16: rects (flash: {reason}" in caplog.text
 
 
+def test_auto_passes_over_a_package_whose_library_is_broken(fresh, caplog, tmp_path):
+    """Built for another torch, flash-attn fails when it is imported, and not with an ImportError."""
+    (tmp_path / "libbroken.so").write_bytes(b"\x7fELF but no more")
+    package = f"import ctypes\nctypes.CDLL({str(tmp_path / 'libbroken.so')!r})\n"
+    (tmp_path / "flash_attn_interface.py").write_text(package)
+    fresh.syspath_prepend(tmp_path)
+    caplog.set_level(logging.INFO, "megavrc")
+    for name in ("flash_attn_interface", "megavrc.model.attention_flash"):
+        fresh.setitem(sys.modules, name, None)  # so that they are forgotten afterwards
+        del sys.modules[name]
+    attention._loaded.pop("flash", None)
+    fresh.setitem(attention.TRAINING, "cpu", ("flash", "rects"))
+    mask = cases.layout(6, 2, 3)
+    segment_attention(*qkv(mask), mask)
+    assert "head_dim 16: rects (flash: OSError: " in caplog.text and "libbroken.so" in caplog.text
+
+
 @pytest.mark.parametrize(
     "backend, reason",
     [("flex", "no backward pass on CPU"), ("flash", "flash-attn is not installed"), ("magic", "not one of")],

@@ -21,8 +21,10 @@ from toy import ToyTask, toy_config
 from megavrc.checkpoint import newest_good, read
 from megavrc.distributed import Rank
 from megavrc.training.import_deepspeed import import_run
-from megavrc.training.loop import Trainer, train
+from megavrc.training.loop import train
 from megavrc.training.run import RunFolder
+from megavrc.training.trainer import Trainer
+from megavrc.training.watchdog import Watchdog
 
 assert deepspeed.ops.__compatible_ops__  # looks at compilers, once
 
@@ -46,18 +48,18 @@ def steps(
     )
     task = ToyTask(dropout)
     run = RunFolder(config, task.identity, task.facts, rank)
-    trainer = Trainer(config, task, run, rank)
+    trainer = Trainer(config, task, run, rank, Watchdog(run.path, rank, 0))
     mine = trainer.engine.gather_state(keep=True)
     stored = run.checkpoint.groups if run.checkpoint else mine
     exact = all(torch.equal(mine[group][name], stored[group][name]) for group in mine for name in mine[group])
     said, samples = [], []
     while trainer.step < until:
         task.delivered.clear()
-        said.append(trainer.report(trainer.train_step(), 1))
+        said.append(trainer.report(trainer.train_step(), 1, {}))
         parts: list[Any] = [None] * rank.world_size
         dist.all_gather_object(parts, task.delivered)
         samples.append(sorted(sample for part in parts for micro_batch in part for sample in micro_batch))
-    trainer.save(last=True)
+    trainer.save(last=True, validation={})
     trainer.close()
     run.close()
     losses = [[line["loss"], line["grad_norm"]] for line in said]
@@ -128,12 +130,12 @@ def saves_natively(rank: Rank, folder: Path, zero: int) -> None:
     task = ToyTask()
     config = toy_config(folder, 99, zero=zero, global_batch=BATCH, micro_batch=3)
     run = RunFolder(config, task.identity, task.facts, rank)
-    trainer = Trainer(config, task, run, rank)
+    trainer = Trainer(config, task, run, rank, Watchdog(run.path, rank, 0))
     while trainer.step < 4:
         trainer.train_step()
     engine: Any = trainer.engine._engine
     engine.save_checkpoint(str(folder / "native"), tag="four")
-    trainer.save(last=True)
+    trainer.save(last=True, validation={})
     trainer.close()
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -118,6 +119,37 @@ def full_disk(rank: Rank, store: Path) -> list[Any]:
     return [saving.failures, names]
 
 
+def small_disk(rank: Rank, store: Path) -> list[Any]:
+    """A file system with room for two checkpoints: the third fails, and the fourth does not when there is more room."""
+    state = Numbers()
+    saving = saver(rank, store / "checkpoints", state, background=False)
+    for step in (1, 2, 3):
+        state.value = float(step)
+        saving.save(step, {})
+    names = sorted(path.name for path in (store / "checkpoints").iterdir())
+    dist.barrier()
+    if rank.main:
+        subprocess.run(["mount", "-o", "remount,size=10m", str(store)], check=True)
+    dist.barrier()
+    state.value = 4.0
+    saving.save_and_wait(4, {})
+    return [saving.failures, names]
+
+
+def on_small_disk(root: Path) -> dict[str, Any] | None:
+    """None: no right to mount one."""
+    store = root / "small"
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(store)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        return None
+    try:
+        codes, ranks = fork_world(2, small_disk, store)
+        return {"codes": codes, "ranks": ranks, "after": found(store / "checkpoints")}
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+
+
 def slow_disk(rank: Rank, store: Path) -> dict[str, Any]:
     """The commit of step 1 hangs for a while: training goes on, and the save of step 2 waits."""
     writable, state = threading.Event(), Numbers(1.0)
@@ -167,7 +199,7 @@ def taken_over(rank: Rank, store: Path) -> str:
 
 def main() -> None:
     root = Path(sys.argv[1])
-    results: dict[str, Any] = {"killed": killed(root)}
+    results: dict[str, Any] = {"killed": killed(root), "small": on_small_disk(root)}
     for name, function, fault in (
         ("full", full_disk, ""),
         ("slow", slow_disk, ""),

@@ -51,6 +51,17 @@ def test_a_full_disk_on_one_rank_is_loud_and_training_goes_on(results: dict[str,
     assert "CHECKPOINT OF STEP 2 NOT WRITTEN, rank 1: OSError(27, 'File too large')" in results["output"]
 
 
+def test_a_file_system_that_is_full(results: dict[str, Any]) -> None:
+    small = results["small"]
+    if small is None:
+        pytest.skip("no right to mount a small disk")
+    assert small["codes"] == [0, 0]
+    assert small["ranks"][0] == [1, ["latest", "step-00000001", "step-00000002"]]
+    assert small["after"] == {"step": 4, "values": [4.0], "torn": [], "steps": [1, 2, 4], "left": []}
+    assert "CHECKPOINT OF STEP 3 NOT WRITTEN" in results["output"]
+    assert "No space left on device" in results["output"]
+
+
 def test_a_writer_that_dies_shows_at_the_next_save(results: dict[str, Any]) -> None:
     assert results["raised"]["codes"] == [0, 0, 0] and results["raised"]["failures"] == [1, 1, 1]
     assert results["raised"]["after"] == {

@@ -66,7 +66,7 @@ class World:
                     )
                 )
 
-    def wait(self, timeout: float = 120.0, but: tuple[int, ...] = ()) -> Ended:
+    def wait(self, timeout: float = 400.0, but: tuple[int, ...] = ()) -> Ended:
         """Until all ranks have ended; those of `but` are killed then, and all are after `timeout` seconds."""
         seconds = [0.0] * len(self.processes)
         try:

@@ -1,0 +1,430 @@
+"""What faults cost a run: `python benchmarks/faults.py` breaks small runs on real ranks and resumes them.
+
+Each case trains a tiny VRC on gloo ranks of this machine until a fault ends it, starts it again until it is complete,
+and compares the last checkpoint with that of a run that nothing disturbed. Ranks are forked from this process, which
+has imported everything: a start costs none of the seconds that python and torch take to load.
+"""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed.ops.op_builder.all_ops
+import deepspeed.runtime.zero.muon.muon_optimizer
+import jsonargparse  # noqa: F401
+import numpy as np
+import torch
+import torch.utils.tensorboard
+import yaml
+
+from megavrc.checkpoint import read
+from megavrc.config import command, read_json, write_json
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.training.config import RunConfig
+from megavrc.training.entry import pretrain
+from megavrc.training.tasks.vrc import VRCTask
+
+assert deepspeed.ops.__compatible_ops__  # looks at compilers once, and not in every rank
+
+STEPS, SAVE_EVERY, WATCHDOG = 24, 6, 10
+STAYS = 8  # more than any case needs
+Act = Callable[["Stay"], None]
+
+
+@dataclass
+class Stay:
+    """Ranks from a start to their end. Times are those of `time.time`."""
+
+    run: Path
+    ranks: dict[int, int]  # process: rank
+    started: float
+    codes: dict[int, int] = field(default_factory=dict)  # rank: exit code, negative for a signal
+    ended: float = 0.0
+
+    def wait_for_steps(self, more: int) -> None:
+        first = len(metrics(self.run))
+        while len(metrics(self.run)) < first + more and not self.reap():
+            time.sleep(0.01)
+
+    def reap(self) -> bool:
+        """Whether all ranks have ended; kills those that are stopped and alone, as launchers do."""
+        for process in self.ranks.keys() - {p for p, rank in self.ranks.items() if rank in self.codes}:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                self.codes[self.ranks[process]], self.ended = os.waitstatus_to_exitcode(status), time.time()
+        left = [process for process, rank in self.ranks.items() if rank not in self.codes]
+        if len(left) < len(self.ranks) and all(_stopped(process) for process in left):
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+        return not left
+
+    def wait(self) -> "Stay":
+        while not self.reap():
+            time.sleep(0.01)
+        return self
+
+    @property
+    def output(self) -> str:
+        return "".join((self.run / f"rank{rank}.txt").read_text() for rank in self.ranks.values())
+
+
+def _stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def start(run: Path, ranks: int, fault: str, *options: str) -> Stay:
+    """Fork the ranks of a run whose configuration lies beside its folder."""
+    run.mkdir(exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    stay = Stay(run, {}, time.time())
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        process = os.fork()
+        if process:
+            stay.ranks[process] = rank
+            continue
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MEGAVRC_FAULT": fault} | {
+            k: str(v) for k, v in place.items()
+        }
+        sys.argv = ["pretrain_vrc.py", f"--config={run.parent}/config.yaml", f"--run_dir={run}", *options]
+        with open(run / f"rank{rank}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
+            pretrain(RunConfig, lambda config, rank: VRCTask(config))
+    return stay
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+# --- what is done to a run ------------------------------------------------------------------------------------------
+
+
+def send(number: signal.Signals, *, to_all: bool = False, after: int = 14) -> Act:
+    def act(stay: Stay) -> None:
+        stay.wait_for_steps(after)
+        for process in list(stay.ranks) if to_all else list(stay.ranks)[1:2]:
+            os.kill(process, number)
+
+    return act
+
+
+def kill_data_worker(stay: Stay) -> None:
+    stay.wait_for_steps(14)
+    process = next(iter(stay.ranks))
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def start_a_rival(stay: Stay) -> None:
+    stay.wait_for_steps(8)
+    rival = stay.run.with_name("rival")
+    rival.mkdir()
+    (stay.run.parent / "rival.txt").write_text("")
+    other = start(rival, 1, "", f"--run_dir={stay.run}", "--train.micro_batch=4").wait()
+    (stay.run / "rival.txt").write_text(
+        f"exit code {other.codes[0]} after {other.ended - other.started:.1f} s\n" + other.output
+    )
+
+
+def newest(run: Path, name: str) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / name
+
+
+def truncate(run: Path) -> None:
+    os.truncate(newest(run, "exp_avg-00001.safetensors"), 1000)
+
+
+def remove(run: Path) -> None:
+    newest(run, "model-00001.safetensors").unlink()
+
+
+def empty_latest(run: Path) -> None:
+    os.truncate(run / "checkpoints" / "latest", 0)
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def act(run: Path) -> None:
+        content = bytearray(newest(run, name).read_bytes())
+        content[len(content) // 2] ^= 1
+        newest(run, name).write_bytes(content)
+
+    return act
+
+
+def block_tensorboard(run: Path) -> None:
+    (run / "tensorboard").write_text("in the way")
+
+
+def damage_a_sample(run: Path) -> None:
+    """In a copy of the dataset, where the configuration looks for it."""
+    tar = run.parent / "tokens" / "shards" / shard_name("train", 0, 1)
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\x93NUMPY") + 150] ^= 1
+    tar.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what to do about it.
+
+    Attributes:
+        number: of the plan in docs/reliability.md. what: happens, in words.
+        fault: MEGAVRC_FAULT of the first stay.
+        during: done while a stay runs, in the first `times` of them.
+        before: done to the run's folder before the first start. between: before the second.
+        options: of all stays. then: options of the second and later stays. ranks: of the first and the later ones.
+    """
+
+    number: str
+    what: str
+    fault: str = ""
+    during: Act | None = None
+    times: int = 1
+    before: Callable[[Path], None] | None = None
+    between: Callable[[Path], None] | None = None
+    options: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
+    ranks: tuple[int, int] = (2, 2)
+
+
+KILL = "backward:1:15:kill"
+CASES = (
+    Case("F1", "kill -9 of a rank in a step", KILL),
+    *(
+        Case("F2", f"kill -9 in a save: {point}", f"{point}:{rank}:12:kill")
+        for point, rank in {"before_shard": 1, "mid_shard": 1, "after_shard": 1, "before_manifest": 0}.items()
+    ),
+    *(
+        Case("F2", f"kill -9 in a save: {point}", f"{point}:0:12:kill")
+        for point in ("before_rename", "after_rename", "before_latest")
+    ),
+    Case("F3", "SIGTERM to one rank", during=send(signal.SIGTERM)),
+    Case("F3", "SIGUSR1 to all ranks", during=send(signal.SIGUSR1, to_all=True)),
+    Case("F5", "a rank sleeps for ever", "backward:1:15:sleep:1000"),
+    Case("F5", "a rank is stopped (SIGSTOP)", "backward:1:15:stop"),
+    Case("F6", "a rank is slow by 1 s a step", "data:1:*:sleep:1"),
+    Case("F7", "disk full in a save", "mid_shard:1:12:full"),
+    Case("F8", "newest checkpoint: a file is cut short", KILL, between=truncate),
+    Case("F8", "newest checkpoint: a file is missing", KILL, between=remove),
+    Case("F8", "`latest` is empty", KILL, between=empty_latest),
+    Case("F9", "a bit flips in the weights", KILL, between=flip("model-00001.safetensors")),
+    Case("F9", "a bit flips in the moments", KILL, between=flip("exp_avg_sq-00001.safetensors")),
+    Case("F9", "a bit flips in the manifest", KILL, between=flip("manifest.json")),
+    Case(
+        "F10",
+        "a damaged sample, `data.on_damage: replace`",
+        before=damage_a_sample,
+        options=("--data.on_damage=replace",),
+    ),
+    Case("F11", "NaN in the loss of one rank", "loss:1:15:scale:nan"),
+    Case("F11", "NaN in a gradient of one rank", "gradient:1:15:nan"),
+    Case("F12", "kill -9, then 4 ranks instead of 2", KILL, then=("--train.micro_batch=1",), ranks=(2, 4)),
+    Case("F12", "kill -9, then 1 rank instead of 2", KILL, then=("--train.micro_batch=4",), ranks=(2, 1)),
+    Case("F13", "kill -9, then ZeRO stage 3 instead of 1", KILL, then=("--train.zero=3",)),
+    Case("F14", "a second job in the same run folder", "forward:*:10:sleep:8", start_a_rival),
+    Case("F18", "kill -9 of a data worker", during=kill_data_worker, options=("--train.workers=1",)),
+    Case("F19", "TensorBoard's folder cannot be written", before=block_tensorboard),
+    Case("F21", "stopped five times in one run", during=send(signal.SIGUSR1, after=3), times=5),
+    Case("F22", "the writing thread dies", "mid_shard:1:12:raise"),
+    Case("F22", "the disk takes 5 s more for a file", "mid_shard:1:12:sleep:5"),
+)
+
+
+# --- what it cost ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """Of one case.
+
+    Attributes:
+        codes: exit codes of the ranks, stay by stay.
+        said: the line that tells what has happened.
+        detect_s: seconds from the last whole step until all ranks have ended; None if they went on.
+        lost: steps that were done again. recover_s: seconds from a start until the run is one step further than before.
+        exact: the last checkpoint is bit-equal to that of a run that nothing disturbed.
+        loss_difference: the largest, relative, of any step.
+        skipped: steps without an update. stall_s: seconds that training waited for checkpoints, the last one left out.
+    """
+
+    number: str
+    what: str
+    codes: list[list[int]]
+    said: str
+    detect_s: float | None
+    lost: int
+    recover_s: float | None
+    exact: bool
+    loss_difference: float
+    skipped: int
+    stall_s: float
+
+
+def measure(case: Case, folder: Path, reference: Path) -> Cost:
+    """Run a case until it is complete."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    shutil.copytree(reference.parent / "tokens", folder / "tokens")
+    write_configuration(folder)
+    if case.before:
+        case.before(run)
+    codes, said, detect, recover, lost = [], "", None, None, 0
+    for number in range(STAYS):
+        before = int(metrics(run)[-1]["step"]) if metrics(run) else 0
+        options = case.options + (case.then if number else ())
+        stay = start(run, case.ranks[bool(number)], "" if number else case.fault, *options)
+        if case.during and number < case.times:
+            case.during(stay)
+        stay.wait()
+        codes.append([stay.codes[rank] for rank in sorted(stay.codes)])
+        if not said or (case.between and number == 1):
+            said = telling(stay.output)
+        lines = metrics(run)
+        if number:
+            lost += before - json.loads((run / "run.json").read_text())["starts"][number]["step"]
+            further = [line["time"] for line in lines if line["step"] == before + 1]
+            recover = recover or (further[0] if further else stay.ended) - stay.started
+        if (run / "complete.json").is_file():
+            break
+        detect = detect or (stay.ended - lines[-1]["time"] if lines else None)
+        if case.between and not number:
+            case.between(run)
+    else:
+        raise SystemExit(f"{case.what}: not complete after {STAYS} starts\n{stay.output}")
+    if (run / "rival.txt").is_file():
+        said = telling((run / "rival.txt").read_text())
+    pairs = zip(metrics(run), metrics(reference), strict=True)
+    return Cost(
+        case.number,
+        case.what,
+        codes,
+        said.replace(str(run), "RUN"),
+        detect,
+        lost,
+        recover,
+        same(run, reference),
+        max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in pairs if "loss" in ours),
+        int(lines[-1]["skipped"]),
+        sum(line.get("checkpoint_stall_s", 0.0) for line in lines[:-1]),
+    )
+
+
+def telling(output: str) -> str:
+    """The first line that says something unusual."""
+    words = (
+        "error:",
+        "slow",
+        "skipped:",
+        "NOT WRITTEN",
+        "stopped by",
+        "damaged",
+        "died",
+        "no TensorBoard",
+        "latest",
+        "exit code",
+    )
+    return next((line for line in output.splitlines() if any(word in line for word in words)), "")
+
+
+def same(run: Path, reference: Path) -> bool:
+    ours, theirs = (read(path / "checkpoints" / f"step-{STEPS:08d}").groups for path in (run, reference))
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[group][name], theirs[group][name]) for group in ours for name in ours[group]
+    )
+
+
+def write_configuration(folder: Path) -> None:
+    train = {"steps": STEPS, "save_every": SAVE_EVERY, "global_batch": 8, "micro_batch": 2, "log_every": 1}
+    content = {
+        "run_dir": str(folder / "run"),
+        "stage": "video",
+        "model": {"layers": 1, "heads": 2, "width": 32, "vocab": 32, "grid": 4, "frames": 1, "dropout": 0.0}
+        | {"condition": {"kind": "class", "classes": 2}},
+        "data": {"path": str(folder / "tokens")},
+        "train": train | {"watchdog_s": WATCHDOG, "preview_every": 0, "straggler_factor": 3.0},
+        "optimizer": {"lr": 1e-3, "warmup": 2, "schedule": "constant"},
+        "preview": {"count": 0},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def write_tokens(
+    folder: Path, count: int = 37, shape: tuple[int, int, int] = (2, 4, 4), vocab: int = 32
+) -> None:
+    """A dataset of random clips of two classes."""
+    tar, rng = folder / "shards" / shard_name("train", 0, 1), np.random.default_rng(0)
+    with ShardWriter(tar, shape, vocab) as shard:
+        for number in range(count):
+            fields = {"caption": None, "label": number % 2, "source": "s"}
+            shard.add(f"{number:04d}", rng.integers(0, vocab, shape), fields)
+        shard.commit(plan_sha256="")
+    done = read_done(tar, "")
+    assert done is not None
+    info: dict[str, Any] = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "image"}
+    info |= {"tokenizer": {"name": "none", "sha256": "0" * 64}, "classes": ["a", "b"]}
+    write_manifest(folder, info, [listed("train", done)])
+
+
+def row(cost: Cost) -> str:
+    """A row of the table in docs/reliability.md."""
+    codes = ", ".join(" ".join(map(str, stay)) for stay in cost.codes[:-1]) or "went on"
+    seconds = ["" if value is None else f"{value:.1f}" for value in (cost.detect_s, cost.recover_s)]
+    exact = "bit-equal" if cost.exact else f"losses within {cost.loss_difference:.0e}"
+    exact = f"{cost.skipped} step left out" if cost.skipped else exact
+    return f"| {cost.number} | {cost.what} | {codes} | {seconds[0]} | {seconds[1]} | {cost.lost} | {exact} |"
+
+
+def main(only: list[str] | None = None, json: Path | None = None, keep: Path | None = None) -> None:
+    """Break runs, and say what it cost.
+
+    Args:
+        only: numbers of cases, such as [F5,F6] (default: all).
+        json: file that gets what is measured; other cases in it stay.
+        keep: folder that gets the runs (default: a temporary one).
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        root = keep or Path(temporary)
+        folder = root / "undisturbed"
+        write_tokens(folder / "tokens")
+        write_configuration(folder)
+        undisturbed = start(folder / "run", 2, "").wait()
+        assert undisturbed.codes == {0: 0, 1: 0}, undisturbed.output
+        print(f"undisturbed: {undisturbed.ended - undisturbed.started:.1f} s")
+        for number, case in enumerate(CASES):
+            if only is None or case.number in only:
+                cost = measure(case, root / f"{number:02d}", folder / "run")
+                print(row(cost), "\n    " + cost.said, flush=True)
+                if json:
+                    add(cost, json)
+
+
+def add(cost: Cost, path: Path) -> None:
+    """Put a case into the file of results."""
+    machine = {"host": platform.node(), "cpus": os.cpu_count(), "torch": torch.__version__}
+    settings = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}
+    cases = {case["what"]: case for case in (read_json(path)["cases"] if path.exists() else ())}
+    cases[cost.what] = asdict(cost) | {"load": os.getloadavg()[0]}
+    order = [case.what for case in CASES]
+    write_json(
+        path,
+        machine | settings | {"cases": sorted(cases.values(), key=lambda case: order.index(case["what"]))},
+    )
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command(main)
