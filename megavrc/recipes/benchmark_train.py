@@ -184,12 +184,12 @@ def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds; the most memory."""
     if any("out_of_memory" in found for found in rounds):
         return {"out_of_memory": True}
-    medians = {
+    medians: dict[str, Any] = {
         name: statistics.median(found[name] for found in rounds)
         for name in ("clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "clips_per_cpu_s")
         if name in rounds[0]
     }
-    memory = {
+    memory: dict[str, Any] = {
         name: max(found[name] for found in rounds)
         for name in ("memory_GiB", "reserved_GiB")
         if name in rounds[0]

@@ -32,7 +32,7 @@ def measure(config: RunConfig, warmup: int, saves: int, rank: Rank) -> dict[str,
         Medians of the metrics over the timed steps, clips a second of CPU time, memory, seconds that each save stalls.
     """
     before = peak_memory(rank.device)
-    task = VRCTask(config)
+    task: Any = VRCTask(config)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(contextlib.closing(RunFolder(config, task.identity, task.facts, rank)))
         watchdog = stack.enter_context(Watchdog(run.path, rank, config.train.watchdog_s))
@@ -44,7 +44,7 @@ def measure(config: RunConfig, warmup: int, saves: int, rank: Rank) -> dict[str,
         for _ in range(config.train.steps):
             lines.append(trainer.report(trainer.train_step(), 1, {}))
         cpu = time.process_time() - cpu
-        result = {name: statistics.median(line[name] for line in lines) for name in lines[0]}
+        result: dict[str, Any] = {name: statistics.median(line[name] for line in lines) for name in lines[0]}
         if rank.device.type == "cuda":
             result["reserved_GiB"] = torch.cuda.max_memory_reserved() / 2**30
         result["before_GiB"] = before / 2**30
