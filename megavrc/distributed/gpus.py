@@ -49,7 +49,7 @@ def gpu_named(name: str) -> GPU:
         if gpu.name == name.lower():
             return gpu
     known = ", ".join(gpu.name for gpu in GPUS)
-    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib")
+    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib_memory")
 
 
 def gpu_of(device_name: str) -> GPU | None:
