@@ -36,10 +36,6 @@ class DamagedCheckpoint(Exception):
     """A checkpoint whose bytes are not those that were written; the message names file and reason."""
 
 
-def unprobed(point: str) -> None:
-    """The probe of a write that nobody disturbs."""
-
-
 def write_manifest(folder: Path, shards: list[Shard], groups: list[str], files: dict[str, File]) -> None:
     """The manifest of files that are all on the disk already.
 

@@ -70,9 +70,8 @@ class Lease:
                 os.link(written, self._path(number + 1))
         newest, owner = _newest(self._folder)
         if owner != self._me:
-            if (
-                newest > number + 1
-            ):  # leases came and went meanwhile, so that ours may stand behind a living one
+            # Leases may have come and gone meanwhile; then ours may stand behind a living one.
+            if newest > number + 1:
                 self._withdraw(number + 1)
             raise _in_use(self._folder, owner)
         self._path(number).unlink(missing_ok=True)
@@ -85,9 +84,8 @@ class Lease:
 
     def _beat(self, seconds: float) -> None:
         while not self._released.wait(seconds):
-            with contextlib.suppress(
-                OSError
-            ):  # taken over, which `check` tells, or a file system with hiccups
+            # An error: taken over, which `check` tells, or a file system with hiccups.
+            with contextlib.suppress(OSError):
                 os.utime(self._path(self._number))
 
     def _path(self, number: int) -> Path:

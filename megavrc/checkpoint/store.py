@@ -1,6 +1,7 @@
 """The `checkpoints/` folder of a run: atomic commits, `latest`, fallback to older ones, retention."""
 
 import logging
+import math
 import os
 import shutil
 import uuid
@@ -60,7 +61,7 @@ def commit(
         shards, files: all, of all ranks.
         groups: names of all groups, also of empty ones.
         state: JSON content to find again when resuming.
-        probe: see `format`.
+        probe: see `shards`.
     """
     store, final = unfinished.parent, unfinished.with_name(_name(step))
     write_json(unfinished / "state.json", state)
@@ -137,9 +138,12 @@ class Retention:
 
 def _validation_loss(folder: Path) -> float | None:
     try:
-        return read_json(folder / "state.json").get("validation_loss")
+        loss = read_json(folder / "state.json").get("validation_loss")
     except UserError:
         return None  # a damaged one
+    return (
+        loss if loss is not None and math.isfinite(loss) else None
+    )  # NaN would be below and above all others
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

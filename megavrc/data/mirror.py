@@ -157,9 +157,8 @@ class Mirror:
     def _copy(self, name: str, part: Path) -> None:
         import fsspec  # here, so that local datasets do without
 
-        filesystem, path = fsspec.core.url_to_fs(
-            f"{self.url}/{name}"
-        )  # per process: they do not survive a fork
+        # File systems are made per process: they do not survive a fork.
+        filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{name}")
         filesystem.get_file(path, str(part))
         with open(part, "r+b") as file:
             os.fsync(file.fileno())

@@ -121,19 +121,11 @@ class Stream:
         if isinstance(self.source, ReadsAhead):
             self.source.will_read(index for _, index in places)
         damaged: list[tuple[int, str]] = []
-        items = [{**self._item(position, index, damaged), "position": position} for position, index in places]
+        items = [
+            _item(self.source, self.order, position, index, damaged, self.max_damaged > 0)
+            for position, index in places
+        ]
         return self.collate(items), damaged
-
-    def _item(self, position: int, index: int, damaged: list[tuple[int, str]]) -> Item:
-        for attempt in range(SUBSTITUTES):
-            try:
-                return self.source[index]
-            except DataError as error:
-                if not self.max_damaged:
-                    raise
-                damaged.append((position, str(error)))
-                index = self.order.substitute(position, attempt)
-        raise DataError(f"position {position}: {SUBSTITUTES} damaged samples in a row; {damaged[-1][1]}")
 
     def _account(self, position: int, reason: str) -> None:
         """Here and not in the workers, so that all of them share one budget."""
@@ -142,6 +134,26 @@ class Stream:
         if len(self._damaged) > self.max_damaged:
             raise DataError(f"{len(self._damaged)} damaged samples, data.max_damaged allows fewer; {reason}")
         log.warning("position %d: %s; another sample takes its place", position, reason)
+
+
+def _item(
+    source: Source,
+    order: SampleOrder,
+    position: int,
+    index: int,
+    damaged: list[tuple[int, str]],
+    replace: bool,
+) -> Item:
+    """The sample at a position, or with `replace` one in its place; then (position, reason) is added to `damaged`."""
+    for attempt in range(SUBSTITUTES):
+        try:
+            return {**source[index], "position": position}
+        except DataError as error:
+            if not replace:
+                raise
+            damaged.append((position, str(error)))
+            index = order.substitute(position, attempt)
+    raise DataError(f"position {position}: {SUBSTITUTES} damaged samples in a row; {damaged[-1][1]}")
 
 
 def evaluation_batches(
@@ -153,6 +165,7 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     collate: Callable[[list[Item]], Any],
+    replace: bool = False,
 ) -> Iterator[tuple[Any, int]]:
     """One pass of one rank over the samples at positions 0 to count - 1, each on one rank, each time the same.
 
@@ -160,11 +173,24 @@ def evaluation_batches(
     which nothing is left gets one sample that does not count. So the mean over all samples, for any number of ranks, is
     the sum over batches and ranks of (mean of the batch) x (samples that count), divided by `count`.
 
+    Args:
+        replace: put another sample in the place of a damaged one, each time the same.
+
     Yields:
         The collated batch, and how many samples of it count: all, or none.
+
+    Raises:
+        DataError: a damaged sample that may not be replaced.
     """
     for first in range(0, count, world_size * micro_batch):
         start = first + rank * micro_batch
         mine = range(start, min(start + micro_batch, count))
-        items = [{**source[order.sample(p)], "position": p} for p in mine or [first]]
+        damaged: list[tuple[int, str]] = []
+        try:
+            items = [_item(source, order, p, order.sample(p), damaged, replace) for p in mine or [first]]
+        except UserError as error:  # as in `Stream`: on this rank alone
+            log.error("%s", error)
+            raise
+        for position, reason in damaged:
+            log.warning("evaluation, position %d: %s; another sample takes its place", position, reason)
         yield collate(items), len(mine)

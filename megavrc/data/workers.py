@@ -26,9 +26,8 @@ R = TypeVar("R")
 AHEAD = 2  # tasks given to a worker: one it does, one that waits
 MAX_DEATHS = 3  # of workers without a batch in between
 
-_FORK = multiprocessing.get_context(
-    "fork"
-)  # as a DataLoader on Linux: nothing has to be pickled to start a worker
+# As a DataLoader on Linux: nothing has to be pickled to start a worker.
+_FORK = multiprocessing.get_context("fork")
 
 
 class WorkerDied(RuntimeError):

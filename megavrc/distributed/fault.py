@@ -5,7 +5,8 @@
 The point is a name that the code passes through (`fault.point("before_rename", step)`); rank and step are numbers, or
 `*` for any. Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP: hangs), `exit:CODE`, `raise` (FaultError),
 `full` (OSError, no space left), `sleep:SECONDS`. Any other action is handed to the code at the point, which knows what
-to do with it, as in `grad:1:5:nan`. A fault acts whenever its point is passed; unset, a point costs next to nothing.
+to do with it, as in `gradient:1:5:nan`. A fault acts whenever its point is passed; unset, a point costs next to
+nothing.
 """
 
 import errno

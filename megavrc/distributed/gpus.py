@@ -49,7 +49,7 @@ def gpu_named(name: str) -> GPU:
         if gpu.name == name.lower():
             return gpu
     known = ", ".join(gpu.name for gpu in GPUS)
-    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib")
+    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib_memory")
 
 
 def gpu_of(device_name: str) -> GPU | None:
@@ -57,9 +57,8 @@ def gpu_of(device_name: str) -> GPU | None:
     words = device_name.replace("NVIDIA", "").split()
     for gpu in GPUS:
         if gpu.match in device_name and (" " in gpu.match or any(w.startswith(gpu.match) for w in words)):
-            if (
-                gpu.name in ("a10", "l4") and gpu.match not in words
-            ):  # A100 and A10G are no A10, L40S is no L4
+            # A100 and A10G are no A10, L40S is no L4.
+            if gpu.name in ("a10", "l4") and gpu.match not in words:
                 continue
             return gpu
     return None

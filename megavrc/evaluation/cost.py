@@ -85,7 +85,7 @@ def sampled_phases(model: VRC, settings: SamplingSettings, batch: int, count: in
     prefill = now() - start
     slots, tokens = config.condition.slots, config.tokens_per_frame
     rows = token_passes(model)
-    token, uniform = torch.zeros(batch, 1, dtype=torch.long, device=model.tokens.weight.device), None
+    token = torch.zeros(batch, 1, dtype=torch.long, device=model.tokens.weight.device)
     points = torch.linspace(0, len(rows) - count, POINTS).long().tolist()
     seconds = []
     for point in points:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megavrc.config import UserError, write_json
 from megavrc.model import VRC
+from megavrc.model.attention import BackendError
 from megavrc.model.clips import decode_clips, generate_clips, label_condition, sampling_settings
 from megavrc.model.condition import Condition
 from megavrc.model.omnitokenizer import OmniTokenizerNet
@@ -121,10 +122,14 @@ def check(folder: Path, vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | N
         The outputs that agreed.
 
     Raises:
-        UserError: it does not load, or computes something else; the message names what differs most.
+        UserError: it does not load, or computes something else; the message names what differs most. Or
+            MEGAVRC_ATTENTION asks for a backend that cannot run here.
     """
     given = make_inputs(vrc, net, text)
-    expected = expected_outputs(vrc, net, text, given)
+    try:
+        expected = expected_outputs(vrc, net, text, given)
+    except BackendError as error:
+        raise UserError(str(error)) from error
     got = run_probe(folder, given)
     for name, value in expected.items():
         problem = _difference(value, got.get(name))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from megavrc.config import UserError, progress, write_atomic
 from megavrc.model import SamplingSettings
-from megavrc.model.attention import BackendError
 from megavrc.video import (
     VideoError,
     contact_sheet,
@@ -160,20 +159,17 @@ def _generate(
     overlap: int | None,
 ) -> list[Frames]:
     """Pixels of one batch, each uint8 [T, H, W, 3]."""
-    try:
-        chunks = folder.stream(
-            [wish.caption for wish in wanted if wish.caption is not None] or None,
-            [wish.label for wish in wanted if wish.label is not None] or None,
-            seeds=[wish.seed for wish in wanted],
-            settings=settings,
-            clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
-            frames=frames,
-            overlap=overlap,
-            by_frame=False,
-        )
-        return list(torch.cat(list(chunks), dim=1).numpy())
-    except BackendError as error:  # MEGAVRC_ATTENTION
-        raise UserError(str(error)) from error
+    chunks = folder.stream(
+        [wish.caption for wish in wanted if wish.caption is not None] or None,
+        [wish.label for wish in wanted if wish.label is not None] or None,
+        seeds=[wish.seed for wish in wanted],
+        settings=settings,
+        clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
+        frames=frames,
+        overlap=overlap,
+        by_frame=False,
+    )
+    return list(torch.cat(list(chunks), dim=1).numpy())
 
 
 def _finished(out: Path) -> dict[str, dict[str, Any]]:

@@ -78,9 +78,8 @@ def count_saved(model: VRC, inputs: tuple[object, ...], fused: bool) -> int:
         fused: reckon what fused attention would keep. (The meta device would run the formula, with all scores.)
     """
     weight = model.tokens.weight
-    choose(
-        "rects", weight.device.type, weight.dtype, model.config.head_dim, gradients=True
-    )  # its trial is not counted
+    # Before counting, so that the backend's trial is not counted.
+    choose("rects", weight.device.type, weight.dtype, model.config.head_dim, gradients=True)
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
     inside = attention = 0

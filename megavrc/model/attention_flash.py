@@ -25,7 +25,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
     for block, rows in zip(mask.blocks, split, strict=True):
         keys, values = k_BSHD[:, : block.keys], v_BSHD[:, : block.keys]
         out = flash_attn_func(rows, keys, values, causal=block.kind == "causal")
-        parts.append(
-            out[0] if isinstance(out, tuple) else out
-        )  # some versions of 3 return the log-sum-exp too
+        # Some versions of 3 return the log-sum-exp too.
+        parts.append(out[0] if isinstance(out, tuple) else out)
     return torch.cat(parts, dim=1).transpose(1, 2)

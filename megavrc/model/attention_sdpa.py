@@ -22,9 +22,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tens
 def rects_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
     """The causal prefix and one unmasked rectangle per segment: no masked key is ever multiplied."""
     parts = []
-    split = q.split(
-        [block.stop - block.start for block in mask.blocks], dim=2
-    )  # its gradient is one concatenation
+    # The gradient of a split is one concatenation.
+    split = q.split([block.stop - block.start for block in mask.blocks], dim=2)
     for block, rows in zip(mask.blocks, split, strict=True):
         keys, values = k[:, :, : block.keys], v[:, :, : block.keys]
         causal = block.kind == "causal"

@@ -153,9 +153,8 @@ class _Window:
         else:
             newest = places[:, :1] - 1
             step = self.grid if self.draft == "neighbour" else 1
-            source = (
-                places - (places - newest + step - 1) // step * step
-            )  # up the column, to a token that is there
+            # Up the column, to a token that is there.
+            source = places - (places - newest + step - 1) // step * step
             source = source.where(source >= 0, newest).clamp(min=0)
             tokens = ids.gather(1, source)
         return ids.scatter(1, places, tokens), F.one_hot(tokens, self.vocab).to(self.numbers.dtype)

@@ -108,9 +108,10 @@ class Clock:
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
         """What happens inside (checkpoints, previews) does not count as training time."""
-        begin = time.perf_counter()
+        begin, own = time.perf_counter(), self.own
         yield
         self.last += time.perf_counter() - begin
+        self.own = own  # the meetings of forward passes in there were subtracted from it
 
     def lap(self) -> tuple[float, float, float]:
         """Seconds since the last lap, the share of them spent waiting for data, and seconds of own work."""

@@ -43,7 +43,8 @@ class RunFolder:
         finished: the configured number of steps is done already.
 
     Raises:
-        UserError: the folder holds another run, another job is at work in it, or no checkpoint in it is whole.
+        UserError: the folder cannot be made or holds another run, another job is at work in it, or no checkpoint in it
+            is whole.
     """
 
     def __init__(
@@ -79,8 +80,11 @@ class RunFolder:
             self.lease.release()
 
     def _open(self) -> Path | None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lease = Lease(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lease = Lease(self.path)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
         try:
             return self._open_leased()
         except BaseException:

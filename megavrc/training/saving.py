@@ -157,9 +157,8 @@ class Saver:
         if not self._background:
             return full.to("cpu", like.dtype, copy=True)
         if (group, name) not in self._host:
-            pinned = (
-                self._rank.device.type == "cuda"
-            )  # the GPU copies to ordinary memory at a fraction of the speed
+            # The GPU copies to ordinary memory at a fraction of the speed.
+            pinned = self._rank.device.type == "cuda"
             self._host[group, name] = torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
         return self._host[group, name].copy_(full, non_blocking=True)
 

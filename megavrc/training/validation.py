@@ -37,6 +37,7 @@ def _means(
         rank=rank.rank,
         world_size=rank.world_size,
         collate=task.collate,
+        replace=task.max_damaged > 0,
     )
     sums: dict[str, Tensor] = {}
     for batch, counted in batches:

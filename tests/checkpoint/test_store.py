@@ -246,6 +246,8 @@ def test_every_so_many_and_the_best_are_kept(tmp_path: Path) -> None:
     losses = {1: None, 2: 5.0, 3: 4.0, 4: 4.5, 5: 4.2, 6: None, 7: 4.1, 8: 4.6}
     assert scored(tmp_path / "a", losses, Retention(last=1, every=4)) == [3, 4, 8]
     assert scored(tmp_path / "b", losses, Retention(last=2, best=False)) == [7, 8]
+    diverged = {1: float("nan"), 2: 4.0, 3: 5.0, 4: float("nan")}
+    assert scored(tmp_path / "d", diverged, Retention(last=1)) == [2, 4]
     assert scored(tmp_path / "c", {1: None, 2: None, 3: None}, Retention(last=1)) == [3]
 
 

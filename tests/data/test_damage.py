@@ -11,9 +11,9 @@ from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, tar_of
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.order import Order
+from megavrc.data.order import InOrder, Order
 from megavrc.data.shards import DataError, index_path
-from megavrc.data.stream import Stream
+from megavrc.data.stream import Stream, evaluation_batches
 
 COUNTS = (12, 0, 8)
 
@@ -158,3 +158,21 @@ def test_a_dataset_without_a_whole_sample_is_an_error(folder: Path) -> None:
     shutil.rmtree(folder / "shards")
     with pytest.raises(DataError, match="damaged samples in a row"):
         read(stream(folder, strict=False, max_damaged=1000), 1)
+
+
+def test_an_evaluation_follows_the_same_policy(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damage(tar_of(folder), 5)
+    dataset = TokenDataset(folder)
+    logging.getLogger("megavrc").propagate = True
+
+    def evaluate(replace: bool) -> list[tuple[int, str]]:
+        batches = evaluation_batches(
+            dataset, InOrder(20), count=20, micro_batch=4, collate=keys, replace=replace
+        )
+        return [pair for batch, _ in batches for pair in batch]
+
+    first = evaluate(replace=True)
+    assert [position for position, key in first if key != key_of(position)] == [5]
+    assert evaluate(replace=True) == first and f"sample {key_of(5)} is damaged" in caplog.text
+    with pytest.raises(DataError, match=f"sample {key_of(5)} is damaged"):
+        evaluate(replace=False)

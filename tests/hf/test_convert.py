@@ -55,6 +55,12 @@ def test_the_wrapper_names_every_file_itself(folder) -> None:
     assert {path.stem for path in folder.glob("*.py")} == imported | {"modeling_vrc"}
 
 
+def test_an_attention_backend_that_cannot_run_is_the_user_s_mistake(folder, source, monkeypatch) -> None:
+    monkeypatch.setenv("MEGAVRC_ATTENTION", "magic")
+    with pytest.raises(UserError, match="attention backend 'magic' is not one of"):
+        check(folder, source.model, source.video.net, source.text)
+
+
 def test_the_gate_refuses_other_weights(copy, source) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["vrc.decompressor.net.1.running_mean"] = tensors["vrc.decompressor.net.1.running_mean"] + 0.01

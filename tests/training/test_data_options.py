@@ -191,3 +191,11 @@ def test_all_ranks_end_on_a_damaged_sample_as_a_mistake(tmp_path: Path) -> None:
     damage = "sample tokens-0-0 is damaged (crc32 does not fit)"
     assert all(damage in output for output in ended.outputs), "the others tell it too"
     assert "Traceback" not in "".join(ended.outputs)
+
+
+def test_a_run_folder_that_cannot_be_made_is_the_user_s_mistake(tmp_path: Path, alone: Rank) -> None:
+    config = load(tmp_path, path=str(make_images(tmp_path / "a")))
+    (tmp_path / "file").touch()
+    config.run_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=r"run_dir: .*/file/run cannot be written: Not a directory"):
+        RunFolder(config, {}, {}, alone)
