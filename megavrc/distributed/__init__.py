@@ -1,6 +1,6 @@
 """Rank and world from whatever launcher started the process, seeds, and signals agreed over ranks."""
 
-from megavrc.distributed.env import AbsentRank, Rank, connect, discover, own_words, seed_for
+from megavrc.distributed.env import AbsentRank, Rank, check_device, connect, discover, own_words, seed_for
 from megavrc.distributed.signals import StopSignal, any_rank, sum_over_ranks
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Rank",
     "StopSignal",
     "any_rank",
+    "check_device",
     "connect",
     "discover",
     "own_words",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megavrc.config import UserError, read_json, sha256_file, sha256_json
+from megavrc.distributed import check_device
 from megavrc.model import VRC, ModelConfig, SamplingSettings
 from megavrc.model.clips import (
     SAMPLING_OPTIONS,
@@ -185,9 +186,10 @@ def load_folder(
         quantize: `int8` for 8-bit matrices (needs torchao).
 
     Raises:
-        UserError: nothing there, not a VRC folder, another format version, damaged or missing files, or no torchao.
+        UserError: nothing there, not a VRC folder, another format version, damaged or missing files, no such
+            device, or no torchao.
     """
-    path = Path(path)
+    path, device = Path(path), check_device(device)
     config = read_config(path)
     parts = _user_error(from_folder, read_tensors(path), prefix=f"{path}: ")
     with torch.device("meta"):

@@ -124,6 +124,8 @@ def generate_files(
     Returns:
         How many clips were generated now; the others were there, made from the same model, prompt, seed and sampling.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} is not a positive number")
     out.mkdir(parents=True, exist_ok=True)
     origin: dict[str, Any] = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
     origin["sampling"] = dataclasses.asdict(settings)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from megavrc.config import UserError, write_json
 from megavrc.data.shards import ShardWriter
+from megavrc.distributed import check_device
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.encode import samples
@@ -172,9 +173,11 @@ def _generated(path: Path, noise: float, seconds: int) -> Path:
 
 def _tokenizer(path: Path | None, device: str) -> OmniTokenizer:
     if path:
-        return OmniTokenizer.from_checkpoint(path, device)
+        return OmniTokenizer.from_checkpoint(path, check_device(device))
     torch.manual_seed(0)
-    return OmniTokenizer(OmniTokenizerNet(OmniTokenizerConfig()).to(device).eval().requires_grad_(False))
+    return OmniTokenizer(
+        OmniTokenizerNet(OmniTokenizerConfig()).to(check_device(device)).eval().requires_grad_(False)
+    )
 
 
 def _cpu_seconds(work: Callable[[], object], repeats: int) -> float:

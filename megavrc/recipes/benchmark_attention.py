@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megavrc.config import UserError, write_json
+from megavrc.distributed import check_device
 from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose, load
 from megavrc.recipes.benchmark import cpu_name
 
@@ -67,8 +68,7 @@ def attention(
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
         dtype or ("bf16" if on_gpu else "fp32")
     ]
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch finds no CUDA device")
+    check_device(device)
     rounds = rounds if rounds is not None else 30 if on_gpu else 5
     if min([rounds, *(text or [1])]) < 1 or min(frames or [0]) < 0:
         raise UserError("--rounds and --text must be at least 1, --frames at least 0")

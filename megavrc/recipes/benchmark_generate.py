@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from megavrc.config import UserError, progress, write_json
+from megavrc.distributed import check_device
 from megavrc.evaluation import cost
 from megavrc.hf.folder import load_folder
 from megavrc.hf.llama import llama_generator
@@ -21,7 +22,7 @@ from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .benchmark import machine
-from .evaluate import checked, token_config
+from .evaluate import token_config
 
 Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
@@ -91,7 +92,7 @@ def generate(
     if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4 or (sampled_steps and device != "cpu"):
         raise UserError("--repeats is at least 1, --frames 1 + 4k, --sampled-steps at least 0 and for a CPU")
     torch.set_num_threads(threads)
-    checked(device)
+    check_device(device)
     number = getattr(torch, dtype)
     batches = [batch] if isinstance(batch, int) else batch
     scales = list(dict.fromkeys((1.0, guidance)))

@@ -55,7 +55,7 @@ def alignment(
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
-    loaded = load_folder(model, checked(device))
+    loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
         raise UserError(
@@ -139,7 +139,7 @@ def speed(
         device: cpu or cuda.
         json: write the times (seconds) there.
     """
-    vrc = load_folder(model, checked(device)).model
+    vrc = load_folder(model, device).model
     models = {vrc.config.prediction: vrc}
     if baseline:
         if vrc.config.prediction == "token":
@@ -173,15 +173,6 @@ def speed(
         print(f"token / segment: {result['ratio']:.2f}")
     if json:
         write_json(json, result)
-
-
-def checked(device: str) -> str:
-    """The device, if this machine has it."""
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise UserError(
-            f"device {device}: not here; choose cpu" + (" or cuda" if torch.cuda.is_available() else "")
-        )
-    return device
 
 
 def token_config(config: ModelConfig) -> ModelConfig:

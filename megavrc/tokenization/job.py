@@ -15,6 +15,7 @@ import torch
 
 from megavrc.config import UserError, progress
 from megavrc.data.shards import read_done
+from megavrc.distributed import check_device
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.encode import tokenize_shard
 from megavrc.tokenization.plan import Plan, Shard, load_plan, make_plan
@@ -222,8 +223,8 @@ def _tokenize(
     if not todo:
         return
     torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, device, work.settings.precision)
+    chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, chosen, work.settings.precision)
     if loaded.sha256 != work.tokenizer["sha256"]:
         raise UserError(f"the plan is for tokenizer {work.tokenizer['sha256']}, this one is {loaded.sha256}")
     sources = work.sources(todo)
