@@ -1,114 +1,27 @@
 """What faults cost a run: `python benchmarks/faults.py` breaks small runs on real ranks and resumes them.
 
 Each case trains a tiny VRC on gloo ranks of this machine until a fault ends it, starts it again until it is complete,
-and compares the last checkpoint with that of a run that nothing disturbed. Ranks are forked from this process, which
-has imported everything: a start costs none of the seconds that python and torch take to load.
+and compares the last checkpoint with that of a run that nothing disturbed.
 """
 
-import json
 import os
 import platform
 import shutil
 import signal
-import socket
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import deepspeed.ops.op_builder.all_ops
-import deepspeed.runtime.zero.muon.muon_optimizer
-import jsonargparse  # noqa: F401
-import numpy as np
 import torch
-import torch.utils.tensorboard
-import yaml
+from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration, write_tokens
 
 from megavrc.checkpoint import read
 from megavrc.config import command, read_json, write_json
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
-from megavrc.training.config import RunConfig
-from megavrc.training.entry import pretrain
-from megavrc.training.tasks.vrc import VRCTask
+from megavrc.data.shards import shard_name
 
-assert deepspeed.ops.__compatible_ops__  # looks at compilers once, and not in every rank
-
-STEPS, SAVE_EVERY, WATCHDOG = 24, 6, 10
 STAYS = 8  # more than any case needs
-Act = Callable[["Stay"], None]
-
-
-@dataclass
-class Stay:
-    """Ranks from a start to their end. Times are those of `time.time`."""
-
-    run: Path
-    ranks: dict[int, int]  # process: rank
-    started: float
-    codes: dict[int, int] = field(default_factory=dict)  # rank: exit code, negative for a signal
-    ended: float = 0.0
-
-    def wait_for_steps(self, more: int) -> None:
-        first = len(metrics(self.run))
-        while len(metrics(self.run)) < first + more and not self.reap():
-            time.sleep(0.01)
-
-    def reap(self) -> bool:
-        """Whether all ranks have ended; kills those that are stopped and alone, as launchers do."""
-        for process in self.ranks.keys() - {p for p, rank in self.ranks.items() if rank in self.codes}:
-            done, status = os.waitpid(process, os.WNOHANG)
-            if done:
-                self.codes[self.ranks[process]], self.ended = os.waitstatus_to_exitcode(status), time.time()
-        left = [process for process, rank in self.ranks.items() if rank not in self.codes]
-        if len(left) < len(self.ranks) and all(_stopped(process) for process in left):
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-        return not left
-
-    def wait(self) -> "Stay":
-        while not self.reap():
-            time.sleep(0.01)
-        return self
-
-    @property
-    def output(self) -> str:
-        return "".join((self.run / f"rank{rank}.txt").read_text() for rank in self.ranks.values())
-
-
-def _stopped(process: int) -> bool:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-def start(run: Path, ranks: int, fault: str, *options: str) -> Stay:
-    """Fork the ranks of a run whose configuration lies beside its folder."""
-    run.mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    stay = Stay(run, {}, time.time())
-    for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-        process = os.fork()
-        if process:
-            stay.ranks[process] = rank
-            continue
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MEGAVRC_FAULT": fault} | {
-            k: str(v) for k, v in place.items()
-        }
-        sys.argv = ["pretrain_vrc.py", f"--config={run.parent}/config.yaml", f"--run_dir={run}", *options]
-        with open(run / f"rank{rank}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
-            pretrain(RunConfig, lambda config, rank: VRCTask(config))
-    return stay
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
+Act = Callable[[Stay], None]
 
 # --- what is done to a run ------------------------------------------------------------------------------------------
 
@@ -295,7 +208,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
             said = telling(stay.output)
         lines = metrics(run)
         if number:
-            lost += before - json.loads((run / "run.json").read_text())["starts"][number]["step"]
+            lost += before - read_json(run / "run.json")["starts"][number]["step"]
             further = [line["time"] for line in lines if line["step"] == before + 1]
             recover = recover or (further[0] if further else stay.ended) - stay.started
         if (run / "complete.json").is_file():
@@ -345,38 +258,6 @@ def same(run: Path, reference: Path) -> bool:
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[group][name], theirs[group][name]) for group in ours for name in ours[group]
     )
-
-
-def write_configuration(folder: Path) -> None:
-    train = {"steps": STEPS, "save_every": SAVE_EVERY, "global_batch": 8, "micro_batch": 2, "log_every": 1}
-    content = {
-        "run_dir": str(folder / "run"),
-        "stage": "video",
-        "model": {"layers": 1, "heads": 2, "width": 32, "vocab": 32, "grid": 4, "frames": 1, "dropout": 0.0}
-        | {"condition": {"kind": "class", "classes": 2}},
-        "data": {"path": str(folder / "tokens")},
-        "train": train | {"watchdog_s": WATCHDOG, "preview_every": 0, "straggler_factor": 3.0},
-        "optimizer": {"lr": 1e-3, "warmup": 2, "schedule": "constant"},
-        "preview": {"count": 0},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-
-
-def write_tokens(
-    folder: Path, count: int = 37, shape: tuple[int, int, int] = (2, 4, 4), vocab: int = 32
-) -> None:
-    """A dataset of random clips of two classes."""
-    tar, rng = folder / "shards" / shard_name("train", 0, 1), np.random.default_rng(0)
-    with ShardWriter(tar, shape, vocab) as shard:
-        for number in range(count):
-            fields = {"caption": None, "label": number % 2, "source": "s"}
-            shard.add(f"{number:04d}", rng.integers(0, vocab, shape), fields)
-        shard.commit(plan_sha256="")
-    done = read_done(tar, "")
-    assert done is not None
-    info: dict[str, Any] = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "image"}
-    info |= {"tokenizer": {"name": "none", "sha256": "0" * 64}, "classes": ["a", "b"]}
-    write_manifest(folder, info, [listed("train", done)])
 
 
 def row(cost: Cost) -> str:
