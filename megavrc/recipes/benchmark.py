@@ -204,7 +204,7 @@ def machine(device: str, threads: int, *packages: str) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "encoder": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": threads,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", *packages)},

@@ -17,7 +17,7 @@ from torch import Tensor
 from megavrc.config import UserError, write_json
 from megavrc.distributed import check_device
 from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose, load
-from megavrc.recipes.benchmark import cpu_name
+from megavrc.recipes.benchmark import machine
 
 Attend = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
 
@@ -88,13 +88,7 @@ def attention(
     for name, reason in refused.items():
         print(f"{name}: {reason}")
     result = {
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-            "threads": threads,
-            "torch": torch.__version__,
-        },
+        "machine": machine(device, threads),
         "dtype": str(kind).removeprefix("torch."),
         "head_dim": HEAD_DIM,
         "clock": clock.name,

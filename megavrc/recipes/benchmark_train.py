@@ -16,7 +16,7 @@ import torch
 from megavrc.config import EXIT_USER, UserError, dump_yaml, progress, read_json, write_json
 from megavrc.distributed.gpus import gpu_of
 from megavrc.model import ConditionConfig, ModelConfig
-from megavrc.recipes.benchmark import cpu_name
+from megavrc.recipes.benchmark import machine
 from megavrc.recipes.benchmark_loader import write_dataset
 from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, TrainConfig
 
@@ -211,14 +211,10 @@ def _ratios(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _machine(threads: int, processes: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     known = gpu_of(gpu) if gpu else None
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+    return machine("cuda" if gpu else "cpu", threads) | {
         "gpu": gpu,
         "dense_bf16_peak_tflops": known.tflops if known else None,
         "processes": processes,
-        "threads": threads,
-        "torch": torch.__version__,
     }
 
 
