@@ -148,9 +148,8 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # not getrusage there: that begins with the peak of the process that started this one
+    # Not getrusage where there is this file: that begins with the peak of the process that started this one.
+    if status.is_file():
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(peak.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
