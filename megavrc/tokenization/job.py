@@ -133,7 +133,8 @@ def run_all(
 class Stop:
     """Ends the process with code 75 on a signal, through the shard writers, which clean up.
 
-    The flag is there because an exception that is raised in a destructor is lost.
+    The flag is there because an exception that is raised in a destructor is lost. A signal that comes while a writer
+    opens or removes its temporary file can leave it, as a kill does; `finalize` removes such files.
     """
 
     def __init__(self) -> None:

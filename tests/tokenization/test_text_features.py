@@ -144,8 +144,6 @@ def test_killed_and_stopped_tasks_continue(tmp_path: Path) -> None:
     stopper.join()
     assert stopped.value.code == 75
     assert killed < done_shards(out) < 50
-    shards = out / "video" / "text_features" / "shards"
-    assert len(list(shards.glob(".*.tmp"))) <= 1  # at most that of the killed process
     text_features(out, encoder, batch=1)
     text_features(whole, encoder, batch=1)
     assert files(out) == files(whole)
