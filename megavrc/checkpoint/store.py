@@ -109,6 +109,11 @@ class Retention:
     every: int = 0
     best: bool = True
 
+    def most(self, steps: int, save_every: int) -> int:
+        """Checkpoints of a run of so many steps that are there at once at the end, with the one being written."""
+        for_good = steps // math.lcm(self.every, save_every) if self.every and save_every else 0
+        return self.last + 1 + self.best + for_good
+
     def apply(self, newest: Path) -> None:
         """Remove what need not stay; nothing before the newest one has been read back whole.
 

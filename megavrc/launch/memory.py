@@ -117,10 +117,10 @@ def _fused_attention(module: Attention, output: Tensor) -> int:
     return in_dtype + 4 * rows * module.heads + (output.numel() if module.dropout.p else 0)
 
 
-def state_bytes(parameters: int, precision: Precision, zero: int, gpus: int) -> dict[str, int]:
+def state_bytes(parameters: int, precision: Precision, zero: int, gpus: int, ema: bool) -> dict[str, int]:
     """Bytes on each GPU that do not depend on the batch, by purpose.
 
-    ZeRO stage 1 shards moments and master weights, stage 2 gradients too, stage 3 weights too.
+    ZeRO stage 1 shards moments, averages (`train.ema`) and master weights, stage 2 gradients too, stage 3 weights too.
     """
     size = 2 if precision == "bf16" else 4
 
@@ -132,5 +132,6 @@ def state_bytes(parameters: int, precision: Precision, zero: int, gpus: int) -> 
         "gradients": sharded(size * parameters, 2),
         "master weights": sharded(4 * parameters, 1) if zero else 0,
         "moments": sharded(8 * parameters, 1),
+        "averages": sharded(4 * parameters, 1) if ema else 0,
         "buffers": CONTEXT + (2 * size * min(BUCKET, parameters) if zero else 0),
     }

@@ -25,6 +25,7 @@ class Job:
         gpu: type. gpus: number.
         steps, global_batch, micro_batch, zero, precision: as in `train`.
         checkpointing: activation checkpointing of the layers.
+        ema: an average of the weights is kept.
         mfu: assumed share of the dense peak.
         checkpoint_s: seconds that training stands still for a checkpoint.
         clips: of the dataset, if known.
@@ -38,6 +39,7 @@ class Job:
     zero: int
     precision: Precision
     checkpointing: bool
+    ema: bool
     mfu: float
     checkpoint_s: float
     clips: int | None = None
@@ -48,7 +50,7 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
     with torch.device("meta"):
         parameters = VRC(model).parameter_counts()
     kept = activations(model, job.precision)
-    states = state_bytes(parameters["total"], job.precision, job.zero, job.gpus)
+    states = state_bytes(parameters["total"], job.precision, job.zero, job.gpus, job.ema)
     activation = job.micro_batch * kept.bytes(job.checkpointing)
     memory = {**states, "activations": activation}
     flops = forward_flops(model)
@@ -69,7 +71,7 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
         "run": _duration(job.steps * job.global_batch, clips_s, job.gpus),
         "epoch": None if job.clips is None else _duration(job.clips, clips_s, job.gpus),
         "save": _save_interval(job, job.global_batch / clips_s),
-        "checkpoint_bytes": 12 * parameters["total"],  # fp32 weights and two moments
+        "checkpoint_bytes": 4 * (3 + job.ema) * parameters["total"],  # fp32 weights and two moments, averages
     }
 
 
@@ -77,7 +79,7 @@ def _largest(parameters: int, kept: Activations, job: Job) -> dict[str, dict[str
     """The largest power of two that fits, by ZeRO stage, without and with activation checkpointing; 0: none."""
 
     def fits(zero: int, micro_batch: int, checkpointing: bool) -> bool:
-        states = sum(state_bytes(parameters, job.precision, zero, job.gpus).values())
+        states = sum(state_bytes(parameters, job.precision, zero, job.gpus, job.ema).values())
         return states + micro_batch * kept.bytes(checkpointing) <= HEADROOM * job.gpu.gib * 2**30
 
     def largest(zero: int, checkpointing: bool) -> int:

@@ -112,9 +112,11 @@ def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> s
 
 
 def stalls(history: list[Attempt], counts_steps: bool) -> int:
-    """How many of the last attempts made no progress."""
+    """How many of this job's last attempts made no progress; a job that a person submits anew starts from zero."""
     count = 0
     for attempt, before in zip(reversed(history), [*reversed(history[:-1]), None], strict=True):
+        if attempt.job != history[-1].job:
+            break
         moved = attempt.step > (before.step if before else 0)
         if moved if counts_steps else attempt.exit_code in STOPPED:
             break

@@ -52,6 +52,7 @@ def plan_run(
         zero=train.zero,
         precision=train.precision,
         checkpointing=train.activation_checkpointing != "none",
+        ema=train.ema > 0,
         mfu=mfu,
         checkpoint_s=checkpoint_s,
         clips=clips,
@@ -80,7 +81,7 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
         + ", ".join(f"{name} {count / 1e6:,.1f}M" for name, count in parameters.items()),
         f"memory         {gib(total)} of {gib(available)} on each of {job.gpus} {job.gpu.name}: ZeRO stage {job.zero}, "
         f"{job.precision}, micro-batch {job.micro_batch} {checkpointing} activation checkpointing",
-        *(f"               {gib(size):>10}  {name}" for name, size in memory.items()),
+        *(f"               {gib(size):>10}  {name}" for name, size in memory.items() if size),
         f"micro-batch    the largest that fits in {HEADROOM:.0%}, without and with activation checkpointing:",
         *(
             f"               ZeRO stage {zero[-1]}: {sizes['plain']} and {sizes['checkpointed']}"

@@ -26,8 +26,8 @@ class TrainConfig:
         keep: checkpoints that stay on disk, the newest.
         keep_every: steps whose multiples stay for good (0: none).
         keep_best: whether the one with the lowest validation loss stays too, when there is such a loss.
-        async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter,
-            divided by the ranks. Otherwise training waits.
+        async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter
+            (16 with ema), divided by the ranks. Otherwise training waits.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megavrc.checkpoint import newest_good, write
-from megavrc.config import UserError, to_dict
+from megavrc.checkpoint import Lease, newest_good, write
+from megavrc.config import UserError, to_dict, write_json
 from megavrc.tokenizers.published import load_without_running
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.state import MOMENTS
@@ -58,9 +58,17 @@ def import_run(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path
     Raises:
         UserError: not such a checkpoint, not of this model, or the run has begun already.
     """
-    store = Path(config.run_dir) / "checkpoints"
-    if newest_good(store) is not None:
-        raise UserError(f"{config.run_dir}: holds a run already; choose another run_dir")
+    run_dir = Path(config.run_dir)
+    lease = Lease(run_dir)
+    try:
+        if (run_dir / "run.json").is_file() or newest_good(run_dir / "checkpoints"):
+            raise UserError(f"{run_dir}: holds a run already; choose another run_dir")
+        return _import(source, tag, config, task)
+    finally:
+        lease.release()
+
+
+def _import(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path:
     native = read_native(_tagged(source, tag))
     groups = _renamed(native.groups, task.build(), source)
     state = {
@@ -71,7 +79,10 @@ def import_run(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path
         "config": to_dict(config),
         "imported_from": str(source),
     }
-    return write(store, native.step, groups, state, keep=1)
+    run_dir = Path(config.run_dir)
+    found = write(run_dir / "checkpoints", native.step, groups, state, keep=1)
+    write_json(run_dir / "run.json", {"identity": task.identity, "facts": task.facts, "starts": []})
+    return found
 
 
 def read_native(folder: Path) -> Native:

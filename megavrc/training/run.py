@@ -116,11 +116,12 @@ class RunFolder:
             raise UserError(f"{self.store}: no checkpoint to go back to")
         return found.path
 
-    def saver(self, state: TrainingState) -> Saver:
+    def saver(self, state: TrainingState, validates: bool) -> Saver:
         """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
         train = self.config.train
-        main_rank_decides(lambda: check_space(self.store, state, train.keep), self.rank)
-        retention = Retention(train.keep, train.keep_every, train.keep_best)
+        retention = Retention(train.keep, train.keep_every, train.keep_best and validates)
+        most = retention.most(train.steps, train.save_every)
+        main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
         return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
 
     def describe(self, progress: dict[str, Any]) -> dict[str, Any]:

@@ -245,20 +245,20 @@ def _told(error: BaseException) -> tuple[bool, str]:
     return (True, str(error)) if isinstance(error, UserError) else (False, repr(error))
 
 
-def check_space(store: Path, state: TrainingState, keep: int) -> None:
+def check_space(store: Path, state: TrainingState, checkpoints: int) -> None:
     """Refuse to begin a run whose checkpoints will not fit on the disk; write a little to see that it can be written.
 
     Args:
         store: the `checkpoints` folder of the run.
         state: to be saved.
-        keep: checkpoints that stay; one more is there while it is written.
+        checkpoints: that will be there at once.
 
     Raises:
         UserError: there is too little room, or nothing can be written.
     """
     size = sum(tensor.nbytes for group in state.like.values() for tensor in group.values())
     there = sum(file.stat().st_size for file in store.glob("step-*/*"))
-    needed = (keep + 1) * size - there
+    needed = checkpoints * size - there
     try:
         store.mkdir(parents=True, exist_ok=True)
         probe = store / ".space"
@@ -271,6 +271,6 @@ def check_space(store: Path, state: TrainingState, keep: int) -> None:
         raise UserError(f"{store}: checkpoints cannot be written: {error.strerror}") from None
     if needed > free:
         raise UserError(
-            f"{store}: {free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed for {keep + 1} checkpoints of "
-            f"{size / 1e9:.2f} GB; free some, lower train.keep ({keep}), or choose another run_dir"
+            f"{store}: {free / 1e9:.2f} GB are free, {needed / 1e9:.2f} GB are needed for {checkpoints} checkpoints of "
+            f"{size / 1e9:.2f} GB; free some, keep fewer (train.keep, keep_every, keep_best), or choose another run_dir"
         )

@@ -70,7 +70,7 @@ class Trainer:
         self.device_name = torch.cuda.get_device_name(rank.device) if on_gpu else None
         self.slow: set[int] = set()  # ranks, by the last line of metrics
         self.losses: list[Tensor] = []  # of this step's micro-batches on this rank
-        self.saver = run.saver(self.engine.state)
+        self.saver = run.saver(self.engine.state, validates=bool(task.validation))
         self.meter, self.clock = Meter(), Clock()
         self.clock.leave_out_meetings(core)
         self.reporter: Reporter | None = None

@@ -248,6 +248,10 @@ def test_every_so_many_and_the_best_are_kept(tmp_path: Path) -> None:
     assert scored(tmp_path / "b", losses, Retention(last=2, best=False)) == [7, 8]
     diverged = {1: float("nan"), 2: 4.0, 3: 5.0, 4: float("nan")}
     assert scored(tmp_path / "d", diverged, Retention(last=1)) == [2, 4]
+    assert (
+        Retention(last=1, every=4).most(steps=8, save_every=1) == 3 + 2
+    )  # as in "a", with the one being written
+    assert Retention(last=2, every=4, best=False).most(steps=24, save_every=6) == 3 + 2
     assert scored(tmp_path / "c", {1: None, 2: None, 3: None}, Retention(last=1)) == [3]
 
 

@@ -55,7 +55,7 @@ def test_states_are_those_of_the_optimizer() -> None:
         assert parameter.grad is not None
     optimizer.step()
     count = model.parameter_counts()["total"]
-    states = state_bytes(count, "fp32", zero=0, gpus=1)
+    states = state_bytes(count, "fp32", zero=0, gpus=1, ema=False)
     moments = [state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert states["weights"] == sum(parameter.nbytes for parameter in model.parameters())
     assert states["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())  # type: ignore[union-attr]
@@ -63,12 +63,12 @@ def test_states_are_those_of_the_optimizer() -> None:
 
 
 def test_zero_shards_what_it_says() -> None:
-    sizes = [state_bytes(1000, "bf16", zero, 4) for zero in (1, 2, 3)]
-    names = ("weights", "gradients", "master weights", "moments")
+    sizes = [state_bytes(1000, "bf16", zero, 4, ema=True) for zero in (1, 2, 3)]
+    names = ("weights", "gradients", "master weights", "moments", "averages")
     assert [[size[name] for name in names] for size in sizes] == [
-        [2000, 2000, 1000, 2000],
-        [2000, 500, 1000, 2000],
-        [500, 500, 1000, 2000],
+        [2000, 2000, 1000, 2000, 1000],
+        [2000, 500, 1000, 2000, 1000],
+        [500, 500, 1000, 2000, 1000],
     ]
 
 
@@ -102,7 +102,14 @@ def test_flops_of_ablations() -> None:
 
 def job(**changes: Any) -> Job:
     settings = {"gpu": gpu_named("a100"), "gpus": 8, "steps": 1000, "global_batch": 96, "micro_batch": 4}
-    settings |= {"zero": 1, "precision": "bf16", "checkpointing": False, "mfu": 0.5, "checkpoint_s": 2.0}
+    settings |= {
+        "zero": 1,
+        "precision": "bf16",
+        "checkpointing": False,
+        "ema": False,
+        "mfu": 0.5,
+        "checkpoint_s": 2.0,
+    }
     return Job(**{**settings, **changes})
 
 
@@ -113,6 +120,9 @@ def test_time_follows_from_flops() -> None:
     assert plan["tokens_per_s"] == pytest.approx(2 * 1024 * plan["clips_per_s"])
     assert plan["run"]["gpu_hours"] == pytest.approx(96_000 / plan["clips_per_s"] / 3600 * 8)
     assert plan["epoch"]["hours"] == pytest.approx(plan["run"]["hours"] / 100)
+    averaged = make_plan(model, job(ema=True))
+    assert averaged["memory"]["averages"] == averaged["checkpoint_bytes"] // 4 // 8
+    assert averaged["checkpoint_bytes"] * 3 == plan["checkpoint_bytes"] * 4
     assert make_plan(model, job(gpus=32))["save"]["seconds"] == pytest.approx(plan["save"]["seconds"] / 2)
 
 
@@ -200,6 +210,7 @@ def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
             zero=train.zero,
             precision=train.precision,
             checkpointing=checkpointing,
+            ema=train.ema > 0,
             mfu=0.4,
             checkpoint_s=1.0,
         )

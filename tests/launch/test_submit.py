@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,11 @@ def history(*ends: tuple[int, int]) -> list[Attempt]:
 def test_training_comes_back_unless(ends: list[tuple[int, int]], complete: bool, reason: str | None) -> None:
     found = stop_reason(history(*ends), complete, counts_steps=True)
     assert found is None if reason is None else reason in str(found)
+
+
+def test_a_job_submitted_anew_starts_counting_from_zero() -> None:
+    failed = history((1, 0), (1, 0), (1, 0))
+    assert stop_reason([*failed, replace(failed[-1], job="2")], False, counts_steps=True) is None
 
 
 @pytest.mark.parametrize(

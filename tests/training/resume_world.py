@@ -19,6 +19,7 @@ from forks import fork_world
 from toy import ToyTask, toy_config
 
 from megavrc.checkpoint import newest_good, read
+from megavrc.config import UserError
 from megavrc.distributed import Rank
 from megavrc.training.import_deepspeed import import_run
 from megavrc.training.loop import train
@@ -149,10 +150,25 @@ def native(root: Path) -> dict[str, Any]:
         ours = import_run(folder / "native", "", config, ToyTask())
         theirs = folder / "checkpoints" / "step-00000004"
         state = {key: read(ours).state[key] for key in ("step", "updates", "skipped")}
-        found[str(zero)] = {"codes": codes, "same": same(ours, theirs), "state": state, "name": ours.name}
-    again = fork_world(1, steps, root / "imported3", 6, 1, 12)[1][0]
+        again = "not refused"
+        try:
+            import_run(folder / "native", "", config, ToyTask())
+        except UserError as error:
+            again = str(error)
+        found[str(zero)] = {
+            "again": again,
+            "codes": codes,
+            "same": same(ours, theirs),
+            "state": state,
+            "name": ours.name,
+        }
+    continued = fork_world(1, steps, root / "imported3", 6, 1, 12)[1][0]
     expected = fork_world(1, steps, root / "native3", 6, 1, 12)[1][0]
-    return {"stages": found, "resumed": again == expected and again["exact"], "lines": len(again["lines"])}
+    return {
+        "stages": found,
+        "resumed": continued == expected and continued["exact"],
+        "lines": len(continued["lines"]),
+    }
 
 
 def resumed(root: Path) -> dict[str, Any]:

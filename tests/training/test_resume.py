@@ -66,6 +66,7 @@ def test_native_deepspeed_checkpoints_of_all_stages_are_read_bit_exactly(native:
         assert stage["same"], f"stage {zero}: parameters, moments, buffers"
         assert stage["state"] == {"step": 4, "updates": 4, "skipped": 0}
         assert stage["name"] == "step-00000004"
+        assert "holds a run already" in stage["again"]
 
 
 @pytest.mark.slow

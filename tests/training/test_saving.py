@@ -102,11 +102,11 @@ class Sizes:
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_first_step(tmp_path: Path) -> None:
-    check_space(tmp_path / "new" / "checkpoints", Sizes(), keep=3)  # type: ignore[arg-type]
+    check_space(tmp_path / "new" / "checkpoints", Sizes(), 4)  # type: ignore[arg-type]
     assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
-    keep = shutil.disk_usage(tmp_path).free // 4_000_000 + 1000
-    with pytest.raises(UserError, match=rf"GB are free, .* needed for {keep + 1} checkpoints of 0.00 GB"):
-        check_space(tmp_path, Sizes(), keep)  # type: ignore[arg-type]
+    many = shutil.disk_usage(tmp_path).free // 4_000_000 + 1000
+    with pytest.raises(UserError, match=rf"GB are free, .* needed for {many} checkpoints of 0.00 GB"):
+        check_space(tmp_path, Sizes(), many)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be written"):
-        check_space(tmp_path / "file", Sizes(), keep=3)  # type: ignore[arg-type]
+        check_space(tmp_path / "file", Sizes(), 4)  # type: ignore[arg-type]
