@@ -32,15 +32,16 @@ class Average:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew from the weights as they are."""
-        self._move(1.0)
+        """Begin anew from the weights as they are, whatever the averages hold: lerp keeps a NaN even at share 1."""
+        for tensor, entry in self._state.items():
+            entry[AVERAGE].copy_(tensor)
+        for name, buffer in self._sources.items():
+            self.buffers[name].copy_(buffer)
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Take in the weights after `updates` applied steps."""
-        self._move(1.0 - min(self._decay, (1 + updates) / (10 + updates)))
-
-    def _move(self, share: float) -> None:
+        share = 1.0 - min(self._decay, (1 + updates) / (10 + updates))
         for tensor, entry in self._state.items():
             entry[AVERAGE].lerp_(tensor.detach(), share)
         for name, buffer in self._sources.items():
