@@ -83,6 +83,8 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
     reason = again.stop_reason(history, done, counts_steps=task is None)
     if reason is None:
         print(f"step {history[-1].step}, exit code {exit_code}: requeued", flush=True)
+        if task is not None:  # one task of an array has the array's own number, which would requeue all tasks
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
         return _slurm("scontrol", "requeue", job).returncode
     print(f"step {history[-1].step}, exit code {exit_code}: not requeued: {reason}", flush=True)
     if not done:
