@@ -99,8 +99,11 @@ def errors(
     q, *others = draw(mask, dtype, head_dim, device)
     got = gradients(backend, [q * scale, *others], mask)
     exact = gradients("dense", [tensor.double() for tensor in (q * scale, *others)], mask)
-    # A single visible key has no gradient but zero in q and k: hence the lower bound.
-    return [float((a.double() - b).norm() / b.norm().clamp(min=1)) for a, b in zip(got, exact, strict=True)]
+    # A single visible key has no gradient but zero in q and k: what cancels there is of the size of a row.
+    least = head_dim**0.5
+    return [
+        float((a.double() - b).norm() / b.norm().clamp(min=least)) for a, b in zip(got, exact, strict=True)
+    ]
 
 
 def check_errors(
