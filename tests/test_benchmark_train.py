@@ -26,7 +26,7 @@ def benchmark(json_file: Path, *words: str, address_space: int | None = None) ->
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {**json.loads(json_file.read_text()), "shown": done.stdout}
