@@ -73,7 +73,7 @@ def _stopped(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def start(run: Path, ranks: int, fault: str, *options: str) -> Stay:
+def start(run: Path, ranks: int, fault: str, *options: str, address: str = "127.0.0.1") -> Stay:
     """Fork the ranks of a run whose configuration lies beside its folder."""
     run.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -85,9 +85,7 @@ def start(run: Path, ranks: int, fault: str, *options: str) -> Stay:
         if process:
             stay.ranks[process] = rank
             continue
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MEGAVRC_FAULT": fault} | {
-            k: str(v) for k, v in place.items()
-        }
+        os.environ |= {"MASTER_ADDR": address, "MEGAVRC_FAULT": fault} | {k: str(v) for k, v in place.items()}
         sys.argv = ["pretrain_vrc.py", f"--config={run.parent}/config.yaml", f"--run_dir={run}", *options]
         with open(run / f"rank{rank}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
             pretrain(RunConfig, lambda config, rank: VRCTask(config))

@@ -82,6 +82,13 @@ def block_tensorboard(run: Path) -> None:
     (run / "tensorboard").write_text("in the way")
 
 
+def leave_a_build_lock(run: Path) -> None:
+    """As a killed build of DeepSpeed's CPU collectives does, in the cache of all ranks."""
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+
+
 def damage_a_sample(run: Path) -> None:
     """In a copy of the dataset, where the configuration looks for it."""
     tar = run.parent / "tokens" / "shards" / shard_name("train", 0, 1)
@@ -96,7 +103,7 @@ class Case:
 
     Attributes:
         number: of the plan in docs/reliability.md. what: happens, in words.
-        fault: MEGAVRC_FAULT of the first stay.
+        fault: MEGAVRC_FAULT of the first stay. address: MASTER_ADDR of the first stay.
         during: done while a stay runs, in the first `times` of them.
         before: done to the run's folder before the first start. between: before the second.
         options: of all stays. then: options of the second and later stays. ranks: of the first and the later ones.
@@ -105,6 +112,7 @@ class Case:
     number: str
     what: str
     fault: str = ""
+    address: str = "127.0.0.1"
     during: Act | None = None
     times: int = 1
     before: Callable[[Path], None] | None = None
@@ -127,6 +135,13 @@ CASES = (
     ),
     Case("F3", "SIGTERM to one rank", during=send(signal.SIGTERM)),
     Case("F3", "SIGUSR1 to all ranks", during=send(signal.SIGUSR1, to_all=True)),
+    Case(
+        "F4",
+        "the time limit (`train.exit_duration`)",
+        "forward:*:14:sleep:4",
+        options=("--train.exit_duration=0.05",),
+        then=("--train.exit_duration=0",),
+    ),
     Case("F5", "a rank sleeps for ever", "backward:1:15:sleep:1000"),
     Case("F5", "a rank is stopped (SIGSTOP)", "backward:1:15:stop"),
     Case("F6", "a rank is slow by 1 s a step", "data:1:*:sleep:1"),
@@ -145,10 +160,18 @@ CASES = (
     ),
     Case("F11", "NaN in the loss of one rank", "loss:1:15:scale:nan"),
     Case("F11", "NaN in a gradient of one rank", "gradient:1:15:nan"),
+    Case(
+        "F11",
+        "the loss spikes at the same step after every rollback",
+        "loss:*:15:scale:100",
+        options=("--train.spike_threshold=10", "--train.spike_window=8"),
+    ),
     Case("F12", "kill -9, then 4 ranks instead of 2", KILL, then=("--train.micro_batch=1",), ranks=(2, 4)),
     Case("F12", "kill -9, then 1 rank instead of 2", KILL, then=("--train.micro_batch=4",), ranks=(2, 1)),
     Case("F13", "kill -9, then ZeRO stage 3 instead of 1", KILL, then=("--train.zero=3",)),
-    Case("F14", "a second job in the same run folder", "forward:*:10:sleep:8", start_a_rival),
+    Case("F14", "a second job in the same run folder", "forward:*:10:sleep:8", during=start_a_rival),
+    Case("F15", "the first rank's address does not resolve", address="no.such.host.invalid"),
+    Case("F16", "a build lock left behind", before=leave_a_build_lock),
     Case("F18", "kill -9 of a data worker", during=kill_data_worker, options=("--train.workers=1",)),
     Case("F19", "TensorBoard's folder cannot be written", before=block_tensorboard),
     Case("F21", "stopped five times in one run", during=send(signal.SIGUSR1, after=3), times=5),
@@ -199,7 +222,8 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
     for number in range(STAYS):
         before = int(metrics(run)[-1]["step"]) if metrics(run) else 0
         options = case.options + (case.then if number else ())
-        stay = start(run, case.ranks[bool(number)], "" if number else case.fault, *options)
+        fault, address = ("", "127.0.0.1") if number else (case.fault, case.address)
+        stay = start(run, case.ranks[bool(number)], fault, *options, address=address)
         if case.during and number < case.times:
             case.during(stay)
         stay.wait()
@@ -208,7 +232,7 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
             said = telling(stay.output)
         lines = metrics(run)
         if number:
-            lost += before - read_json(run / "run.json")["starts"][number]["step"]
+            lost += before - read_json(run / "run.json")["starts"][-1]["step"]
             further = [line["time"] for line in lines if line["step"] == before + 1]
             recover = recover or (further[0] if further else stay.ended) - stay.started
         if (run / "complete.json").is_file():
@@ -246,6 +270,7 @@ def telling(output: str) -> str:
         "stopped by",
         "damaged",
         "died",
+        "went back",
         "no TensorBoard",
         "latest",
         "exit code",
@@ -285,6 +310,7 @@ def main(only: list[str] | None = None, json: Path | None = None, keep: Path | N
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = keep or Path(temporary)
+        os.environ["TORCH_EXTENSIONS_DIR"] = f"{temporary}/extensions"
         folder = root / "undisturbed"
         write_tokens(folder / "tokens")
         write_configuration(folder)

@@ -13,4 +13,5 @@ for preset in b l xl 1.2b; do
 done
 "$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --preset l --variants '[vrc-4]' --batch 64 \
     --transformers false --json benchmarks/results/generate-l-64-cuda.json
+# Its planned_GiB beside memory_GiB is the check of tools/plan_run.py's estimate.
 "$PYTHON" tools/benchmark.py train --preset='[xl,1.2b]' --micro_batch='[1,8]' --precision=bf16 --json=benchmarks/results/train-cuda.json

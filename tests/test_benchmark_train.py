@@ -26,7 +26,7 @@ def benchmark(json_file: Path, *words: str, address_space: int | None = None) ->
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return {**json.loads(json_file.read_text()), "shown": done.stdout}
@@ -46,6 +46,7 @@ def test_both_models_are_measured_and_compared(tmp_path: Path) -> None:
         assert round_["before_GiB"] < case["memory_GiB"] < 8 and len(case["checkpoint_stalls_s"]) == 1
         assert round_["first"] == pytest.approx(6.24, abs=0.3), "ln 512: it really trains on 512 codes"
     vrc, token = result["cases"]
+    assert 0 < token["planned_GiB"] and f"{vrc['planned_GiB']:7.2f} GiB" in result["shown"]
     [ratio] = result["against_token"]
     assert ratio["clips/s"] == pytest.approx(vrc["clips/s"] / token["clips/s"])
     assert ratio["memory_GiB"] == pytest.approx(vrc["memory_GiB"] / token["memory_GiB"])
@@ -62,6 +63,16 @@ def test_a_case_without_memory_is_reported_and_the_others_go_on(tmp_path: Path) 
     assert all(case["clips/s"] > 0 for case in small)
     assert [ratio["micro_batch"] for ratio in result["against_token"]] == [1]
     assert result["shown"].count("out of memory") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1])
+def test_the_plan_of_the_memory_is_within_15_percent(tmp_path: Path, zero: int) -> None:
+    """Of what a training of 113M parameters adds to the libraries: states, copies of gradients and activations."""
+    words = ("--preset=[b]", "--grid=8", "--micro_batch=[1]", f"--zero={zero}", "--steps=1", "--saves=0")
+    for case in benchmark(tmp_path / "train.json", *words)["cases"]:
+        measured = case["memory_GiB"] - case["rounds"][0]["before_GiB"]
+        assert case["planned_GiB"] == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow

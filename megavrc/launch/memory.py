@@ -17,8 +17,10 @@ from megavrc.model.flops import meta_batch
 from megavrc.model.layout import make_layout
 from megavrc.model.transformer import Attention
 
-BUCKET = 500_000_000  # elements of DeepSpeed's reduce_bucket_size; on GPUs two of them, to overlap
+BUCKET = 500_000_000  # elements of DeepSpeed's reduce_bucket_size, which it allocates whole, however small the model
+LIVE = 1_000_000_000  # elements of its stage3_max_live_parameters
 CONTEXT = 2**30  # CUDA context, kernels and cuBLAS workspaces: about 0.5 to 1 GiB
+GPU_ONLY = ("buckets", "CUDA")  # purposes that there are none of on CPUs, as the engine sets DeepSpeed up
 Precision = Literal["fp32", "bf16"]
 
 
@@ -117,21 +119,55 @@ def _fused_attention(module: Attention, output: Tensor) -> int:
     return in_dtype + 4 * rows * module.heads + (output.numel() if module.dropout.p else 0)
 
 
+def memory_bytes(
+    parameters: int,
+    clip: Activations,
+    *,
+    precision: Precision,
+    zero: int,
+    gpus: int,
+    ema: bool,
+    micro_batch: int,
+    checkpointing: bool,
+) -> dict[str, int]:
+    """Peak on each GPU, by purpose.
+
+    When the optimizer steps, activations are gone and DeepSpeed copies gradients: the larger of both counts.
+    """
+    states = state_bytes(parameters, precision, zero, gpus, ema)
+    activation = max(micro_batch * clip.bytes(checkpointing), _step_bytes(parameters, precision, zero, gpus))
+    return {**states, "activations": activation}
+
+
 def state_bytes(parameters: int, precision: Precision, zero: int, gpus: int, ema: bool) -> dict[str, int]:
     """Bytes on each GPU that do not depend on the batch, by purpose.
 
     ZeRO stage 1 shards moments, averages (`train.ema`) and master weights, stage 2 gradients too, stage 3 weights too.
     """
-    size = 2 if precision == "bf16" else 4
+    size = _size(precision)
 
     def sharded(total: int, from_stage: int) -> int:
         return -(-total // gpus) if zero >= from_stage else total
 
     return {
         "weights": sharded(size * parameters, 3),
+        "gathered weights": size * min(LIVE, parameters) if zero == 3 else 0,
         "gradients": sharded(size * parameters, 2),
         "master weights": sharded(4 * parameters, 1) if zero else 0,
         "moments": sharded(8 * parameters, 1),
         "averages": sharded(4 * parameters, 1) if ema else 0,
-        "buffers": CONTEXT + (2 * size * min(BUCKET, parameters) if zero else 0),
+        "buckets": size * BUCKET if zero else 0,
+        "CUDA": CONTEXT,
     }
+
+
+def _step_bytes(parameters: int, precision: Precision, zero: int, gpus: int) -> int:
+    """Copies of gradients while they are reduced (stage 0), or of this rank's share, flat and in fp32, for AdamW."""
+    if not zero:
+        return _size(precision) * min(BUCKET, parameters)
+    return -(-parameters // gpus) * (4 if precision == "fp32" else 2 + 4)
+
+
+def _size(precision: Precision) -> int:
+    """Bytes of a weight in the forward pass."""
+    return 2 if precision == "bf16" else 4

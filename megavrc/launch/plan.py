@@ -1,13 +1,13 @@
 """What a training run needs: memory, time and GPU-hours, and how often it should save."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from megavrc.distributed.gpus import GPU
-from megavrc.launch.memory import Activations, Precision, activations, state_bytes
+from megavrc.launch.memory import Activations, Precision, activations, memory_bytes
 from megavrc.model import VRC, ModelConfig
 from megavrc.model.flops import BACKWARD, forward_flops
 
@@ -50,9 +50,8 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
     with torch.device("meta"):
         parameters = VRC(model).parameter_counts()
     kept = activations(model, job.precision)
-    states = state_bytes(parameters["total"], job.precision, job.zero, job.gpus, job.ema)
-    activation = job.micro_batch * kept.bytes(job.checkpointing)
-    memory = {**states, "activations": activation}
+    memory = _memory(parameters["total"], kept, job)
+    table = _table(parameters["total"], kept, job)
     flops = forward_flops(model)
     clip = (1 + BACKWARD) * sum(flops.values())
     clips_s = job.gpus * job.gpu.tflops * 1e12 * job.mfu / clip
@@ -62,7 +61,8 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
         "gpus": job.gpus,
         "parameters": parameters,
         "memory": {**memory, "total": sum(memory.values()), "available": round(job.gpu.gib * 2**30)},
-        "largest_micro_batch": _largest(parameters["total"], kept, job),
+        "memory_by_micro_batch": table,
+        "largest_micro_batch": _largest(table, HEADROOM * job.gpu.gib * 2**30),
         "forward_flops": flops,
         "training_flops_per_clip": clip,
         "mfu": job.mfu,
@@ -75,20 +75,46 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
     }
 
 
-def _largest(parameters: int, kept: Activations, job: Job) -> dict[str, dict[str, int]]:
-    """The largest power of two that fits, by ZeRO stage, without and with activation checkpointing; 0: none."""
+def _memory(parameters: int, kept: Activations, job: Job) -> dict[str, int]:
+    return memory_bytes(
+        parameters,
+        kept,
+        precision=job.precision,
+        zero=job.zero,
+        gpus=job.gpus,
+        ema=job.ema,
+        micro_batch=job.micro_batch,
+        checkpointing=job.checkpointing,
+    )
 
-    def fits(zero: int, micro_batch: int, checkpointing: bool) -> bool:
-        states = sum(state_bytes(parameters, job.precision, zero, job.gpus, job.ema).values())
-        return states + micro_batch * kept.bytes(checkpointing) <= HEADROOM * job.gpu.gib * 2**30
 
-    def largest(zero: int, checkpointing: bool) -> int:
-        return max((size for size in MICRO_BATCHES if fits(zero, size, checkpointing)), default=0)
+def _table(parameters: int, kept: Activations, job: Job) -> dict[str, dict[str, dict[int, int]]]:
+    """Bytes by ZeRO stage, without and with activation checkpointing, and micro-batch."""
+
+    def total(**changes: Any) -> int:
+        return sum(_memory(parameters, kept, replace(job, **changes)).values())
 
     stages = range(1, 4) if job.precision == "bf16" else range(4)
     return {
-        f"zero_{zero}": {"plain": largest(zero, False), "checkpointed": largest(zero, True)}
+        f"zero_{zero}": {
+            kind: {
+                size: total(zero=zero, micro_batch=size, checkpointing=kind == "checkpointed")
+                for size in MICRO_BATCHES
+            }
+            for kind in ("plain", "checkpointed")
+        }
         for zero in stages
+    }
+
+
+def _largest(table: dict[str, dict[str, dict[int, int]]], limit: float) -> dict[str, dict[str, int]]:
+    """The largest micro-batch of the table that fits, by ZeRO stage and checkpointing; 0: none."""
+    return {
+        zero: {
+            kind: max((size for size, total in totals.items() if total <= limit), default=0)
+            for kind, totals in kinds.items()
+        }
+        for zero, kinds in table.items()
     }
 
 

@@ -2,16 +2,20 @@
 
 A job goes back until it is complete, unless the configuration is wrong (exit code 2) or it came back several times
 without getting further; then `diagnosis.txt` says what happened. A node that dies takes the batch script with it, and
-SLURM requeues that job by itself.
+SLURM requeues that job by itself. A full disk or a damaged small file keeps no job away: what can be read counts.
 """
 
+import contextlib
 import json
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megavrc.config import EXIT_USER, read_json, write_atomic
+from megavrc.config import EXIT_USER, UserError, read_json, write_atomic
+
+log = logging.getLogger("megavrc")
 
 MAX_STALLS = 3  # stays in a row without progress
 STOPPED = (0, 75)  # exit codes after a signal, of training and of tokenization
@@ -48,7 +52,7 @@ class Attempt:
 
 
 def record(run_dir: Path, exit_code: int) -> list[Attempt]:
-    """Add the attempt that ends now, inside its job; returns all of them."""
+    """Add the attempt that ends now, inside its job; returns all of them, also if they cannot be written."""
     env = os.environ
     job, restart = env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT", "0"))
     attempt = Attempt(
@@ -60,18 +64,21 @@ def record(run_dir: Path, exit_code: int) -> list[Attempt]:
         time=time.time(),
     )
     file = attempts_file(run_dir, env.get("SLURM_ARRAY_TASK_ID"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as out:
-        out.write(json.dumps(asdict(attempt)) + "\n")
-    return attempts(file)
+    history = [*attempts(file), attempt]
+    try:
+        write_atomic(file, "".join(json.dumps(asdict(known)) + "\n" for known in history).encode())
+    except OSError as error:
+        log.warning("%s: this attempt is not written down (%s)", file, error.strerror)
+    return history
 
 
 def _users_mistake(run_dir: Path, job: str, restart: int) -> bool:
     """Whether a rank said so in this stay. Of the codes of all ranks srun returns the highest: that of a killed one."""
     for file in (run_dir / "heartbeats").glob("rank-*.json"):
-        said = read_json(file)
-        if (said.get("exit_code"), said.get("job"), said.get("restart")) == (EXIT_USER, job, restart):
-            return True
+        with contextlib.suppress(UserError, OSError):  # empty, if its node lost power
+            said = read_json(file)
+            if (said.get("exit_code"), said.get("job"), said.get("restart")) == (EXIT_USER, job, restart):
+                return True
     return False
 
 
@@ -81,16 +88,28 @@ def attempts_file(run_dir: Path, task: str | None = None) -> Path:
 
 
 def attempts(file: Path) -> list[Attempt]:
-    """Those written down, oldest first."""
-    if not file.is_file():
-        return []
-    return [Attempt(**json.loads(line)) for line in file.read_text().splitlines()]
+    """Those written down, oldest first, without damaged lines."""
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(Attempt(**json.loads(line)))
+    return found
 
 
 def saved_step(run_dir: Path) -> int:
-    """The step of the newest checkpoint of a training run; 0 when there is none."""
-    latest = run_dir / "checkpoints" / "latest"
-    return int(latest.read_text().strip().removeprefix("step-")) if latest.is_file() else 0
+    """The step of the checkpoint that `latest` names, or if it names none, of the newest; 0 when there is none."""
+    store = run_dir / "checkpoints"
+    latest, names = store / "latest", [folder.name for folder in store.glob("step-*")]
+    named = latest.read_text(errors="replace").strip() if latest.is_file() else ""
+    numbers = [name.removeprefix("step-") for name in ([named] if named in names else names)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def is_complete(run_dir: Path, history: list[Attempt]) -> bool:
+    """Whether training is done. The `complete.json` of an earlier end stays until training goes on to more steps, so
+    it says nothing after a stay that failed, perhaps before that.
+    """
+    return (run_dir / "complete.json").is_file() and (not history or history[-1].exit_code == 0)
 
 
 def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> str | None:

@@ -15,7 +15,8 @@ import torch
 
 from megavrc.config import EXIT_USER, UserError, dump_yaml, progress, read_json, write_json
 from megavrc.distributed.gpus import gpu_of
-from megavrc.model import ConditionConfig, ModelConfig
+from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
+from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.recipes.benchmark import machine
 from megavrc.recipes.benchmark_loader import write_dataset
 from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, TrainConfig
@@ -96,7 +97,15 @@ def train(
         for number, case in progress(list(itertools.product(range(rounds), cases)), "cases"):
             options = [str(warmup), str(saves if number == 0 else 0)]
             results[case].append(_run(Path(name), configs[case], options, processes, threads))
-    table = [{**_named(case), **_summary(found), "rounds": found} for case, found in results.items()]
+    table = [
+        {
+            **_named(case),
+            **_summary(found),
+            "planned_GiB": _planned(configs[case], processes),
+            "rounds": found,
+        }
+        for case, found in results.items()
+    ]
     model, run = (
         {"frames": frames, "grid": configs[cases[0]].model.grid},
         {"warmup": warmup, "rounds": rounds},
@@ -197,6 +206,27 @@ def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {**medians, **memory, "checkpoint_stalls_s": rounds[0]["checkpoint_stalls_s"]}
 
 
+def _planned(config: RunConfig, processes: int) -> float:
+    """What `tools/plan_run.py` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
+    comes on top of the libraries' memory, `before_GiB` of a round and about 0.2 GiB that are loaded later.
+    """
+    model, train = config.model, config.train
+    with torch.device("meta"):
+        parameters = VRC(model).parameter_counts()["total"]
+    memory = memory_bytes(
+        parameters,
+        activations(model, train.precision),
+        precision=train.precision,
+        zero=train.zero,
+        gpus=processes,
+        ema=train.ema > 0,
+        micro_batch=train.micro_batch,
+        checkpointing=train.activation_checkpointing != "none",
+    )
+    left_out = ("CUDA",) if torch.cuda.is_available() else GPU_ONLY
+    return sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30
+
+
 def _ratios(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """VRC over the baseline, by preset and micro-batch, where both fit."""
     ratios = []
@@ -225,7 +255,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{'preset':7s}{'batch':>6s} {'model':8s}{'clips/s':>9s}{'tokens/s':>10s}{'TFLOP/s':>9s}{'MFU':>7s}",
         end="",
     )
-    print(f"{'memory':>11s}{'data wait':>11s}  checkpoint stalls")
+    print(f"{'memory':>11s}{'planned':>11s}{'data wait':>11s}  checkpoint stalls")
     for row in result["cases"]:
         start = f"{row['preset']:7s}{row['micro_batch']:6d} {row['prediction']:8s}"
         if "out_of_memory" in row:
@@ -235,7 +265,7 @@ def _print(result: dict[str, Any]) -> None:
         stalls = ", ".join(f"{stall:.2f} s" for stall in row["checkpoint_stalls_s"])
         print(
             f"{start}{row['clips/s']:9.3g}{row['tokens/s']:10.4g}{row['TFLOP/s/rank']:9.3g}{share}"
-            f"{row['memory_GiB']:7.2f} GiB{row['data_wait_%']:10.1f}%  {stalls}"
+            f"{row['memory_GiB']:7.2f} GiB{row['planned_GiB']:7.2f} GiB{row['data_wait_%']:10.1f}%  {stalls}"
         )
     for ratio in result["against_token"]:
         print(

@@ -1,5 +1,6 @@
 """The plan of a configuration: read it, count, and show."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,7 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
         f"memory         {gib(total)} of {gib(available)} on each of {job.gpus} {job.gpu.name}: ZeRO stage {job.zero}, "
         f"{job.precision}, micro-batch {job.micro_batch} {checkpointing} activation checkpointing",
         *(f"               {gib(size):>10}  {name}" for name, size in memory.items() if size),
-        f"micro-batch    the largest that fits in {HEADROOM:.0%}, without and with activation checkpointing:",
-        *(
-            f"               ZeRO stage {zero[-1]}: {sizes['plain']} and {sizes['checkpointed']}"
-            for zero, sizes in plan["largest_micro_batch"].items()
-        ),
+        *_micro_batches(plan, job),
         f"FLOPs          {tera:.3f} x 10^12 a clip, forward x {1 + BACKWARD}, exact mask area, nothing twice: "
         + ", ".join(f"{name} {count / sum(flops.values()):.1%}" for name, count in flops.items()),
         f"throughput     {plan['clips_per_s']:,.1f} clips/s, {plan['tokens_per_s']:,.0f} tokens/s if MFU is "
@@ -102,6 +99,23 @@ def table(plan: dict[str, Any], job: Job) -> list[str]:
         f"               (Young and Daly: sqrt(2 x {job.checkpoint_s:g} s x {failure_h:,.0f} h between failures, "
         f"at {GPU_HOURS_PER_FAILURE:,.0f} GPU-hours each as for Llama 3)",
     ]
+
+
+def _micro_batches(plan: dict[str, Any], job: Job) -> Iterator[str]:
+    """Memory by ZeRO stage and micro-batch, up to the configured one or the largest that fits; and that one."""
+    kind = "checkpointed" if job.checkpointing else "plain"
+    table, largest = plan["memory_by_micro_batch"], plan["largest_micro_batch"]
+    most = max(job.micro_batch, *(sizes[kind] for sizes in largest.values()))
+    shown = [size for size in table["zero_1"][kind] if size <= most]
+    yield (
+        "micro-batch   "
+        + "".join(f"{size:7d}" for size in shown)
+        + f"  GiB; largest that fits in {HEADROOM:.0%}"
+    )
+    for zero, kinds in table.items():
+        row = "".join(f"{kinds[kind][size] / 2**30:7.1f}" for size in shown)
+        fits = largest[zero]
+        yield f"  ZeRO stage {zero[-1]} {row}  {fits['plain']}, with activation checkpointing {fits['checkpointed']}"
 
 
 def _hours(duration: dict[str, float]) -> str:

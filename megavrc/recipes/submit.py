@@ -3,6 +3,7 @@
 Only what needs the configuration classes imports them: `requeue` must work in a job whose environment is broken.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -66,9 +67,8 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
         exit_code: of the attempt that ends now, inside its job.
     """
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    complete = (run_dir / "complete.json").is_file()
     if exit_code is None:
-        if complete:
+        if again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir))):
             raise UserError(f"{run_dir}: is complete; raise train.steps and submit anew to go on")
         _refuse_second_job(run_dir)
         if not (known := submissions(run_dir)):
@@ -79,14 +79,15 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
     if job is None:
         raise UserError("--exit_code is for the batch script: there is no SLURM_JOB_ID here")
     history = again.record(run_dir, exit_code)
-    done = complete if task is None else exit_code == 0
+    done = again.is_complete(run_dir, history) if task is None else exit_code == 0
     reason = again.stop_reason(history, done, counts_steps=task is None)
+    with contextlib.suppress(OSError):  # the log's disk is full
+        verdict = f"not requeued: {reason}" if reason else "requeued"
+        print(f"step {history[-1].step}, exit code {exit_code}: {verdict}", flush=True)
     if reason is None:
-        print(f"step {history[-1].step}, exit code {exit_code}: requeued", flush=True)
         if task is not None:  # one task of an array has the array's own number, which would requeue all tasks
             job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
         return _slurm("scontrol", "requeue", job).returncode
-    print(f"step {history[-1].step}, exit code {exit_code}: not requeued: {reason}", flush=True)
     if not done:
         print(f"see {again.diagnose(run_dir, history, reason, task)}", flush=True)
     return 0
@@ -105,10 +106,11 @@ def status(run_dir: Path) -> None:
     if (run_dir / "plan.json").is_file():
         print(f"progress   python tools/tokenize_videos.py status --out={run_dir}")
     else:
-        complete = (run_dir / "complete.json").is_file()
+        complete = again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir)))
         print(f"step       {again.saved_step(run_dir)} saved{', complete' if complete else ''}")
     for file in sorted((run_dir / "slurm").glob("attempts*.jsonl")):
-        history = again.attempts(file)
+        if not (history := again.attempts(file)):
+            continue
         last = history[-1]
         print(
             f"{file.stem:10} {len(history)}, the last on {last.nodes}: step {last.step}, exit code "

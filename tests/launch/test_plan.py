@@ -70,6 +70,7 @@ def test_zero_shards_what_it_says() -> None:
         [2000, 500, 1000, 2000, 1000],
         [500, 500, 1000, 2000, 1000],
     ]
+    assert [size["gathered weights"] for size in sizes] == [0, 0, 2000]
 
 
 def test_flops_by_hand() -> None:
@@ -126,6 +127,28 @@ def test_time_follows_from_flops() -> None:
     assert make_plan(model, job(gpus=32))["save"]["seconds"] == pytest.approx(plan["save"]["seconds"] / 2)
 
 
+def test_every_stage_and_micro_batch_is_as_if_configured() -> None:
+    plan = make_plan(MODELS["b"], job())
+    assert list(plan["memory_by_micro_batch"]) == ["zero_1", "zero_2", "zero_3"], "bf16 wants a stage"
+    for zero, size, kind in ((1, 4, "plain"), (2, 16, "checkpointed"), (3, 1, "plain")):
+        configured = make_plan(
+            MODELS["b"], job(zero=zero, micro_batch=size, checkpointing=kind == "checkpointed")
+        )
+        total = plan["memory_by_micro_batch"][f"zero_{zero}"][kind][size]
+        assert total == configured["memory"]["total"]
+
+
+def test_copies_of_gradients_count_where_activations_are_less() -> None:
+    """The optimizer step on one GPU: its bf16 gradients flat, and the same in fp32."""
+    config = dataclasses.replace(MODELS["b"], frames=0, grid=8)
+    plan = make_plan(config, job(gpus=1, micro_batch=1))
+    assert plan["memory"]["activations"] == 6 * plan["parameters"]["total"]
+    assert (
+        make_plan(config, job(gpus=64, micro_batch=1))["memory"]["activations"]
+        < plan["memory"]["activations"]
+    )
+
+
 def test_what_does_not_fit_is_named_with_what_would() -> None:
     small = job(gpu=dataclasses.replace(gpu_named("a100"), gib=8.0), micro_batch=16, gpus=2, global_batch=96)
     model = ModelConfig(preset="l", condition=CLASS)
@@ -173,7 +196,8 @@ def test_the_command(
     words = ["--gpu=h100", "--gpus=8", f"--json={tmp_path / 'plan.json'}", "--", config]
     assert tool(monkeypatch, script, *words) == 0
     shown = capsys.readouterr().out
-    assert "1,293.9M" in shown and "ZeRO stage 3" in shown
+    assert "1,293.9M" in shown and re.search(r"micro-batch +1 +2 +4 +8 ", shown)
+    assert len(re.findall(r"ZeRO stage [123] +(\d+\.\d +){4}8, with activation checkpointing", shown)) == 3
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["parameters"]["body"] == 1_130_457_088 and plan["problems"] == []
     assert tool(monkeypatch, script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2

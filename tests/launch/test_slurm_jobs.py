@@ -176,6 +176,27 @@ def test_a_node_dies(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_hang_and_then_an_end_that_was_another_one(
+    cluster: Cluster, reference: Path, tmp_path: Path
+) -> None:
+    """The first stay of both jobs fails; that of the second before it has removed the complete.json of the first."""
+    setup = "--setup=export MASTER_ADDR=127.0.0.1; [ ${SLURM_RESTART_COUNT:-0} = 0 ] && export "
+    hang = f"{setup} MEGAVRC_FAULT=backward:1:25:sleep:1000"
+    job = submit(cluster, reference, tmp_path, hang, watchdog_s=10.0)
+    job.wait_complete()
+    assert len(job.codes()) == 2 and job.codes()[0] not in (0, 2), "85, or of a rank that srun killed then"
+    assert "all ranks exit with code 85" in job.log() and "HOLDS UP THE OTHERS" in job.log()
+    job.check_against(reference)
+    config = write_config(tmp_path, reference / "tokens", "run", STEPS + 20)
+    words = ["--nodes=2", f"{setup} MASTER_PORT=none", "--", PRETRAIN, f"--config={config}"]
+    job.tool("submit", *words)
+    number = json.loads((job.run / "slurm" / "2" / "job.json").read_text())["job"]
+    more = Job(cluster, job.run, number)
+    wait_for("the job's end", lambda: more.state() == "COMPLETED", 240)
+    assert len(more.codes()) == 2 and more.codes()[0] not in (0, 2) and more.step == STEPS + 20
+
+
+@pytest.mark.slow
 def test_a_crash_loop_ends_with_a_diagnosis(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
     setup = "--setup=export MASTER_ADDR=127.0.0.1 MASTER_PORT=none"
     job = submit(cluster, reference, tmp_path, setup)

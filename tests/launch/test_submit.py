@@ -11,7 +11,7 @@ from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
 
 from megavrc.config import UserError
 from megavrc.distributed import Rank
-from megavrc.launch.requeue import Attempt, diagnose, record, saved_step, stop_reason
+from megavrc.launch.requeue import Attempt, attempts, attempts_file, diagnose, record, saved_step, stop_reason
 from megavrc.launch.snapshot import snapshot
 from megavrc.training.watchdog import Watchdog
 
@@ -170,6 +170,89 @@ def test_the_diagnosis_says_what_happened(tmp_path: Path) -> None:
 
 def test_the_saved_step_is_the_checkpoint_s(tmp_path: Path) -> None:
     assert saved_step(tmp_path) == 0
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("step-00000120")
+    for name in ("step-00000120", "step-00000140", ".unfinished-step-00000160-1", "step-old"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    latest = tmp_path / "checkpoints" / "latest"
+    assert saved_step(tmp_path) == 140, "the node died before `latest` was written"
+    latest.write_text("step-00000120")
     assert saved_step(tmp_path) == 120
+    for damaged in ("", "step-00000200", "edited", "step-"):
+        latest.write_text(damaged)
+        assert saved_step(tmp_path) == 140
+
+
+# --- the end of a stay, as the batch script calls it; SLURM's commands only write down what is asked of them -----
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "bin").mkdir()
+    for name, does in {"scontrol": f"echo $* >> {tmp_path}/asked", "squeue": "", "sbatch": "echo 9"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def stay(run: Path, exit_code: int, *limits: str) -> tuple[bool, str]:
+    """Whether job 7 asked to come back after a stay, and what was said."""
+    environ = {"PATH": f"{run.parent}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "7"}
+    words = [*limits, sys.executable, TOOL, "requeue", f"--run_dir={run}", f"--exit_code={exit_code}"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environ, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    asked = run.parent / "asked"
+    came = asked.is_file()
+    assert not came or asked.read_text() == "requeue 7\n"
+    asked.unlink(missing_ok=True)
+    return came, done.stdout + done.stderr
+
+
+def test_damaged_small_files_do_not_keep_a_job_away(run: Path) -> None:
+    for name, content in {"checkpoints/latest": "", "heartbeats/rank-00000.json": ""}.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(content)
+    whole = '{"job": "7", "restart": 0, "nodes": "n1", "exit_code": 137, "step": 0, "time": 1.0}'
+    attempts_file(run).write_text(f"{whole}\n{whole[:40]}")
+    came, said = stay(run, 137)
+    assert came and "exit code 137: requeued" in said
+    assert [attempt.exit_code for attempt in attempts(attempts_file(run))] == [137, 137]
+    came, said = stay(run, 1)
+    assert not came and "3 attempts in a row" in said, "what could be read still counts"
+
+
+def test_a_full_disk_does_not_keep_a_job_away(run: Path) -> None:
+    came, said = stay(
+        run, 85, "prlimit", "--fsize=20"
+    )  # bytes of a file; the stand-in for scontrol writes ten
+    assert came and "this attempt is not written down (File too large)" in said
+    assert not any((run / "slurm").iterdir()), "nothing half-written"
+
+
+def test_an_earlier_end_is_not_this_one_s(run: Path) -> None:
+    """train.steps was raised; complete.json is there until training has begun."""
+    (run / "complete.json").write_text('{"step": 100}')
+    for code in (85, 138):
+        came, said = stay(run, code)
+        assert came and f"exit code {code}: requeued" in said
+    came, said = stay(run, 0)
+    assert not came and "exit code 0: not requeued: complete" in said
+    assert not (run / "slurm" / "diagnosis.txt").exists()
+
+
+def test_status_and_requeue_by_hand_bear_damaged_files(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
+    (run / "slurm" / "1").mkdir()
+    (run / "slurm" / "1" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    attempts_file(run).write_text('{"job": ')
+    (run / "checkpoints" / "step-00000120").mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("")
+    assert tool(monkeypatch, TOOL, "status", f"--run_dir={run}") == 0
+    assert "step       120 saved\n" in capsys.readouterr().out
+    (run / "complete.json").write_text("{}")
+    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 2
+    assert "is complete" in capsys.readouterr().err
+    stay(run, 85)
+    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 0, "the last stay failed"
+    assert "submitted job 9" in capsys.readouterr().out
