@@ -128,7 +128,10 @@ def test_mistakes(
         (("speed", *model, "--repeats", 2), "repeats 2"),
         (("speed", *model, "--device", "abacus"), "abacus"),
         (("speed", *model, "--first_temperature=-1"), "temperature >= 0"),
-        (("alignment", *model, "--manifest", tmp_path / "none", "--later_temperature=-1"), "temperature >= 0"),
+        (
+            ("alignment", *model, "--manifest", tmp_path / "none", "--later_temperature=-1"),
+            "temperature >= 0",
+        ),
         (("alignment", *model, "--manifest", tmp_path / "none", "--speculative=-1"), "speculative"),
     ):
         assert run(monkeypatch, *options) == 2
