@@ -59,8 +59,8 @@ def test_a_demo_goes_on_where_it_was_stopped(run):
     assert done.returncode == 0 and done.stdout.count("already there") >= 6
     assert (run / "tokens" / "image" / "manifest.json").is_file()
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    again = {"tokens", "image", "video", "dataset.json", "manifest.json", "timing.json"}
-    assert changed <= {"report.html", "samples", run.name} | again
+    again = {"tokens", "image", "video", "plan.json", "plan.jsonl", "dataset.json", "manifest.json"}
+    assert changed <= {"report.html", "samples", "timing.json", run.name} | again
 
 
 def test_parts_of_another_demo_are_not_passed_off_as_this_one(tmp_path):
