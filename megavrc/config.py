@@ -38,7 +38,7 @@ def command(
     """Run a function (or, for a dictionary, one of several subcommands) as a command line program and exit.
 
     Options come from the signature, their help from the Google-style docstring. The exit code is the integer that
-    the function returns (0 for None), 2 for a `UserError` or a wrong option.
+    the function returns (0 for None), 2 for a `UserError`, a wrong option, or a file that cannot be read or written.
     """
     try:
         code = run_command(main, sys.argv[1:], prog)
@@ -56,8 +56,13 @@ def run_command(
         function, arguments = _parse(main, argv, prog)
         return int(function(**arguments) or 0)
     except UserError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_USER
+        message = str(error)
+    except OSError as error:
+        if error.filename is None:  # a connection, a pipe: nothing that the user named
+            raise
+        message = f"{error.filename}: {error.strerror or error}"
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    return EXIT_USER
 
 
 def _parse(
@@ -269,8 +274,10 @@ def write_atomic(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file
         raise
 
 

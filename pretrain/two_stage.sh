@@ -4,14 +4,15 @@
 #
 #   RUN=runs/demo             where everything is: $RUN/{text,tokens,stage1,stage2,hf}
 #   IMAGE_CONFIG VIDEO_CONFIG configurations of the stages        IMAGE_OPTIONS VIDEO_OPTIONS  more options for them
-#   CAPTIONS                  manifest.jsonl or .txt to train the text tokenizer on (class models need none)
+#   CAPTIONS                  manifest.jsonl or .txt to train the text tokenizer on, if the model learns text embeddings
 #   TEXT_VOCAB=128            its size, at most model.condition.vocab of the configurations
 #   VIDEO_TOKENIZER           folder or checkpoint of the video tokenizer
-#   NPROC=2                   processes on this machine           LAUNCH  the whole launcher, e.g. "srun" or "mpirun -n 8"
+#   NPROC=2                   processes on this machine           LAUNCH  the whole launcher, e.g. "srun", "mpirun -n 8",
+#                             "torchrun --nproc-per-node=8" or "deepspeed --num_gpus=8"
 #   PYTHON=python
 set -euo pipefail
 cd "$(dirname "$0")/.."
-case "${1:-}" in -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 
 PYTHON=${PYTHON:-python}
 RUN=${RUN:-runs/demo}
@@ -34,7 +35,10 @@ stage() { # NAME CONFIG OPTIONS...
     fi
     local words
     read -ra words <<< "$LAUNCH"
-    [[ $LAUNCH == *torch.distributed.run* || $LAUNCH == *torchrun* ]] || words+=("$PYTHON")
+    case $LAUNCH in
+        *torch.distributed.run* | *torchrun* | *deepspeed*) ;; # they start python themselves
+        *) words+=("$PYTHON") ;;
+    esac
     "${words[@]}" pretrain/pretrain_vrc.py --config="$config" --run_dir="$RUN/$name" \
         --data.video_tokenizer="$VIDEO_TOKENIZER" "$@"
     if [ ! -f "$RUN/$name/complete.json" ]; then
@@ -45,8 +49,22 @@ stage() { # NAME CONFIG OPTIONS...
 
 eval "image_options=(${IMAGE_OPTIONS:-})"
 eval "video_options=(${VIDEO_OPTIONS:-})"
+# What the model of stage 1 is conditioned on: a text tokenizer is for those that learn text embeddings.
+condition=$("$PYTHON" -c '
+import sys
+from megavrc.config import load_config, run_command
+from megavrc.training.config import RunConfig
+
+def show():
+    condition = load_config(RunConfig).model.condition
+    print(condition.kind, condition.text)
+
+sys.exit(run_command(show, []))
+' --config="$IMAGE_CONFIG" --run_dir="$RUN/stage1" --data.path="$RUN/tokens/image" --data.text_tokenizer="$TEXT" \
+    "${image_options[@]}")
+
 text=() convert=()
-if [ -f "$CAPTIONS" ] || [ -f "$TEXT" ]; then
+if [ "$condition" = "text learned" ] && { [ -f "$CAPTIONS" ] || [ -f "$TEXT" ]; }; then
     if [ -f "$TEXT" ]; then
         echo "$TEXT: already there"
     else

@@ -71,6 +71,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     before = loaded_modules("")
     added = loaded_modules("import megavrc") - before
     assert added == {"megavrc"}
+    assert "torch" not in loaded_modules("from megavrc.tokenizers import TextTokenizer")
 
 
 def test_generation_needs_neither_deepspeed_nor_transformers() -> None:

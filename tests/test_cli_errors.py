@@ -207,6 +207,32 @@ TRAINED_MISTAKES: dict[str, tuple[str, str, str]] = {
         "to-hf --run {}/run --video_tokenizer {}/tokenizer0 --out {}/hf",
         "{}/hf",
     ),
+    "output folder that is a file": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/config.yaml --prompt red",
+        "{}/config.yaml: File exists",
+    ),
+    "output folder below a file": (
+        "tools/convert_checkpoint.py",
+        "to-hf --run {}/run --video_tokenizer {}/tokenizer0 --text_tokenizer {}/tokenizer.model "
+        "--out {}/config.yaml/hf",
+        "{}/config.yaml/hf_partial: Not a directory",
+    ),
+    "pixels of no size": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompt red --scale 0",
+        "scale: 0",
+    ),
+    "no frames a second": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompt red --fps 0",
+        "fps: 0",
+    ),
+    "no frames to continue": (
+        "tools/generate.py",
+        "--model {}/hf --out {}/clips --prompt red --clip {}/0.mp4 --clip_frames 0",
+        "{}/0.mp4: has 17 frames, 0",
+    ),
     "clips without attributes": (
         "tools/evaluate.py",
         "alignment --model {}/hf --manifest {}/manifest.jsonl",

@@ -1,6 +1,11 @@
 """Configuration files, overrides, commands: what is wrong is said in one line."""
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +91,48 @@ def test_commands(capsys):
     assert capsys.readouterr().err == "error: --left: negative numbers are not added\n"
     assert run_command(add, ["--left", "1", "--rigt", "4"]) == 2
     assert "rigt" in capsys.readouterr().err
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file grows beyond 10 bytes: like a full disk, this fails in `write`, which names no file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_files_that_cannot_be_written(tmp_path, capsys):
+    """One line that names the file; whatever concerns no file keeps its traceback."""
+
+    def make(out: Path) -> None:
+        """Make."""
+        out.mkdir(exist_ok=True)
+
+    def fill(out: Path) -> None:
+        """Fill."""
+        with full_disk():
+            write_json(out, "more than ten bytes")
+
+    def talk() -> None:
+        """Talk to nobody."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.write(writer, b"?")
+
+    write_json(tmp_path / "file", 1)
+    for main, out, reason in (
+        (make, tmp_path / "file", "File exists"),
+        (make, tmp_path / "none" / "out", "No such file or directory"),
+        (fill, tmp_path / "full.json", "File too large"),
+    ):
+        assert run_command(main, ["--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"error: {out}: {reason}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(BrokenPipeError):
+        run_command(talk, [])
 
 
 def flag(loud: bool = False, times: int = 1) -> int:

@@ -1,12 +1,16 @@
 """The demo from end to end with a hundredth of its steps: every command, every file, the report in one piece."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from megavrc.config import UserError
+from megavrc.recipes.demo import main
 
 ROOT = Path(__file__).parents[1]
 WORDS = [sys.executable, "-m", "megavrc.recipes.demo", "--part=0.01"]
@@ -48,9 +52,39 @@ def test_the_report_needs_no_other_file(run):
     assert "small-scale demonstration" in page
 
 
-def test_a_finished_demo_is_not_done_again(run):
+def test_a_demo_goes_on_where_it_was_stopped(run):
+    (run / "tokens" / "image" / "manifest.json").unlink()  # killed between the last two files of tokenization
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if "samples" not in path.parts}
     done = subprocess.run([*WORDS, f"--out={run}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.count("already there") >= 7
+    assert done.returncode == 0 and done.stdout.count("already there") >= 6
+    assert (run / "tokens" / "image" / "manifest.json").is_file()
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert changed <= {"report.html", "samples", run.name}
+    again = {"tokens", "image", "video", "plan.json", "plan.jsonl", "dataset.json", "manifest.json"}
+    assert changed <= {"report.html", "samples", "timing.json", run.name} | again
+
+
+def test_parts_of_another_demo_are_not_passed_off_as_this_one(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "made" / "demo.json").write_text('{"part": 0.25, "seed": 0, "processes": 2}')
+    (tmp_path / "unknown" / "alignment.json").write_text("{}")
+    for folder, words in (
+        ("made", "(--part=0.25 there, 1.0 here; --seed=0 there, 1 here)"),
+        ("unknown", "--part=? there, 1.0 here"),
+    ):
+        before = sorted((tmp_path / folder).iterdir())
+        with pytest.raises(UserError) as error:
+            main(tmp_path / folder, seed=1)
+        assert words in str(error.value)
+        assert sorted((tmp_path / folder).iterdir()) == before
+
+
+def test_the_run_folder_is_relative_to_the_caller(tmp_path):
+    """The steps run in the repository: their options must not be read relative to that."""
+    words = [*WORDS, "--out=mine", "--part=1e-9"]  # no clips: the first step refuses that
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert f"--out={tmp_path / 'mine' / 'data'}" in done.stdout
+    options = json.loads((tmp_path / "mine" / "demo.json").read_text())
+    assert options == {"part": 1e-9, "seed": 0, "processes": 2}

@@ -1,8 +1,14 @@
 """What the README says exists: its commands, their subcommands, its links; and no command is left out of it."""
 
+import contextlib
+import functools
+import io
+import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,46 @@ ROWS = dict(
     re.findall(r"^\| `(?:python |bash )?((?:tools|pretrain)/\w+\.(?:py|sh))([^`]*)` \|", README, re.MULTILINE)
 )
 MODULES = re.findall(r"^\| `python -m (megavrc[\w.]*)", README, re.MULTILINE)
+
+
+SCRIPT = r"\b((?:tools|pretrain|examples|benchmarks)/\w+\.py)\b"
+
+
+def commands(page: Path) -> Iterator[tuple[str, str]]:
+    """(script, the words after it) of every command on a page; also of one that another command or launcher runs."""
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.split(r"[`\n]| # ", text):
+        parts = re.split(SCRIPT, line)
+        for script, words in zip(parts[1::2], parts[2::2], strict=True):
+            own, _, training = words.partition(" -- ")
+            yield script, own
+            yield "pretrain/pretrain_vrc.py", training
+
+
+@functools.cache
+def known_options(script: str, subcommand: str) -> set[str]:
+    """What the command's own parser prints as help, in this process."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", [script, *subcommand.split(), "--help"])
+        patch.setattr(os, "_exit", sys.exit)  # how pretraining ends
+        patch.syspath_prepend((ROOT / script).parent)
+        patch.setenv("DS_ACCELERATOR", "cpu")  # which benchmarks/faults.py sets: gone afterwards
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    return set(re.findall(r"--[\w.]+", output.getvalue()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_know_the_options_that_pages_give_them(page: Path) -> None:
+    unknown = []
+    for script, words in commands(page):
+        assert (ROOT / script).is_file(), script
+        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if "{" in ROWS.get(script, "") else None
+        for option in re.findall(r"(?<=\s--)[a-z][\w.-]*", f" {words}"):
+            if "--" + option.replace("-", "_") not in known_options(script, subcommand or ""):
+                unknown.append(f"{script} {subcommand or ''} --{option}")
+    assert unknown == []
 
 
 def help_text(*command: str) -> str:

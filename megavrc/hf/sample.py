@@ -88,7 +88,7 @@ def read_end(path: Path, side: int, frames: int) -> Tensor:
     """The last frames of a video, cropped to squares and resized, uint8 [frames, side, side, 3]."""
     try:
         there = count_frames(path)
-        if there < frames:
+        if not 1 <= frames <= there:
             raise UserError(f"{path}: has {there} frames, {frames} are to be continued")
         return torch.from_numpy(read_clip(path, start=there - frames, frames=frames, size=side))
     except VideoError as error:
@@ -124,8 +124,9 @@ def generate_files(
     Returns:
         How many clips were generated now; the others were there, made from the same model, prompt, seed and sampling.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size} is not a positive number")
+    for name, value in {"batch_size": batch_size, "scale": scale, "fps": fps}.items():
+        if not value > 0:
+            raise UserError(f"{name}: {value} is not a positive number")
     out.mkdir(parents=True, exist_ok=True)
     origin: dict[str, Any] = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
     origin["sampling"] = dataclasses.asdict(settings)

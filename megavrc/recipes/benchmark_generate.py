@@ -22,7 +22,7 @@ from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .benchmark import machine
-from .evaluate import token_config
+from .evaluate import token_baseline
 
 Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
@@ -204,9 +204,7 @@ def _trained(
                     settings = sampling_settings(folder.sampling, chosen)
                     cases.append(Case(name, model, settings, condition, batch))
     if all(case.model.config.prediction == "segment" for case in cases):
-        baseline = VRC(token_config(model.config)).to(device, dtype).eval().requires_grad_(False)
-        store_for_generation(baseline)
-        cases += _sequential({"token": baseline}, batches, scales)
+        cases += _sequential({"token": token_baseline(model)}, batches, scales)
     return cases, folder.video_tokenizer.net
 
 

@@ -67,7 +67,8 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
     """
     if not 0 < part <= 1:
         raise UserError(f"--part: {part} is not in (0, 1]")
-    started = time.monotonic()
+    out, started = out.resolve(), time.monotonic()
+    _refuse_another(out / "demo.json", {"part": part, "seed": seed, "processes": processes})
     timing = read_json(out / "timing.json") if (out / "timing.json").exists() else []
     steps = demo_steps(out, part, seed, processes)
     for number, step in enumerate(steps, 1):
@@ -117,7 +118,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
                 f"--tokenizer={tokenizer / 'model'}",
             ]
             + [f"--out={tokens}", "--size=64", "--clips_per_shard=512", f"--workers={processes}"],
-            tokens / "video" / "manifest.json",
+            tokens / "image" / "manifest.json",  # written after that of the video tokens
         ),
         Step(
             "train VRC in two stages, convert",
@@ -180,6 +181,23 @@ def training_options(name: str, part: float, seed: int, processes: int) -> list[
     if windows:
         options.append(f"--data.frames_schedule={ {round(part * step): n for step, n in windows.items()} }")
     return options
+
+
+def _refuse_another(record: Path, options: dict[str, float]) -> None:
+    """Note what a new run folder is made with; UserError if this one was made with anything else."""
+    folder = record.parent
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return write_json(record, options)
+    made = read_json(record) if record.exists() else {}
+    different = [
+        f"--{name}={made.get(name, '?')} there, {value} here"
+        for name, value in options.items()
+        if made.get(name) != value
+    ]
+    if different:
+        raise UserError(
+            f"{folder}: holds another demo ({'; '.join(different)}); delete it or choose another --out"
+        )
 
 
 def _timed(work: Callable[[], None]) -> float:

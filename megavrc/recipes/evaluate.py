@@ -16,6 +16,7 @@ from megavrc.evaluation.speed import seconds_per_clip
 from megavrc.hf.folder import load_folder
 from megavrc.model import VRC, ModelConfig, Sampling, SamplingSettings
 from megavrc.model import generate as generate_ids
+from megavrc.model.decoder import store_for_generation
 from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
 
@@ -55,6 +56,7 @@ def alignment(
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
+    _settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -70,7 +72,7 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = SamplingSettings(Sampling(first), Sampling(later), scale, speculative)
+        settings = _settings(first, later, scale, speculative)
         return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
@@ -91,6 +93,13 @@ def alignment(
         write_json(json, report.scores)
     if sheet:
         write_png(sheet, contact_sheet(report.examples))
+
+
+def _settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+    try:
+        return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
@@ -125,8 +134,8 @@ def speed(
 ) -> None:
     """Time the generation of one clip at batch 1: tokens only, warm, median.
 
-    With --baseline the same model with `prediction: token` (fresh weights: its time does not depend on them) runs
-    in turns with it, on the same engine and settings, and the ratio is reported.
+    With --baseline the same model with `prediction: token` (fresh weights: its time does not depend on them; same
+    dtype, stored the same way) runs in turns with it, on the same engine and settings, and the ratio is reported.
 
     Args:
         model: converted folder.
@@ -139,6 +148,7 @@ def speed(
         device: cpu or cuda.
         json: write the times (seconds) there.
     """
+    settings = _settings(first_temperature, later_temperature, guidance)
     vrc = load_folder(model, device).model
     models = {vrc.config.prediction: vrc}
     if baseline:
@@ -146,8 +156,7 @@ def speed(
             raise UserError(
                 f"{model}: is a `prediction: token` model itself; give a VRC folder with --baseline"
             )
-        models["token"] = VRC(token_config(vrc.config)).to(device).eval()
-    settings = SamplingSettings(Sampling(first_temperature), Sampling(later_temperature), guidance)
+        models["token"] = token_baseline(vrc)
     try:
         times = seconds_per_clip(
             {name: clip_maker(each, settings) for name, each in models.items()},
@@ -173,6 +182,14 @@ def speed(
         print(f"token / segment: {result['ratio']:.2f}")
     if json:
         write_json(json, result)
+
+
+def token_baseline(vrc: VRC) -> VRC:
+    """The baseline of a model's size with fresh weights, on its device, in its dtype, stored as `load_folder` does."""
+    like = vrc.tokens.weight
+    baseline = VRC(token_config(vrc.config)).to(like.device, like.dtype).eval().requires_grad_(False)
+    store_for_generation(baseline)
+    return baseline
 
 
 def token_config(config: ModelConfig) -> ModelConfig:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +256,10 @@ def _import_deepspeed(rank: Rank) -> Any:
     warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
+
+    # ZeRO imports this optimizer, which is not used here; compiling it would load torch's compiler, for 1.7 s.
+    with patch.object(torch, "compile", lambda function: function), contextlib.suppress(ImportError):
+        import deepspeed.runtime.zero.muon.original_muon
     from deepspeed.utils import logger
 
     # Its CPU collectives would be compiled at start-up: 20 s and more, and a hang for ever after a killed build.

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 from megavrc.data.shapes import COMBINATIONS, caption, clip
 from megavrc.hf.files import FORMAT_VERSION
+from megavrc.hf.folder import load_folder
 from megavrc.hf.keymap import to_folder
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.recipes.evaluate import token_baseline
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
 
@@ -98,6 +100,19 @@ def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(result["seconds_per_clip"]["token"]["seconds"]) == 5
 
 
+def test_the_baseline_is_treated_as_the_model_is(world: Path) -> None:
+    """Same dtype, and its matrices stored as a loaded folder's are: else the ratio would flatter one of them."""
+    for dtype in ("fp32", "bf16"):
+        model = load_folder(world / "model", dtype=dtype).model
+        baseline = token_baseline(model)
+        assert baseline.config.prediction == "token" and baseline.config.width == model.config.width
+        weights = dict(model.named_parameters())
+        shared = [(weights[name], other) for name, other in baseline.named_parameters() if name in weights]
+        assert len(shared) > 8 and {other.dtype for _, other in shared} == {weights["head.weight"].dtype}
+        assert all(own.stride() == other.stride() for own, other in shared)
+    assert not baseline.training
+
+
 def test_mistakes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +127,12 @@ def test_mistakes(
         (("alignment", "--model", tmp_path, "--manifest", world / "manifest.jsonl"), "config.json"),
         (("speed", *model, "--repeats", 2), "repeats 2"),
         (("speed", *model, "--device", "abacus"), "abacus"),
+        (("speed", *model, "--first_temperature=-1"), "temperature >= 0"),
+        (
+            ("alignment", *model, "--manifest", tmp_path / "none", "--later_temperature=-1"),
+            "temperature >= 0",
+        ),
+        (("alignment", *model, "--manifest", tmp_path / "none", "--speculative=-1"), "speculative"),
     ):
         assert run(monkeypatch, *options) == 2
         error = capsys.readouterr().err

@@ -85,13 +85,17 @@ def test_causality_by_gradient(variant):
     handle.remove()
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_cached_decoding_equals_the_training_forward(variant):
+def test_cached_decoding_equals_the_training_forward(variant, guidance):
+    """With guidance, a forward pass with the condition and one without, put together as u + s (c - u)."""
     model = build(variant)
     ids, condition = inputs(model)
-    expected = all_logits(model, ids, condition)
+    given, free = (all_logits(model, ids, c) for c in (condition, model.null_condition(len(ids))))
+    assert not torch.allclose(given, free)
+    expected = given if guidance == 1 else free + guidance * (given - free)
     frames = ids.flatten(2)
-    decoder = Decoder(model, condition, len(ids))
+    decoder = Decoder(model, condition, len(ids), guidance)
     side, count = model.config.grid, model.config.tokens_per_frame
 
     def check(got, frame, tokens=slice(None)):

@@ -1,12 +1,14 @@
 """The engine on two gloo ranks: ZeRO stages agree, state goes in and out exactly, non-finite steps are skipped."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from worlds import run_world
+from worlds import environment, run_world
 
 from megavrc.config import UserError
 from megavrc.distributed import Rank
@@ -82,6 +84,29 @@ def test_all_stages_precisions_and_world_sizes(tmp_path: Path) -> None:
         tolerance = 1e-5 if case in FP32 else 2e-2
         assert norms(two[case]) == pytest.approx(norms(two["0:fp32"]), rel=tolerance), case
         assert norms(one[case]) == pytest.approx(norms(two[case]), rel=tolerance), case
+
+
+START = """
+import os, sys, torch
+from megavrc.distributed import connect
+from megavrc.training.config import OptimizerConfig, TrainConfig
+from megavrc.training.engine import Engine
+
+with connect() as rank:
+    core = torch.nn.Linear(2, 2)
+    engine = Engine(core, lambda core, batch, step: (core(batch).sum(), {}), TrainConfig(), OptimizerConfig(), rank)
+    loss, _ = engine.forward(torch.ones(8, 2), 0)
+    engine.backward(loss, 0)
+os._exit("torch._inductor.compile_fx" in sys.modules)  # as pretraining ends: ZeRO may abort after that
+"""
+
+
+def test_torchs_compiler_is_loaded_only_when_asked_for() -> None:
+    """It takes a rank seconds to import."""
+    done = subprocess.run(
+        [sys.executable, "-c", START], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def alone(**train: Any) -> tuple[TrainConfig, Rank]:

@@ -89,3 +89,11 @@ def test_clip_grid() -> None:
     assert np.array_equal(grid[:, 24:88, 72:136], clips[1][1])
     with pytest.raises(ValueError, match="one length"):
         clip_grid([clips[0], ("short", clips[1][1][:5])])
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    frames = clip(0, 0)[1]
+    for write, name in ((write_mp4, "a.mp4"), (write_gif, "a.gif")):
+        with pytest.raises(OSError, match="No such file") as error:
+            write(tmp_path / "none" / name, frames)
+        assert error.value.filename == str(tmp_path / "none" / name)
