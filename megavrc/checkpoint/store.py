@@ -155,7 +155,9 @@ def _validation_loss(folder: Path) -> float | None:
 
 
 def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
-    """The checkpoint that `latest` names if it is whole, else the newest whole one; None when there never was one.
+    """The checkpoint that `latest` names, or the newest whole one before it; None when there never was one.
+
+    Later ones, of a future that was left by going back, are taken only if none of these is whole.
 
     Args:
         store: the `checkpoints` folder of a run.
@@ -168,12 +170,12 @@ def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
     latest = store / "latest"
     if latest.is_file():
         named = latest.read_text(errors="replace").strip()
-        candidates.sort(key=lambda folder: folder.name != named)  # stable: the named one first
+        candidates.sort(key=lambda folder: folder.name > named)  # stable: newest first among either
     for folder in candidates:
         try:
             return read(folder)
         except DamagedCheckpoint as error:
-            log.error("DAMAGED CHECKPOINT, trying an older one: %s", error)
+            log.error("DAMAGED CHECKPOINT, trying another one: %s", error)
     if candidates:
         raise UserError(
             f"{store}: all {len(candidates)} checkpoints are damaged; restore one or start a new run_dir"

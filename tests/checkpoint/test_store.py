@@ -183,6 +183,16 @@ def test_latest_can_be_set_back_by_hand(tmp_path: Path) -> None:
     assert found is not None and found.step == 1
 
 
+def test_damage_after_going_back_does_not_lead_into_the_future_that_was_left(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        commit(tmp_path, step, keep=9)
+    (tmp_path / "latest").write_text("step-00000002\n")
+    for step, next_one in ((2, 1), (1, 4)):  # nothing before it is whole: better a later one than none
+        flip(tmp_path / f"step-0000000{step}" / "model-00001.safetensors")
+        found = newest_good(tmp_path)
+        assert found is not None and found.step == next_one
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert newest_good(tmp_path / "checkpoints") is None
 
