@@ -89,7 +89,7 @@ class Mirror:
         """Make sure that a small file is there, an index for instance, whole and with this hash."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.is_file():
+            if not path.is_file() or sha256_file(path) != sha256:
                 self._download(name, path, sha256)
 
     def open(self, name: str, path: Path, sha256: str, size: int) -> int:

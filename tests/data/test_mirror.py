@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
 from faulty_server import FaultyServer
-from token_folders import flip, ids_of, key_of, make_dataset, tar_of
+from token_folders import flip, ids_of, key_of, make_dataset, make_features, tar_of
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.mirror import FetchError, Mirror, is_remote
 from megavrc.data.order import Order, WindowOrder
-from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.stream import Stream
-from megavrc.data.text_features import FORMAT, FeatureWriter, TextFeatures, features_folder
+from megavrc.data.text_features import TextFeatures
 
 pytest.importorskip("aiohttp", reason="fsspec needs it for http")
 
@@ -161,6 +159,10 @@ def test_a_damaged_copy_is_fetched_again(mirror: Mirror, server: FaultyServer) -
         flip(copy, offset)
     assert keys(TokenDataset(mirror)) == ALL
     assert server.requests[copy.name] == 2
+    [index] = mirror.cache.rglob(tar_of(Path(), 2).name + ".idx.npz")
+    flip(index, 300)
+    assert keys(TokenDataset(mirror)) == ALL
+    assert server.requests[index.name] == 2
 
 
 def test_a_part_of_a_killed_process_does_not_matter(mirror: Mirror) -> None:
@@ -183,17 +185,7 @@ def test_another_dataset_at_the_same_address(mirror: Mirror, tmp_path: Path) -> 
 def test_text_features_come_through_the_cache_too(
     server: FaultyServer, mirror: Mirror, tmp_path: Path
 ) -> None:
-    tokens = TokenDataset(tmp_path / "tokens")
-    folder, shards = features_folder(tokens.folder), []
-    for tar, count, first in ((tar_of(folder), 7, 0), (tar_of(folder, 2), 4, 7)):
-        with FeatureWriter(tar) as writer:
-            for number in range(first, first + count):
-                writer.add(key_of(number), np.full((2, 3), number, "f2"), {"caption": None})
-            writer.commit(plan_sha256="p")
-        done = read_done(tar, "p")
-        assert done is not None
-        shards.append(listed("train", done))
-    write_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
+    make_features(TokenDataset(tmp_path / "tokens"))
     features = TextFeatures(TokenDataset(mirror))
     assert [int(features[index][0, 0]) for index in (8, 0, 10)] == [8, 0, 10]
     assert len(cached(mirror.cache)) == 2
