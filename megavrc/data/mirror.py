@@ -23,11 +23,17 @@ from megavrc.config import UserError, sha256_file
 
 log = logging.getLogger(__name__)
 
+WITH_A_COPY = 5  # tries of a download where the copy of last time will do
+LASTING = (FileNotFoundError, PermissionError, ImportError)  # errors that another try does not mend
 SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
 
 
 class FetchError(UserError):
     """A remote file could not be had; the message names it and the reason."""
+
+
+class NetworkError(FetchError):
+    """As far as one can tell the file is there, and another time it may come."""
 
 
 def is_remote(address: str | Path) -> bool:
@@ -44,7 +50,7 @@ class Mirror:
         folder: its copy.
         cache: folder of all copies, of which `limit` holds.
         limit: bytes of all shards together; those that are being fetched right now may exceed it.
-        attempts: tries of a download before it is given up.
+        attempts: tries of a download before it is given up, by default for four minutes; fewer where there is a copy.
         wait: seconds before the second try; each further wait is twice as long.
     """
 
@@ -52,13 +58,19 @@ class Mirror:
     folder: Path
     cache: Path
     limit: int
-    attempts: int = 5
+    attempts: int = 9
     wait: float = 1.0
 
     @staticmethod
     def of(url: str, cache: str | Path, limit: int, **options: Any) -> "Mirror":
-        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder."""
+        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder or URL."""
+        import fsspec  # here, so that local datasets do without
+
         url = url.rstrip("/")
+        try:
+            fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:  # no such protocol; the package for it is missing
+            raise UserError(f"data.path: {url}: {error}") from None
         try:
             Path(cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,7 +108,7 @@ class Mirror:
         """A descriptor of a shard, fetched to `path` if it is not there; it stays good when the file is dropped.
 
         Raises:
-            FetchError: it cannot be had, or is larger than the limit.
+            FetchError: it cannot be had, or is larger than the limit; NetworkError if that may be another time.
         """
         if size > self.limit:
             raise FetchError(
@@ -137,7 +149,8 @@ class Mirror:
 
     def _download(self, name: str, path: Path, sha256: str | None) -> None:
         """Under the file's lock, so no other process writes the same `.part`."""
-        for attempt in range(1, self.attempts + 1):
+        attempts = min(self.attempts, WITH_A_COPY) if path.is_file() else self.attempts
+        for attempt in range(1, attempts + 1):
             try:
                 self._copy(name, _part(path))
                 if sha256 is not None and (found := sha256_file(_part(path))) != sha256:
@@ -145,17 +158,17 @@ class Mirror:
                 return os.replace(_part(path), path)
             except Exception as error:  # each file system has errors of its own
                 _part(path).unlink(missing_ok=True)
-                reason = f"{type(error).__name__}: {error}"
-                if attempt == self.attempts or isinstance(
-                    error, FileNotFoundError | PermissionError | ImportError
-                ):
-                    raise FetchError(f"{self.url}/{name}: {reason} (attempt {attempt})") from error
-                log.warning("%s/%s: %s; trying again", self.url, name, reason)
+                reason = f"{self.url}/{name}: {type(error).__name__}: {error}"
+                if isinstance(error, LASTING):
+                    raise FetchError(reason) from error
+                if attempt == attempts:
+                    raise NetworkError(f"{reason} (attempt {attempt})") from error
+                log.warning("%s; trying again", reason)
                 time.sleep(self.wait * 2 ** (attempt - 1))
         return None
 
     def _copy(self, name: str, part: Path) -> None:
-        import fsspec  # here, so that local datasets do without
+        import fsspec
 
         # File systems are made per process: they do not survive a fork.
         filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{name}")

@@ -131,7 +131,7 @@ def test_others_take_its_place(folder: Path, fault: Any, caplog: pytest.LogCaptu
 
 def test_text_features_follow_the_policy_of_their_tokens(folder: Path) -> None:
     remove_tar(make_features(TokenDataset(folder)))
-    with pytest.raises(DataError, match="text_features/.*: shard is missing"):
+    with pytest.raises(DataError, match=r"text_features/.*: shard is missing"):
         TextFeatures(TokenDataset(folder))
     features = TextFeatures(TokenDataset(folder, strict=False))
     assert features[12].tolist() == [[12.0] * 3] * 2

@@ -2,13 +2,15 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import toy_config
-from worlds import World
+from worlds import World, environment
 
 from megavrc.config import dump_yaml
 from megavrc.training.metrics import slow_ranks
@@ -38,6 +40,30 @@ def test_a_killed_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     assert ended.codes == [85, -signal.SIGKILL]
     assert "error: rank 1 " in ended.outputs[0] and "is silent" in ended.outputs[0]
     assert ended.seconds[0] - ended.seconds[1] < 30
+
+
+@pytest.mark.parametrize("when", [pytest.param("make", marks=pytest.mark.slow), "read"])
+def test_a_network_that_fails_one_rank_is_to_be_tried_again(tmp_path: Path, when: str) -> None:
+    ended = start(tmp_path, 2, toy={"no_network": when}, watchdog_s=10.0).wait()
+    assert ended.codes == [85, 85], ended.outputs
+    assert "rank 1 " in ended.outputs[0] and "http://far/away: Connection reset" in ended.outputs[0]
+    assert "Traceback" not in "".join(ended.outputs)
+
+
+def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_path: Path) -> None:
+    script = (
+        "import shutil, sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from megavrc.distributed import Rank\n"
+        "from megavrc.training.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 1.0) as watchdog:\n"
+        "    shutil.rmtree(Path(sys.argv[1]) / 'heartbeats')\n"
+        "    watchdog.at(0, 'data')\n"
+        "    time.sleep(100)\n"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script, tmp_path], stderr=full, env=environment())
+    assert ended.returncode == 85
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.data.mirror import NetworkError
 from megavrc.data.order import InOrder, Order
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
@@ -45,7 +46,7 @@ class ToySource:
 
 class ToyTask:
     """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
-    losses far too high."""
+    losses far too high; the last rank has no network when it is to "make" the task, or to "read" the data of step 3."""
 
     tokens, flops = 1, 0
 
@@ -57,6 +58,7 @@ class ToyTask:
         name: str = "toy",
         validation: bool = False,
         bad_steps: tuple[int, ...] = (),
+        no_network: str = "",
     ) -> None:
         self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
         self.identity, self.facts = {"name": name}, {}
@@ -65,6 +67,9 @@ class ToyTask:
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         self.delivered: list[list[int]] = []
+        self.no_network = no_network if self.last_rank else ""
+        if self.no_network == "make":
+            raise NetworkError("http://far/away: Connection reset")
 
     def build(self) -> nn.Module:
         return ToyNet(self.dropout)
@@ -75,6 +80,8 @@ class ToyTask:
         return []
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if self.no_network == "read" and items[0]["position"] >= 24:
+            raise NetworkError("http://far/away: Connection reset")
         self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
         batch = {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
         batch["y"] *= 30.0 if items[0]["position"] // 8 in self.bad_steps else 1.0
