@@ -122,7 +122,8 @@ class RunFolder:
         """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
         train = self.config.train
         retention = Retention(train.keep, train.keep_every, train.keep_best and validates)
-        most = retention.most(train.steps, train.save_every)
+        first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
+        most = retention.most([*range(first, train.steps, train.save_every), train.steps])
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
         return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
 
