@@ -187,9 +187,10 @@ class Reporter:
         self._first, self._steps = first_step, steps
         self._path = run_dir / "metrics.jsonl"
         self._start = time.monotonic()
-        if self._path.is_file():
-            lines = [line for line in self._path.read_text().splitlines() if _is_step_until(line, first_step)]
-            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
+        try:
+            self._remove_later_lines()
+        except OSError as error:
+            log.warning("%s: lines after step %d stay in it (%s)", self._path, first_step, error)
         self._board = _tensorboard(run_dir / "tensorboard", first_step)
         self._bar = _bar(first_step, steps)
 
@@ -215,7 +216,15 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
-            print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
+
+    def _remove_later_lines(self) -> None:
+        if self._path.is_file():
+            lines = [
+                line for line in self._path.read_text().splitlines() if _is_step_until(line, self._first)
+            ]
+            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
 
     def _write_board(self, step: int, values: dict[str, float]) -> None:
         if self._board is None:

@@ -258,11 +258,14 @@ class Trainer:
             return validate(module, self.task, self.config.train.micro_batch, self.rank, self.step)
 
     def preview(self) -> None:
-        """Pictures of what the model does at this step (collective)."""
+        """Pictures of what the model does at this step (collective); without room for them, none."""
         self.watchdog.at(self.step, "preview")
         with self.clock.excluded(), self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
-                self.task.preview(module, self.run.path / "previews", self.step)
+                try:
+                    self.task.preview(module, self.run.path / "previews", self.step)
+                except OSError as error:
+                    log.warning("step %d: no preview (%s); training goes on", self.step, error)
 
     def finish(self, values: dict[str, float]) -> None:
         """Export, then complete.json (collective)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from toy import toy_config
-from worlds import World, environment
+from worlds import HERE, World, environment
 
 from megavrc.config import dump_yaml
 from megavrc.training.metrics import slow_ranks
@@ -165,6 +165,19 @@ def test_a_time_limit_stops_like_a_signal_and_broken_metrics_do_not_stop(tmp_pat
     assert "no TensorBoard" in ended.outputs[0]
     assert "stopped by train.exit_duration" in ended.outputs[0]
     assert checkpoints(tmp_path) == [lines(tmp_path, "metrics.jsonl")[-1]["step"]]
+
+
+def test_a_full_log_and_previews_that_cannot_be_written_do_not_stop(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "previews").write_text("in the way")
+    dump_yaml(toy_config(tmp_path / "run", steps=4), tmp_path / "config.yaml")
+    words = [sys.executable, HERE / "fault_world.py", "--config", tmp_path / "config.yaml"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=environment(), text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "step 4: no preview (" in ended.stderr
+    assert [line["step"] for line in lines(tmp_path, "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "complete.json").is_file()
 
 
 def test_who_holds_up_the_others() -> None:
