@@ -123,6 +123,7 @@ def test_others_take_its_place(folder: Path, fault: Any, caplog: pytest.LogCaptu
     assert numbers <= set(range(12)), "only samples of that shard"
     if fault in (flip_a_sample, flip_a_caption):
         assert numbers == {5} and damaged.replaced == 4
+    assert [key_of(index) for index in damaged.samples] == [key for _, key in found[-4:]]
     if fault is remove_tar:
         assert "cannot be read: No such file" in caplog.text
     for position in changed:

@@ -13,6 +13,7 @@ from toy import toy_config
 from worlds import HERE, World, environment
 
 from megavrc.config import dump_yaml
+from megavrc.data.order import Order
 from megavrc.training.metrics import slow_ranks
 from megavrc.training.watchdog import suspects
 
@@ -77,14 +78,21 @@ def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
 def test_a_spike_goes_back_and_its_data_is_left_out(tmp_path: Path) -> None:
     """Step 16 meets the bad data; the run goes back to step 15 and does not see it again."""
     settings = {"steps": 20, "save_every": 5, "spike_threshold": 8.0, "spike_window": 10}
-    ended = start(tmp_path, 2, toy={"bad_steps": [16]}, **settings).wait()
+    order = Order(37, 5)
+    damaged = order.sample(16 * 8 + 1)  # another takes its place in the bad step too
+    ended = start(tmp_path, 2, toy={"bad_steps": [16], "damaged": damaged}, **settings).wait()
     assert ended.codes == [0, 0], ended.outputs[0]
     [audit] = lines(tmp_path, "audit.jsonl")
     assert (audit["step"], audit["event"], audit["to"]) == (16, "went back", 15)
     assert audit["left_out_data_of_steps"] == [15, 17]
-    assert [len(rank["samples"]) for rank in audit["ranks"]] == [4, 4]
+    trained = sorted(sample for rank in audit["ranks"] for sample in rank["samples"])
+    nominal = [order.sample(position) for position in range(16 * 8, 17 * 8)]
+    replaced = order.substitute(16 * 8 + 1, 0)
+    assert trained == sorted(replaced if sample == damaged else sample for sample in nominal)
     assert [line["step"] for line in lines(tmp_path, "metrics.jsonl")] == list(range(1, 21))
-    assert lines(tmp_path, "metrics.jsonl")[-1]["rollbacks"] == 1
+    last = lines(tmp_path, "metrics.jsonl")[-1]
+    times = sum(order.sample(position) == damaged for position in range(22 * 8))
+    assert (last["rollbacks"], last["replaced"]) == (1, times), "counted on when the run goes back"
     state = json.loads((tmp_path / "run/checkpoints/step-00000020/state.json").read_text())
     assert (state["data_offset"], state["rollbacks"]) == (2, 1)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megavrc.data.mirror import NetworkError
 from megavrc.data.order import InOrder, Order
+from megavrc.data.shards import DataError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
 from megavrc.training.tasks.base import Samples
@@ -32,10 +33,15 @@ class ToyNet(nn.Module):
 
 
 class ToySource:
+    def __init__(self, damaged: int = -1) -> None:
+        self.damaged = damaged
+
     def __len__(self) -> int:
         return 37
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.damaged:
+            raise DataError(f"sample {index} is damaged")
         generator = torch.Generator().manual_seed(index)
         return {
             "index": index,
@@ -46,7 +52,8 @@ class ToySource:
 
 class ToyTask:
     """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
-    losses far too high; the last rank has no network when it is to "make" the task, or to "read" the data of step 3."""
+    losses far too high; the last rank has no network when it is to "make" the task, or to "read" the data of step 3;
+    others take the place of the sample `damaged`."""
 
     tokens, flops = 1, 0
 
@@ -59,8 +66,9 @@ class ToyTask:
         validation: bool = False,
         bad_steps: tuple[int, ...] = (),
         no_network: str = "",
+        damaged: int = -1,
     ) -> None:
-        self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
+        self.source, self.order, self.max_damaged = ToySource(damaged), Order(37, 5), 1
         self.identity, self.facts = {"name": name}, {}
         self.validation = {"toys": Samples(self.source, InOrder(37), 21)} if validation else {}
         self.bad_steps = bad_steps
