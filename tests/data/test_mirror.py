@@ -225,7 +225,7 @@ def test_a_process_killed_while_it_fetches_blocks_nobody(mirror: Mirror, server:
     while not server.requests[tar_of(Path()).name]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()  # it holds the file's lock and waits
+    process.kill()  # it waits for its next try
     process.join()
     server.faults.clear()
     assert keys(TokenDataset(mirror)) == ALL
