@@ -25,5 +25,5 @@ def together(rank: Rank) -> Iterator[None]:
         mine = error if rank.main else type(error)(f"{place}{error}")
     everyones: list[UserError | None] = [None] * rank.world_size
     dist.all_gather_object(everyones, mine)
-    for error in filter(None, everyones):
-        raise error
+    for first in filter(None, everyones):
+        raise first

@@ -6,7 +6,6 @@ Notable: between two lines nothing is read back from the device and nothing is s
 import contextlib
 import json
 import logging
-import resource
 import statistics
 import sys
 import time
@@ -141,18 +140,6 @@ def utilisation(flops_per_s: float, device_name: str | None) -> dict[str, float]
     gpu = gpu_of(device_name) if device_name else None
     share = {"mfu_%": 100 * flops_per_s / (gpu.tflops * 1e12)} if gpu else {}
     return {"TFLOP/s/rank": flops_per_s / 1e12, **share}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has had at most: allocated on its GPU; resident, if it trains on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    # Not getrusage where there is this file: that begins with the peak of the process that started this one.
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(peak.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:

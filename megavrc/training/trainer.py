@@ -17,6 +17,7 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
+from megavrc.distributed.memory import peak_memory
 from megavrc.training.blocks import prepare_blocks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
@@ -26,7 +27,6 @@ from megavrc.training.metrics import (
     Meter,
     Reporter,
     by_rank,
-    peak_memory,
     slow_ranks,
     to_device,
     utilisation,
