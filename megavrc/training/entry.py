@@ -36,9 +36,7 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     except AbsentRank as error:
         code = _say(error, EXIT_HANG)
     except Exception:
-        with contextlib.suppress(
-            OSError
-        ):  # here and below: a log on a full disk does not change the exit code
+        with contextlib.suppress(OSError):  # of a log on a full disk, which changes no exit code
             traceback.print_exc()
         code = 1
     for stream in (sys.stdout, sys.stderr):
