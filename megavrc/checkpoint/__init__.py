@@ -2,7 +2,7 @@
 
 from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, open_unverified, read, verify
 from megavrc.checkpoint.lease import Lease
-from megavrc.checkpoint.store import Retention, begin, commit, newest_good, read_weights, write
+from megavrc.checkpoint.store import Retention, begin, commit, newest_good, occupied, read_weights, write
 
 __all__ = [
     "Checkpoint",
@@ -12,6 +12,7 @@ __all__ = [
     "begin",
     "commit",
     "newest_good",
+    "occupied",
     "open_unverified",
     "read",
     "read_weights",

@@ -1,11 +1,12 @@
 """The `checkpoints/` folder of a run: atomic commits, `latest`, fallback to older ones, retention."""
 
+import itertools
 import logging
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,12 @@ class Retention:
     every: int = 0
     best: bool = True
 
-    def most(self, steps: int, save_every: int) -> int:
-        """Checkpoints of a run of so many steps that are there at once at the end, with the one being written."""
-        for_good = steps // math.lcm(self.every, save_every) if self.every and save_every else 0
-        return self.last + 1 + self.best + for_good
+    def most(self, steps: Sequence[int]) -> int:
+        """Checkpoints of a run that saves at these steps that are there at once, with the one that is being written."""
+        passing = [not self.every or step % self.every != 0 for step in steps]
+        # While checkpoint `number` is written: those before the `last` newest that are not there for good.
+        old = [0] * self.last + list(itertools.accumulate(passing, initial=0))
+        return max(number + 1 - max(0, old[number] - self.best) for number in range(len(steps)))
 
     def apply(self, newest: Path) -> None:
         """Remove what need not stay; nothing before the newest one has been read back whole.
@@ -141,6 +144,12 @@ class Retention:
         return [min(known, key=known.__getitem__)] if known else []
 
 
+def occupied(store: Path) -> int:
+    """Bytes of all checkpoints there, with what interrupted writes have left, which `begin` removes."""
+    files = itertools.chain(store.glob("step-*/*"), store.glob(f"{UNFINISHED}*/*"))
+    return sum(file.stat().st_size for file in files)
+
+
 def _validation_loss(folder: Path) -> float | None:
     try:
         loss = read_json(folder / "state.json").get("validation_loss")
@@ -155,7 +164,9 @@ def _validation_loss(folder: Path) -> float | None:
 
 
 def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
-    """The checkpoint that `latest` names if it is whole, else the newest whole one; None when there never was one.
+    """The checkpoint that `latest` names, or the newest whole one before it; None when there never was one.
+
+    Later ones, of a future that was left by going back, are taken only if none of these is whole.
 
     Args:
         store: the `checkpoints` folder of a run.
@@ -168,12 +179,12 @@ def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
     latest = store / "latest"
     if latest.is_file():
         named = latest.read_text(errors="replace").strip()
-        candidates.sort(key=lambda folder: folder.name != named)  # stable: the named one first
+        candidates.sort(key=lambda folder: folder.name > named)  # stable: newest first among either
     for folder in candidates:
         try:
             return read(folder)
         except DamagedCheckpoint as error:
-            log.error("DAMAGED CHECKPOINT, trying an older one: %s", error)
+            log.error("DAMAGED CHECKPOINT, trying another one: %s", error)
     if candidates:
         raise UserError(
             f"{store}: all {len(candidates)} checkpoints are damaged; restore one or start a new run_dir"

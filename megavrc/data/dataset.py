@@ -56,7 +56,7 @@ class ShardReader:
         self.mirror = folder if isinstance(folder, Mirror) else None
         self.folder = folder.folder if isinstance(folder, Mirror) else Path(folder)
         self.address = folder.url if isinstance(folder, Mirror) else str(folder)
-        self.split = split
+        self.split, self.strict = split, strict
         if self.mirror:
             self.mirror.refresh("manifest.json", "dataset.json")
         if not (self.folder / "manifest.json").is_file():

@@ -9,10 +9,11 @@ gives, so what is there needs no network.
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ from megavrc.config import UserError, sha256_file
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 600.0  # seconds after which there is no further try; one alone may wait for minutes
+WITH_A_COPY = 5  # tries of a download where the copy of last time will do
+LASTING = (FileNotFoundError, PermissionError, ImportError)  # errors that another try does not mend
 SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
 
 
 class FetchError(UserError):
     """A remote file could not be had; the message names it and the reason."""
+
+
+class NetworkError(FetchError):
+    """As far as one can tell the file is there, and another time it may come."""
 
 
 def is_remote(address: str | Path) -> bool:
@@ -44,7 +52,7 @@ class Mirror:
         folder: its copy.
         cache: folder of all copies, of which `limit` holds.
         limit: bytes of all shards together; those that are being fetched right now may exceed it.
-        attempts: tries of a download before it is given up.
+        attempts: tries of a download before it is given up, by default for four minutes; fewer where there is a copy.
         wait: seconds before the second try; each further wait is twice as long.
     """
 
@@ -52,13 +60,19 @@ class Mirror:
     folder: Path
     cache: Path
     limit: int
-    attempts: int = 5
+    attempts: int = 9
     wait: float = 1.0
 
     @staticmethod
     def of(url: str, cache: str | Path, limit: int, **options: Any) -> "Mirror":
-        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder."""
+        """The copy of `url` inside the folder `cache`; UserError if there can be no such folder or URL."""
+        import fsspec  # here, so that local datasets do without
+
         url = url.rstrip("/")
+        try:
+            fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:  # no such protocol; the package for it is missing
+            raise UserError(f"data.path: {url}: {error}") from None
         try:
             Path(cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,26 +91,23 @@ class Mirror:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             path = self.folder / name
-            with FileLock(f"{path}.lock"):
-                try:
-                    self._download(name, path, None)
-                except FetchError as error:
-                    if not path.is_file():
-                        raise
-                    log.warning("%s; using the copy of last time, %s", error, path)
+            try:
+                self._download(name, path, None, lambda: False)
+            except FetchError as error:
+                if not path.is_file():
+                    raise
+                log.warning("%s; using the copy of last time, %s", error, path)
 
     def fetch(self, name: str, path: Path, sha256: str) -> None:
         """Make sure that a small file is there, an index for instance, whole and with this hash."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.is_file():
-                self._download(name, path, sha256)
+        self._download(name, path, sha256, lambda: path.is_file() and sha256_file(path) == sha256)
 
     def open(self, name: str, path: Path, sha256: str, size: int) -> int:
         """A descriptor of a shard, fetched to `path` if it is not there; it stays good when the file is dropped.
 
         Raises:
-            FetchError: it cannot be had, or is larger than the limit.
+            FetchError: it cannot be had, or is larger than the limit; NetworkError if that may be another time.
         """
         if size > self.limit:
             raise FetchError(
@@ -108,10 +119,7 @@ class Mirror:
                 if path.is_file():
                     os.utime(path)  # the least recently used is the one with the oldest time
                     return os.open(path, os.O_RDONLY)
-            with FileLock(f"{path}.lock"):
-                if not path.is_file():
-                    self._make_room(size)
-                    self._download(name, path, sha256)
+            self._download(name, path, sha256, path.is_file, size)
 
     def _lock(self) -> FileLock:
         """Held while files are opened and dropped, never for long."""
@@ -135,33 +143,41 @@ class Mirror:
                 stat = path.stat()
                 yield stat.st_mtime_ns, stat.st_size, path
 
-    def _download(self, name: str, path: Path, sha256: str | None) -> None:
-        """Under the file's lock, so no other process writes the same `.part`."""
-        for attempt in range(1, self.attempts + 1):
-            try:
-                self._copy(name, _part(path))
-                if sha256 is not None and (found := sha256_file(_part(path))) != sha256:
-                    raise ValueError(f"sha256 is {found[:12]}, the manifest says {sha256[:12]}")
-                return os.replace(_part(path), path)
-            except Exception as error:  # each file system has errors of its own
-                _part(path).unlink(missing_ok=True)
-                reason = f"{type(error).__name__}: {error}"
-                if attempt == self.attempts or isinstance(
-                    error, FileNotFoundError | PermissionError | ImportError
-                ):
-                    raise FetchError(f"{self.url}/{name}: {reason} (attempt {attempt})") from error
-                log.warning("%s/%s: %s; trying again", self.url, name, reason)
-                time.sleep(self.wait * 2 ** (attempt - 1))
-        return None
+    def _download(
+        self, name: str, path: Path, sha256: str | None, there: Callable[[], bool], room: int = 0
+    ) -> None:
+        """Fetch a file unless it is `there`, after making `room` for it; again and again until it comes."""
+        attempts = min(self.attempts, WITH_A_COPY) if path.is_file() else self.attempts
+        patience = time.monotonic() + PATIENCE
+        for attempt in itertools.count(1):
+            with FileLock(f"{path}.lock"):  # so that no other process writes the same `.part`
+                if there():
+                    return
+                if room:
+                    self._make_room(room)
+                try:
+                    return self._copy(name, path, sha256)
+                except Exception as error:  # each file system has errors of its own
+                    _part(path).unlink(missing_ok=True)
+                    reason = f"{self.url}/{name}: {type(error).__name__}: {error}"
+                    if isinstance(error, LASTING):
+                        raise FetchError(reason) from error
+                    if attempt == attempts or time.monotonic() > patience:
+                        raise NetworkError(f"{reason} (attempt {attempt})") from error
+            log.warning("%s; trying again", reason)
+            time.sleep(self.wait * 2 ** (attempt - 1))  # without the lock: all wait at the same time
 
-    def _copy(self, name: str, part: Path) -> None:
-        import fsspec  # here, so that local datasets do without
+    def _copy(self, name: str, path: Path, sha256: str | None) -> None:
+        import fsspec
 
         # File systems are made per process: they do not survive a fork.
-        filesystem, path = fsspec.core.url_to_fs(f"{self.url}/{name}")
-        filesystem.get_file(path, str(part))
-        with open(part, "r+b") as file:
+        filesystem, remote = fsspec.core.url_to_fs(f"{self.url}/{name}")
+        filesystem.get_file(remote, str(_part(path)))
+        with open(_part(path), "r+b") as file:
             os.fsync(file.fileno())
+        if sha256 is not None and (found := sha256_file(_part(path))) != sha256:
+            raise ValueError(f"sha256 is {found[:12]}, the manifest says {sha256[:12]}")
+        os.replace(_part(path), path)
 
 
 def _part(path: Path) -> Path:

@@ -15,6 +15,7 @@ SUBSTITUTES = 100  # damaged samples in a row at one position; then the dataset 
 
 Item = dict[str, Any]
 Places = list[tuple[int, int]]  # (position, index) of the samples of a micro-batch
+Damaged = list[tuple[int, str]]  # (position, reason) of each damaged sample that was replaced
 
 
 class Source(Protocol):
@@ -48,11 +49,12 @@ class Stream:
         rank: of this process.
         world_size: number of ranks.
         collate: makes a batch of a list of items; batches are pickled when workers are used.
-        start_step: the first step to deliver.
+        start_step: the first step to deliver; may be changed between one iteration and the next.
         workers: reading processes; 0 reads in this process.
         max_damaged: how many different damaged samples are replaced by others before one is an error; 0: none is.
 
     Attributes:
+        samples: indices into the source of the last micro-batch, damaged samples replaced.
         replaced: samples delivered in the place of damaged ones.
 
     Raises:
@@ -84,24 +86,15 @@ class Stream:
         self.rank, self.world_size = rank, world_size
         self.start_step, self.workers = start_step, workers
         self.max_damaged, self.replaced = max_damaged, 0
+        self.samples: list[int] = []
         self._damaged: set[str] = set()
-
-    def sample_ids(self, step: int) -> list[int]:
-        """Indices into the source of the whole global batch of a step, in order of position (for audits)."""
-        return [self.order.sample(step * self.global_batch + offset) for offset in range(self.global_batch)]
-
-    def samples_of_rank(self, step: int, rank: int) -> list[int]:
-        """Those of `sample_ids` that a rank gets, in its order."""
-        ids = self.sample_ids(step)
-        starts = range(rank * self.micro_batch, self.global_batch, self.world_size * self.micro_batch)
-        return [sample for start in starts for sample in ids[start : start + self.micro_batch]]
 
     def __iter__(self) -> Iterator[Any]:
         """Raises DataError for a damaged sample that may not be replaced, WorkerDied if the workers cannot live."""
         places = self._places()
         read = in_workers(self._read, places, self.workers) if self.workers else map(self._read, places)
         try:
-            for batch, damaged in read:
+            for batch, self.samples, damaged in read:
                 for position, reason in damaged:
                     self._account(position, reason)
                 yield batch
@@ -116,16 +109,16 @@ class Stream:
             yield [(p, self.order.sample(p)) for p in range(first, first + self.micro_batch)]
             first += self.world_size * self.micro_batch
 
-    def _read(self, places: Places) -> tuple[Any, list[tuple[int, str]]]:
-        """A batch, and (position, reason) of each damaged sample that was replaced in it; in a worker."""
+    def _read(self, places: Places) -> tuple[Any, list[int], Damaged]:
+        """A batch, the indices of its samples, and those that were replaced; in a worker."""
         if isinstance(self.source, ReadsAhead):
             self.source.will_read(index for _, index in places)
-        damaged: list[tuple[int, str]] = []
-        items = [
+        damaged: Damaged = []
+        read = [
             _item(self.source, self.order, position, index, damaged, self.max_damaged > 0)
             for position, index in places
         ]
-        return self.collate(items), damaged
+        return self.collate([item for item, _ in read]), [index for _, index in read], damaged
 
     def _account(self, position: int, reason: str) -> None:
         """Here and not in the workers, so that all of them share one budget."""
@@ -141,13 +134,13 @@ def _item(
     order: SampleOrder,
     position: int,
     index: int,
-    damaged: list[tuple[int, str]],
+    damaged: Damaged,
     replace: bool,
-) -> Item:
-    """The sample at a position, or with `replace` one in its place; then (position, reason) is added to `damaged`."""
+) -> tuple[Item, int]:
+    """The sample at a position and its index, or with `replace` one in its place; then it is added to `damaged`."""
     for attempt in range(SUBSTITUTES):
         try:
-            return {**source[index], "position": position}
+            return {**source[index], "position": position}, index
         except DataError as error:
             if not replace:
                 raise
@@ -185,9 +178,9 @@ def evaluation_batches(
     for first in range(0, count, world_size * micro_batch):
         start = first + rank * micro_batch
         mine = range(start, min(start + micro_batch, count))
-        damaged: list[tuple[int, str]] = []
+        damaged: Damaged = []
         try:
-            items = [_item(source, order, p, order.sample(p), damaged, replace) for p in mine or [first]]
+            items = [_item(source, order, p, order.sample(p), damaged, replace)[0] for p in mine or [first]]
         except UserError as error:  # as in `Stream`: on this rank alone
             log.error("%s", error)
             raise

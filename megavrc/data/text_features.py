@@ -55,13 +55,13 @@ class TextFeatures(ShardReader):
 
     Raises:
         UserError: no finished features there, or those of other tokens.
-        DataError: a shard is missing or has another size than the manifest says.
+        DataError: a shard is missing or has another size than the manifest says, and `tokens` are read strictly.
     """
 
     def __init__(self, tokens: TokenDataset) -> None:
         folder = features_folder(tokens.folder)
         mirror = tokens.mirror.child(folder.name) if tokens.mirror else None
-        super().__init__(mirror or folder, tokens.split, FORMAT, "text-features")
+        super().__init__(mirror or folder, tokens.split, FORMAT, "text-features", tokens.strict)
         self.width: int = self.info["width"]
         if self.info["tokens"]["manifest_id"] != tokens.manifest_id:
             raise UserError(

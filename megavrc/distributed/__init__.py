@@ -2,6 +2,7 @@
 
 from megavrc.distributed.env import AbsentRank, Rank, check_device, connect, discover, own_words, seed_for
 from megavrc.distributed.signals import StopSignal, any_rank, sum_over_ranks
+from megavrc.distributed.together import together
 
 __all__ = [
     "AbsentRank",
@@ -14,4 +15,5 @@ __all__ = [
     "own_words",
     "seed_for",
     "sum_over_ranks",
+    "together",
 ]

@@ -57,6 +57,9 @@ def discover(env: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, or set by hand
         found = {key: env[key] for key in ("RANK", "WORLD_SIZE")}
         return found | {"LOCAL_RANK": env.get("LOCAL_RANK", "0")} | _address(env, "127.0.0.1", "29500")
+    if "OMPI_COMM_WORLD_RANK" in env:  # before srun's, of which it may be a single task (srun --pty bash)
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+        return _mpi(env, names, env["OMPI_COMM_WORLD_LOCAL_SIZE"])
     if "SLURM_STEP_NUM_TASKS" in env:  # set for the tasks of srun, not in the batch script itself
         host = _first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
         # Another one after a requeue, in case the port was what failed.
@@ -64,9 +67,6 @@ def discover(env: Mapping[str, str]) -> dict[str, str]:
         port = str(PORTS[number % len(PORTS)])
         ranks = _ranks(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         return ranks | _address(env, host, port)
-    if "OMPI_COMM_WORLD_RANK" in env:
-        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-        return _mpi(env, names, env["OMPI_COMM_WORLD_LOCAL_SIZE"])
     if "PMI_RANK" in env:  # MPICH, Intel MPI
         return _mpi(env, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"), env.get("MPI_LOCALNRANKS", "0"))
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -1,8 +1,7 @@
-"""What generating a clip costs: seconds by phase, the floor that memory bandwidth sets, peak memory."""
+"""What generating a clip costs: seconds by phase, the floor that memory bandwidth sets."""
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -167,25 +166,3 @@ def memory_bandwidth(device: str, size: int = 2**30) -> float:
             work()
             best = max(best, moved / (now() - start))
     return best
-
-
-def reset_peak_memory(device: str) -> None:
-    """Forget the peak so far."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not Linux, or not allowed: the peak is then that of the whole run
-            pass
-
-
-def peak_memory(device: str) -> int | None:
-    """Bytes since `reset_peak_memory`: what torch held on the device, or on a CPU the process; None if unknown."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None

@@ -12,6 +12,7 @@ from torch import nn
 
 from megavrc.config import UserError, progress, write_json
 from megavrc.distributed import check_device
+from megavrc.distributed.memory import peak_memory, reset_peak_memory
 from megavrc.evaluation import cost
 from megavrc.hf.folder import load_folder
 from megavrc.hf.llama import llama_generator
@@ -223,13 +224,13 @@ def _rounds(
     ]
     for number, work in progress(turns, f"measure {repeats} rounds", len(turns)):
         if isinstance(work, Case):
-            cost.reset_peak_memory(device)
+            reset_peak_memory(device)
             if sampled_steps and work.model.config.first_frame == "token":
                 phases = cost.sampled_phases(work.model, work.settings, work.batch, sampled_steps)
             else:
                 seeds = list(range(number * work.batch, (number + 1) * work.batch))
                 phases = cost.clip_phases(work.model, work.condition, work.settings, seeds)
-            measured[work].append((phases, cost.peak_memory(device)))
+            measured[work].append((phases, peak_memory(device)))
         elif llama:
             seconds = _llama_step(llama, cases[0].model.config, work, sampled_steps, device)
             measured["llama"].append((work, seconds))
@@ -283,7 +284,7 @@ def _by_batch(measured: list[tuple[int, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: float) -> dict[str, Any]:
+def _row(case: Case, measured: list[tuple[cost.Phases, int]], bandwidth: float) -> dict[str, Any]:
     rounds = [phases for phases, _ in measured]
     row: dict[str, Any] = {
         "name": case.name,
@@ -291,7 +292,7 @@ def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: 
         "guidance": case.settings.guidance,
         "speculative": case.settings.speculative,
         "seconds": _spread([p["prefill"] + p["first_frame"] + p["later_frames"] for p in rounds]),
-        "peak_bytes": max((peak for _, peak in measured if peak), default=None),
+        "peak_bytes": max(peak for _, peak in measured),
     }
     for phase in ("prefill", "first_frame", "later_frames", "step"):
         row[phase] = _spread([phases[phase] for phases in rounds])
@@ -348,7 +349,7 @@ def _print(result: dict[str, Any]) -> None:
             line += f", floor {1000 * case['floor_step']:.2f} ms = {case['share_of_floor']:.0%}"
         else:
             line += f", accepted {case['accepted_tokens_per_pass']['median']:.2f} tokens a pass"
-        print(line + (f", {case['peak_bytes'] / 2**20:.0f} MiB" if case["peak_bytes"] else ""))
+        print(f"{line}, {case['peak_bytes'] / 2**20:.0f} MiB")
     pixels = result["seconds_to_pixels_per_clip"]
     print(
         f"to pixels {pixels['median']:.3f} ({pixels['minimum']:.3f} to {pixels['maximum']:.3f}) s a clip, float32"

@@ -16,9 +16,9 @@ import torch
 
 from megavrc.config import EXIT_USER, UserError, load_config, write_json
 from megavrc.distributed import Rank, connect
+from megavrc.distributed.memory import peak_memory
 from megavrc.model.attention import BackendError
 from megavrc.training.config import RunConfig
-from megavrc.training.metrics import peak_memory
 from megavrc.training.run import RunFolder
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.trainer import Trainer

@@ -1,5 +1,6 @@
 """From a command line to a running task: configuration, ranks, log, exit code."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -8,13 +9,13 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from megavrc.config import EXIT_USER, UserError, load_config
-from megavrc.distributed import AbsentRank, Rank, connect, own_words
+from megavrc.distributed import AbsentRank, Rank, connect, own_words, together
 from megavrc.model.attention import BackendError
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
-from megavrc.training.watchdog import EXIT_HANG, LostRank
+from megavrc.training.watchdog import EXIT_HANG, LostRank, exit_code_of
 
 C = TypeVar("C", bound=AnyRunConfig)
 
@@ -23,27 +24,31 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
 
     Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
-    is gone or never came, so run it again; 1 anything else: the run has diverged, or an error with its traceback.
+    is gone or never came, or the data's network failed, so run it again; 1 anything else: the run has diverged, or an
+    error with its traceback.
     """
     try:
         code = _run(cls, make_task)
     except UserError as error:
-        code = _say(error, EXIT_USER)
+        code = _say(error, exit_code_of(error))
     except LostRank as error:
         code = _say(error, error.exit_code)
     except AbsentRank as error:
         code = _say(error, EXIT_HANG)
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # of a log on a full disk, which changes no exit code
+            traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # ZeRO stage 3 sometimes aborts while the interpreter takes itself apart, which would look like a failed run.
     os._exit(code)
 
 
 def _say(error: Exception, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
@@ -52,9 +57,11 @@ def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
     with connect() as rank:
         _log_on_main_rank(rank)
         try:
-            train(config, make_task(config, rank), rank)
+            with together(rank):
+                task = make_task(config, rank)
+            train(config, task, rank)
         except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it
-            code = 1 if isinstance(error, Diverged) else EXIT_USER
+            code = EXIT_USER if isinstance(error, BackendError) else exit_code_of(error)
             return _say(error, code) if rank.main else code
     return 0
 

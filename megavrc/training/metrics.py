@@ -6,7 +6,6 @@ Notable: between two lines nothing is read back from the device and nothing is s
 import contextlib
 import json
 import logging
-import resource
 import statistics
 import sys
 import time
@@ -143,18 +142,6 @@ def utilisation(flops_per_s: float, device_name: str | None) -> dict[str, float]
     return {"TFLOP/s/rank": flops_per_s / 1e12, **share}
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has had at most: allocated on its GPU; resident, if it trains on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    # Not getrusage where there is this file: that begins with the peak of the process that started this one.
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(peak.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:
     """Ranks whose own work a step takes `factor` times the median, by at least a tenth of the step."""
     median = statistics.median_low(own)
@@ -187,9 +174,10 @@ class Reporter:
         self._first, self._steps = first_step, steps
         self._path = run_dir / "metrics.jsonl"
         self._start = time.monotonic()
-        if self._path.is_file():
-            lines = [line for line in self._path.read_text().splitlines() if _is_step_until(line, first_step)]
-            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
+        try:
+            self._remove_later_lines()
+        except OSError as error:
+            log.warning("%s: lines after step %d stay in it (%s)", self._path, first_step, error)
         self._board = _tensorboard(run_dir / "tensorboard", first_step)
         self._bar = _bar(first_step, steps)
 
@@ -215,7 +203,15 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
-            print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
+            with contextlib.suppress(OSError):  # a log on a full disk
+                print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
+
+    def _remove_later_lines(self) -> None:
+        if self._path.is_file():
+            lines = [
+                line for line in self._path.read_text().splitlines() if _is_step_until(line, self._first)
+            ]
+            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
 
     def _write_board(self, step: int, values: dict[str, float]) -> None:
         if self._board is None:

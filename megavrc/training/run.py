@@ -18,7 +18,7 @@ import torch.distributed as dist
 import megavrc
 from megavrc.checkpoint import Checkpoint, Lease, Retention, newest_good, open_unverified
 from megavrc.config import UserError, dump_yaml, read_json, to_dict, write_json
-from megavrc.distributed import Rank
+from megavrc.distributed import Rank, together
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState
@@ -43,8 +43,8 @@ class RunFolder:
         finished: the configured number of steps is done already.
 
     Raises:
-        UserError: the folder cannot be made or holds another run, another job is at work in it, or no checkpoint in it
-            is whole.
+        UserError: the folder cannot be written or holds another run, another job is at work in it, no checkpoint in it
+            is whole, or the ranks have different configurations or data.
     """
 
     def __init__(
@@ -53,8 +53,10 @@ class RunFolder:
         self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
         self.path = Path(config.run_dir)
         self.lease: Lease | None = None  # on the main rank
+        _refuse_other_ranks(config, identity, rank)
         chosen = main_rank_decides(self._open, rank)  # which verifies it for all
-        self.checkpoint = None if chosen is None else open_unverified(chosen)
+        with together(rank):
+            self.checkpoint = None if chosen is None else open_unverified(chosen)
         self.finished = (
             self.complete_file.is_file()
             and self.checkpoint is not None
@@ -83,13 +85,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = Lease(self.path)
+            try:
+                return self._open_leased()
+            except BaseException:
+                self.lease.release()
+                raise
         except OSError as error:
             raise UserError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
-        try:
-            return self._open_leased()
-        except BaseException:
-            self.lease.release()
-            raise
 
     def _open_leased(self) -> Path | None:
         record = self.path / "run.json"
@@ -120,7 +122,8 @@ class RunFolder:
         """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
         train = self.config.train
         retention = Retention(train.keep, train.keep_every, train.keep_best and validates)
-        most = retention.most(train.steps, train.save_every)
+        first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
+        most = retention.most([*range(first, train.steps, train.save_every), train.steps])
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
         return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
 
@@ -155,6 +158,21 @@ def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def _refuse_other_ranks(config: AnyRunConfig, identity: dict[str, Any], rank: Rank) -> None:
+    """UserError on all ranks if not all have what the main rank has (collective)."""
+    mine = {"configuration": to_dict(config), "identity": identity}
+    mine["configuration"]["data"].pop("cache_dir", None)  # a disk of this machine
+    everyones: list[dict[str, Any]] = [{}] * rank.world_size
+    dist.all_gather_object(everyones, mine)
+    different = [number for number, theirs in enumerate(everyones) if theirs != everyones[0]]
+    if different:
+        first = list(_differences(everyones[different[0]], everyones[0], ""))
+        raise UserError(
+            f"rank{'s' * (len(different) > 1)} {', '.join(map(str, different))} would train another run than rank 0 "
+            f"({'; '.join(first[:4])}); all nodes must see the same configuration file and the same datasets"
+        )
 
 
 def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

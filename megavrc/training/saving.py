@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megavrc.checkpoint import begin, commit
+from megavrc.checkpoint import begin, commit, occupied
 from megavrc.checkpoint.shards import File, Shard, plan_shards, write_shard
 from megavrc.config import UserError
 from megavrc.distributed import Rank, any_rank, fault
@@ -257,8 +257,7 @@ def check_space(store: Path, state: TrainingState, checkpoints: int) -> None:
         UserError: there is too little room, or nothing can be written.
     """
     size = sum(tensor.nbytes for group in state.like.values() for tensor in group.values())
-    there = sum(file.stat().st_size for file in store.glob("step-*/*"))
-    needed = checkpoints * size - there
+    needed = checkpoints * size - occupied(store)
     try:
         store.mkdir(parents=True, exist_ok=True)
         probe = store / ".space"

@@ -17,6 +17,7 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
+from megavrc.distributed.memory import peak_memory
 from megavrc.training.blocks import prepare_blocks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
@@ -26,7 +27,6 @@ from megavrc.training.metrics import (
     Meter,
     Reporter,
     by_rank,
-    peak_memory,
     slow_ranks,
     to_device,
     utilisation,
@@ -70,9 +70,21 @@ class Trainer:
         self.device_name = torch.cuda.get_device_name(rank.device) if on_gpu else None
         self.slow: set[int] = set()  # ranks, by the last line of metrics
         self.losses: list[Tensor] = []  # of this step's micro-batches on this rank
+        self.samples: list[int] = []  # of this step on this rank, as indices into the source
         self.saver = run.saver(self.engine.state, validates=bool(task.validation))
         self.meter, self.clock = Meter(), Clock()
         self.clock.leave_out_meetings(core)
+        self.stream = Stream(
+            task.source,
+            task.order,
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            rank=rank.rank,
+            world_size=rank.world_size,
+            collate=task.collate,
+            workers=config.train.workers,
+            max_damaged=task.max_damaged,
+        )
         self.reporter: Reporter | None = None
         self._open()
 
@@ -87,18 +99,7 @@ class Trainer:
 
     def _open(self) -> None:
         """Data and reports from this step on."""
-        self.stream = Stream(
-            self.task.source,
-            self.task.order,
-            global_batch=self.config.train.global_batch,
-            micro_batch=self.config.train.micro_batch,
-            rank=self.rank.rank,
-            world_size=self.rank.world_size,
-            collate=self.task.collate,
-            start_step=self.step + self.data_offset,
-            workers=self.config.train.workers,
-            max_damaged=self.task.max_damaged,
-        )
+        self.stream.start_step = self.step + self.data_offset
         self.batches: Iterator[Any] = iter(self.stream)
         if self.reporter:
             self.reporter.close()
@@ -108,12 +109,13 @@ class Trainer:
     def train_step(self) -> Update:
         """One optimiser step: its micro-batches, then the update."""
         before = self.engine.snapshot_buffers()
-        self.losses = []
+        self.losses, self.samples = [], []
         for micro in range(self.engine.accumulation):
             self.watchdog.at(self.step, "data")
             with self.clock.wait():
                 fault.point("data", self.step)
                 batch = to_device(next(self.batches), self.rank.device)
+            self.samples += self.stream.samples
             torch.manual_seed(seed_for(self.config.seed, "forward", self.step, micro, self.rank.rank))
             self.watchdog.at(self.step, "forward")
             with self.clock.work():
@@ -178,17 +180,15 @@ class Trainer:
         self._open()
 
     def _audit(self, event: str, reason: str, losses: list[list[float]], **more: Any) -> None:
-        """Log and record what was done about the last step, with the samples of all ranks."""
+        """Log and record what was done about the last step, with the samples of all ranks (collective)."""
         step = self.step - 1
         log.warning("step %d %s: %s", step, event, reason)
+        samples: list[list[int]] = [[]] * self.rank.world_size
+        dist.all_gather_object(samples, self.samples)
         if self.rank.main:
             ranks = [
-                {
-                    "rank": rank,
-                    "losses": mine,
-                    "samples": self.stream.samples_of_rank(step + self.data_offset, rank),
-                }
-                for rank, mine in enumerate(losses)
+                {"rank": rank, "losses": mine, "samples": theirs}
+                for rank, (mine, theirs) in enumerate(zip(losses, samples, strict=True))
             ]
             write_audit(self.run.path, step, event, reason, **more, ranks=ranks)
 
@@ -258,11 +258,14 @@ class Trainer:
             return validate(module, self.task, self.config.train.micro_batch, self.rank, self.step)
 
     def preview(self) -> None:
-        """Pictures of what the model does at this step (collective)."""
+        """Pictures of what the model does at this step (collective); without room for them, none."""
         self.watchdog.at(self.step, "preview")
         with self.clock.excluded(), self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
-                self.task.preview(module, self.run.path / "previews", self.step)
+                try:
+                    self.task.preview(module, self.run.path / "previews", self.step)
+                except OSError as error:
+                    log.warning("step %d: no preview (%s); training goes on", self.step, error)
 
     def finish(self, values: dict[str, float]) -> None:
         """Export, then complete.json (collective)."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megavrc.config import EXIT_USER, UserError
+from megavrc.data.mirror import NetworkError
 from megavrc.distributed import Rank
 
 EXIT_HANG = 85
@@ -35,12 +36,19 @@ class LostRank(Exception):
     """Other ranks are gone or have failed; the message names them.
 
     Attributes:
-        exit_code: 85 if they are gone; theirs (1 or 2) if they failed by an error of their own, which would come again.
+        exit_code: 85 if they are gone; theirs (see `exit_code_of`) if they failed by an error of their own.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Of a rank that ends by an error of its own: 85 if running again may mend it, 2 for the user's mistake, else 1."""
+    if isinstance(error, NetworkError):
+        return EXIT_HANG
+    return EXIT_USER if isinstance(error, UserError) else 1
 
 
 class Watchdog:
@@ -87,7 +95,7 @@ class Watchdog:
         self._thread.join(2 * self._pulse)  # it may be stuck in the file system
         self._state = f"failed: {error}" if error else "left"
         if error is None or not _is_communication(error):
-            self._exit_code = EXIT_USER if isinstance(error, UserError) else int(error is not None)
+            self._exit_code = exit_code_of(error) if error else 0
             return self._publish()
         self._state = "failed: lost another rank"
         names, exit_code = self._lost()
@@ -105,8 +113,11 @@ class Watchdog:
 
     def _give_up(self) -> None:
         self._state = "hangs"
-        with open(self._stacks(self._rank.rank), "w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        with contextlib.suppress(
+            OSError
+        ):  # of a full disk, here and below: nothing may keep this rank from ending
+            with open(self._stacks(self._rank.rank), "w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
         self._publish()
         before = self._read()
         for _ in range(round(2 * PATIENCE)):
@@ -115,7 +126,8 @@ class Watchdog:
         if self._done.is_set():  # it was only slow
             return
         if self._claims_report():
-            print(self._report(before, self._read()), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(self._report(before, self._read()), file=sys.stderr, flush=True)
         time.sleep(
             self._pulse
         )  # a launcher kills the others when the first one exits: let the report be written
@@ -179,15 +191,18 @@ class Watchdog:
         mine = self._rank.rank
         failed = [r for r in after if r != mine and after[r]["exit_code"]]
         gone = [r for r in range(self._rank.world_size) if r != mine and _silent(before.get(r), after.get(r))]
-        exit_code = max((after[r]["exit_code"] for r in failed), default=EXIT_HANG)
+        codes = {after[rank]["exit_code"] for rank in failed}
+        exit_code = max(codes - {EXIT_HANG}, default=EXIT_HANG)
         return [_describe(rank, after.get(rank)) for rank in failed or gone], exit_code
 
     def _claims_report(self) -> bool:
-        """Whether this rank is the first to report the hang."""
+        """Whether this rank is the first to report the hang; without a disk to agree on, every one is."""
         try:
             self._claim.touch(exist_ok=False)
         except FileExistsError:
             return False
+        except OSError:
+            return True
         return True
 
     @property
@@ -244,5 +259,7 @@ def _communicates(frame: FrameType | None) -> bool:
 
 def _is_communication(error: BaseException) -> bool:
     """Whether an error may come from another rank's end."""
+    if isinstance(error, UserError):  # its text may say anything
+        return False
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,16 @@ def test_latest_can_be_set_back_by_hand(tmp_path: Path) -> None:
     assert found is not None and found.step == 1
 
 
+def test_damage_after_going_back_does_not_lead_into_the_future_that_was_left(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        commit(tmp_path, step, keep=9)
+    (tmp_path / "latest").write_text("step-00000002\n")
+    for step, next_one in ((2, 1), (1, 4)):  # nothing before it is whole: better a later one than none
+        flip(tmp_path / f"step-0000000{step}" / "model-00001.safetensors")
+        found = newest_good(tmp_path)
+        assert found is not None and found.step == next_one
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert newest_good(tmp_path / "checkpoints") is None
 
@@ -248,11 +259,32 @@ def test_every_so_many_and_the_best_are_kept(tmp_path: Path) -> None:
     assert scored(tmp_path / "b", losses, Retention(last=2, best=False)) == [7, 8]
     diverged = {1: float("nan"), 2: 4.0, 3: 5.0, 4: float("nan")}
     assert scored(tmp_path / "d", diverged, Retention(last=1)) == [2, 4]
-    assert (
-        Retention(last=1, every=4).most(steps=8, save_every=1) == 3 + 2
-    )  # as in "a", with the one being written
-    assert Retention(last=2, every=4, best=False).most(steps=24, save_every=6) == 3 + 2
     assert scored(tmp_path / "c", {1: None, 2: None, 3: None}, Retention(last=1)) == [3]
+
+
+@pytest.mark.parametrize(
+    ("last", "every", "best", "saves"),
+    [
+        (3, 10, True, range(10, 101, 10)),  # every checkpoint stays for good
+        (2, 4, False, range(1, 13)),
+        (2, 4, True, range(1, 13)),
+        (3, 20, True, [*range(10, 75, 10), 75]),
+        (1, 0, True, range(0, 5)),
+        (4, 0, False, [1, 2]),
+        (2, 6, True, range(0, 40, 4)),
+    ],
+)
+def test_how_many_are_there_at_once_is_known_before(
+    tmp_path: Path, last: int, every: int, best: bool, saves: Sequence[int]
+) -> None:
+    """In a run whose first checkpoint that is not there for good stays the best one."""
+    retention, most = Retention(last, every, best), 0
+    for step in saves:
+        loss = float(step) if every and step % every else float(1000 + step)
+        folder = write(tmp_path, step, {"model": {"w": torch.ones(1)}}, {"validation_loss": loss}, keep=99)
+        most = max(most, len(steps(tmp_path)))
+        retention.apply(folder)
+    assert retention.most(saves) == most
 
 
 def test_nothing_is_removed_when_the_newest_cannot_be_read_back(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, tar_of
+from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, make_features, tar_of
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import InOrder, Order
 from megavrc.data.shards import DataError, index_path
 from megavrc.data.stream import Stream, evaluation_batches
+from megavrc.data.text_features import TextFeatures
 
 COUNTS = (12, 0, 8)
 
@@ -122,10 +123,21 @@ def test_others_take_its_place(folder: Path, fault: Any, caplog: pytest.LogCaptu
     assert numbers <= set(range(12)), "only samples of that shard"
     if fault in (flip_a_sample, flip_a_caption):
         assert numbers == {5} and damaged.replaced == 4
+    assert [key_of(index) for index in damaged.samples] == [key for _, key in found[-4:]]
     if fault is remove_tar:
         assert "cannot be read: No such file" in caplog.text
     for position in changed:
         assert f"position {position}: {tar_of(folder)}" in caplog.text
+
+
+def test_text_features_follow_the_policy_of_their_tokens(folder: Path) -> None:
+    remove_tar(make_features(TokenDataset(folder)))
+    with pytest.raises(DataError, match=r"text_features/.*: shard is missing"):
+        TextFeatures(TokenDataset(folder))
+    features = TextFeatures(TokenDataset(folder, strict=False))
+    assert features[12].tolist() == [[12.0] * 3] * 2
+    with pytest.raises(DataError, match=r"text_features/.*cannot be read"):
+        features[5]
 
 
 def test_the_replacement_is_the_same_for_any_ranks_workers_and_resumes(folder: Path) -> None:

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
 from faulty_server import FaultyServer
-from token_folders import flip, ids_of, key_of, make_dataset, tar_of
+from token_folders import flip, ids_of, key_of, make_dataset, make_features, tar_of
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.mirror import FetchError, Mirror, is_remote
+from megavrc.data.mirror import FetchError, Mirror, NetworkError, is_remote
 from megavrc.data.order import Order, WindowOrder
-from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.stream import Stream
-from megavrc.data.text_features import FORMAT, FeatureWriter, TextFeatures, features_folder
+from megavrc.data.text_features import TextFeatures
 
 pytest.importorskip("aiohttp", reason="fsspec needs it for http")
 
@@ -36,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def mirror(server: FaultyServer, tmp_path: Path) -> Mirror:
-    return Mirror.of(server.url, tmp_path / "cache", GB, wait=0.01)
+    return Mirror.of(server.url, tmp_path / "cache", GB, wait=0.001)
 
 
 def keys(dataset: TokenDataset) -> list[str]:
@@ -101,20 +99,24 @@ def test_failures_that_stay_end_it_with_the_address(
 ) -> None:
     name = tar_of(Path()).name
     server.faults[name].extend([fault] * 99)
-    with pytest.raises(FetchError, match=rf"{server.url}/shards/{name}: .*{words}.*\(attempt 5\)"):
+    with pytest.raises(NetworkError, match=rf"{server.url}/shards/{name}: .*{words}.*\(attempt 9\)"):
         TokenDataset(mirror)[0]
-    assert server.requests[name] == 5
+    assert server.requests[name] == 9
     assert cached(mirror.cache) == set() and not list(mirror.cache.rglob("*.part"))
 
 
 def test_what_does_not_exist_is_not_tried_again(mirror: Mirror, server: FaultyServer, tmp_path: Path) -> None:
     tar_of(tmp_path / "tokens").unlink()
-    with pytest.raises(FetchError, match=r"FileNotFoundError.*attempt 1"):
-        TokenDataset(mirror)[0]
-    with pytest.raises(FetchError, match=r"/nowhere/manifest.json: FileNotFoundError"):
-        TokenDataset(mirror.child("nowhere"))
-    with pytest.raises(FetchError, match=r"nothing://x/manifest.json: ValueError.*nothing"):
-        TokenDataset(Mirror.of("nothing://x", tmp_path, GB, wait=0.01))
+    for address, words in (
+        (mirror, r"\.tar: FileNotFoundError"),
+        (mirror.child("no"), "/no/manifest.json: File"),
+    ):
+        with pytest.raises(FetchError, match=words) as caught:
+            TokenDataset(address)[0]
+        assert not isinstance(caught.value, NetworkError), "running again does not mend it"
+    assert server.requests["manifest.json"] == 2 and server.requests[tar_of(Path()).name] == 1
+    with pytest.raises(UserError, match=r"data.path: nothing://x: .*nothing"):
+        Mirror.of("nothing://x", tmp_path, GB)
 
 
 def test_a_failing_network_is_no_damaged_sample(mirror: Mirror, server: FaultyServer) -> None:
@@ -122,7 +124,7 @@ def test_a_failing_network_is_no_damaged_sample(mirror: Mirror, server: FaultySe
     server.faults[tar_of(Path()).name].extend(["drop"] * 99)
     dataset = TokenDataset(mirror, strict=False)
     stream = Stream(dataset, Order(11, 0), global_batch=11, micro_batch=11, collate=list, max_damaged=99)
-    with pytest.raises(FetchError):
+    with pytest.raises(NetworkError):
         next(iter(stream))
 
 
@@ -161,6 +163,10 @@ def test_a_damaged_copy_is_fetched_again(mirror: Mirror, server: FaultyServer) -
         flip(copy, offset)
     assert keys(TokenDataset(mirror)) == ALL
     assert server.requests[copy.name] == 2
+    [index] = mirror.cache.rglob(tar_of(Path(), 2).name + ".idx.npz")
+    flip(index, 300)
+    assert keys(TokenDataset(mirror)) == ALL
+    assert server.requests[index.name] == 2
 
 
 def test_a_part_of_a_killed_process_does_not_matter(mirror: Mirror) -> None:
@@ -183,17 +189,7 @@ def test_another_dataset_at_the_same_address(mirror: Mirror, tmp_path: Path) -> 
 def test_text_features_come_through_the_cache_too(
     server: FaultyServer, mirror: Mirror, tmp_path: Path
 ) -> None:
-    tokens = TokenDataset(tmp_path / "tokens")
-    folder, shards = features_folder(tokens.folder), []
-    for tar, count, first in ((tar_of(folder), 7, 0), (tar_of(folder, 2), 4, 7)):
-        with FeatureWriter(tar) as writer:
-            for number in range(first, first + count):
-                writer.add(key_of(number), np.full((2, 3), number, "f2"), {"caption": None})
-            writer.commit(plan_sha256="p")
-        done = read_done(tar, "p")
-        assert done is not None
-        shards.append(listed("train", done))
-    write_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
+    make_features(TokenDataset(tmp_path / "tokens"))
     features = TextFeatures(TokenDataset(mirror))
     assert [int(features[index][0, 0]) for index in (8, 0, 10)] == [8, 0, 10]
     assert len(cached(mirror.cache)) == 2
@@ -229,7 +225,7 @@ def test_a_process_killed_while_it_fetches_blocks_nobody(mirror: Mirror, server:
     while not server.requests[tar_of(Path()).name]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()  # it holds the file's lock and waits
+    process.kill()  # it waits for its next try
     process.join()
     server.faults.clear()
     assert keys(TokenDataset(mirror)) == ALL

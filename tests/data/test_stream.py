@@ -90,10 +90,11 @@ def test_workers_change_nothing(workers: int) -> None:
     assert read(30, 5, 2, 2, global_batch=8, workers=workers) == read(30, 5, 2, 2, global_batch=8)
 
 
-def test_sample_ids_name_the_global_batch() -> None:
-    stream = Stream(Squares(20), Order(20, 1), global_batch=8, micro_batch=8, collate=pairs)
-    for step, batch in enumerate(islice(iter(stream), 6)):
-        assert stream.sample_ids(step) == [index for _, index in batch]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_samples_of_the_last_batch_are_known(workers: int) -> None:
+    stream = Stream(Squares(20), Order(20, 1), global_batch=8, micro_batch=4, collate=pairs, workers=workers)
+    for batch in islice(iter(stream), 6):
+        assert stream.samples == [index for _, index in batch]
 
 
 def test_batches_that_do_not_divide_are_refused() -> None:

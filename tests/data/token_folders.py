@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.text_features import FORMAT, FeatureWriter, features_folder
 
 SHAPE = (5, 2, 3)
 VOCAB = 512
@@ -46,6 +48,22 @@ def make_dataset(
         shards.append(listed(split, done))
     usual = {"kind": "video", "shape": list(SHAPE), "vocab": VOCAB, "tokenizer": TOKENIZER}
     write_manifest(folder, {**usual, "image_source": "image", **info}, shards)
+    return folder
+
+
+def make_features(tokens: TokenDataset) -> Path:
+    """Text features of a dataset, two rows of three numbers each: the sample's index."""
+    folder, shards = features_folder(tokens.folder), []
+    for number, shard in enumerate(tokens.shards):
+        tar = folder / "shards" / shard["name"]
+        with FeatureWriter(tar) as writer:
+            for index in tokens.rows(number):
+                writer.add(tokens.key(index), np.full((2, 3), index, "f2"), {"caption": None})
+            writer.commit(plan_sha256="p")
+        done = read_done(tar, "p")
+        assert done is not None
+        shards.append(listed("train", done))
+    write_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
     return folder
 
 

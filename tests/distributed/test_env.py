@@ -66,6 +66,14 @@ def test_mpirun_on_one_machine() -> None:
     assert found["MASTER_PORT"] == discover(OPENMPI | {"OMPI_COMM_WORLD_RANK": "0"})["MASTER_PORT"]
 
 
+def test_mpirun_inside_a_step_of_srun_counts() -> None:
+    """As in `srun --pty bash`, whose single task the shell is."""
+    shell = {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    found = discover(shell | OPENMPI)
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("1", "2", "1")
+    assert discover(SLURM | {"PMI_RANK": "0", "PMI_SIZE": "1"})["RANK"] == "11", "srun sets PMI's too"
+
+
 def test_mpirun_on_several_machines_needs_an_address_or_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"MASTER_ADDR.*megavrc\[mpi\]"):

@@ -1,12 +1,16 @@
 """What the meter averages: applied steps only, each metric over the steps that have it."""
 
+import json
+import logging
 import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from megavrc.training.metrics import Meter, utilisation
+from megavrc.training.metrics import Meter, Reporter, utilisation
 
 
 def test_means_are_over_the_applied_steps_that_have_the_metric() -> None:
@@ -35,16 +39,28 @@ def test_utilisation_is_the_share_of_the_dense_peak() -> None:
     assert utilisation(0.0, "NVIDIA H200") == {}, "the video tokenizer's are not counted"
 
 
-def test_peak_memory_is_that_of_this_process_alone() -> None:
-    """A process that had much memory starts one that needs little; the peak stays when memory is freed."""
-    script = (
-        "import subprocess, sys, torch\n"
-        "from megavrc.training.metrics import peak_memory\n"
-        "if len(sys.argv) == 1:\n"
-        "    torch.ones(2**28).sum()\n"
-        "    subprocess.run([sys.executable, '-c', sys.orig_argv[2], 'child'], check=True)\n"
-        "print(peak_memory(torch.device('cpu')))\n"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    child, parent = map(int, run.stdout.split())
-    assert parent > 2**30 > child > 2**26
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_metrics_on_a_full_disk_are_lost_and_nothing_else(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = "".join(json.dumps({"step": step}) + "\n" for step in range(1, 1000))
+    (small_disk / "metrics.jsonl").write_text(lines)
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "others").write_bytes(bytes(10**6))
+    logging.getLogger("megavrc").propagate = True
+    reporter = Reporter(small_disk, first_step=990, steps=2000)
+    for step in range(991, 2000):
+        reporter.write(step, {"loss": 1.0}, {})
+    reporter.close()
+    assert "lines after step 990 stay in it" in caplog.text
+    assert "this line of metrics is lost" in caplog.text
+    assert (small_disk / "metrics.jsonl").read_text().startswith(lines)

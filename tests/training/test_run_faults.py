@@ -2,15 +2,18 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import toy_config
-from worlds import World
+from worlds import HERE, World, environment
 
 from megavrc.config import dump_yaml
+from megavrc.data.order import Order
 from megavrc.training.metrics import slow_ranks
 from megavrc.training.watchdog import suspects
 
@@ -40,6 +43,30 @@ def test_a_killed_rank_is_named_and_the_others_end(tmp_path: Path) -> None:
     assert ended.seconds[0] - ended.seconds[1] < 30
 
 
+@pytest.mark.parametrize("when", [pytest.param("make", marks=pytest.mark.slow), "read"])
+def test_a_network_that_fails_one_rank_is_to_be_tried_again(tmp_path: Path, when: str) -> None:
+    ended = start(tmp_path, 2, toy={"no_network": when}, watchdog_s=10.0).wait()
+    assert ended.codes == [85, 85], ended.outputs
+    assert "rank 1 " in ended.outputs[0] and "http://far/away: Connection reset" in ended.outputs[0]
+    assert "Traceback" not in "".join(ended.outputs)
+
+
+def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_path: Path) -> None:
+    script = (
+        "import shutil, sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from megavrc.distributed import Rank\n"
+        "from megavrc.training.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 1.0) as watchdog:\n"
+        "    shutil.rmtree(Path(sys.argv[1]) / 'heartbeats')\n"
+        "    watchdog.at(0, 'data')\n"
+        "    time.sleep(100)\n"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script, tmp_path], stderr=full, env=environment())
+    assert ended.returncode == 85
+
+
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
     ended = start(tmp_path, 2, "forward:1:4:raise", watchdog_s=20.0).wait()
@@ -51,14 +78,21 @@ def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
 def test_a_spike_goes_back_and_its_data_is_left_out(tmp_path: Path) -> None:
     """Step 16 meets the bad data; the run goes back to step 15 and does not see it again."""
     settings = {"steps": 20, "save_every": 5, "spike_threshold": 8.0, "spike_window": 10}
-    ended = start(tmp_path, 2, toy={"bad_steps": [16]}, **settings).wait()
+    order = Order(37, 5)
+    damaged = order.sample(16 * 8 + 1)  # another takes its place in the bad step too
+    ended = start(tmp_path, 2, toy={"bad_steps": [16], "damaged": damaged}, **settings).wait()
     assert ended.codes == [0, 0], ended.outputs[0]
     [audit] = lines(tmp_path, "audit.jsonl")
     assert (audit["step"], audit["event"], audit["to"]) == (16, "went back", 15)
     assert audit["left_out_data_of_steps"] == [15, 17]
-    assert [len(rank["samples"]) for rank in audit["ranks"]] == [4, 4]
+    trained = sorted(sample for rank in audit["ranks"] for sample in rank["samples"])
+    nominal = [order.sample(position) for position in range(16 * 8, 17 * 8)]
+    replaced = order.substitute(16 * 8 + 1, 0)
+    assert trained == sorted(replaced if sample == damaged else sample for sample in nominal)
     assert [line["step"] for line in lines(tmp_path, "metrics.jsonl")] == list(range(1, 21))
-    assert lines(tmp_path, "metrics.jsonl")[-1]["rollbacks"] == 1
+    last = lines(tmp_path, "metrics.jsonl")[-1]
+    times = sum(order.sample(position) == damaged for position in range(22 * 8))
+    assert (last["rollbacks"], last["replaced"]) == (1, times), "counted on when the run goes back"
     state = json.loads((tmp_path / "run/checkpoints/step-00000020/state.json").read_text())
     assert (state["data_offset"], state["rollbacks"]) == (2, 1)
 
@@ -139,6 +173,19 @@ def test_a_time_limit_stops_like_a_signal_and_broken_metrics_do_not_stop(tmp_pat
     assert "no TensorBoard" in ended.outputs[0]
     assert "stopped by train.exit_duration" in ended.outputs[0]
     assert checkpoints(tmp_path) == [lines(tmp_path, "metrics.jsonl")[-1]["step"]]
+
+
+def test_a_full_log_and_previews_that_cannot_be_written_do_not_stop(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "previews").write_text("in the way")
+    dump_yaml(toy_config(tmp_path / "run", steps=4), tmp_path / "config.yaml")
+    words = [sys.executable, HERE / "fault_world.py", "--config", tmp_path / "config.yaml"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=environment(), text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "step 4: no preview (" in ended.stderr
+    assert [line["step"] for line in lines(tmp_path, "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "complete.json").is_file()
 
 
 def test_who_holds_up_the_others() -> None:

@@ -107,6 +107,11 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_step(tmp_path: Path)
     many = shutil.disk_usage(tmp_path).free // 4_000_000 + 1000
     with pytest.raises(UserError, match=rf"GB are free, .* needed for {many} checkpoints of 0.00 GB"):
         check_space(tmp_path, Sizes(), many)  # type: ignore[arg-type]
+    unfinished = tmp_path / ".unfinished-step-00000003-1234"
+    unfinished.mkdir()
+    with open(unfinished / "model-00001.safetensors", "wb") as file:
+        file.truncate(2000 * 4_000_000)  # of a killed job; the next save makes room
+    check_space(tmp_path, Sizes(), many)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be written"):
         check_space(tmp_path / "file", Sizes(), 4)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from videos import make_videos
 from worlds import ROOT, environment
 
 from megavrc.config import UserError, load_config, read_json
-from megavrc.data.shards import ShardWriter, read_done, shard_name, write_manifest
+from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_manifest
 from megavrc.distributed import Rank
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.attention import BackendError
@@ -151,14 +151,18 @@ def tiny_net() -> OmniTokenizerNet:
     return OmniTokenizerNet(tiny())
 
 
-def test_a_preview_is_a_sheet_and_an_animation(tmp_path: Path) -> None:
+def preview_run(tmp_path: Path) -> RunConfig:
     config = video_run(tmp_path)
     tokenizer = OmniTokenizer(tiny_net())
     tokenizer.save(tmp_path / "omni")
     make_tokens(tmp_path / "again", 5, tokenizer.sha256)
     config.data.path, config.data.video_tokenizer = str(tmp_path / "again"), str(tmp_path / "omni")
     config.preview.count = 4
-    task = VRCTask(config)
+    return config
+
+
+def test_a_preview_is_a_sheet_and_an_animation(tmp_path: Path) -> None:
+    task = VRCTask(preview_run(tmp_path))
     module = task.build()
     assert isinstance(module, VRC)
     task.preview(module, tmp_path / "previews", 7)
@@ -166,6 +170,29 @@ def test_a_preview_is_a_sheet_and_an_animation(tmp_path: Path) -> None:
         "step-00000007.gif",
         "step-00000007.png",
     ]
+
+
+def test_a_preview_leaves_damaged_samples_out_where_they_may_be_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = preview_run(tmp_path)
+    tar = tmp_path / "again" / "shards" / shard_name("train", 0, 1)
+    whole = tar.read_bytes()
+    first = bytearray(whole)
+    first[first.index(b"\x93NUMPY") + 200] ^= 1
+    tar.write_bytes(first)
+    module = VRCTask(config).build()
+    with pytest.raises(DataError, match="is damaged"):
+        VRCTask(config).preview(module, tmp_path / "previews", 7)
+    config.data.on_damage = "replace"
+    logging.getLogger("megavrc").propagate = True
+    VRCTask(config).preview(module, tmp_path / "previews", 7)
+    assert (tmp_path / "previews" / "step-00000007.gif").is_file()
+    assert "preview: 1 damaged samples left out, the first because" in caplog.text
+    tar.write_bytes(bytes(len(whole)))
+    VRCTask(config).preview(module, tmp_path / "previews", 8)
+    assert "step 8: no preview" in caplog.text
+    assert not (tmp_path / "previews" / "step-00000008.gif").exists()
 
 
 @pytest.fixture

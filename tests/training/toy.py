@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.data.mirror import NetworkError
 from megavrc.data.order import InOrder, Order
+from megavrc.data.shards import DataError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import RunConfig, TokenDataConfig
 from megavrc.training.tasks.base import Samples
@@ -31,10 +33,15 @@ class ToyNet(nn.Module):
 
 
 class ToySource:
+    def __init__(self, damaged: int = -1) -> None:
+        self.damaged = damaged
+
     def __len__(self) -> int:
         return 37
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.damaged:
+            raise DataError(f"sample {index} is damaged")
         generator = torch.Generator().manual_seed(index)
         return {
             "index": index,
@@ -45,7 +52,8 @@ class ToySource:
 
 class ToyTask:
     """Args: dropout; at `nan_step` the last rank gets a NaN, at `stop_step` it gets SIGTERM; `bad_steps` have data with
-    losses far too high."""
+    losses far too high; the last rank has no network when it is to "make" the task, or to "read" the data of step 3;
+    others take the place of the sample `damaged`."""
 
     tokens, flops = 1, 0
 
@@ -57,14 +65,19 @@ class ToyTask:
         name: str = "toy",
         validation: bool = False,
         bad_steps: tuple[int, ...] = (),
+        no_network: str = "",
+        damaged: int = -1,
     ) -> None:
-        self.source, self.order, self.max_damaged = ToySource(), Order(len(ToySource()), 5), 0
+        self.source, self.order, self.max_damaged = ToySource(damaged), Order(37, 5), 1
         self.identity, self.facts = {"name": name}, {}
         self.validation = {"toys": Samples(self.source, InOrder(37), 21)} if validation else {}
         self.bad_steps = bad_steps
         self.dropout, self.nan_step, self.stop_step = dropout, nan_step, stop_step
         self.last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         self.delivered: list[list[int]] = []
+        self.no_network = no_network if self.last_rank else ""
+        if self.no_network == "make":
+            raise NetworkError("http://far/away: Connection reset")
 
     def build(self) -> nn.Module:
         return ToyNet(self.dropout)
@@ -75,6 +88,8 @@ class ToyTask:
         return []
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if self.no_network == "read" and items[0]["position"] >= 24:
+            raise NetworkError("http://far/away: Connection reset")
         self.delivered.append([item["position"] * 1000 + item["index"] for item in items])
         batch = {name: torch.stack([item[name] for item in items]) for name in ("x", "y")}
         batch["y"] *= 30.0 if items[0]["position"] // 8 in self.bad_steps else 1.0

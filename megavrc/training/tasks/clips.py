@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megavrc.config import UserError, progress, read_json, sha256_json, write_json
-from megavrc.distributed import Rank
+from megavrc.distributed import Rank, together
 from megavrc.training.config import ClipDataConfig
 from megavrc.video import VideoError, read_clip
 
@@ -39,7 +39,8 @@ class ClipSource:
     def __init__(self, config: ClipDataConfig, cache: Path, rank: Rank) -> None:
         self.config = config
         manifest = Path(config.path)
-        entries = _entries(manifest, config)
+        with together(rank):
+            entries = _entries(manifest, config)
         self.sha256 = sha256_json([[entry["id"], entry["path"]] for entry in entries] + [_settings(config)])
         self._root, self._entries = manifest.parent, entries
         self._clips = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, to_dict
 from megavrc.data.order import Order
-from megavrc.distributed import Rank, seed_for
+from megavrc.distributed import Rank, seed_for, together
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
@@ -35,9 +35,10 @@ class TokenizerTask:
     def __init__(self, config: TokenizerRunConfig, rank: Rank) -> None:
         self.config = config
         objective = config.objective
-        self.perceptual = (  # first of all: decoding may take hours
-            Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
-        )
+        with together(rank):
+            self.perceptual = (  # first of all: decoding may take hours
+                Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
+            )
         self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.config import UserError
+from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.model.condition import Condition
@@ -156,9 +157,11 @@ class VRCTask:
     def preview(self, module: nn.Module, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
         if self.video_tokenizer is None or not count:
-            return
+            return None
         assert isinstance(module, VRC)
         items = self._preview_items(count)
+        if not items:
+            return log.warning("step %d: no preview, there is no whole sample for it", step)
         settings = SamplingSettings(
             first=Sampling(temperature=self.config.preview.first_temperature),
             later=Sampling(temperature=self.config.preview.later_temperature),
@@ -166,17 +169,31 @@ class VRCTask:
         condition = to_device(self.condition(items), next(module.parameters()).device)
         ids = generate(module, condition, settings, seeds=list(range(count)))
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
-        write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
+        return write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
 
     def _preview_items(self, count: int) -> list[dict[str, Any]]:
-        """Samples with different conditions, as far as the first few hundred of the dataset have them."""
+        """Samples with different conditions, as far as the first few hundred of the dataset have them.
+
+        Where damaged ones may be replaced, they are left out; so there may be none.
+        """
         chosen: dict[str, dict[str, Any]] = {}
+        damaged: list[DataError] = []
         for index in range(min(len(self.source), 50 * count)):
-            item = self.source[index]
+            try:
+                item = self.source[index]
+            except DataError as error:
+                if not self.max_damaged:
+                    raise
+                damaged.append(error)
+                continue
             chosen.setdefault(self._label(item), item)
             if len(chosen) == count:
                 break
-        return [list(chosen.values())[index % len(chosen)] for index in range(count)]
+        if damaged:
+            log.warning(
+                "preview: %d damaged samples left out, the first because: %s", len(damaged), damaged[0]
+            )
+        return [list(chosen.values())[index % len(chosen)] for index in range(count if chosen else 0)]
 
     def _label(self, item: dict[str, Any]) -> str:
         return (

@@ -1,0 +1,28 @@
+"""The most memory that this process has had."""
+
+import contextlib
+import resource
+from pathlib import Path
+
+import torch
+
+
+def reset_peak_memory(device: str | torch.device) -> None:
+    """Forget the peak so far; on a CPU where Linux allows it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str | torch.device) -> int:
+    """Bytes that this process has had at most: allocated on its GPU; resident, if it computes on the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    # Not getrusage where there is this file: that begins with the peak of the process that started this one.
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(peak.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
