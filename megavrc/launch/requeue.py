@@ -24,7 +24,7 @@ MEANING = {
     1: "an exception; see the log",
     2: "the user's mistake; see the log",
     75: "tokenization stopped by a signal",
-    85: "a hang; the watchdog named the rank in the log",
+    85: "a hang, which the watchdog named in the log, or a network that failed for minutes",
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
     138: "stopped (SIGUSR1) before training had begun",
