@@ -43,6 +43,7 @@ class Folder:
         video_tokenizer: pixels to ids and back.
         text_tokenizer: None for a model that is not conditioned on text tokens.
         sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
+        quantize: what `load_folder` did to the matrices.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Folder:
     video_tokenizer: OmniTokenizer
     text_tokenizer: TextTokenizer | None
     sampling: dict[str, Any]
+    quantize: str | None = None
 
     def identity(self) -> str:
         """A hash that tells this model from others."""
@@ -224,6 +226,7 @@ def load_folder(
         OmniTokenizer(net.to(device)),
         text,
         {name: content[name] for name in SAMPLING_OPTIONS if name in content},
+        quantize,
     )
 
 
