@@ -40,7 +40,8 @@ def generate(
 ) -> None:
     """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png of all, and prompts.jsonl.
 
-    Clips that are in the output folder, made from the same model, precision, prompt, seed and sampling, are not made again.
+    Clips that are in the output folder, made from the same model, precision, prompt, seed and sampling, are not made
+    again.
 
     Args:
         model: folder written by tools/convert_checkpoint.py to-hf.

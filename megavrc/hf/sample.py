@@ -122,8 +122,8 @@ def generate_files(
         scale: enlarge each pixel this many times in the files.
 
     Returns:
-        How many clips were generated now; the others were there, made from the same model in the same precision, prompt,
-        seed and sampling.
+        How many clips were generated now; the others were there, made from the same model, precision, prompt, seed and
+        sampling.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is not a positive number")
