@@ -25,7 +25,7 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
-from .files import CHECKSUMS, fill, read_config, read_tensors
+from .files import CHECKSUMS, check_weights, fill, read_config, read_tensors
 from .keymap import from_folder
 from .quantize import quantize_int8
 
@@ -180,6 +180,8 @@ def load_folder(
 ) -> Folder:
     """Load a folder written by `tools/convert_checkpoint.py to-hf`.
 
+    Its weights are compared with SHA256SUMS where there is one, which takes a second a GB or less.
+
     Args:
         path: the folder.
         device: where the model is put.
@@ -203,6 +205,7 @@ def load_folder(
         )
     fill(model, parts["vrc"], path)
     fill(net, parts["video_tokenizer"], path)
+    check_weights(path)
     condition = model.config.condition
     text = None
     if condition.kind == "text" and condition.text == "learned":
