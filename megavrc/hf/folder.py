@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megavrc.config import UserError, read_json, sha256_file, sha256_json
 from megavrc.distributed import check_device
-from megavrc.model import VRC, ModelConfig, SamplingSettings
+from megavrc.model import VRC, ConditionConfig, ModelConfig, SamplingSettings
 from megavrc.model.clips import (
     SAMPLING_OPTIONS,
     decode_clips,
@@ -19,11 +19,12 @@ from megavrc.model.clips import (
     sampling_settings,
 )
 from megavrc.model.compressor import BatchNorm
-from megavrc.model.condition import Condition
+from megavrc.model.condition import Condition, pad_features
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
 
 from .files import CHECKSUMS, check_weights, fill, read_config, read_tensors
 from .keymap import from_folder
@@ -42,6 +43,7 @@ class Folder:
         model: the generator, in eval mode.
         video_tokenizer: pixels to ids and back.
         text_tokenizer: None for a model that is not conditioned on text tokens.
+        text_encoder: of a model that is conditioned on text features, if it was given to `load_folder`.
         sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
         quantize: what `load_folder` did to the matrices.
     """
@@ -50,6 +52,7 @@ class Folder:
     model: VRC
     video_tokenizer: OmniTokenizer
     text_tokenizer: TextTokenizer | None
+    text_encoder: TextEncoder | None
     sampling: dict[str, Any]
     quantize: str | None = None
 
@@ -70,9 +73,12 @@ class Folder:
             return _user_error(label_condition, labels, config)
         if prompts is not None and labels is None and self.text_tokenizer is not None:
             return torch.tensor([self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts])
-        wanted = (
-            "labels" if config.kind == "class" else "prompts" if config.text == "learned" else "text features"
-        )
+        if prompts is not None and labels is None and self.text_encoder is not None:
+            features = [_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
+            return pad_features(features, config.slots - 1)
+        wanted = "labels" if config.kind == "class" else "prompts"
+        if config.kind == "text" and config.text == "features":
+            wanted += " and the text encoder that it was trained with (--text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
     def generate(
@@ -114,7 +120,7 @@ class Folder:
                 generate_clips,
                 self.model,
                 self.video_tokenizer.net,
-                condition[part],
+                _rows(condition, part),
                 list(seeds[part]),
                 settings,
                 given if given is None else given[part],
@@ -164,11 +170,10 @@ class Folder:
 
     def _condition_of(
         self, prompts: Sequence[str] | None, labels: Sequence[int] | None, seeds: Sequence[int]
-    ) -> Tensor:
-        condition = self.condition(prompts, labels)
-        assert isinstance(condition, Tensor)
-        if len(seeds) != len(condition):
-            raise UserError(f"seeds: {len(seeds)} for {len(condition)} clips")
+    ) -> Condition:
+        condition, clips = self.condition(prompts, labels), len(prompts or labels or [])
+        if len(seeds) != clips:
+            raise UserError(f"seeds: {len(seeds)} for {clips} clips")
         return condition
 
 
@@ -177,6 +182,7 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     quantize: str | None = None,
+    text_encoder: Path | None = None,
 ) -> Folder:
     """Load a folder written by `tools/convert_checkpoint.py to-hf`.
 
@@ -188,6 +194,7 @@ def load_folder(
         dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
             float32.
         quantize: `int8` for 8-bit matrices (needs torchao).
+        text_encoder: folder of the text encoder that a model of text features was trained with (needs transformers).
 
     Raises:
         UserError: nothing there, not a VRC folder, another format version, damaged or missing files, no such
@@ -216,6 +223,10 @@ def load_folder(
             raise UserError(
                 f"{path / TEXT_TOKENIZER}: {text.vocab} pieces, the model takes {condition.vocab}"
             )
+    encoder = None
+    if text_encoder is not None:
+        trained_with = config["training"].get("facts", {}).get("text_encoder")
+        encoder = _text_encoder(text_encoder, model.config.condition, trained_with, device)
     model.eval().requires_grad_(False).to(device)
     if dtype is not None:
         cast(model, DTYPES[dtype])
@@ -228,6 +239,7 @@ def load_folder(
         model,
         OmniTokenizer(net.to(device)),
         text,
+        encoder,
         {name: content[name] for name in SAMPLING_OPTIONS if name in content},
         quantize,
     )
@@ -239,6 +251,37 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
         if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def _text_encoder(
+    path: Path, condition: ConditionConfig, trained_with: str | None, device: torch.device
+) -> TextEncoder:
+    if condition.kind != "text" or condition.text != "features":
+        raise UserError(f"text_encoder: {path}: this model is not conditioned on text features")
+    if trained_with not in (None, encoder_identity(path)["sha256"]):
+        raise UserError(
+            f"text_encoder: {path}: not the one that the model was trained with (another SHA-256)"
+        )
+    encoder = TextEncoder(path, device)
+    if encoder.width != condition.feature_dim:
+        raise UserError(
+            f"text_encoder: {path}: {encoder.width} columns, the model takes {condition.feature_dim}"
+        )
+    return encoder
+
+
+def _features(encoder: TextEncoder, prompt: str, slots: int) -> Tensor:
+    """Alone, so that they do not depend on other prompts, and in float16, as they are stored for training."""
+    ((features_LF, was_cut),) = encoder.encode([prompt], slots)
+    if was_cut:
+        raise UserError(
+            f"the prompt has more than {slots} text tokens, which is what the model takes: shorten it"
+        )
+    return features_LF.half()
+
+
+def _rows(condition: Condition, part: slice) -> Condition:
+    return (condition[0][part], condition[1][part]) if isinstance(condition, tuple) else condition[part]
 
 
 def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
