@@ -182,7 +182,7 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     quantize: str | None = None,
-    text_encoder: Path | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Folder:
     """Load a folder written by `tools/convert_checkpoint.py to-hf`.
 
@@ -226,7 +226,7 @@ def load_folder(
     encoder = None
     if text_encoder is not None:
         trained_with = config["training"].get("facts", {}).get("text_encoder")
-        encoder = _text_encoder(text_encoder, model.config.condition, trained_with, device)
+        encoder = _text_encoder(Path(text_encoder), model.config.condition, trained_with, device)
     model.eval().requires_grad_(False).to(device)
     if dtype is not None:
         cast(model, DTYPES[dtype])
