@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megavrc.config import UserError, read_json, sha256_file, sha256_json
 from megavrc.distributed import check_device
-from megavrc.model import VRC, ConditionConfig, ModelConfig, SamplingSettings
+from megavrc.model import VRC, ModelConfig, SamplingSettings
 from megavrc.model.clips import (
     SAMPLING_OPTIONS,
     decode_clips,
@@ -24,8 +24,9 @@ from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
-from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
+from megavrc.tokenizers.text_encoder import TextEncoder
 
+from .features import open_encoder, prompt_features
 from .files import CHECKSUMS, check_weights, fill, read_config, read_tensors
 from .keymap import from_folder
 from .quantize import quantize_int8
@@ -74,11 +75,11 @@ class Folder:
         if prompts is not None and labels is None and self.text_tokenizer is not None:
             return torch.tensor([self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts])
         if prompts is not None and labels is None and self.text_encoder is not None:
-            features = [_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
+            features = [prompt_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
             return pad_features(features, config.slots - 1)
         wanted = "labels" if config.kind == "class" else "prompts"
         if config.kind == "text" and config.text == "features":
-            wanted += " and the text encoder that it was trained with (--text_encoder)"
+            wanted += " and the text encoder that it was trained with (tools/generate.py --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
     def generate(
@@ -226,7 +227,7 @@ def load_folder(
     encoder = None
     if text_encoder is not None:
         trained_with = config["training"].get("facts", {}).get("text_encoder")
-        encoder = _text_encoder(Path(text_encoder), model.config.condition, trained_with, device)
+        encoder = open_encoder(Path(text_encoder), model.config.condition, trained_with, device)
     model.eval().requires_grad_(False).to(device)
     if dtype is not None:
         cast(model, DTYPES[dtype])
@@ -251,33 +252,6 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
         if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-
-
-def _text_encoder(
-    path: Path, condition: ConditionConfig, trained_with: str | None, device: torch.device
-) -> TextEncoder:
-    if condition.kind != "text" or condition.text != "features":
-        raise UserError(f"text_encoder: {path}: this model is not conditioned on text features")
-    if trained_with not in (None, encoder_identity(path)["sha256"]):
-        raise UserError(
-            f"text_encoder: {path}: not the one that the model was trained with (another SHA-256)"
-        )
-    encoder = TextEncoder(path, device)
-    if encoder.width != condition.feature_dim:
-        raise UserError(
-            f"text_encoder: {path}: {encoder.width} columns, the model takes {condition.feature_dim}"
-        )
-    return encoder
-
-
-def _features(encoder: TextEncoder, prompt: str, slots: int) -> Tensor:
-    """Alone, so that they do not depend on other prompts, and in float16, as they are stored for training."""
-    ((features_LF, was_cut),) = encoder.encode([prompt], slots)
-    if was_cut:
-        raise UserError(
-            f"the prompt has more than {slots} text tokens, which is what the model takes: shorten it"
-        )
-    return features_LF.half()
 
 
 def _rows(condition: Condition, part: slice) -> Condition:

@@ -51,6 +51,8 @@ def test_clips_are_those_of_the_encoder_s_features(of_features, encoder) -> None
     folder = load_folder(of_features, text_encoder=encoder)
     settings = sampling_settings(folder.sampling, {"guidance": 2.0})
     assert torch.equal(folder.generate(PROMPTS, seeds=[3, 4], settings=settings, batch_size=1)[1], expected)
+    empty, real = folder.condition(["", *PROMPTS], None)
+    assert not real[0].any() and not empty[0].any() and torch.equal(empty[1:], features), "as in training"
     (streamed,) = folder.stream(PROMPTS, seeds=[3, 4], settings=settings, by_frame=False)
     assert torch.equal(streamed, expected)
 
@@ -59,8 +61,8 @@ def test_the_command_takes_the_encoder(of_features, encoder, tmp_path, capsys) -
     generate = runpy.run_path(str(TOOL))["generate"]
     words = ["--model", str(of_features), "--prompt", json.dumps(PROMPTS), "--out", str(tmp_path / "out")]
     assert run_command(generate, words) == 2
-    assert "generated from prompts and the text encoder that it was trained with (--text_encoder)" in (
-        capsys.readouterr().err
+    assert (
+        "prompts and the text encoder that it was trained with (tools/generate.py" in capsys.readouterr().err
     )
     words += ["--text_encoder", str(encoder)]
     assert run_command(generate, words) == 0
