@@ -91,21 +91,9 @@ def generate(
         settings = sampling_settings(folder.sampling, sampling)
     except ValueError as error:
         raise UserError(str(error)) from None
-    count = generate_files(
-        folder,
-        wishes(texts, labels, seed),
-        out,
-        settings,
-        beginning,
-        frames,
-        overlap,
-        batch_size,
-        fps,
-        scale,
-    )
-    print(
-        f"{out}: {count} clips generated, {len(texts) + len(labels) - count} were there; look at {out}/sheet.png"
-    )
+    wanted = wishes(texts, labels, seed)
+    count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
+    print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def load_folder(
 
     Raises:
         UserError: nothing there, not a VRC folder, another format version, damaged or missing files, no such
-            device, or no torchao.
+            device, no torchao, or another text encoder.
     """
     path, device = Path(path), check_device(device)
     config = read_config(path)
@@ -227,7 +227,7 @@ def load_folder(
     encoder = None
     if text_encoder is not None:
         trained_with = config["training"].get("facts", {}).get("text_encoder")
-        encoder = open_encoder(Path(text_encoder), model.config.condition, trained_with, device)
+        encoder = open_encoder(Path(text_encoder), condition, trained_with, device)
     model.eval().requires_grad_(False).to(device)
     if dtype is not None:
         cast(model, DTYPES[dtype])
