@@ -33,6 +33,7 @@ def generate(
     speculative: int | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
     quantize: Literal["int8"] | None = None,
+    text_encoder: Path | None = None,
     batch_size: int = 4,
     fps: float = 8,
     scale: int = 1,
@@ -40,7 +41,8 @@ def generate(
 ) -> None:
     """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png of all, and prompts.jsonl.
 
-    Clips that are in the output folder, made from the same model, prompt, seed and sampling, are not made again.
+    Clips that are in the output folder, made from the same model, precision, prompt, seed and sampling, are not made
+    again.
 
     Args:
         model: folder written by tools/convert_checkpoint.py to-hf.
@@ -67,6 +69,7 @@ def generate(
             passes, other clips for a seed.
         dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
         quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
+        text_encoder: for a model of text features, the folder of the encoder that made them.
         batch_size: clips generated at once.
         fps: frames a second of the files.
         scale: enlarge each pixel this many times in the files.
@@ -77,7 +80,7 @@ def generate(
         raise UserError("give one of --prompt, --prompts and --label")
     if first_image and clip:
         raise UserError("give --first_image or --clip, not both")
-    folder = load_folder(model, device, dtype, quantize)
+    folder = load_folder(model, device, dtype, quantize, text_encoder)
     texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
     labels = [label] if isinstance(label, int) else label or []
     config = folder.model.config
@@ -88,21 +91,9 @@ def generate(
         settings = sampling_settings(folder.sampling, sampling)
     except ValueError as error:
         raise UserError(str(error)) from None
-    count = generate_files(
-        folder,
-        wishes(texts, labels, seed),
-        out,
-        settings,
-        beginning,
-        frames,
-        overlap,
-        batch_size,
-        fps,
-        scale,
-    )
-    print(
-        f"{out}: {count} clips generated, {len(texts) + len(labels) - count} were there; look at {out}/sheet.png"
-    )
+    wanted = wishes(texts, labels, seed)
+    count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
+    print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")
 
 
 if __name__ == "__main__":

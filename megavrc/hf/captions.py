@@ -10,19 +10,22 @@ from megavrc.data.dataset import TokenDataset
 
 
 def training_captions(state: dict[str, Any]) -> Iterator[str]:
-    """All captions of the datasets that a run was trained on, of those that are still in their place."""
+    """All captions that a run was trained on, of the datasets that are still in their place; the others are named."""
     data = state.get("config", {}).get("data", {})
-    for part in data.get("blend") or [data]:
-        if (Path(part.get("path", "")) / "manifest.json").is_file():
-            dataset = TokenDataset(part["path"], split=part.get("split", "train"))
-            for index in progress(range(len(dataset)), f"captions of {part['path']}"):
-                yield dataset[index]["caption"] or ""
+    for path in [part["path"] for part in data.get("blend") or [data] if "path" in part]:
+        if not (Path(path) / "manifest.json").is_file():
+            print(f"{path}: not in its place, so tokenizer.json is not tried on its captions; see --captions")
+            continue
+        dataset = TokenDataset(path, split=data.get("split", "train"))
+        for index in progress(range(len(dataset)), f"captions of {path}"):
+            yield dataset[index]["caption"] or ""
 
 
 def read_captions(path: Path) -> Iterator[str]:
     """Captions of a file: manifest.jsonl with a "caption" in each line, or text with one caption a line."""
     try:
         lines = path.read_text().splitlines()
-        yield from [json.loads(line)["caption"] or "" for line in lines] if path.suffix == ".jsonl" else lines
-    except (OSError, ValueError, KeyError) as error:
+        captions = [json.loads(line)["caption"] or "" for line in lines] if path.suffix == ".jsonl" else lines
+        yield from map(str, captions)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: captions cannot be read ({error!r})") from None

@@ -20,6 +20,9 @@ The weights come from a training run. Their licence is for whoever ran it to cho
 of the video tokenizer; this note grants none.
 """
 
+LONGER = """ More `frames=` are made in windows; each
+continues from the end of the one before, and detail fades."""
+
 CARD = """---
 library_name: transformers
 pipeline_tag: {pipeline}
@@ -101,19 +104,32 @@ def model_card(
         side=side,
         model_rows=_rows(model_rows),
         training_rows=_rows(training),
-        limits=f"Clips have at most {frames} frames of {side} x {side} pixels and show what the training data shows.",
+        limits=f"Trained on clips of {frames} frames of {side} x {side} pixels; shows what the training data shows."
+        + (LONGER if config.frames else ""),
     )
 
 
-def training_record(state: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Where weights come from, for a folder's config.json: stage, step, facts, and the rows of the training table."""
+def training_record(state: dict[str, Any], run: Path, averaged: bool = False) -> dict[str, Any]:
+    """Where weights come from, for a folder's config.json: stage, step, facts, and the rows of the training table.
+
+    Args:
+        state: of the checkpoint.
+        run: the folder of the run.
+        averaged: the weights are their average over training.
+    """
     if "training" in state:  # of a checkpoint that was made of a folder
         return dict(state["training"])
+    rows = training_rows(state, run)
+    if averaged:
+        decay = state["config"]["train"]["ema"]
+        rows["weights"] = (
+            f"moving average over the steps (decay {decay}); the losses are of the latest weights"
+        )
     return {
         "stage": state["identity"]["stage"],
         "step": state["step"],
         "facts": state.get("facts", {}),
-        "summary": list(training_rows(state, run).items()),  # pairs: JSON written by transformers sorts keys
+        "summary": list(rows.items()),  # pairs: JSON written by transformers sorts keys
     }
 
 

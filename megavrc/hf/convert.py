@@ -99,7 +99,7 @@ def to_hf(
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)
     known = read_captions(captions) if captions else training_captions(source.state)
-    record = training_record(source.state, source.folder)
+    record = training_record(source.state, source.folder, averaged=weights == "ema")
     publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known if text else ())
 
 
@@ -107,6 +107,13 @@ def refuse_existing(out: Path) -> None:
     """UserError if there is something already."""
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder or remove it")
+
+
+def unfinished(out: Path) -> Path:
+    """Where a folder is written before it appears as `out`; what a killed conversion left there is removed."""
+    partial = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
 
 
 def publish(
@@ -131,8 +138,7 @@ def publish(
     Raises:
         UserError: the folder does not pass; nothing is left behind.
     """
-    partial = out.with_name(f"{out.name}_partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed conversion
+    partial = unfinished(out)
     try:
         write_folder(partial, vrc, video, text, training, shard_size, captions)
         check(partial, vrc, video.net, text)

@@ -77,23 +77,26 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     module.load_state_dict(state, assign=True)
 
 
-def check_sums(folder: Path, ending: str = "") -> None:
-    """Compare the files with this ending with SHA256SUMS; UserError naming the first that is missing or changed."""
+def check_sums(folder: Path, endings: tuple[str, ...] = ("",)) -> None:
+    """Compare the files with these endings with SHA256SUMS; UserError naming the first that is missing or changed."""
     sums = folder / CHECKSUMS
     if not sums.is_file():
         raise UserError(f"{sums}: missing")
     lines = [line.partition("  ") for line in sums.read_text().splitlines()]
     for expected, _, name in lines:
         path = folder / name
-        if not name.endswith(ending):
+        if not name.endswith(endings):
             continue
         if not path.is_file():
             raise UserError(f"{path}: missing")
         if sha256_file(path) != expected:
-            raise UserError(f"{path}: has changed since the conversion (SHA-256 differs)")
+            raise UserError(
+                f"{path}: has changed since the conversion (SHA-256 differs): restore it, or remove {CHECKSUMS} if you "
+                "changed it"
+            )
 
 
 def check_weights(folder: Path) -> None:
-    """As `check_sums`, of the weights; a folder that transformers saved again has no sums and passes."""
+    """As `check_sums`, of weights and text tokenizer; a folder that transformers saved again has no sums and passes."""
     if (folder / CHECKSUMS).is_file():
-        check_sums(folder, ".safetensors")
+        check_sums(folder, (".safetensors", ".model"))

@@ -19,13 +19,15 @@ from megavrc.model.clips import (
     sampling_settings,
 )
 from megavrc.model.compressor import BatchNorm
-from megavrc.model.condition import Condition
+from megavrc.model.condition import Condition, pad_features
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.rollout import stream_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.tokenizers.text_encoder import TextEncoder
 
-from .files import CHECKSUMS, fill, read_config, read_tensors
+from .features import open_encoder, prompt_features
+from .files import CHECKSUMS, check_weights, fill, read_config, read_tensors
 from .keymap import from_folder
 from .quantize import quantize_int8
 
@@ -42,14 +44,18 @@ class Folder:
         model: the generator, in eval mode.
         video_tokenizer: pixels to ids and back.
         text_tokenizer: None for a model that is not conditioned on text tokens.
+        text_encoder: of a model that is conditioned on text features, if it was given to `load_folder`.
         sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
+        quantize: what `load_folder` did to the matrices.
     """
 
     path: Path
     model: VRC
     video_tokenizer: OmniTokenizer
     text_tokenizer: TextTokenizer | None
+    text_encoder: TextEncoder | None
     sampling: dict[str, Any]
+    quantize: str | None = None
 
     def identity(self) -> str:
         """A hash that tells this model from others."""
@@ -68,9 +74,12 @@ class Folder:
             return _user_error(label_condition, labels, config)
         if prompts is not None and labels is None and self.text_tokenizer is not None:
             return torch.tensor([self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts])
-        wanted = (
-            "labels" if config.kind == "class" else "prompts" if config.text == "learned" else "text features"
-        )
+        if prompts is not None and labels is None and self.text_encoder is not None:
+            features = [prompt_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
+            return pad_features(features, config.slots - 1)
+        wanted = "labels" if config.kind == "class" else "prompts"
+        if config.kind == "text" and config.text == "features":
+            wanted += " and the text encoder that it was trained with (tools/generate.py --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
     def generate(
@@ -112,7 +121,7 @@ class Folder:
                 generate_clips,
                 self.model,
                 self.video_tokenizer.net,
-                condition[part],
+                _rows(condition, part),
                 list(seeds[part]),
                 settings,
                 given if given is None else given[part],
@@ -162,11 +171,10 @@ class Folder:
 
     def _condition_of(
         self, prompts: Sequence[str] | None, labels: Sequence[int] | None, seeds: Sequence[int]
-    ) -> Tensor:
-        condition = self.condition(prompts, labels)
-        assert isinstance(condition, Tensor)
-        if len(seeds) != len(condition):
-            raise UserError(f"seeds: {len(seeds)} for {len(condition)} clips")
+    ) -> Condition:
+        condition, clips = self.condition(prompts, labels), len(prompts or labels or [])
+        if len(seeds) != clips:
+            raise UserError(f"seeds: {len(seeds)} for {clips} clips")
         return condition
 
 
@@ -175,8 +183,11 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     quantize: str | None = None,
+    text_encoder: str | Path | None = None,
 ) -> Folder:
     """Load a folder written by `tools/convert_checkpoint.py to-hf`.
+
+    Its weights are compared with SHA256SUMS where there is one, which takes a second a GB or less.
 
     Args:
         path: the folder.
@@ -184,10 +195,11 @@ def load_folder(
         dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
             float32.
         quantize: `int8` for 8-bit matrices (needs torchao).
+        text_encoder: folder of the text encoder that a model of text features was trained with (needs transformers).
 
     Raises:
         UserError: nothing there, not a VRC folder, another format version, damaged or missing files, no such
-            device, or no torchao.
+            device, no torchao, or another text encoder.
     """
     path, device = Path(path), check_device(device)
     config = read_config(path)
@@ -201,6 +213,7 @@ def load_folder(
         )
     fill(model, parts["vrc"], path)
     fill(net, parts["video_tokenizer"], path)
+    check_weights(path)
     condition = model.config.condition
     text = None
     if condition.kind == "text" and condition.text == "learned":
@@ -211,6 +224,10 @@ def load_folder(
             raise UserError(
                 f"{path / TEXT_TOKENIZER}: {text.vocab} pieces, the model takes {condition.vocab}"
             )
+    encoder = None
+    if text_encoder is not None:
+        trained_with = config["training"].get("facts", {}).get("text_encoder")
+        encoder = open_encoder(Path(text_encoder), condition, trained_with, device)
     model.eval().requires_grad_(False).to(device)
     if dtype is not None:
         cast(model, DTYPES[dtype])
@@ -223,7 +240,9 @@ def load_folder(
         model,
         OmniTokenizer(net.to(device)),
         text,
+        encoder,
         {name: content[name] for name in SAMPLING_OPTIONS if name in content},
+        quantize,
     )
 
 
@@ -233,6 +252,10 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
         if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def _rows(condition: Condition, part: slice) -> Condition:
+    return (condition[0][part], condition[1][part]) if isinstance(condition, tuple) else condition[part]
 
 
 def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -11,11 +11,12 @@ from transformers.utils import logging
 
 from megavrc.config import UserError, progress
 from megavrc.data.dataset import TokenDataset
+from megavrc.distributed import check_device
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
 from megavrc.tokenizers import OmniTokenizer
 
 from .convert import publish, refuse_existing
-from .files import check_weights, read_config
+from .files import read_config
 from .folder import Folder, load_folder
 
 TARGETS = r"vrc\.trunk\.layers\..*\.(qkv|out|gate_up|down)"  # the matrices of attention and feed-forward
@@ -59,24 +60,26 @@ def finetune(
         The loss of every step.
 
     Raises:
-        UserError: folder, dataset or device do not fit; `out` exists.
+        UserError: folder, dataset, options or device do not fit; `out` exists.
     """
     refuse_existing(out)
+    where = check_device(device)
+    if min(options.steps, options.rank, options.batch_size) < 1:
+        raise UserError("steps, rank and batch_size must be positive")
     training = read_config(folder)["training"]
-    check_weights(folder)
     parts = load_folder(folder)
     dataset = TokenDataset(data, parts.video_tokenizer.sha256, split=split)
     _check_shape(parts, dataset)
     torch.manual_seed(options.seed)
     logging.disable_progress_bar()
     model = VRCForVideoGeneration.from_pretrained(folder, dtype=torch.float32)
-    adapted = add_adapters(model, options).to(device)
+    adapted = add_adapters(model, options).to(where)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=options.lr)
     losses: list[float] = []
     batches = _batches(parts, dataset, options)
     steps = progress(range(options.steps), "fine-tune", options.steps, lambda: f"loss {losses[-1]:.4f}")
     for _ in steps:
-        ids, condition, drop = (tensor.to(device) for tensor in next(batches))
+        ids, condition, drop = (tensor.to(where) for tensor in next(batches))
         loss = adapted(ids=ids, condition=condition, drop=drop, logits=False).loss
         optimizer.zero_grad()
         loss.backward()

@@ -18,8 +18,8 @@ from megavrc.config import UserError, write_json
 from megavrc.model import ModelConfig
 from megavrc.model.vrc import INIT_STD
 
-from .convert import refuse_existing
-from .files import check_weights, read_config
+from .convert import refuse_existing, unfinished
+from .files import read_config
 from .folder import TEXT_TOKENIZER, Folder, load_folder
 
 CLASS_TABLE = "condition.table.weight"
@@ -40,7 +40,6 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     """
     refuse_existing(out)
     training = read_config(folder)["training"]
-    check_weights(folder)
     source = load_folder(folder)
     config = source.model.config
     parameters = {name: tensor.detach().float() for name, tensor in source.model.named_parameters()}
@@ -49,8 +48,7 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     stage = "video" if config.frames else "image"
     identity = {"stage": stage, "model": config.to_dict(), "converted_from": source.identity()}
     state = {"identity": identity, "facts": _facts(source, training, stage), "training": training}
-    partial = out.with_name(f"{out.name}_partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed conversion
+    partial = unfinished(out)
     try:
         source.video_tokenizer.save(partial / "video_tokenizer")
         if source.text_tokenizer is not None:

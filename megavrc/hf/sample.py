@@ -122,21 +122,26 @@ def generate_files(
         scale: enlarge each pixel this many times in the files.
 
     Returns:
-        How many clips were generated now; the others were there, made from the same model, prompt, seed and sampling.
+        How many clips were generated now; the others were there, made from the same model, precision, prompt, seed and
+        sampling.
     """
     for name, value in {"batch_size": batch_size, "scale": scale, "fps": fps}.items():
         if not value > 0:
             raise UserError(f"{name}: {value} is not a positive number")
     out.mkdir(parents=True, exist_ok=True)
     origin: dict[str, Any] = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
+    origin |= {"dtype": str(folder.model.tokens.weight.dtype), "quantize": folder.quantize}
     origin["sampling"] = dataclasses.asdict(settings)
     if overlap is not None:
         origin["overlap"] = overlap
     if beginning is not None:
         origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
     records = [wish.record() | origin for wish in wanted]
-    done = _finished(out)
-    missing = [i for i, record in enumerate(records) if done.get(record["id"]) != record]
+    there = _finished(out)
+    missing = [i for i, record in enumerate(records) if there.get(record["id"]) != record]
+    done = set(range(len(records))).difference(missing)
+    if missing:
+        _write_list(out, records, done)  # before files that other lines speak of are written over
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     clips: dict[int, Frames] = {}
     for batch in progress(batches, f"generate {len(missing)} clips", len(batches)):
@@ -144,8 +149,9 @@ def generate_files(
         for i, clip in zip(batch, made, strict=True):
             write_gif(out / f"{wanted[i].name}.gif", clip, fps, scale)
             write_mp4(out / f"{wanted[i].name}.mp4", clip, fps, scale)
-            clips[i], done[wanted[i].name] = clip, records[i]
-        _write_list(out, [record for record in records if done.get(record["id"]) == record])
+            clips[i] = clip
+        done.update(batch)
+        _write_list(out, records, done)
     rows = [
         (wish.text, clips[i] if i in clips else _read_back(out, wish, scale)) for i, wish in enumerate(wanted)
     ]
@@ -191,8 +197,8 @@ def _finished(out: Path) -> dict[str, dict[str, Any]]:
     return {record["id"]: record for record in whole}
 
 
-def _write_list(out: Path, records: list[dict[str, Any]]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+def _write_list(out: Path, records: list[dict[str, Any]], done: set[int]) -> None:
+    lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in sorted(done)]
     write_atomic(out / LIST, "".join(lines).encode())
 
 

@@ -22,6 +22,21 @@ def embedding(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(weight, freeze=False)
 
 
+def pad_features(features: list[Tensor], slots: int) -> tuple[Tensor, Tensor]:
+    """Text features [tokens, width] of samples as a condition: cut to the slots, and to the right of the padding.
+
+    Returns:
+        float32 [B, slots, width], and bool [B, slots] where they are real.
+    """
+    padded_BLF = torch.zeros(len(features), slots, features[0].shape[1])
+    real_BL = torch.zeros(len(features), slots, dtype=torch.bool)
+    for row, each in enumerate(features):
+        count = min(len(each), slots)
+        padded_BLF[row, slots - count :] = each[:count]
+        real_BL[row, slots - count :] = True
+    return padded_BLF, real_BL
+
+
 class ConditionEmbedding(nn.Module):
     """Condition to rows [B, C, D], slot embedding included."""
 

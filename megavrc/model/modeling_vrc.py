@@ -62,6 +62,8 @@ COMPANIONS = (
     "LICENSE",
 )
 
+HUB = ("revision", "cache_dir", "token", "local_files_only")  # where on a hub `from_pretrained` looks
+
 Job = tuple[  # the arguments of `stream_clips`, in order
     VRC, OmniTokenizerNet, Condition, list[int], SamplingSettings, Tensor | None, int | None, int | None
 ]
@@ -96,17 +98,42 @@ class VRCForVideoGeneration(PreTrainedModel):
         self.vrc = VRC(ModelConfig.from_dict(config.vrc))
         self.video_tokenizer = OmniTokenizerNet(OmniTokenizerConfig.from_dict(config.video_tokenizer))
         self._text_tokenizer: Any = None
+        self._hub: dict[str, Any] = {}
         self._from_file = self.vrc.tokens.weight.is_meta
         self.post_init()
-        self._keep_in_fp32_modules_strict = self._wide_tensors()  # after: transformers 4 checks for modules
+        # After: transformers 4 checks for modules.
+        self._keep_in_fp32_modules_strict = set(self._wide_tensors())
 
-    def _wide_tensors(self) -> set[str]:
-        """Names that stay float32 in half precision. Tensor by tensor: transformers would cast integer buffers too."""
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """As in transformers; what is read later (text tokenizer, sampling defaults) is of the same revision."""
+        loaded = super().from_pretrained(*args, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._hub = {name: options[name] for name in HUB if name in options}
+        return loaded
+
+    def _wide_tensors(self) -> dict[str, Tensor]:
+        """What stays float32 in half precision. Tensor by tensor: transformers would cast integer buffers too."""
         norms = tuple(
             f"vrc.{name}." for name, module in self.vrc.named_modules() if isinstance(module, BatchNorm)
         )
-        floats = [name for name, tensor in self.state_dict().items() if tensor.is_floating_point()]
-        return {name for name in floats if name.startswith(("video_tokenizer.", *norms))}
+        return {
+            name: tensor
+            for name, tensor in self.state_dict(keep_vars=True).items()
+            if tensor.is_floating_point() and name.startswith(("video_tokenizer.", *norms))
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Every `to`, `half` and `bfloat16` comes through here: what stays float32 moves, but is not cast."""
+        wide = list(self._wide_tensors().values())
+        kept = {id(tensor) for tensor in (*wide, *(tensor.grad for tensor in wide))}
+
+        def apply(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            narrowed = result.dtype != tensor.dtype and result.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(result.device) if narrowed and id(tensor) in kept else result
+
+        return super()._apply(apply, recurse)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The parts initialise themselves; transformers asks for it while loading when a folder lacks tensors."""
@@ -126,7 +153,7 @@ class VRCForVideoGeneration(PreTrainedModel):
     def text_tokenizer(self) -> Any:
         """The text tokenizer of the folder that the model was loaded from, loaded at first use."""
         if self._text_tokenizer is None:
-            self._text_tokenizer = PreTrainedTokenizerFast.from_pretrained(self._folder())
+            self._text_tokenizer = PreTrainedTokenizerFast.from_pretrained(self._folder(), **self._hub)
         return self._text_tokenizer
 
     def _folder(self) -> str:
@@ -144,6 +171,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         return cached_file(
             self._folder(),
             name,
+            **self._hub,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -202,7 +230,10 @@ class VRCForVideoGeneration(PreTrainedModel):
                 taking over `overlap` frames from the one before);
                 `seed`, B seeds, or one: clip i then uses seed + i;
                 `guidance`, `temperature`, `top_k`, `top_p`, the last three also with `first_` or `later_` before them
-                for the first frame or the frames after it. What is not given comes from generation_config.json.
+                for the first frame or the frames after it;
+                `speculative`, draft tokens that a pass verifies where tokens are drawn one by one (0: none): the same
+                distribution, other clips for a seed; `draft`, their first guess, `neighbour`, `repeat` or `random`.
+                What is not given comes from generation_config.json.
 
         Returns:
             uint8 [B, T, H, W, 3], or long [B, t, g, g].

@@ -17,6 +17,7 @@ from megavrc.config import UserError, progress, read_json, sha256_json, write_js
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
+from megavrc.distributed import check_device
 from megavrc.tokenization.job import Stop, array_task
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
@@ -72,6 +73,7 @@ def text_features(
     """
     if min(max_tokens, batch, threads) < 1:
         raise UserError("max_tokens, batch and threads must be positive")
+    where = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stop = Stop()
     torch.set_num_threads(threads)
     task, of = array_task(task, of)
@@ -81,8 +83,7 @@ def text_features(
         units = [(job, shard) for job in jobs for shard in range(len(job.tokens.shards))]
         todo = [(job, shard) for job, shard in units[task::of] if not job.done(shard)]
         if todo:
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            samples = _run(todo, TextEncoder(encoder, device, precision))
+            samples = _run(todo, TextEncoder(encoder, where, precision))
             total = sum(len(job.tokens.rows(shard)) for job, shard in todo)
             with closing(samples):
                 for _ in progress(stop.check(samples), "text features", total):

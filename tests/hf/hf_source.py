@@ -67,9 +67,11 @@ class Source:
         checkpoint.write(self.run / "checkpoints", 7, groups, state, keep=1)
 
 
-def make_tokens(folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 4, 4)) -> Path:
+def make_tokens(
+    folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 4, 4), split: str = "train"
+) -> Path:
     """Every clip of one colour has the same tokens: something to learn in a few steps."""
-    tar = folder / "shards" / shard_name("train", 0, 1)
+    tar = folder / "shards" / shard_name(split, 0, 1)
     clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
     with ShardWriter(tar, shape, 64) as shard:
         for number, caption in enumerate(CAPTIONS):
@@ -79,5 +81,5 @@ def make_tokens(folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 
     info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}
     done = read_done(tar, "p")
     assert done is not None
-    write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed("train", done)])
+    write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed(split, done)])
     return folder

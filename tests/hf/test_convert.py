@@ -16,12 +16,15 @@ from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import load_file, save_file
 
 from megavrc.config import UserError
-from megavrc.hf.captions import training_captions
+from megavrc.hf import gate
+from megavrc.hf.captions import read_captions, training_captions
+from megavrc.hf.card import model_card, training_record
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
 from megavrc.hf.files import check_sums
 from megavrc.hf.folder import load_folder
 from megavrc.hf.gate import check
-from megavrc.model import ConditionConfig
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.clips import encode_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
@@ -72,17 +75,18 @@ def test_the_gate_refuses_other_weights(copy, source) -> None:
 
 
 def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
-    parts = source.run.parent
+    parts, mine = source.run.parent, tmp_path / "out_partial"
+    mine.mkdir()  # a folder of the user's
     options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", tmp_path / "out"]
     command = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
     process = subprocess.Popen(command, cwd=TOOL.parents[1], preexec_fn=heard)
-    while not list(tmp_path.iterdir()):
+    while len(list(tmp_path.iterdir())) == 1:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.wait() != 0
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_parts_that_do_not_fit_are_named(source, tmp_path) -> None:
@@ -114,15 +118,47 @@ def test_captions_must_have_the_ids_of_sentencepiece(source, tmp_path) -> None:
     (tmp_path / "captions.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="captions cannot be read"):
         to_hf(source.run, parts / "video", source.text.path, out, captions=tmp_path / "captions.jsonl")
-    assert not out.exists() and not out.with_name("out_partial").exists()
+    (tmp_path / "captions.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match="captions cannot be read"):
+        list(read_captions(tmp_path / "captions.jsonl"))
+    assert {path.name for path in tmp_path.iterdir()} == {"captions.jsonl", "captions.txt"}
 
 
-def test_captions_of_the_run_are_those_of_its_dataset(tmp_path) -> None:
+def test_captions_of_the_run_are_those_of_its_dataset(tmp_path, capsys) -> None:
     data = {"path": str(make_tokens(tmp_path / "tokens", "0" * 64))}
     assert list(training_captions({"config": {"data": data}})) == CAPTIONS
     gone = {"path": str(tmp_path / "gone")}
     assert not list(training_captions({"config": {"data": gone}}))
-    assert list(training_captions({"config": {"data": {"blend": [gone, data]}}})) == CAPTIONS
+    part = {"path": str(make_tokens(tmp_path / "blended", "0" * 64, split="most")), "weight": 1.0}
+    capsys.readouterr()
+    blend = {"path": "", "blend": [gone, part], "split": "most"}
+    assert list(training_captions({"config": {"data": blend}})) == CAPTIONS
+    assert capsys.readouterr().out.startswith(
+        f"{gone['path']}: not in its place, so tokenizer.json is not tried"
+    )
+    assert not list(training_captions({})), "of a checkpoint that was made of a folder"
+
+
+def test_the_card_says_that_weights_are_an_average(source) -> None:
+    run = read_run(source.run)
+    run.state["config"]["train"]["ema"] = 0.999
+    cards = []
+    for averaged in (False, True):
+        summary = dict(training_record(run.state, source.run, averaged)["summary"])
+        cards.append(model_card("VRC", run.model, source.video.config, 1, summary))
+    assert "average" not in cards[0] and "| weights | moving average over the steps (decay 0.999)" in cards[1]
+
+
+def test_the_gate_draws_few_tokens_one_by_one(source, monkeypatch) -> None:
+    """A baseline with many tokens a frame: all frames but the last are given, so that hours become minutes."""
+    monkeypatch.setattr(gate, "LONG_FRAME", 8)
+    changes = {"prediction": "token", "keep_first_frame": True}
+    vrc = VRC(ModelConfig.from_dict(source.model.config.to_dict() | changes))
+    given = gate.make_inputs(vrc, source.video.net, source.text)
+    assert given.tensors["clip"].shape == (2, 13, 16, 16, 3)
+    made = gate.expected_outputs(vrc, source.video.net, source.text, given)
+    assert made["generated"].shape[1] == 5
+    assert torch.equal(made["generated"][:, :4], encode_clips(source.video.net, given.tensors["clip"]))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -153,6 +189,10 @@ def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
     index.write_text(json.dumps({"weight_map": {"vrc.head.weight": "model-00001-of-00002.safetensors"}}))
     refused(r"model-00001-of-00002\.safetensors: missing or damaged")
     index.unlink()
+    flipped = bytearray(weights)
+    flipped[-3] ^= 1
+    (copy / "model.safetensors").write_bytes(flipped)
+    refused(r"model\.safetensors: has changed since the conversion")
     (copy / "model.safetensors").write_bytes(weights)
     (copy / "tokenizer.model").unlink()
     refused(r"tokenizer\.model: missing")

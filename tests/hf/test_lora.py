@@ -78,4 +78,9 @@ def test_data_that_does_not_fit_is_refused_and_nothing_is_written(folder, source
     short = make_tokens(tmp_path / "short", source.video.sha256, (2, 4, 4))
     assert run_command(example, [*common, str(short)]) == 2
     assert "samples of (2, 4, 4) tokens, the model takes (5, 4, 4)" in capsys.readouterr().err
+    good = [*common, str(make_tokens(tmp_path / "good", source.video.sha256))]
+    assert run_command(example, [*good, "--device", "cuda:99"]) == 2
+    assert "device cuda:99: not on this machine" in capsys.readouterr().err
+    assert run_command(example, [*good, "--steps", "0"]) == 2
+    assert "steps, rank and batch_size must be positive" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -135,7 +135,7 @@ def cut_the_weights(folder: Path) -> None:
     ("damage", "message"),
     [
         (flip_a_byte, "model.safetensors: has changed since the conversion"),
-        (only_pickled_weights, "model.safetensors: missing"),
+        (only_pickled_weights, "pytorch_model.bin: pickled weights can run any code"),
         (cut_the_weights, "model.safetensors: missing or damaged"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer.model: missing"),
         (lambda folder: (folder / "config.json").write_text("{}"), "not a converted VRC model"),

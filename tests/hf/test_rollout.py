@@ -131,6 +131,36 @@ def test_the_command_continues_a_clip(folder, loaded, tmp_path, capsys) -> None:
     assert capsys.readouterr().err == "error: give --first_image or --clip, not both\n"
 
 
+def test_speculation_through_transformers(folder, loaded) -> None:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model = VRCForVideoGeneration.from_pretrained(folder)
+
+    def clips(**options: object) -> torch.Tensor:
+        return model.generate_video(PROMPTS, seed=5, output="ids", guidance=1.5, **options)
+
+    for draft in ("neighbour", "random"):
+        assert torch.equal(clips(top_k=1, speculative=4, draft=draft), clips(top_k=1))
+    drawn = clips(speculative=4)
+    assert not torch.equal(drawn, clips()), "other clips for a seed"
+    settings = sampling_settings(loaded.sampling, {"guidance": 1.5, "speculative": 4})
+    assert torch.equal(drawn, loaded.generate(PROMPTS, seeds=[5, 6], settings=settings)[0])
+    with pytest.raises(ValueError, match="draft one of neighbour, repeat, random"):
+        clips(draft="magic")
+
+
+def test_speculation_in_the_command(folder, tmp_path) -> None:
+    generate = runpy.run_path(str(TOOL))["generate"]
+    common = ["--model", str(folder), "--prompt", json.dumps(PROMPTS), "--frames", "5"]
+
+    def clips(name: str, *words: str) -> list[bytes]:
+        assert run_command(generate, [*common, "--out", str(tmp_path / name), *words]) == 0
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("*.gif"))]
+
+    assert clips("a", "--top_k", "1") == clips("b", "--top_k", "1", "--speculative", "4")
+    assert clips("c") != clips("d", "--speculative", "4")
+
+
 def test_bf16_and_int8_stay_close(folder, loaded) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed")
     condition = loaded.condition(PROMPTS, None)

@@ -57,6 +57,30 @@ def test_files_and_resuming(loaded, tmp_path) -> None:
     )
 
 
+def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_path) -> None:
+    wanted, settings = wishes(PROMPTS[:1], [], seed=3), sampling_settings({"top_k": 1})
+    half = load_folder(folder, dtype="bf16")
+    for model, made in ((loaded, 1), (half, 1), (half, 0), (loaded, 1)):
+        assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
+    assert json.loads((tmp_path / "prompts.jsonl").read_text())["dtype"] == "torch.float32"
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    for model, made in ((load_folder(folder, quantize="int8"), 1), (loaded, 1)):
+        assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
+
+
+def test_an_interrupted_run_leaves_no_line_about_what_it_wrote_over(loaded, tmp_path) -> None:
+    """Other clips are made in the place of the first ones, and the second of them cannot be written."""
+    wanted, settings = wishes(PROMPTS[:2], [], seed=3), sampling_settings({})
+    assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 2
+    blocked = tmp_path / f"{wanted[1].name}.gif"
+    blocked.unlink()
+    blocked.mkdir()
+    with pytest.raises(OSError):
+        generate_files(loaded, wanted, tmp_path, sampling_settings({"top_k": 1}), frames=5)
+    blocked.rmdir()
+    assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 2
+
+
 def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[..., 0] = 200

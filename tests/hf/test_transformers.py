@@ -1,17 +1,13 @@
 """A converted folder in transformers, and the same folder without it."""
 
-import base64
-import http.server
-import json
 import os
-import platform
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from hub import assert_names_no_machine, push
 from safetensors.torch import load_file, save_file
 
 from megavrc.config import UserError
@@ -135,71 +131,11 @@ def test_the_example_writes_a_clip_without_megavrc(folder, tmp_path) -> None:
     assert (tmp_path / "clip.gif").read_bytes()[:4] == b"GIF8"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What push_to_hub asks a hub for; keeps the files of the commit."""
-
-    files: dict[str, bytes] = {}
-
-    @property
-    def hub(self) -> str:
-        return f"http://{self.headers['Host']}"
-
-    def do_GET(self) -> None:
-        self.answer({"id": "me/vrc", "sha": "0" * 40, "siblings": []})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/api/repos/create":
-            self.answer({"url": f"{self.hub}/me/vrc", "name": "me/vrc"})
-        elif "/preupload/" in self.path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            self.answer(
-                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
-            )
-        elif "/commit/" in self.path:
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = [line["value"] for line in lines if line["key"] == "file"]
-            self.files |= {file["path"]: base64.b64decode(file["content"]) for file in files}
-            self.answer({"success": True, "commitUrl": f"{self.hub}/me/vrc/commit/0", "commitOid": "0" * 40})
-        else:  # checks of the model card
-            self.answer({"errors": [], "warnings": []})
-
-    def answer(self, content: dict[str, object]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_push_to_hub_sends_the_whole_folder_and_nothing_of_this_machine(folder, tmp_path) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = (
-        "import sys; sys.modules['megavrc'] = None\n"
-        "from transformers import AutoModel\n"
-        "AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).push_to_hub('me/vrc', token='hf_no')\n"
-    )
-    private = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    private |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", script, folder],
-        env=os.environ | private,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    server.shutdown()
-    assert run.returncode == 0, run.stderr
-    assert Hub.files.keys() >= {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
-    pushed = tmp_path / "pushed"
-    pushed.mkdir()
-    for name, content in Hub.files.items():
-        (pushed / name).write_bytes(content)
+    pushed = push(sys.executable, folder, tmp_path)
+    assert {path.name for path in pushed.iterdir()} >= {path.name for path in folder.iterdir()} - {
+        "SHA256SUMS"
+    }
     assert_names_no_machine(pushed, folder, tmp_path)
     clips = [load_folder(path).generate(PROMPTS, seeds=[1, 2])[1] for path in (folder, pushed)]
     assert torch.equal(*clips)
@@ -210,12 +146,3 @@ def test_saving_again_names_no_machine(folder, tmp_path) -> None:
 
     VRCForVideoGeneration.from_pretrained(folder).save_pretrained(tmp_path / "again")
     assert_names_no_machine(tmp_path / "again", folder, tmp_path)
-
-
-def assert_names_no_machine(pushed: Path, *places: Path) -> None:
-    secrets = [str(place) for place in (*places, Path(__file__).parents[2])]
-    for word in (*secrets, f"{Path.home()}/", platform.node(), "/tmp/", "hf_no"):
-        found = [
-            path.name for path in pushed.iterdir() if len(word) > 3 and word.encode() in path.read_bytes()
-        ]
-        assert not found, (word, found)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import assert_names_no_machine, push
 from safetensors.torch import load_file
 
 from megavrc.hf.folder import load_folder
@@ -41,6 +42,14 @@ def test_a_folder_in_the_oldest_transformers(old_python, folder, tmp_path) -> No
     assert run.stdout.splitlines()[0] == OLD[0].replace("==", " ")
     _, frames = load_folder(folder).generate(["a red square moves left", "a blue dog"], seeds=[5, 6])
     assert torch.equal(load_file(tmp_path / "results.safetensors")["default"], frames)
+
+
+def test_the_oldest_transformers_pushes_nothing_of_this_machine(old_python, folder, tmp_path) -> None:
+    pushed = push(old_python, folder, tmp_path)
+    assert {path.name for path in pushed.iterdir()} >= {path.name for path in folder.iterdir()} - {
+        "SHA256SUMS"
+    }
+    assert_names_no_machine(pushed, folder, tmp_path)
 
 
 def test_the_ends_of_the_range_are_those_of_the_requirements() -> None:

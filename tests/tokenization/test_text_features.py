@@ -280,6 +280,10 @@ def test_folders_that_are_no_encoder(
         assert run_command(text_features, [str(word) for word in words]) == 2, number
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1 and f"{folder}" in printed and message in printed
+    assert (
+        run_command(text_features, ["--out", str(out), "--encoder", str(encoder), "--device", "cuda:99"]) == 2
+    )
+    assert "device cuda:99: not on this machine" in capsys.readouterr().err
     assert run_command(text_features, ["--out", str(tmp_path), "--encoder", str(encoder)]) == 2
     assert "no finished dataset" in capsys.readouterr().err
 

@@ -16,15 +16,16 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.text_features import TextFeatures
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
+from megavrc.model.condition import pad_features
 from megavrc.training.config import RunConfig, TokenDataConfig, ValidationDataConfig
-from megavrc.training.tasks.vrc import VRCTask, pad_features
+from megavrc.training.tasks.vrc import VRCTask
 
 ENCODER = "import sys, pathlib, encoders; encoders.make_encoder(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
 
 
 def run(*words: str | Path) -> None:
     env = environment()
-    env["PYTHONPATH"] += f":{ROOT / 'tests' / 'tokenization'}"
+    env["PYTHONPATH"] += f":{ROOT / 'tests'}"
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -11,7 +11,7 @@ from megavrc.config import UserError
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
-from megavrc.model.condition import Condition
+from megavrc.model.condition import Condition, pad_features
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
@@ -202,18 +202,3 @@ class VRCTask:
 
     def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
         return {}
-
-
-def pad_features(features: list[Tensor], slots: int) -> tuple[Tensor, Tensor]:
-    """Text features [tokens, width] of samples as a condition: cut to the slots, and to the right of the padding.
-
-    Returns:
-        float32 [B, slots, width], and bool [B, slots] where they are real.
-    """
-    padded_BLF = torch.zeros(len(features), slots, features[0].shape[1])
-    real_BL = torch.zeros(len(features), slots, dtype=torch.bool)
-    for row, each in enumerate(features):
-        count = min(len(each), slots)
-        padded_BLF[row, slots - count :] = each[:count]
-        real_BL[row, slots - count :] = True
-    return padded_BLF, real_BL
