@@ -9,7 +9,8 @@ from models import build, inputs
 from torch import Tensor
 
 from megavrc.model import VRC, Sampling, SamplingSettings, generate, speculation
-from megavrc.model.sampling import draw, probabilities
+from megavrc.model.decoder import Decoder
+from megavrc.model.sampling import draw, probabilities, uniforms
 
 SAMPLES = 4000
 GREEDY = Sampling(top_k=1)
@@ -166,6 +167,19 @@ def test_a_known_first_frame_is_not_speculated_on():
     )
     assert torch.equal(clip, generate(model, condition, SamplingSettings(), [0, 1], ids[:, :1]))
     assert frames == []
+
+
+@torch.no_grad()
+def test_passes_leave_no_masks_behind():
+    """A decoder's memory may serve a thousand clips, each with windows at other places."""
+    model = build()
+    _, condition = inputs(model)
+    decoder = Decoder(model, condition, 2)
+    shape = speculation.numbers_shape(model.config, SamplingSettings(speculative=5))[1:]
+    numbers = uniforms([0, 1], shape[0] * shape[1] * shape[2], "cpu").unflatten(1, shape)
+    speculation.speculative_frame(decoder, Sampling(), "neighbour", numbers)
+    assert decoder.passes > 5
+    assert not decoder.memory._masks
 
 
 def test_impossible_settings_are_refused():
