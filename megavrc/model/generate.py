@@ -105,6 +105,8 @@ def _run(
     """The frames in order; the model is in eval mode until the last one is out."""
     job = str(settings)
     space = workspace(model, len(seeds), job, settings.guidance)
+    # Passes compute in the dtype of their cache.
+    plain = torch.autocast(space.ids_BTN.device.type, enabled=False)
     count, more = space.uniform_BTN[0].numel(), math.prod(shape)
     numbers = uniforms(seeds, (window + 1) * (count + more), "cpu")[:, -count - more :]
     drawn = numbers[:, :count].view_as(space.uniform_BTN)
@@ -112,13 +114,15 @@ def _run(
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
         speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
-        sampler = Sampler(decoder, settings, space, speculation, on_speculation)
-        sampler.take(known_BKN)
+        with plain:
+            decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
+            sampler = Sampler(decoder, settings, space, speculation, on_speculation)
+            sampler.take(known_BKN)
         for index in range(1 + frames):
             if known_BKN is None or index >= known_BKN.shape[1]:
-                sampler.frame(index)
+                with plain:
+                    sampler.frame(index)
             yield space.ids_BTN[:, index].unflatten(1, (model.config.grid, -1)).clone()
     finally:
         model.train(was_training)
