@@ -48,6 +48,12 @@ def test_errors_against_float64(mask, dtype, head_dim):
     cases.check_errors("rects", mask, dtype, head_dim)
 
 
+def test_scores_rounded_to_bfloat16_are_found_out():
+    """The reference in bfloat16 does that: within the absolute limits, but twice as wrong as rectangles."""
+    with pytest.raises(AssertionError):
+        cases.check_errors("dense", cases.SMALL["text and segments"], torch.bfloat16, 64)
+
+
 @pytest.mark.parametrize("prefix", [120, 128])
 @pytest.mark.parametrize("segments, length", [(1, 1), (4, 24), (16, 24), (1, 256)])
 @pytest.mark.parametrize("first_frame", [0, 37])
