@@ -1,5 +1,6 @@
 """Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,8 @@ from .graphs import Workspace, keep, workspace
 from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
 from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC
+
+log = logging.getLogger("megavrc.speculation")
 
 OnSpeculation = Callable[[int, Tensor], None]
 
@@ -205,6 +208,7 @@ class Sampler:
             self.decoder, sampling, self.settings.draft, self.speculation[:, index], before
         )
         self.space.ids_BTN[:, index] = ids
+        log.info("frame %d: %.2f tokens accepted a pass", index, ids.numel() / passes.sum().item())
         if self.on_speculation:
             self.on_speculation(index, passes)
 

@@ -1,6 +1,7 @@
 """Speculation: the distribution of sequential sampling, its argmax, fewer passes, and independence of the batch."""
 
 import itertools
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -147,7 +148,8 @@ def test_a_sample_depends_on_its_own_seed_only(variant):
     assert not torch.equal(together, generate(model, condition, settings, [4, 1, 2, 9]))
 
 
-def test_tokens_that_depend_on_nothing_are_all_accepted():
+def test_tokens_that_depend_on_nothing_are_all_accepted(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "megavrc.speculation")
     model = build("class")
     torch.nn.init.zeros_(model.head.weight)  # as a fresh model
     counts = []
@@ -155,6 +157,7 @@ def test_tokens_that_depend_on_nothing_are_all_accepted():
     label = torch.tensor([0, 1])
     generate(model, label, settings, [0, 1], on_speculation=lambda frame, passes: counts.append(passes))
     assert [passes.tolist() for passes in counts] == [[7, 7]]  # 64 tokens, 10 a pass
+    assert "frame 0: 9.14 tokens accepted a pass" in caplog.text
 
 
 def test_a_known_first_frame_is_not_speculated_on():
