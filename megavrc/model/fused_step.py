@@ -50,9 +50,8 @@ def obstacle(model: VRC, rows: int) -> str:
     for layer in layers:
         parts += [layer.attention_norm, layer.attention.qkv, layer.attention.out]
         parts += [layer.feed_forward_norm, layer.feed_forward.gate_up, layer.feed_forward.down]
-    for part in (
-        parts
-    ):  # the kernels read weights: whatever else a module does, an adapter's say, they would leave out
+    # The kernels read weights only: what else a module does, such as an adapter, they would leave out.
+    for part in parts:
         if type(part) not in (nn.Linear, RMSNorm):
             return f"a layer is {type(part).__name__}, not Linear"
         if type(part.weight.data) is not Tensor or part.weight.dtype != dtype:
