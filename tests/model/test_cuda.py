@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import build, inputs
 
+from megavrc.evaluation import cost
 from megavrc.model import (
     VRC,
     ConditionConfig,
@@ -233,6 +234,16 @@ def test_a_new_job_takes_memory_when_the_old_one_has_given_its_own_back():
     before = torch.cuda.memory_allocated()
     graphs.workspace(model, 64, "new", 1.0)
     assert torch.cuda.max_memory_allocated() - before < size / 2
+
+
+def test_prefill_is_timed_in_the_memory_of_the_clips():
+    model, batch = sized(frames=0, grid=8), 512
+    labels = torch.zeros(batch, dtype=torch.long, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    cost.clip_phases(model, labels, SamplingSettings(), list(range(batch)))
+    size = sum(buffer.nbytes for buffer in kept(model).memory.cache.layers)
+    assert size < torch.cuda.max_memory_allocated() - before < 1.8 * size
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
