@@ -1,17 +1,48 @@
 #!/usr/bin/env bash
 # All checks and measurements that need a GPU, meant to take under 10 minutes on an H200. Results go to benchmarks/results/.
+# A step that fails does not stop the others; they are named at the end, and the exit code is 1.
 #
-#   benchmarks/gpu.sh            PYTHON=python
-set -euo pipefail
+#   benchmarks/gpu.sh                        PYTHON=python
+#   benchmarks/gpu.sh tests attention        only these: tests attention generate train tune
+#
+# A machine that has little more than torch with CUDA and triton needs requirements.txt, pytest and hypothesis too. Without a
+# network, bring them: pip download -d wheels jsonargparse[signatures] av webdataset deepspeed sentencepiece safetensors
+# transformers tensorboard matplotlib rich fsspec filelock pillow pyyaml protobuf pytest hypothesis, for that machine's Python, and
+# there pip install --no-index --find-links wheels the same names (deepspeed needs --no-build-isolation).
+set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
-"$PYTHON" -m pytest -m gpu -p no:cacheprovider tests
-"$PYTHON" tools/benchmark.py attention --device=cuda --json=benchmarks/results/attention-cuda.json
-for preset in b l xl 1.2b; do
-    "$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --preset "$preset" --variants '[vrc-4,token,row]' \
-        --transformers false --json "benchmarks/results/generate-$preset-cuda.json"
-done
-"$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --preset l --variants '[vrc-4]' --batch 64 \
-    --transformers false --json benchmarks/results/generate-l-64-cuda.json
+PARTS=" ${*:-tests attention generate train tune} "
+FAILED=()
+
+step() { # PART NAME COMMAND..: run a command if its part is wanted
+    local part=$1 name=$2
+    shift 2
+    [[ $PARTS == *" $part "* ]] || return 0
+    echo "== $name"
+    "$@" || FAILED+=("$name")
+}
+
+generate() { # NAME OPTIONS..
+    step generate "generate $1" "$PYTHON" tools/benchmark.py generate --device cuda --dtype bfloat16 --repeats 2 \
+        --json "benchmarks/results/generate-$1-cuda.json" "${@:2}"
+}
+
+step tests "tests" "$PYTHON" -m pytest -m gpu -p no:cacheprovider tests/model/test_cuda.py
+step attention "attention" "$PYTHON" tools/benchmark.py attention --device cuda --json benchmarks/results/attention-cuda.json
+generate l --preset l --speculative 16
+generate b --preset b --variants '[vrc-4,token,row]' --transformers false
+generate xl --preset xl --variants '[vrc-4,row]' --transformers false
+generate 1.2b --preset 1.2b --variants '[vrc-4,row]' --transformers false
+generate l-batch --preset l --variants '[vrc-4]' --batch '[16,64]' --transformers false
 # Its planned_GiB beside memory_GiB is the check of tools/plan_run.py's estimate.
-"$PYTHON" tools/benchmark.py train --preset='[xl,1.2b]' --micro_batch='[1,8]' --precision=bf16 --json=benchmarks/results/train-cuda.json
+step train "train" "$PYTHON" tools/benchmark.py train --preset '[xl,1.2b]' --micro_batch '[1,8]' --precision bf16 \
+    --json benchmarks/results/train-cuda.json
+# The search compiles 48 kernels.
+step tune "attention with searched tiles" "$PYTHON" tools/benchmark.py attention --device cuda --tune --shapes '[[8,12],[8,32]]' \
+    --backends '[flex,triton]' --json benchmarks/results/attention-tuned-cuda.json
+
+if ((${#FAILED[@]})); then
+    printf 'FAILED: %s\n' "${FAILED[@]}"
+    exit 1
+fi

@@ -23,7 +23,9 @@ def test_the_table_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
     flops = 4 * 64 * case["visible"] * rows**2
     assert part["tflops_per_second"] == pytest.approx(flops / part["ms"] / 1e9)
     assert part["of_masked"] == pytest.approx(part["ms"] / case["backends"]["masked"]["forward"]["ms"])
-    assert "rects" in capsys.readouterr().out
+    best = min(("masked", "rects"), key=lambda name: case["backends"][name]["both"]["ms"])
+    assert case["fastest"] == best and result["auto"] == "rects"
+    assert f"{best} in 1 of 1; auto takes rects" in capsys.readouterr().out
 
 
 def test_a_backend_that_was_asked_for_must_run() -> None:

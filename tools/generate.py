@@ -1,5 +1,6 @@
 """Video from a converted folder: text, class labels, a file of prompts (resumes), optionally a first picture."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -76,6 +77,8 @@ def generate(
         device: cpu or cuda.
     """
     sampling = {name: value for name, value in locals().items() if name in SAMPLING_OPTIONS}
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("megavrc.speculation").setLevel(logging.INFO)  # accepted tokens a pass
     if sum(given is not None for given in (prompt, prompts, label)) != 1:
         raise UserError("give one of --prompt, --prompts and --label")
     if first_image and clip:

@@ -1,19 +1,21 @@
 """The most memory that this process has had."""
 
-import contextlib
 import resource
 from pathlib import Path
 
 import torch
 
 
-def reset_peak_memory(device: str | torch.device) -> None:
-    """Forget the peak so far; on a CPU where Linux allows it."""
+def reset_peak_memory(device: str | torch.device) -> int | None:
+    """Forget the peak so far; returns the bytes in use now, or None where the peak cannot be forgotten."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # not Linux, or not allowed
+            return None
+    return peak_memory(device)
 
 
 def peak_memory(device: str | torch.device) -> int:

@@ -8,8 +8,9 @@ import torch
 
 from megavrc.model import VRC, SamplingSettings
 from megavrc.model.condition import Condition
-from megavrc.model.decoder import Decoder
+from megavrc.model.decoder import Decoder, Memory
 from megavrc.model.generate import generate_frames
+from megavrc.model.graphs import keep, workspace
 from megavrc.model.sampling import draw, probabilities
 
 POINTS = 5  # cache lengths at which token steps are sampled
@@ -23,7 +24,8 @@ class Phases(TypedDict):
         prefill: the condition's pass.
         first_frame: the rest of the first frame.
         later_frames: all others.
-        step: of one pass for the next token (of the first frame's rows with `first_frame: row`), sampling included.
+        step: of one pass for the next token (of the first frame's rows with `first_frame: row`; with speculation, for
+            the next tokens), sampling included.
         accepted: tokens of a sample that speculation accepted a pass, 0 without.
     """
 
@@ -47,13 +49,16 @@ def clock(device: str) -> Callable[[], float]:
 
 def clip_phases(model: VRC, condition: Condition, settings: SamplingSettings, seeds: list[int]) -> Phases:
     """Generate a batch of clips, one per seed, and time its phases."""
-    config, device, batch = model.config, model.tokens.weight.device.type, len(seeds)
+    config, device, batch, job = model.config, str(model.tokens.weight.device), len(seeds), str(settings)
     now = clock(device)
-    if device == "cuda":  # graphs are captured in the first clip of a job
+    if device.startswith("cuda"):  # graphs are captured in the first clip of a job
         list(generate_frames(model, condition, settings, seeds))
+    space = workspace(model, batch, job, settings.guidance)  # on CUDA that clip's; the next one takes it too
     start = now()
-    _prefill(model, settings, batch)
+    _prefill(model, settings, batch, space.memory)
     prefill = now() - start
+    keep(model, batch, job, space)
+    del space
     passes: list[float] = []
     times = [now()]
     for _ in generate_frames(
@@ -78,9 +83,10 @@ def clip_phases(model: VRC, condition: Condition, settings: SamplingSettings, se
 @torch.no_grad()
 def sampled_phases(model: VRC, settings: SamplingSettings, batch: int, count: int) -> Phases:
     """As `clip_phases`, from `count` token steps at each of a few cache lengths; the steps between are interpolated."""
-    config, now = model.config, clock(model.tokens.weight.device.type)
+    config, now = model.config, clock(str(model.tokens.weight.device))
+    memory = Memory(model, batch, settings.guidance)
     start = now()
-    decoder = _prefill(model, settings, batch)
+    decoder = _prefill(model, settings, batch, memory)
     prefill = now() - start
     slots, tokens = config.condition.slots, config.tokens_per_frame
     rows = token_passes(model)
@@ -126,8 +132,8 @@ def _integral(steps: torch.Tensor, seconds: torch.Tensor, count: int) -> float:
 
 
 @torch.no_grad()
-def _prefill(model: VRC, settings: SamplingSettings, batch: int) -> Decoder:
-    decoder = Decoder(model, model.null_condition(batch), batch, settings.guidance)
+def _prefill(model: VRC, settings: SamplingSettings, batch: int, memory: Memory) -> Decoder:
+    decoder = Decoder(model, model.null_condition(batch), batch, settings.guidance, memory)
     decoder.raw_logits()
     return decoder
 

@@ -65,6 +65,24 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask, backen
     return _loaded[name](q, k, v, mask)
 
 
+def prepare(backend: str, mask: SegmentMask, x: Tensor, head_dim: int, gradients: bool) -> str:
+    """Choose a backend for the rows `x` and build what it derives from the mask; returns its name.
+
+    For layers that may be compiled: done here, neither a trial nor a table is part of what is traced.
+    """
+    device, dtype = x.device, x.dtype
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
+    name = choose(backend, device.type, dtype, head_dim, gradients)
+    if name == "triton":
+        mask.tables(device)
+    elif name == "flex":
+        from .attention_flex import kept_blocks
+
+        kept_blocks(mask, device)
+    return name
+
+
 def choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
     """The backend that `segment_attention` takes.
 

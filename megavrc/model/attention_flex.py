@@ -45,6 +45,11 @@ def block_mask(mask: SegmentMask, device: torch.device) -> BlockMask:
     )
 
 
+def kept_blocks(mask: SegmentMask, device: torch.device) -> BlockMask:
+    """`block_mask`, made once."""
+    return mask.keep(("flex", device), lambda: block_mask(mask, device))
+
+
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     # fullgraph: past the limit of recompilations an error, not the slow eager version without a word
@@ -53,10 +58,11 @@ def _compiled() -> Callable[..., Tensor]:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
     """See `segment_attention`."""
-    blocks = mask.keep(("flex", q.device), lambda: block_mask(mask, q.device))
+    blocks = kept_blocks(mask, q.device)
     if not torch.is_grad_enabled():  # on CPU it refuses inputs that require gradients even then
         q, k, v = q.detach(), k.detach(), v.detach()
     elif q.device.type == "cpu" and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("FlexAttention has no backward pass on CPU")
-    run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
+    # Not is_compiling(): that is true in plain Python too while something is traced.
+    run: Any = flex_attention if torch.compiler.is_dynamo_compiling() else _compiled()
     return run(q, k, v, block_mask=blocks)

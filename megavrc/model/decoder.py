@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .attention import SegmentMask
 from .cache import DeviceStep, KVCache
 from .condition import Condition
-from .fused_step import FusedStep, fits
+from .fused_step import FusedStep, obstacle
 from .rope import qkv_table
 from .vrc import VRC
 
@@ -38,18 +38,26 @@ class Memory:
         self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
         capacity = max(layout.length for layout in self.layouts.values())
         self.cache = KVCache(config.layers, rows, config.heads, capacity, config.head_dim, weight)
-        use = weight.is_cuda and fits(rows, config.head_dim, model.head.weight)
-        self.fused = FusedStep(config, self.cache) if use else None
+        self.fused = self._fused(model, rows) if weight.is_cuda else None
 
-    def mask(self, part: str, start: int, stop: int) -> SegmentMask | None:
-        """The mask of the rows [start, stop); None where they see everything up to stop."""
+    def _fused(self, model: VRC, rows: int) -> FusedStep | None:
+        if reason := obstacle(model, rows):
+            log.info("token steps run layer by layer, not in the fused kernels: %s", reason)
+            return None
+        return FusedStep(model.config, self.cache)
+
+    def mask(self, part: str, start: int, stop: int, keep: bool = True) -> SegmentMask | None:
+        """The mask of the rows [start, stop); None where they see everything up to stop. Graphs need it kept."""
         if stop == start + 1:
             return None
         key = part, start, stop
-        if key not in self._masks:
-            mask = self.layouts[part].mask(start, stop)
-            self._masks[key] = None if mask.is_full else mask
-        return self._masks[key]
+        if key in self._masks:
+            return self._masks[key]
+        mask = self.layouts[part].mask(start, stop)
+        found = None if mask.is_full else mask
+        if keep:
+            self._masks[key] = found
+        return found
 
 
 class Decoder:
@@ -104,12 +112,16 @@ class Decoder:
         """Add raw tokens as input."""
         self.push(self.model.embed_raw(ids_BL))
 
-    def step(self, count: int) -> Tensor:
-        """One trunk pass over the pending rows; returns the normed states of its last `count` rows."""
+    def step(self, count: int, keep_mask: bool = True) -> Tensor:
+        """One trunk pass over the pending rows; returns the normed states of its last `count` rows.
+
+        `keep_mask`: for later clips, which make the same pass again.
+        """
         rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
         self._pending.clear()
         start, stop = self.cache.length, self.cache.length + rows.shape[1]
-        table, mask = self.memory.tables[self.part][start:stop], self.memory.mask(self.part, start, stop)
+        table = self.memory.tables[self.part][start:stop]
+        mask = self.memory.mask(self.part, start, stop, keep_mask)
         states = self.model.trunk(rows, table, mask, cache=self.cache)
         self.cache.length = stop
         self.passes += 1
@@ -161,12 +173,12 @@ class Decoder:
         conditional, unconditional = logits.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
-    def raw_logits(self, count: int = 1) -> Tensor:
-        """Run the pending rows and return the logits of the last `count`, [B, count, V].
+    def raw_logits(self, count: int = 1, keep_mask: bool = True) -> Tensor:
+        """Run the pending rows (see `step`) and return the logits of the last `count`, [B, count, V].
 
         A row's logits are those of the token that follows it (in `first_frame: row`: of the cell below it).
         """
-        return self.guide(self.model.head(self.step(count)))
+        return self.guide(self.model.head(self.step(count, keep_mask)))
 
     def push_segment(self, features_BND: Tensor) -> None:
         """Compress the representations of the newest frame and add its segment as input.
@@ -193,12 +205,13 @@ class Decoder:
 def store_for_generation(model: VRC) -> None:
     """Keep the float32 matrices of a model on a CPU transposed in memory: products with one row take 0.7 of the time.
 
-    Names, shapes and values stay; only strides change, so the model still trains and saves. bfloat16 is left alone:
-    there, transposed storage is slower.
+    Names, shapes and values stay; only strides change, so the model still trains and saves. bfloat16 and other devices
+    are slower with transposed matrices: those that come so are stored by rows again.
     """
     for module in (*model.trunk.modules(), model.head):
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and type(module.weight.data) is Tensor:  # not quantised
             weight = module.weight.data
-            plain = type(weight) is Tensor and weight.device.type == "cpu"  # not quantised
-            if plain and weight.dtype == torch.float32 and weight.is_contiguous():
+            if weight.device.type != "cpu" or weight.dtype != torch.float32:
+                module.weight.data = weight.contiguous()
+            elif weight.is_contiguous():
                 module.weight.data = weight.t().contiguous().t()

@@ -7,10 +7,11 @@ costs as many launches as it has, and memory traffic beyond the weights' is nois
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cache import KVCache
 from .config import ModelConfig
+from .transformer import RMSNorm
 from .vrc import VRC
 
 try:
@@ -33,11 +34,31 @@ SPLIT = 128  # keys of one attention program
 TILE = 8192  # matrix elements that one program holds in registers
 
 
-def fits(rows: int, head_dim: int, weight: Tensor) -> bool:
-    """Whether a step of so many rows can run in these kernels, with weights like this one."""
-    plain = type(weight.data) is Tensor and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    size = head_dim & (head_dim - 1) == 0
-    return HAVE_TRITON and rows <= MAX_ROWS and size and plain and weight.is_contiguous()
+def obstacle(model: VRC, rows: int) -> str:
+    """Why a step of so many rows of this model cannot run in these kernels; an empty string when it can."""
+    head_dim, dtype = model.config.head_dim, model.tokens.weight.dtype
+    if not HAVE_TRITON:
+        return "triton is not installed"
+    if rows > MAX_ROWS:
+        return f"{rows} rows, at most {MAX_ROWS}"
+    if head_dim & (head_dim - 1):
+        return f"head_dim {head_dim} is not a power of two"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{dtype} weights"
+    parts: list[Any] = [model.trunk.norm, model.head]
+    layers: Any = model.trunk.layers
+    for layer in layers:
+        parts += [layer.attention_norm, layer.attention.qkv, layer.attention.out]
+        parts += [layer.feed_forward_norm, layer.feed_forward.gate_up, layer.feed_forward.down]
+    # The kernels read weights only: what else a module does, such as an adapter, they would leave out.
+    for part in parts:
+        if type(part) not in (nn.Linear, RMSNorm):
+            return f"a layer is {type(part).__name__}, not Linear"
+        if type(part.weight.data) is not Tensor or part.weight.dtype != dtype:
+            return f"weights of other kinds than {dtype}"
+        if not part.weight.is_contiguous():
+            return "matrices are transposed in memory, as for a CPU; load the model onto the GPU"
+    return ""
 
 
 class FusedStep:
@@ -63,7 +84,10 @@ class FusedStep:
 
     def __call__(self, model: VRC, rows_RD: Tensor, table_S31P: Tensor, position: Tensor) -> Tensor:
         """Embedded rows [R, D] at `position` (long [1]) to logits [R, V]; writes their keys and values."""
-        turns = torch.view_as_real(table_S31P)
+        with torch.cuda.device_of(rows_RD):  # Triton launches on the current device
+            return self._run(model, rows_RD, torch.view_as_real(table_S31P), position)
+
+    def _run(self, model: VRC, rows_RD: Tensor, turns: Tensor, position: Tensor) -> Tensor:
         self.x.copy_(rows_RD)
         for layer, buffer in zip(model.trunk.layers, self.cache.layers, strict=True):
             self._attention(layer, buffer, turns, position)

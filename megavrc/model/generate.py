@@ -1,5 +1,6 @@
 """Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,8 @@ from .graphs import Workspace, keep, workspace
 from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
 from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC
+
+log = logging.getLogger("megavrc.speculation")
 
 OnSpeculation = Callable[[int, Tensor], None]
 
@@ -105,6 +108,8 @@ def _run(
     """The frames in order; the model is in eval mode until the last one is out."""
     job = str(settings)
     space = workspace(model, len(seeds), job, settings.guidance)
+    # Passes compute in the dtype of their cache.
+    plain = torch.autocast(space.ids_BTN.device.type, enabled=False)
     count, more = space.uniform_BTN[0].numel(), math.prod(shape)
     numbers = uniforms(seeds, (window + 1) * (count + more), "cpu")[:, -count - more :]
     drawn = numbers[:, :count].view_as(space.uniform_BTN)
@@ -112,13 +117,15 @@ def _run(
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
         speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
-        sampler = Sampler(decoder, settings, space, speculation, on_speculation)
-        sampler.take(known_BKN)
+        with plain:
+            decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
+            sampler = Sampler(decoder, settings, space, speculation, on_speculation)
+            sampler.take(known_BKN)
         for index in range(1 + frames):
             if known_BKN is None or index >= known_BKN.shape[1]:
-                sampler.frame(index)
+                with plain:
+                    sampler.frame(index)
             yield space.ids_BTN[:, index].unflatten(1, (model.config.grid, -1)).clone()
     finally:
         model.train(was_training)
@@ -201,6 +208,7 @@ class Sampler:
             self.decoder, sampling, self.settings.draft, self.speculation[:, index], before
         )
         self.space.ids_BTN[:, index] = ids
+        log.info("frame %d: %.2f tokens accepted a pass", index, ids.numel() / passes.sum().item())
         if self.on_speculation:
             self.on_speculation(index, passes)
 

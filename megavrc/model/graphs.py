@@ -5,6 +5,8 @@ captured once and replayed: without Python, launch costs or waiting for the host
 what it reads, so that it can be repeated.
 """
 
+import functools
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,12 +34,13 @@ class Workspace:
     def __init__(self, model: VRC, batch: int, guidance: float = 1.0, steps: str | None = None) -> None:
         config, like = model.config, model.tokens.weight.detach()
         shape = (batch, 1 + config.frames, config.tokens_per_frame)
-        self.memory = Memory(model, batch, guidance)
-        self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
-        self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
         fed_back = 0 if config.feedback == "tokens" else 1 + config.frames
-        self.features_TBND = like.new_zeros(fed_back, batch, config.tokens_per_frame, config.width)
-        self.index = torch.zeros(1, dtype=torch.long, device=like.device)
+        with torch.inference_mode(False):  # the next clip may be generated outside of it
+            self.memory = Memory(model, batch, guidance)
+            self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
+            self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
+            self.features_TBND = like.new_zeros(fed_back, batch, config.tokens_per_frame, config.width)
+            self.index = torch.zeros(1, dtype=torch.long, device=like.device)
         self.steps = steps or ("graph" if like.is_cuda else "host")
         self._graphs: dict[Hashable, tuple[Any, tuple[str, int]]] = {}
         self._pool: Any = None
@@ -49,9 +52,13 @@ class Workspace:
 
     def run(self, key: Hashable, decoder: Decoder, one_pass: Callable[[], None]) -> None:
         """Make one pass; `key` tells passes apart that launch different work. Rows still pending are not captured."""
-        if self.steps != "graph" or not decoder.idle:
-            one_pass()
-            return
+        with torch.cuda.device_of(self.index):  # what is launched and captured goes to the current device
+            if self.steps != "graph" or not decoder.idle:
+                one_pass()
+            else:
+                self._replay(key, decoder, one_pass)
+
+    def _replay(self, key: Hashable, decoder: Decoder, one_pass: Callable[[], None]) -> None:
         passes = decoder.passes
         if key not in self._graphs:
             self._graphs[key] = self._capture(decoder, one_pass)
@@ -63,20 +70,30 @@ class Workspace:
     def _capture(self, decoder: Decoder, one_pass: Callable[[], None]) -> tuple[Any, tuple[str, int]]:
         """The graph of a pass, and where it leaves the decoder; everything else is as before."""
         state, index = decoder.state, self.index.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            one_pass()  # libraries allocate and choose algorithms at first use, which cannot be captured
-            self.index.copy_(index)
-            decoder.restore(state)
-        torch.cuda.current_stream().wait_stream(stream)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            one_pass()
+        graph, stream = torch.cuda.CUDAGraph(), _capture_stream(self.index.device)
+        with _CAPTURING:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                one_pass()  # libraries allocate and choose algorithms at first use, which cannot be captured
+                self.index.copy_(index)
+                decoder.restore(state)
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads go on: one that decodes the frames before this one may allocate memory meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                one_pass()
         after = decoder.state
         decoder.restore(state)
         return graph, after
+
+
+_CAPTURING = threading.Lock()  # one capture at a time is all that torch promises
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: captures share the memory of a pool, and cuBLAS its workspace, by stream."""
+    return torch.cuda.Stream(device)
 
 
 _KEPT: WeakKeyDictionary[VRC, tuple[Hashable, Workspace]] = WeakKeyDictionary()
@@ -90,6 +107,7 @@ def workspace(model: VRC, batch: int, job: Hashable, guidance: float) -> Workspa
     key, kept = _KEPT.pop(model, (None, None))
     if kept is not None and key == _key(model, batch, job):
         return kept
+    kept = None  # gone before its successor takes memory
     return Workspace(model, batch, guidance)
 
 
@@ -97,6 +115,11 @@ def keep(model: VRC, batch: int, job: Hashable, used: Workspace) -> None:
     """Leave a workspace for the next job. Only one a model is kept: its cache may be large."""
     if used.steps == "graph":
         _KEPT[model] = _key(model, batch, job), used
+
+
+def forget(model: VRC) -> None:
+    """Free what the model's last job has left: keys and values, and on CUDA the graphs with their memory."""
+    _KEPT.pop(model, None)
 
 
 def _key(model: VRC, batch: int, job: Hashable) -> Hashable:

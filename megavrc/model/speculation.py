@@ -81,7 +81,7 @@ def speculative_frame(
         if low:
             decoder.cache.truncate(start + low - 1)
         decoder.push_raw(window.ids[:, max(low - 1, 0) : stop])
-        logits = decoder.raw_logits(stop - low + 1)
+        logits = decoder.raw_logits(stop - low + 1, keep_mask=False)
         if not low:
             start = decoder.cache.length - stop
         window.advance(logits)

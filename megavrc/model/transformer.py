@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import SegmentMask, segment_attention
+from .attention import SegmentMask, prepare, segment_attention
 from .cache import DeviceStep, KVCache
 from .config import ModelConfig
 from .rope import rotate, rotate_qkv
@@ -98,6 +98,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
+        self.head_dim = config.head_dim
 
     def forward(
         self,
@@ -116,6 +117,12 @@ class Trunk(nn.Module):
             cache: keys and values of earlier rows, where those of these rows are written too.
             backend: of `segment_attention` without a cache.
         """
+        if cache is None:
+            assert mask is not None
+            gradients = torch.is_grad_enabled() and (
+                x_BSD.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+            )
+            backend = prepare(backend, mask, x_BSD, self.head_dim, gradients)
         for index, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, table, mask, backend, cache, index)
         return self.norm(x_BSD)

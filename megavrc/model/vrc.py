@@ -99,10 +99,13 @@ class VRC(nn.Module):
         """Layout, rotary table [2, S, P] and mask of a sequence; built once per device (see `make_layout`)."""
         key = (part, self.tokens.weight.device)
         if key not in self._tables:
-            layout = make_layout(self.config, part)
-            rotated = layout.kinds_S > 0
-            table = rope_table(layout.positions_S3, rotated, self.config.head_dim, self.config.rope_base)
-            self._tables[key] = (layout, table.to(key[1]), layout.mask())
+            with torch.inference_mode(
+                False
+            ):  # a table first used in generation may be used in training later
+                layout = make_layout(self.config, part)
+                rotated = layout.kinds_S > 0
+                table = rope_table(layout.positions_S3, rotated, self.config.head_dim, self.config.rope_base)
+                self._tables[key] = (layout, table.to(key[1]), layout.mask())
         return self._tables[key]
 
     def embed_condition(self, condition: Condition, drop: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,11 @@ HEAD_DIM, FIRST_FRAME, SEGMENT = 64, 1024, 256
 INPUTS = 5  # sets of random inputs that the rounds go through
 AHEAD = 4_000_000  # clock cycles that the GPU waits, so that it never waits for the launches that are timed
 CPU_CASES = [(128, 4, 1, 12)]  # condition slots, later frames, batch, heads
+GPU_SHAPES = [(1, 12), (8, 12), (16, 16), (8, 20), (8, 32)]
 GPU_CASES = [
-    *((128, 4, batch, heads) for batch, heads in [(1, 12), (8, 12), (16, 16), (8, 20), (8, 32)]),
+    *((128, 4, batch, heads) for batch, heads in GPU_SHAPES),
     (120, 4, 8, 12),  # segments do not begin at the borders of tiles
-    *((128, 16, batch, heads) for batch, heads in [(1, 12), (8, 12), (8, 32)]),
+    *((128, 16, batch, heads) for batch, heads in GPU_SHAPES),
 ]
 
 
@@ -49,12 +51,13 @@ def attention(
     Inputs are random views of a fused projection. Sequences are text, 1024 tokens of the first frame, and 256
     bidirectional rows for each later frame. FLOPs are 4 x visible pairs x 64 x heads x batch forward, 2.5 times that
     backward. `causal` is torch's causal attention over the whole sequence: another mask of about the same area, as a
-    bound. Medians; the backends take turns in every round.
+    bound. Medians; the backends take turns in every round. Says at the end which backend was fastest, and what `auto`
+    takes.
 
     Args:
         device: cpu or cuda.
         dtype: of the tensors (default: bf16 on cuda, fp32 on cpu).
-        shapes: pairs of batch and heads. Without shapes, text and frames: one sequence of 12 heads; on cuda nine cases.
+        shapes: pairs of batch and heads. Without shapes, text and frames: one sequence of 12 heads; on cuda eleven.
         text: condition slots before the first frame (default: 128).
         frames: later frames (default: 4).
         backends: the ones to time (default: all that run here).
@@ -87,12 +90,17 @@ def attention(
         _print(cases[-1])
     for name, reason in refused.items():
         print(f"{name}: {reason}")
+    auto = choose("auto", device.partition(":")[0], kind, HEAD_DIM, True)
+    wins = Counter(case["fastest"] for case in cases)
+    names = ", ".join(f"{name} in {count} of {len(cases)}" for name, count in wins.most_common())
+    print(f"fastest forward and backward: {names}; auto takes {auto}, another: --train.attention NAME")
     result = {
         "machine": machine(device, threads),
         "dtype": str(kind).removeprefix("torch."),
         "head_dim": HEAD_DIM,
         "clock": clock.name,
         "cases": cases,
+        "auto": auto,
         "refused": refused,
     }
     if "triton tuned" in contestants:
@@ -238,6 +246,7 @@ class _Case:
             "rounds": rounds,
             "mask_build_ms": self._mask_build_ms(),
             "backends": results,
+            "fastest": min(results.keys() & set(BACKENDS), key=lambda name: results[name]["both"]["ms"]),
         }
 
     def _summary(self, name: str, times: list[list[float]]) -> dict[str, Any]:

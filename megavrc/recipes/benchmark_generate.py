@@ -1,51 +1,33 @@
 """What generation costs on this machine: VRC and its variants, the token baseline, speculation, and transformers."""
 
-import dataclasses
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from megavrc.config import UserError, progress, write_json
 from megavrc.distributed import check_device
 from megavrc.distributed.memory import peak_memory, reset_peak_memory
 from megavrc.evaluation import cost
-from megavrc.hf.folder import load_folder
 from megavrc.hf.llama import llama_generator
-from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig, SamplingSettings
-from megavrc.model.clips import decode_clips, on_device, sampling_settings
-from megavrc.model.condition import Condition
-from megavrc.model.decoder import store_for_generation
+from megavrc.model import VRC, ModelConfig
+from megavrc.model.clips import decode_clips
+from megavrc.model.graphs import forget
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .benchmark import machine
-from .evaluate import token_baseline
-
-Preset = Literal["debug", "b", "l", "xl", "1.2b"]
-Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
-CHANGES: dict[Variant, dict[str, Any]] = {
-    "vrc-4": {},
-    "vrc-1": {"compression": CompressionConfig(1)},
-    "vrc-16": {"compression": CompressionConfig(16)},
-    "vrc-64": {"compression": CompressionConfig(64)},
-    "token": {"prediction": "token"},
-    "row": {"first_frame": "row"},
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One line of the table."""
-
-    name: str
-    model: VRC
-    settings: SamplingSettings
-    condition: Condition  # of the whole batch
-    batch: int
+from .benchmark_generate_cases import (
+    CHANGES,
+    Case,
+    Preset,
+    Variant,
+    random_cases,
+    random_model,
+    trained_cases,
+    variants_of,
+)
 
 
 def generate(
@@ -55,7 +37,7 @@ def generate(
     variants: list[Variant] | None = None,
     batch: list[int] | int = 1,
     guidance: float = 2.0,
-    speculative: int = 16,
+    speculative: int | None = None,
     frames: int = 17,
     repeats: int = 3,
     sampled_steps: int = 0,
@@ -68,18 +50,19 @@ def generate(
     """Seconds for a clip, by phase, and how far a token step is from the memory-bandwidth floor. Medians and ranges.
 
     All variants take turns in one process, on one engine. Their weights are random, which does not change their
-    speed, except with speculation: that is measured only on trained models, given by --model.
+    speed, except with speculation: of that only the time of a pass is reported, and trained models, given by --model,
+    say how many tokens it accepts.
 
     Args:
         preset: size of the models with random weights.
-        model: instead of random weights, one or several converted folders; each runs sequentially and speculatively,
-            next to the token-by-token baseline of its size (random weights) when none of them is one.
+        model: one or several converted folders; each runs sequentially and speculatively, next to `variants` of the
+            first one's size with random weights.
         prompt: texts that these generate from, in turn, with the folder's own sampling (default: no condition).
         variants: VRC with compression rate 1, 4 (the paper's), 16 and 64, the token-by-token baseline, and VRC
-            with its first frame in rows (default: all).
+            with its first frame in rows (default: all; next to folders, the baseline when none of them is one).
         batch: clips generated at once; one or several numbers.
         guidance: every variant also runs with this classifier-free guidance; 1 leaves that out.
-        speculative: draft tokens that a pass verifies.
+        speculative: draft tokens that a pass verifies; 0 leaves that out (default: 16 with --model, else 0).
         frames: frames of a clip, 1 + 4k.
         repeats: rounds.
         sampled_steps: instead of whole clips, time this many token steps at each of a few cache lengths and
@@ -97,15 +80,22 @@ def generate(
     number = getattr(torch, dtype)
     batches = [batch] if isinstance(batch, int) else batch
     scales = list(dict.fromkeys((1.0, guidance)))
+    speculative = speculative if speculative is not None else 16 if model else 0
+    drafts = [0, speculative] if speculative and not sampled_steps else [0]  # speculation needs whole clips
+    cases: list[Case] = []
     net = None
     if model:
         folders = [model] if isinstance(model, Path) else model
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        drafts = [0] if sampled_steps else [0, speculative]  # accepted tokens need whole clips
-        cases, net = _trained(folders, prompts, batches, scales, drafts, device, number)
+        cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
+        base = cases[0].model
+        if variants is None:
+            variants = [] if any(case.name == "token" for case in cases) else ["token"]
+        drafts = [0]
     else:
-        models = _random(preset, variants or list(CHANGES), (frames - 1) // 4, device, number)
-        cases = _sequential(models, batches, scales)
+        base = random_model(preset, (frames - 1) // 4, device, number)
+    chosen = list(CHANGES) if variants is None else variants
+    cases += random_cases(variants_of(base, chosen), batches, scales, drafts)
     config = cases[0].model.config
     if 2 * sampled_steps > config.tokens_per_frame:
         raise UserError(
@@ -138,77 +128,6 @@ def generate(
 # --- what is measured -------------------------------------------------------------------------------------------
 
 
-def _random(
-    preset: str, variants: list[Variant], frames: int, device: str, dtype: torch.dtype
-) -> dict[str, VRC]:
-    """Models that share all weights that they can."""
-    condition = ConditionConfig(kind="class", classes=101)
-    config = ModelConfig(preset=preset, condition=condition, frames=frames)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    base = VRC(config).to(device, dtype).eval().requires_grad_(False)
-    store_for_generation(base)
-    return {
-        name: _relative(base, dataclasses.replace(config, **CHANGES[name])) if CHANGES[name] else base
-        for name in variants
-    }
-
-
-def _relative(base: VRC, config: ModelConfig) -> VRC:
-    """A model of another kind with the base's trunk, embeddings and head; what it has of its own is fresh."""
-    with torch.device("meta"):
-        model = VRC(config)
-    like = base.tokens.weight
-    for name, part in model.named_children():
-        if name in ("compressor", "decompressor"):
-            part.to_empty(device=like.device).to(like.dtype)
-        else:
-            setattr(model, name, getattr(base, name))
-    if config.first_frame == "row":
-        model.start_row = nn.Parameter(like.new_zeros(config.grid, config.width))
-    model.init_segments()
-    return model.eval().requires_grad_(False)
-
-
-def _sequential(models: dict[str, VRC], batches: list[int], scales: list[float]) -> list[Case]:
-    return [
-        Case(name, model, SamplingSettings(guidance=scale), model.null_condition(batch), batch)
-        for batch in batches
-        for name, model in models.items()
-        for scale in scales
-    ]
-
-
-def _trained(
-    folders: list[Path],
-    prompts: list[str] | None,
-    batches: list[int],
-    scales: list[float],
-    drafts: list[int],
-    device: str,
-    dtype: torch.dtype,
-) -> tuple[list[Case], OmniTokenizerNet]:
-    """The folders' cases, and those of a baseline with random weights when no folder is one."""
-    cases = []
-    for path in folders:
-        folder = load_folder(path, device)
-        model = folder.model.to(dtype)
-        name = "token" if model.config.prediction == "token" else str(path)
-        store_for_generation(model)
-        for batch in batches:
-            condition = model.null_condition(batch)
-            if prompts:
-                given = folder.condition([prompts[i % len(prompts)] for i in range(batch)], None)
-                condition = on_device(given, model.tokens.weight.device)
-            for scale in scales:
-                for count in drafts if model.config.first_frame == "token" else [0]:
-                    chosen = {"guidance": scale, "speculative": count}
-                    settings = sampling_settings(folder.sampling, chosen)
-                    cases.append(Case(name, model, settings, condition, batch))
-    if all(case.model.config.prediction == "segment" for case in cases):
-        cases += _sequential({"token": token_baseline(model)}, batches, scales)
-    return cases, folder.video_tokenizer.net
-
-
 def _rounds(
     cases: list[Case],
     llama: Callable[[int, int, int], None] | None,
@@ -216,7 +135,10 @@ def _rounds(
     sampled_steps: int,
     device: str,
 ) -> dict[Any, list[Any]]:
-    """Of each case its (phases, peak memory), under `llama` the (batch, seconds of a step) of transformers."""
+    """Of each case its (phases, peak memory), under `llama` the (batch, seconds of a step) of transformers.
+
+    The peak is that of the case alone: its weights, and the most that generating added to what was there.
+    """
     measured: dict[Any, list[Any]] = {case: [] for case in cases} | {"llama": []}
     batches = list(dict.fromkeys(case.batch for case in cases))
     turns: list[tuple[int, Any]] = [
@@ -224,17 +146,25 @@ def _rounds(
     ]
     for number, work in progress(turns, f"measure {repeats} rounds", len(turns)):
         if isinstance(work, Case):
-            reset_peak_memory(device)
+            for case in cases:  # their keys, values and graphs would be counted
+                forget(case.model)
+            before = reset_peak_memory(device)
             if sampled_steps and work.model.config.first_frame == "token":
                 phases = cost.sampled_phases(work.model, work.settings, work.batch, sampled_steps)
             else:
                 seeds = list(range(number * work.batch, (number + 1) * work.batch))
                 phases = cost.clip_phases(work.model, work.condition, work.settings, seeds)
-            measured[work].append((phases, peak_memory(device)))
+            peak = peak_memory(device)
+            own = None if before is None else _bytes(work.model) + peak - before
+            measured[work].append((phases, own))
         elif llama:
             seconds = _llama_step(llama, cases[0].model.config, work, sampled_steps, device)
             measured["llama"].append((work, seconds))
     return measured
+
+
+def _bytes(model: VRC) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def _llama_step(
@@ -284,19 +214,24 @@ def _by_batch(measured: list[tuple[int, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _row(case: Case, measured: list[tuple[cost.Phases, int]], bandwidth: float) -> dict[str, Any]:
+def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: float) -> dict[str, Any]:
     rounds = [phases for phases, _ in measured]
+    speculative, in_rows = case.settings.speculative, case.model.config.first_frame == "row"
     row: dict[str, Any] = {
         "name": case.name,
         "batch": case.batch,
         "guidance": case.settings.guidance,
-        "speculative": case.settings.speculative,
-        "seconds": _spread([p["prefill"] + p["first_frame"] + p["later_frames"] for p in rounds]),
-        "peak_bytes": max(peak for _, peak in measured),
+        "speculative": speculative,
+        "peak_bytes": max((peak for _, peak in measured if peak), default=None),
+        "step_of": "pass" if speculative else "row" if in_rows else "token",
+        "step": _spread([phases["step"] for phases in rounds]),
     }
-    for phase in ("prefill", "first_frame", "later_frames", "step"):
+    if speculative and not case.trained:  # random weights do not tell how many passes a clip takes
+        return row
+    row["seconds"] = _spread([p["prefill"] + p["first_frame"] + p["later_frames"] for p in rounds])
+    for phase in ("prefill", "first_frame", "later_frames"):
         row[phase] = _spread([phases[phase] for phases in rounds])
-    if case.settings.speculative:
+    if speculative:
         return row | {"accepted_tokens_per_pass": _spread([phases["accepted"] for phases in rounds])}
     passes = len(cost.token_passes(case.model))
     floor = cost.floor_seconds(case.model, case.batch, case.settings.guidance, bandwidth) / passes
@@ -304,21 +239,30 @@ def _row(case: Case, measured: list[tuple[cost.Phases, int]], bandwidth: float) 
 
 
 def _ratios(result: dict[str, Any]) -> dict[str, float]:
-    """How many times as long the token baseline takes as each case like it, and a step of transformers as ours."""
+    """How many times as long the token baseline takes as each case like it, a step of transformers as ours, and a
+    speculative pass as a token step."""
     ratios = {}
-    cases = result["cases"]
-    seconds = {
-        (c["name"], c["batch"], c["guidance"], c["speculative"]): c["seconds"]["median"] for c in cases
-    }
-    for (name, *job), own in seconds.items():
-        if name != "token" and ("token", *job) in seconds:
-            label = f"token / {name}, batch {job[0]}, guidance {job[1]:g}"
-            ratios[label] = seconds["token", *job] / own
-    for case in cases:
-        step = result["transformers_step"].get(str(case["batch"]))
-        if step and case is next(c for c in cases if c["batch"] == case["batch"]):
-            label = f"step of transformers' Llama / step of {case['name']}, batch {case['batch']}"
-            ratios[label] = step["median"] / case["step"]["median"]
+    cases = {(c["name"], c["batch"], c["guidance"], c["speculative"]): c for c in result["cases"]}
+    for (name, batch, guidance, speculative), case in cases.items():
+        job = f"batch {batch}, guidance {guidance:g}"
+        token, sequential = (
+            cases.get(("token", batch, guidance, speculative)),
+            cases[name, batch, guidance, 0],
+        )
+        if name != "token" and token and "seconds" in token and "seconds" in case:
+            label = f"token / {name}, {job}" + (f", speculative {speculative}" if speculative else "")
+            ratios[label] = token["seconds"]["median"] / case["seconds"]["median"]
+        if speculative:
+            label = f"pass of {speculative} drafts / token step of {name} (accepted tokens from which it pays), {job}"
+            ratios[label] = case["step"]["median"] / sequential["step"]["median"]
+            if "seconds" in case:
+                label = f"sequential / speculative {speculative} of {name}, {job}"
+                ratios[label] = sequential["seconds"]["median"] / case["seconds"]["median"]
+    for batch, step in result["transformers_step"].items():
+        own = [c for c in result["cases"] if str(c["batch"]) == batch and c["step_of"] == "token"]
+        if own:
+            label = f"step of transformers' Llama / step of {own[0]['name']}, batch {batch}"
+            ratios[label] = step["median"] / own[0]["step"]["median"]
     return ratios
 
 
@@ -334,22 +278,23 @@ def _print(result: dict[str, Any]) -> None:
         )
     print(f"memory bandwidth {result['bandwidth'] / 1e9:.1f} GB/s; floor = {result['floor']}")
     print(
-        "seconds of a batch: median (range) of the tokens, its phases; a step; the floor's share; peak memory"
+        "seconds of a batch: median (range), its phases; a step; the floor's share; peak memory of the case"
     )
     for case in result["cases"]:
-        s = case["seconds"]
         drafts = f" speculative {case['speculative']}" if case["speculative"] else ""
-        line = (
-            f"{case['name']:8s} batch {case['batch']:3d} guidance {case['guidance']:g}{drafts}"
-            f" {s['median']:9.3f} ({s['minimum']:.3f} to {s['maximum']:.3f}) s: prefill {case['prefill']['median']:.3f}"
-            f" first {case['first_frame']['median']:.3f} later {case['later_frames']['median']:.3f},"
-            f" step {1000 * case['step']['median']:.2f} ms, {case['batch'] / s['median']:.3g} clips/s"
-        )
+        line = f"{case['name']:8s} batch {case['batch']:3d} guidance {case['guidance']:g}{drafts}"
+        if s := case.get("seconds"):
+            line += (
+                f" {s['median']:9.3f} ({s['minimum']:.3f} to {s['maximum']:.3f}) s:"
+                f" prefill {case['prefill']['median']:.3f} first {case['first_frame']['median']:.3f}"
+                f" later {case['later_frames']['median']:.3f}, {case['batch'] / s['median']:.3g} clips/s,"
+            )
+        line += f" a {case['step_of']} {1000 * case['step']['median']:.2f} ms"
         if "share_of_floor" in case:
             line += f", floor {1000 * case['floor_step']:.2f} ms = {case['share_of_floor']:.0%}"
-        else:
+        elif "accepted_tokens_per_pass" in case:
             line += f", accepted {case['accepted_tokens_per_pass']['median']:.2f} tokens a pass"
-        print(f"{line}, {case['peak_bytes'] / 2**20:.0f} MiB")
+        print(line + (f", {case['peak_bytes'] / 2**20:.0f} MiB" if case["peak_bytes"] else ""))
     pixels = result["seconds_to_pixels_per_clip"]
     print(
         f"to pixels {pixels['median']:.3f} ({pixels['minimum']:.3f} to {pixels['maximum']:.3f}) s a clip, float32"

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_evaluate_tool import world  # noqa: F401 (a fixture)
 
 from megavrc.config import run_command
+from megavrc.distributed.memory import reset_peak_memory
 from megavrc.evaluation import cost
 from megavrc.model import VRC, ConditionConfig, ModelConfig, SamplingSettings, generate
+from megavrc.model.compressor import BatchNorm
 from megavrc.recipes import benchmark_generate
+from megavrc.recipes.benchmark_generate_cases import random_model, trained_cases, variants_of
 
 SMALL = {"layers": 1, "heads": 1, "width": 16, "vocab": 32, "grid": 4, "frames": 2}
 
@@ -34,7 +38,7 @@ def test_the_passes_that_the_floor_counts_are_those_that_are_made(
     made = []
     step = cost.Decoder.step
     monkeypatch.setattr(
-        cost.Decoder, "step", lambda self, count: (step(self, count), made.append(self.cache.length))[0]
+        cost.Decoder, "step", lambda self, *args: (step(self, *args), made.append(self.cache.length))[0]
     )
     measured = model(**changes)
     generate(measured, torch.tensor([0]), SamplingSettings(), [0])
@@ -59,12 +63,87 @@ def test_sampled_steps_are_summed_as_if_all_had_been_timed() -> None:
 
 
 def test_models_of_one_preset_share_their_trunk() -> None:
-    models = benchmark_generate._random("debug", ["vrc-4", "vrc-16", "row", "token"], 1, "cpu", torch.float32)
+    base = random_model("debug", 1, "cpu", torch.float32)
+    models = variants_of(base, ["vrc-4", "vrc-16", "row", "token"])
+    assert models["vrc-4"] is base
     assert len({id(each.trunk) for each in models.values()}) == 1
     for each in models.values():
         ids = generate(each, each.null_condition(1), SamplingSettings(), [0], frames=0)
         assert ids.shape == (1, 1, 8, 8)
         assert all(torch.isfinite(parameter).all() for parameter in each.parameters())
+
+
+def dtypes(model: VRC) -> tuple[set[torch.dtype], set[torch.dtype]]:
+    """Of the batch norms, and of all else."""
+    norms = {id(p) for m in model.modules() if isinstance(m, BatchNorm) for p in m.parameters()}
+    kinds = [{p.dtype for p in model.parameters() if (id(p) in norms) == inside} for inside in (True, False)]
+    return kinds[0], kinds[1]
+
+
+def test_trained_and_random_models_in_bfloat16_are_stored_alike(world: Path) -> None:  # noqa: F811
+    (case,), _ = trained_cases([world / "model"], None, [1], [1.0], [0], "cpu", torch.bfloat16)
+    for model in (case.model, *variants_of(case.model, ["token", "vrc-1"]).values()):
+        assert model.trunk.layers[0].attention.qkv.weight.is_contiguous()
+        assert dtypes(model)[1] == {torch.bfloat16} and dtypes(model)[0] <= {torch.float32}
+    assert dtypes(case.model)[0] == {torch.float32}
+    assert dtypes(random_model("debug", 1, "cpu", torch.bfloat16))[0] == {torch.float32}
+
+
+def test_ratios_compare_like_with_like() -> None:
+    def case(name: str, speculative: int, step_of: str, seconds: float | None, step: float) -> dict[str, Any]:
+        row = {"name": name, "batch": 1, "guidance": 2.0, "speculative": speculative}
+        row |= {"step_of": step_of, "step": {"median": step}}
+        return row if seconds is None else row | {"seconds": {"median": seconds}}
+
+    cases = [
+        case("row", 0, "row", 1.0, 0.5),
+        case("a", 0, "token", 4.0, 0.1),
+        case("a", 16, "pass", 2.0, 0.15),
+        case("b", 0, "token", 5.0, 0.1),
+        case("b", 16, "pass", None, 0.2),
+        case("token", 0, "token", 40.0, 0.2),
+        case("token", 16, "pass", 10.0, 0.3),
+    ]
+    result = {"cases": cases, "transformers_step": {"1": {"median": 0.13}}}
+    job, pays = "batch 1, guidance 2", "(accepted tokens from which it pays)"
+    assert benchmark_generate._ratios(result) == pytest.approx(
+        {
+            f"token / row, {job}": 40,
+            f"token / a, {job}": 10,
+            f"token / a, {job}, speculative 16": 5,
+            f"token / b, {job}": 8,
+            f"sequential / speculative 16 of a, {job}": 2,
+            f"sequential / speculative 16 of token, {job}": 4,
+            f"pass of 16 drafts / token step of a {pays}, {job}": 1.5,
+            f"pass of 16 drafts / token step of b {pays}, {job}": 2,
+            f"pass of 16 drafts / token step of token {pays}, {job}": 1.5,
+            "step of transformers' Llama / step of a, batch 1": 1.3,
+        }
+    )
+
+
+def test_the_peak_is_that_of_the_case_alone(tmp_path: Path) -> None:
+    if reset_peak_memory("cpu") is None:
+        pytest.skip("this system does not forget the peak memory of a process")
+    ballast = torch.ones(2**26)  # 256 MiB, and torch itself
+    common = ["--repeats=1", "--transformers=false", "--frames=5", f"--json={tmp_path / 'b.json'}"]
+    assert run(*common, "--preset=debug", "--variants=[row]", "--guidance=1") == 0
+    (case,) = json.loads((tmp_path / "b.json").read_text())["cases"]
+    assert 4 * 1_000_000 < case["peak_bytes"] < ballast.nbytes
+
+
+def test_of_speculation_with_random_weights_only_the_pass_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--repeats=1", "--transformers=false", "--frames=1", f"--json={tmp_path / 'b.json'}"]
+    assert run(*common, "--preset=debug", "--variants=[vrc-4,row]", "--guidance=1", "--speculative=8") == 0
+    plain, speculative, row = json.loads((tmp_path / "b.json").read_text())["cases"]
+    assert [each["step_of"] for each in (plain, speculative, row)] == ["token", "pass", "row"]
+    assert "seconds" in plain and "seconds" not in speculative
+    printed = capsys.readouterr().out
+    assert (
+        "pass of 8 drafts / token step of vrc-4" in printed and "accepted" not in printed.split("pass of")[0]
+    )
 
 
 def test_random_models_are_measured_and_said_to_be_random(
@@ -90,12 +169,14 @@ def test_a_trained_folder_reports_accepted_tokens(
 ) -> None:
     out = tmp_path / "b.json"
     options = ["--repeats=1", "--transformers=false", "--speculative=3", "--batch=2", "--guidance=1"]
+    options += ["--variants=[vrc-16,token]", "--dtype=bfloat16"]
     prompt = "--prompt=a red square moves left"
     assert run(f"--model={world / 'model'}", prompt, *options, f"--json={out}") == 0
     assert "accepted" in capsys.readouterr().out
     result = json.loads(out.read_text())
-    sequential, speculative, baseline = result["cases"]
-    assert (sequential["speculative"], speculative["speculative"], baseline["name"]) == (0, 3, "token")
+    sequential, speculative, other, baseline = result["cases"]
+    assert (sequential["speculative"], speculative["speculative"]) == (0, 3)
+    assert (other["name"], baseline["name"]) == ("vrc-16", "token")
     assert 1 <= speculative["accepted_tokens_per_pass"]["median"] <= 4
     assert result["model"]["grid"] == 4
 

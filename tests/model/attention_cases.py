@@ -115,10 +115,8 @@ def check_errors(
     assert all(error <= limit for error, limit in zip(found, limits, strict=True)), (found, limits)
     if dtype == torch.bfloat16:
         other = errors("rects", mask, dtype, head_dim, device)
-        assert all(error <= 1.5 * limit + 1e-3 for error, limit in zip(found, other, strict=True)), (
-            found,
-            other,
-        )
+        worse = [error > 1.5 * limit + 1e-5 for error, limit in zip(found, other, strict=True)]
+        assert not any(worse), (found, other)  # 1e-5: with one visible key, rectangles may be exact
 
 
 def check_large_logits(backend: str, dtype: torch.dtype, device: str = "cpu") -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import build, inputs
 
 from megavrc.model import SegmentMask, attention, segment_attention
 from megavrc.model.attention import BackendError, choose
@@ -45,6 +46,12 @@ def test_backends_equal_the_reference_with_gradients(backend, mask):
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 def test_errors_against_float64(mask, dtype, head_dim):
     cases.check_errors("rects", mask, dtype, head_dim)
+
+
+def test_scores_rounded_to_bfloat16_are_found_out():
+    """The reference in bfloat16 does that: within the absolute limits, but twice as wrong as rectangles."""
+    with pytest.raises(AssertionError):
+        cases.check_errors("dense", cases.SMALL["text and segments"], torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize("prefix", [120, 128])
@@ -273,3 +280,20 @@ def test_compiled_code_keeps_one_graph(fresh):
     torch.testing.assert_close(got, expected)
     for one, other in zip(*(torch.autograd.grad(out.sum(), tensors) for out in (got, expected)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_compiled_layers_trace_neither_the_trial_nor_the_choice(fresh):
+    compiling = []
+
+    def recorded(q, k, v, mask):
+        compiling.append(torch.compiler.is_compiling())
+        return attention.rects_attention(q, k, v, mask)
+
+    fresh.setitem(attention._loaded, "flash", recorded)
+    fresh.setitem(attention.TRAINING, "cpu", ("flash",))
+    model = build(layers=1)
+    ids, condition = inputs(model)
+    layer = model.trunk.layers[0]
+    layer.forward = torch.compile(layer.forward, dynamic=False, backend="eager")
+    model(ids, condition).loss.backward()
+    assert compiling == [False, True]  # the trial, the layer

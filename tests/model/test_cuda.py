@@ -1,5 +1,6 @@
 """On a CUDA device: the attention suite in bfloat16, and the model as on the CPU."""
 
+import threading
 from importlib.util import find_spec
 
 import attention_cases as cases
@@ -7,6 +8,7 @@ import pytest
 import torch
 from models import build, inputs
 
+from megavrc.evaluation import cost
 from megavrc.model import (
     VRC,
     ConditionConfig,
@@ -14,6 +16,7 @@ from megavrc.model import (
     Sampling,
     SamplingSettings,
     generate,
+    graphs,
     segment_attention,
 )
 from megavrc.model.attention import choose
@@ -121,25 +124,135 @@ def sized(preset: str = "b", dtype: torch.dtype = torch.bfloat16, **changes: obj
     return model.to(dtype).eval().requires_grad_(False)
 
 
+def eager(model: VRC, condition, settings: SamplingSettings, seeds: list[int]) -> torch.Tensor:
+    """Clips as on a CPU: no graph, no fused kernel, positions that the host knows."""
+    space = Workspace(model, len(seeds), settings.guidance, steps="host")
+    numbers = uniforms(seeds, space.uniform_BTN[0].numel(), "cpu")
+    space.uniform_BTN.copy_(numbers.view_as(space.uniform_BTN))
+    with torch.no_grad():
+        decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
+        sampler = Sampler(decoder, settings, space)
+        sampler.take(None)
+        for index in range(1 + model.config.frames):
+            sampler.frame(index)
+    return space.ids_BTN.unflatten(2, (model.config.grid, -1))
+
+
+def kept(model: VRC) -> Workspace:
+    """What the last job has left."""
+    return graphs._KEPT[model][1]
+
+
+GREEDY = SamplingSettings(Sampling(top_k=1), Sampling(top_k=1), guidance=1.5)
+
+
 @pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x", "image"])
-def test_graphs_draw_what_eager_steps_draw(variant):
+def test_graphs_draw_what_eager_steps_draw(variant, monkeypatch):
     """In float64, where kernels that add in another order draw the same; three clips, one workspace."""
+    monkeypatch.setattr(graphs, "KEY_STEP", 24)  # several graphs of token steps
     model = build(variant).cuda()
     _, condition = inputs(model)
     settings = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), guidance=1.5)
     for seeds in ([0, 1], [2, 3], [0, 1]):
-        space = Workspace(model, 2, settings.guidance, steps="host")
-        space.uniform_BTN.copy_(
-            uniforms(seeds, space.uniform_BTN[0].numel(), "cuda").view_as(space.uniform_BTN)
-        )
-        with torch.no_grad():
-            decoder = Decoder(model, condition.cuda(), 2, settings.guidance, space.memory)
-            sampler = Sampler(decoder, settings, space)
-            sampler.take(None)
-            for index in range(1 + model.config.frames):
-                sampler.frame(index)
-        expected = space.ids_BTN.unflatten(2, (model.config.grid, -1))
+        expected = eager(model, condition.cuda(), settings, seeds)
         assert torch.equal(generate(model, condition.cuda(), settings, seeds), expected)
+
+
+@pytest.mark.parametrize("variant", ["paper", "token", "class"])
+def test_fused_graphs_take_the_tokens_of_eager_steps(variant, monkeypatch):
+    """In float32, the most likely ones: so few that none is near a tie."""
+    monkeypatch.setattr(graphs, "KEY_STEP", 24)
+    model = build(variant).float().cuda()
+    _, condition = inputs(model)
+    got = generate(model, condition.cuda(), GREEDY, [0, 1])
+    assert kept(model).memory.fused is not None
+    assert torch.equal(got, eager(model, condition.cuda(), GREEDY, [0, 1]))
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-2), (torch.bfloat16, 0.3)])
+def test_a_frame_of_fused_graphs_has_the_most_likely_tokens(dtype, limit):
+    """A whole frame at full size: what was drawn is within rounding the best that the training forward pass sees."""
+    model = sized(dtype=dtype, frames=0)
+    label = torch.zeros(1, dtype=torch.long, device="cuda")
+    ids = generate(model, label, SamplingSettings(GREEDY.first), [0])
+    assert kept(model).memory.fused is not None
+    logits = model(ids, label, logits=True).logits_first.float()
+    drawn = logits.gather(-1, ids.flatten(1)[..., None])[..., 0]
+    assert (logits.amax(-1) - drawn).max() < limit * logits.std()
+
+
+@pytest.mark.parametrize("mode", ["inference", "autocast"])
+def test_modes_around_generation_change_nothing(mode):
+    model = build().float().cuda()
+    _, condition = inputs(model)
+    around = torch.inference_mode() if mode == "inference" else torch.autocast("cuda", torch.bfloat16)
+    with around:
+        first = generate(model, condition.cuda(), GREEDY, [0, 1])
+    assert torch.equal(generate(model, condition.cuda(), GREEDY, [0, 1]), first)
+
+
+def test_another_thread_may_use_the_gpu_while_graphs_are_captured():
+    """As the web page does, which decodes the frames that are there."""
+    stop, sums = threading.Event(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            sums.append(torch.ones(2**20 + 2**16 * len(sums) % 2**24, device="cuda").mean().item())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        model = build().cuda()
+        _, condition = inputs(model)
+        got = generate(model, condition.cuda(), GREEDY, [0, 1])
+    finally:
+        stop.set()
+        thread.join()
+    assert torch.equal(got, eager(model, condition.cuda(), GREEDY, [0, 1]))
+    assert sums and set(sums) == {1.0}
+
+
+def test_what_a_job_leaves_can_be_forgotten():
+    model = sized(frames=0)
+    label = torch.zeros(1, dtype=torch.long, device="cuda")
+    generate(model, label, SamplingSettings(), [0])  # libraries keep some memory
+    graphs.forget(model)
+    before = torch.cuda.memory_allocated()
+    generate(model, label, SamplingSettings(), [0])
+    buffers = kept(model).memory.cache.layers
+    assert torch.cuda.memory_allocated() - before > sum(buffer.nbytes for buffer in buffers)
+    del buffers
+    graphs.forget(model)
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_a_new_job_takes_memory_when_the_old_one_has_given_its_own_back():
+    model = sized(frames=0)
+    graphs.keep(model, 64, "old", graphs.workspace(model, 64, "old", 1.0))
+    size = sum(buffer.nbytes for buffer in kept(model).memory.cache.layers)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    graphs.workspace(model, 64, "new", 1.0)
+    assert torch.cuda.max_memory_allocated() - before < size / 2
+
+
+def test_prefill_is_timed_in_the_memory_of_the_clips():
+    model, batch = sized(frames=0, grid=8), 512
+    labels = torch.zeros(batch, dtype=torch.long, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    cost.clip_phases(model, labels, SamplingSettings(), list(range(batch)))
+    size = sum(buffer.nbytes for buffer in kept(model).memory.cache.layers)
+    assert size < torch.cuda.max_memory_allocated() - before < 1.8 * size
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_on_the_second_device():
+    model = build().float().to("cuda:1")
+    _, condition = inputs(model)
+    got = generate(model, condition.to("cuda:1"), GREEDY, [0, 1])
+    assert kept(model).memory.fused is not None
+    assert torch.equal(got, eager(model, condition.to("cuda:1"), GREEDY, [0, 1]))
 
 
 def test_captured_graphs_follow_weights_that_move():

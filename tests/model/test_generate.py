@@ -67,6 +67,14 @@ def test_fewer_frames_are_the_beginning_of_more():
     assert torch.equal(whole[:, :2], generate(model, condition, SamplingSettings(), [0, 1], frames=1))
 
 
+def test_autocast_around_generation_changes_nothing():
+    model = build().float()
+    _, condition = inputs(model)
+    expected = generate(model, condition, SamplingSettings(guidance=1.5), [0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generate(model, condition, SamplingSettings(guidance=1.5), [0, 1]), expected)
+
+
 @pytest.mark.parametrize("feedback", ["soft", "features"])
 def test_feedback_options_change_only_frames_after_the_first_segment(feedback):
     _, condition = inputs(build())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from models import build, inputs
 
 from megavrc.model import Sampling, SamplingSettings, generate, graphs
 from megavrc.model.decoder import Decoder, store_for_generation
+from megavrc.model.fused_step import obstacle
 from megavrc.model.generate import Sampler
 from megavrc.model.graphs import Workspace
 from megavrc.model.sampling import uniforms
@@ -109,6 +111,50 @@ def test_matrices_stored_transposed_change_nothing_but_strides(variant):
     assert model.trunk.layers[0].attention.qkv.weight.stride() == (1, 192)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(generate(model, condition, SETTINGS, [0, 1]), expected)
+
+
+@torch.no_grad()
+def test_a_workspace_made_in_inference_mode_serves_clips_outside_of_it():
+    model = build()
+    _, condition = inputs(model)
+    with torch.inference_mode():
+        space = Workspace(model, 2, SETTINGS.guidance, steps="device")
+        run(space, model, condition, [0, 1])
+    expected = generate(model, condition, SETTINGS, [2, 3])
+    assert torch.equal(run(space, model, condition, [2, 3]), expected)
+
+
+def test_what_a_job_leaves_can_be_forgotten():
+    model = build()
+    space = Workspace(model, 2, steps="graph")
+    left = weakref.ref(space.memory)
+    graphs.keep(model, 2, "job", space)
+    assert graphs.workspace(model, 2, "job", 1.0) is space
+    graphs.keep(model, 2, "job", space)
+    del space
+    assert left() is not None
+    graphs.forget(model)
+    assert left() is None
+
+
+class Adapted(torch.nn.Linear):
+    """Adds something to its product, as an adapter that is not merged does."""
+
+
+def test_fused_kernels_run_only_what_they_compute():
+    pytest.importorskip("triton", reason="triton is not installed")
+    model = build("class").float()
+    assert obstacle(model, rows=8) == ""
+    assert "at most 8" in obstacle(model, rows=9)
+    assert "float64" in obstacle(build("class"), rows=1)
+    store_for_generation(model)
+    assert "transposed" in obstacle(model, rows=1)
+    model.bfloat16()
+    store_for_generation(model)  # bfloat16 belongs in rows
+    assert obstacle(model, rows=1) == ""
+    forward = model.trunk.layers[1].feed_forward
+    forward.down = Adapted(*forward.down.weight.t().shape, bias=False, dtype=torch.bfloat16)
+    assert "Adapted" in obstacle(model, rows=1)
 
 
 def test_fused_kernels_compute_what_the_layers_compute():

@@ -1,6 +1,7 @@
 """Speculation: the distribution of sequential sampling, its argmax, fewer passes, and independence of the batch."""
 
 import itertools
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,8 @@ from models import build, inputs
 from torch import Tensor
 
 from megavrc.model import VRC, Sampling, SamplingSettings, generate, speculation
-from megavrc.model.sampling import draw, probabilities
+from megavrc.model.decoder import Decoder
+from megavrc.model.sampling import draw, probabilities, uniforms
 
 SAMPLES = 4000
 GREEDY = Sampling(top_k=1)
@@ -146,7 +148,8 @@ def test_a_sample_depends_on_its_own_seed_only(variant):
     assert not torch.equal(together, generate(model, condition, settings, [4, 1, 2, 9]))
 
 
-def test_tokens_that_depend_on_nothing_are_all_accepted():
+def test_tokens_that_depend_on_nothing_are_all_accepted(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "megavrc.speculation")
     model = build("class")
     torch.nn.init.zeros_(model.head.weight)  # as a fresh model
     counts = []
@@ -154,6 +157,7 @@ def test_tokens_that_depend_on_nothing_are_all_accepted():
     label = torch.tensor([0, 1])
     generate(model, label, settings, [0, 1], on_speculation=lambda frame, passes: counts.append(passes))
     assert [passes.tolist() for passes in counts] == [[7, 7]]  # 64 tokens, 10 a pass
+    assert "frame 0: 9.14 tokens accepted a pass" in caplog.text
 
 
 def test_a_known_first_frame_is_not_speculated_on():
@@ -166,6 +170,19 @@ def test_a_known_first_frame_is_not_speculated_on():
     )
     assert torch.equal(clip, generate(model, condition, SamplingSettings(), [0, 1], ids[:, :1]))
     assert frames == []
+
+
+@torch.no_grad()
+def test_passes_leave_no_masks_behind():
+    """A decoder's memory may serve a thousand clips, each with windows at other places."""
+    model = build()
+    _, condition = inputs(model)
+    decoder = Decoder(model, condition, 2)
+    shape = speculation.numbers_shape(model.config, SamplingSettings(speculative=5))[1:]
+    numbers = uniforms([0, 1], shape[0] * shape[1] * shape[2], "cpu").unflatten(1, shape)
+    speculation.speculative_frame(decoder, Sampling(), "neighbour", numbers)
+    assert decoder.passes > 5
+    assert not decoder.memory._masks
 
 
 def test_impossible_settings_are_refused():

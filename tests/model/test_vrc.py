@@ -257,3 +257,12 @@ def test_fresh_segments_do_not_spike_a_warm_model():
         optimizer.step()
         optimizer.zero_grad()
     assert out.loss_later < 2.0
+
+
+def test_a_model_first_used_in_inference_mode_can_be_trained():
+    model = build().float()  # float64 would copy the table
+    ids, condition = inputs(model)
+    with torch.inference_mode():
+        model(ids, condition)
+    model(ids, condition).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

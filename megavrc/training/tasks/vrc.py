@@ -13,6 +13,7 @@ from megavrc.distributed import seed_for
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.flops import training_flops
+from megavrc.model.graphs import forget
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.metrics import to_device
@@ -168,6 +169,7 @@ class VRCTask:
         )
         condition = to_device(self.condition(items), next(module.parameters()).device)
         ids = generate(module, condition, settings, seeds=list(range(count)))
+        forget(module)  # training needs the memory
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
         return write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
 
