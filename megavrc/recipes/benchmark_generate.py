@@ -19,10 +19,10 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .benchmark import machine
 from .benchmark_generate_cases import (
-    CHANGES,
     Case,
     Preset,
     Variant,
+    default_variants,
     random_cases,
     random_model,
     trained_cases,
@@ -82,20 +82,12 @@ def generate(
     scales = list(dict.fromkeys((1.0, guidance)))
     speculative = speculative if speculative is not None else 16 if model else 0
     drafts = [0, speculative] if speculative and not sampled_steps else [0]  # speculation needs whole clips
-    cases: list[Case] = []
-    net = None
-    if model:
-        folders = [model] if isinstance(model, Path) else model
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
-        base = cases[0].model
-        if variants is None:
-            variants = [] if any(case.name == "token" for case in cases) else ["token"]
-        drafts = [0]
-    else:
-        base = random_model(preset, (frames - 1) // 4, device, number)
-    chosen = list(CHANGES) if variants is None else variants
-    cases += random_cases(variants_of(base, chosen), batches, scales, drafts)
+    folders = [model] if isinstance(model, Path) else model or []
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
+    base = cases[0].model if cases else random_model(preset, (frames - 1) // 4, device, number)
+    chosen = default_variants(cases) if variants is None else variants
+    cases += random_cases(variants_of(base, chosen), batches, scales, [0] if folders else drafts)
     config = cases[0].model.config
     if 2 * sampled_steps > config.tokens_per_frame:
         raise UserError(
@@ -108,7 +100,7 @@ def generate(
     pixels = _pixels(net, config, repeats, device)
     result = {
         "machine": machine(device, threads, "transformers"),
-        "weights": [str(folder) for folder in folders] if model else "random",
+        "weights": [str(folder) for folder in folders] or "random",
         "model": {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames},
         "dtype": dtype,
         "repeats": repeats,

@@ -80,6 +80,13 @@ def _relative(base: VRC, config: ModelConfig) -> VRC:
     return model
 
 
+def default_variants(trained: list[Case]) -> list[Variant]:
+    """All; next to trained models the baseline, when none of them is one."""
+    if not trained:
+        return list(CHANGES)
+    return [] if any(case.name == "token" for case in trained) else ["token"]
+
+
 def random_cases(
     models: dict[str, VRC], batches: list[int], scales: list[float], drafts: list[int]
 ) -> list[Case]:
@@ -111,12 +118,12 @@ def trained_cases(
     drafts: list[int],
     device: str,
     dtype: torch.dtype,
-) -> tuple[list[Case], OmniTokenizerNet]:
-    """The folders' cases, and a video tokenizer."""
-    cases = []
+) -> tuple[list[Case], OmniTokenizerNet | None]:
+    """The folders' cases, and a video tokenizer, if there is a folder."""
+    cases, net = [], None
     for path in folders:
         folder = load_folder(path, device, "bf16" if dtype == torch.bfloat16 else "fp32")
-        model = folder.model
+        model, net = folder.model, folder.video_tokenizer.net
         name = "token" if model.config.prediction == "token" else str(path)
         for batch in batches:
             condition = model.null_condition(batch)
@@ -128,4 +135,4 @@ def trained_cases(
                     chosen = {"guidance": scale, "speculative": count}
                     settings = sampling_settings(folder.sampling, chosen)
                     cases.append(Case(name, model, settings, condition, batch, trained=True))
-    return cases, folder.video_tokenizer.net
+    return cases, net

@@ -98,12 +98,7 @@ def train(
             options = [str(warmup), str(saves if number == 0 else 0)]
             results[case].append(_run(Path(name), configs[case], options, processes, threads))
     table = [
-        {
-            **_named(case),
-            **_summary(found),
-            "planned_GiB": _planned(configs[case], processes),
-            "rounds": found,
-        }
+        {**_named(case), **_summary(found), **_planned(configs[case], processes), "rounds": found}
         for case, found in results.items()
     ]
     model, run = (
@@ -206,7 +201,7 @@ def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {**medians, **memory, "checkpoint_stalls_s": rounds[0]["checkpoint_stalls_s"]}
 
 
-def _planned(config: RunConfig, processes: int) -> float:
+def _planned(config: RunConfig, processes: int) -> dict[str, float]:
     """What `tools/plan_run.py` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
     comes on top of the libraries' memory, `before_GiB` of a round and about 0.2 GiB that are loaded later.
     """
@@ -224,7 +219,7 @@ def _planned(config: RunConfig, processes: int) -> float:
         checkpointing=train.activation_checkpointing != "none",
     )
     left_out = ("CUDA",) if torch.cuda.is_available() else GPU_ONLY
-    return sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30
+    return {"planned_GiB": sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30}
 
 
 def _ratios(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
