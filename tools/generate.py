@@ -77,8 +77,6 @@ def generate(
         device: cpu or cuda.
     """
     sampling = {name: value for name, value in locals().items() if name in SAMPLING_OPTIONS}
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("megavrc.speculation").setLevel(logging.INFO)  # accepted tokens a pass
     if sum(given is not None for given in (prompt, prompts, label)) != 1:
         raise UserError("give one of --prompt, --prompts and --label")
     if first_image and clip:
@@ -100,4 +98,6 @@ def generate(
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("megavrc.speculation").setLevel(logging.INFO)  # accepted tokens a pass
     command(generate)

@@ -78,36 +78,50 @@ def generate(
     torch.set_num_threads(threads)
     check_device(device)
     number = getattr(torch, dtype)
-    batches = [batch] if isinstance(batch, int) else batch
-    scales = list(dict.fromkeys((1.0, guidance)))
+    batches, scales = _several(batch), list(dict.fromkeys((1.0, guidance)))
     speculative = speculative if speculative is not None else 16 if model else 0
     drafts = [0, speculative] if speculative and not sampled_steps else [0]  # speculation needs whole clips
+<<<<<<< HEAD
     folders = [model] if isinstance(model, Path) else model or []
     prompts = [prompt] if isinstance(prompt, str) else prompt
     cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
     base = cases[0].model if cases else random_model(preset, (frames - 1) // 4, device, number)
     chosen = default_variants(cases) if variants is None else variants
     cases += random_cases(variants_of(base, chosen), batches, scales, [0] if folders else drafts)
+=======
+    cases: list[Case] = []
+    default: list[Variant] = list(CHANGES)
+    if model:
+        prompts = _several(prompt) if prompt else None
+        cases, net = trained_cases(_several(model), prompts, batches, scales, drafts, device, number)
+        base, drafts = cases[0].model, [0]
+        default = [] if any(case.name == "token" for case in cases) else ["token"]
+    else:
+        base, net = random_model(preset, (frames - 1) // 4, device, number), None
+    others = variants_of(base, default if variants is None else variants)
+    cases += random_cases(others, batches, scales, drafts)
+>>>>>>> h-e
     config = cases[0].model.config
-    if 2 * sampled_steps > config.tokens_per_frame:
-        raise UserError(
-            f"--sampled-steps {sampled_steps}: at most half the {config.tokens_per_frame} of a frame"
-        )
+    if 2 * sampled_steps > (count := config.tokens_per_frame):
+        raise UserError(f"--sampled-steps {sampled_steps}: at most half the {count} of a frame")
     context = config.condition.slots + config.tokens_per_frame
     llama = llama_generator(config, context + 1, device, number) if transformers else None
     bandwidth = cost.memory_bandwidth(device)
     measured = _rounds(cases, llama, repeats, sampled_steps, device)
-    pixels = _pixels(net, config, repeats, device)
     result = {
         "machine": machine(device, threads, "transformers"),
+<<<<<<< HEAD
         "weights": [str(folder) for folder in folders] or "random",
+=======
+        "weights": list(map(str, _several(model))) if model else "random",
+>>>>>>> h-e
         "model": {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames},
         "dtype": dtype,
         "repeats": repeats,
         "extrapolated_from_steps": sampled_steps,
         "bandwidth": bandwidth,
         "floor": cost.FLOOR,
-        "seconds_to_pixels_per_clip": pixels,
+        "seconds_to_pixels_per_clip": _pixels(net, config, repeats, device),
         "cases": [_row(case, measured[case], bandwidth) for case in cases],
         "transformers_step": _by_batch(measured["llama"]),
     }
@@ -115,6 +129,11 @@ def generate(
     _print(result)
     if json:
         write_json(json, result)
+
+
+def _several(values: Any) -> list[Any]:
+    """One or several values of an option, as a list."""
+    return values if isinstance(values, list) else [values]
 
 
 # --- what is measured -------------------------------------------------------------------------------------------
