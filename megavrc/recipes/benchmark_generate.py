@@ -81,26 +81,11 @@ def generate(
     batches, scales = _several(batch), list(dict.fromkeys((1.0, guidance)))
     speculative = speculative if speculative is not None else 16 if model else 0
     drafts = [0, speculative] if speculative and not sampled_steps else [0]  # speculation needs whole clips
-<<<<<<< HEAD
-    folders = [model] if isinstance(model, Path) else model or []
-    prompts = [prompt] if isinstance(prompt, str) else prompt
+    folders, prompts = _several(model) if model else [], _several(prompt) if prompt else None
     cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
     base = cases[0].model if cases else random_model(preset, (frames - 1) // 4, device, number)
     chosen = default_variants(cases) if variants is None else variants
     cases += random_cases(variants_of(base, chosen), batches, scales, [0] if folders else drafts)
-=======
-    cases: list[Case] = []
-    default: list[Variant] = list(CHANGES)
-    if model:
-        prompts = _several(prompt) if prompt else None
-        cases, net = trained_cases(_several(model), prompts, batches, scales, drafts, device, number)
-        base, drafts = cases[0].model, [0]
-        default = [] if any(case.name == "token" for case in cases) else ["token"]
-    else:
-        base, net = random_model(preset, (frames - 1) // 4, device, number), None
-    others = variants_of(base, default if variants is None else variants)
-    cases += random_cases(others, batches, scales, drafts)
->>>>>>> h-e
     config = cases[0].model.config
     if 2 * sampled_steps > (count := config.tokens_per_frame):
         raise UserError(f"--sampled-steps {sampled_steps}: at most half the {count} of a frame")
@@ -110,11 +95,7 @@ def generate(
     measured = _rounds(cases, llama, repeats, sampled_steps, device)
     result = {
         "machine": machine(device, threads, "transformers"),
-<<<<<<< HEAD
         "weights": [str(folder) for folder in folders] or "random",
-=======
-        "weights": list(map(str, _several(model))) if model else "random",
->>>>>>> h-e
         "model": {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames},
         "dtype": dtype,
         "repeats": repeats,
