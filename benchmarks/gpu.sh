@@ -14,6 +14,9 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 PARTS=" ${*:-tests attention generate train tune} "
 FAILED=()
+for part in $PARTS; do
+    case $part in tests | attention | generate | train | tune) ;; *) echo "no such part: $part" >&2; exit 2 ;; esac
+done
 
 step() { # PART NAME COMMAND..: run a command if its part is wanted
     local part=$1 name=$2

@@ -35,8 +35,8 @@ stage() { # NAME CONFIG OPTIONS...
     fi
     local words
     read -ra words <<< "$LAUNCH"
-    case $LAUNCH in
-        *torch.distributed.run* | *torchrun* | *deepspeed*) ;; # they start python themselves
+    case "${words[0]##*/} $LAUNCH" in
+        torchrun\ * | deepspeed\ * | *torch.distributed.run*) ;; # they start python themselves
         *) words+=("$PYTHON") ;;
     esac
     "${words[@]}" pretrain/pretrain_vrc.py --config="$config" --run_dir="$RUN/$name" \

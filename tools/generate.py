@@ -99,5 +99,5 @@ def generate(
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("megavrc.speculation").setLevel(logging.INFO)  # accepted tokens a pass
+    logging.getLogger("megavrc").setLevel(logging.INFO)  # accepted tokens a pass; which kernels run, and why
     command(generate)

@@ -8,6 +8,7 @@ gives, so what is there needs no network.
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import logging
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds after which there is no further try; one alone may wait for minutes
 WITH_A_COPY = 5  # tries of a download where the copy of last time will do
-LASTING = (FileNotFoundError, PermissionError, ImportError)  # errors that another try does not mend
 SHARDS = "shards/*/*"  # what may be dropped; shards of local datasets lie one folder higher
 
 
@@ -160,7 +160,7 @@ class Mirror:
                 except Exception as error:  # each file system has errors of its own
                     _part(path).unlink(missing_ok=True)
                     reason = f"{self.url}/{name}: {type(error).__name__}: {error}"
-                    if isinstance(error, LASTING):
+                    if _lasts(error):
                         raise FetchError(reason) from error
                     if attempt == attempts or time.monotonic() > patience:
                         raise NetworkError(f"{reason} (attempt {attempt})") from error
@@ -178,6 +178,15 @@ class Mirror:
         if sha256 is not None and (found := sha256_file(_part(path))) != sha256:
             raise ValueError(f"sha256 is {found[:12]}, the manifest says {sha256[:12]}")
         os.replace(_part(path), path)
+
+
+def _lasts(error: Exception) -> bool:
+    """Whether another try will not mend it: no such file, no right to it, no package for it, no room in the cache."""
+    return (
+        isinstance(error, FileNotFoundError | PermissionError | ImportError)
+        or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        or getattr(error, "status", None) in (401, 403)  # of aiohttp
+    )
 
 
 def _part(path: Path) -> Path:

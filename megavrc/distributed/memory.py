@@ -24,7 +24,7 @@ def peak_memory(device: str | torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     # Not getrusage where there is this file: that begins with the peak of the process that started this one.
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(peak.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux

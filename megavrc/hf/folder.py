@@ -172,7 +172,9 @@ class Folder:
     def _condition_of(
         self, prompts: Sequence[str] | None, labels: Sequence[int] | None, seeds: Sequence[int]
     ) -> Condition:
-        condition, clips = self.condition(prompts, labels), len(prompts or labels or [])
+        condition = self.condition(prompts, labels)
+        given = labels if prompts is None else prompts
+        clips = 0 if given is None else len(given)
         if len(seeds) != clips:
             raise UserError(f"seeds: {len(seeds)} for {clips} clips")
         return condition

@@ -75,7 +75,7 @@ def record(run_dir: Path, exit_code: int) -> list[Attempt]:
 def _users_mistake(run_dir: Path, job: str, restart: int) -> bool:
     """Whether a rank said so in this stay. Of the codes of all ranks srun returns the highest: that of a killed one."""
     for file in (run_dir / "heartbeats").glob("rank-*.json"):
-        with contextlib.suppress(UserError, OSError):  # empty, if its node lost power
+        with contextlib.suppress(UserError, OSError, AttributeError):  # empty, if its node lost power
             said = read_json(file)
             if (said.get("exit_code"), said.get("job"), said.get("restart")) == (EXIT_USER, job, restart):
                 return True
@@ -107,9 +107,12 @@ def saved_step(run_dir: Path) -> int:
 
 def is_complete(run_dir: Path, history: list[Attempt]) -> bool:
     """Whether training is done. The `complete.json` of an earlier end stays until training goes on to more steps, so
-    it says nothing after a stay that failed, perhaps before that.
+    it says nothing after a stay that failed, perhaps before that; unless it is newer, of an end outside of SLURM.
     """
-    return (run_dir / "complete.json").is_file() and (not history or history[-1].exit_code == 0)
+    file = run_dir / "complete.json"
+    if not file.is_file():
+        return False
+    return not history or history[-1].exit_code == 0 or file.stat().st_mtime > history[-1].time
 
 
 def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> str | None:

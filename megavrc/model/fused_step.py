@@ -53,7 +53,7 @@ def obstacle(model: VRC, rows: int) -> str:
     # The kernels read weights only: what else a module does, such as an adapter, they would leave out.
     for part in parts:
         if type(part) not in (nn.Linear, RMSNorm):
-            return f"a layer is {type(part).__name__}, not Linear"
+            return f"a layer is {type(part).__module__}.{type(part).__name__}, perhaps an adapter's"
         if type(part.weight.data) is not Tensor or part.weight.dtype != dtype:
             return f"weights of other kinds than {dtype}"
         if not part.weight.is_contiguous():

@@ -74,9 +74,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     probs = wide.softmax(-1)
     if sampling.top_p < 1:
         ordered, where = probs.sort(dim=-1, descending=True)
-        before = (
-            ordered.cumsum(-1, dtype=torch.float64) - ordered
-        )  # a float32 sum differs from run to run on CUDA
+        # A float32 sum differs from run to run on CUDA.
+        before = ordered.cumsum(-1, dtype=torch.float64) - ordered
         probs = torch.zeros_like(probs).scatter(
             -1, where, ordered.where(before < sampling.top_p, ordered.new_zeros(()))
         )

@@ -99,9 +99,8 @@ class VRC(nn.Module):
         """Layout, rotary table [2, S, P] and mask of a sequence; built once per device (see `make_layout`)."""
         key = (part, self.tokens.weight.device)
         if key not in self._tables:
-            with torch.inference_mode(
-                False
-            ):  # a table first used in generation may be used in training later
+            # A table first used in generation may be used in training later.
+            with torch.inference_mode(False):
                 layout = make_layout(self.config, part)
                 rotated = layout.kinds_S > 0
                 table = rope_table(layout.positions_S3, rotated, self.config.head_dim, self.config.rope_base)

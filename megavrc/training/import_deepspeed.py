@@ -61,7 +61,7 @@ def import_run(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path
     run_dir = Path(config.run_dir)
     lease = Lease(run_dir)
     try:
-        if (run_dir / "run.json").is_file() or newest_good(run_dir / "checkpoints"):
+        if newest_good(run_dir / "checkpoints") or (run_dir / "metrics.jsonl").is_file():
             raise UserError(f"{run_dir}: holds a run already; choose another run_dir")
         return _import(source, tag, config, task)
     finally:
@@ -80,9 +80,8 @@ def _import(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path:
         "imported_from": str(source),
     }
     run_dir = Path(config.run_dir)
-    found = write(run_dir / "checkpoints", native.step, groups, state, keep=1)
     write_json(run_dir / "run.json", {"identity": task.identity, "facts": task.facts, "starts": []})
-    return found
+    return write(run_dir / "checkpoints", native.step, groups, state, keep=1)
 
 
 def read_native(folder: Path) -> Native:

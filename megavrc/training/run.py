@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,8 +56,12 @@ class RunFolder:
         self.lease: Lease | None = None  # on the main rank
         _refuse_other_ranks(config, identity, rank)
         chosen = main_rank_decides(self._open, rank)  # which verifies it for all
-        with together(rank):
-            self.checkpoint = None if chosen is None else open_unverified(chosen)
+        try:
+            with together(rank):
+                self.checkpoint = None if chosen is None else open_unverified(chosen)
+        except BaseException:
+            self.close()
+            raise
         self.finished = (
             self.complete_file.is_file()
             and self.checkpoint is not None
@@ -85,13 +90,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = Lease(self.path)
-            try:
-                return self._open_leased()
-            except BaseException:
-                self.lease.release()
-                raise
         except OSError as error:
             raise UserError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
+        try:
+            return self._open_leased()
+        except BaseException:
+            self.lease.release()
+            raise
 
     def _open_leased(self) -> Path | None:
         record = self.path / "run.json"
@@ -121,9 +126,11 @@ class RunFolder:
     def saver(self, state: TrainingState, validates: bool) -> Saver:
         """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
         train = self.config.train
-        retention = Retention(train.keep, train.keep_every, train.keep_best and validates)
+        retention = Retention(train.keep, train.keep_every, train.keep_best)
         first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
-        most = retention.most([*range(first, train.steps, train.save_every), train.steps])
+        most = replace(retention, best=train.keep_best and validates).most(
+            [*range(first, train.steps, train.save_every), train.steps]
+        )
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
         return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
 

@@ -113,9 +113,8 @@ class Watchdog:
 
     def _give_up(self) -> None:
         self._state = "hangs"
-        with contextlib.suppress(
-            OSError
-        ):  # of a full disk, here and below: nothing may keep this rank from ending
+        # Of a full disk, here and below: nothing may keep this rank from ending.
+        with contextlib.suppress(OSError):
             with open(self._stacks(self._rank.rank), "w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
         self._publish()
@@ -128,9 +127,8 @@ class Watchdog:
         if self._claims_report():
             with contextlib.suppress(OSError):
                 print(self._report(before, self._read()), file=sys.stderr, flush=True)
-        time.sleep(
-            self._pulse
-        )  # a launcher kills the others when the first one exits: let the report be written
+        # A launcher kills the others when the first one exits: let the report be written.
+        time.sleep(self._pulse)
         os._exit(EXIT_HANG)
 
     def _report(self, before: Heartbeats, after: Heartbeats) -> str:
@@ -202,7 +200,7 @@ class Watchdog:
         except FileExistsError:
             return False
         except OSError:
-            return True
+            pass
         return True
 
     @property
