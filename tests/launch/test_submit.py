@@ -256,3 +256,5 @@ def test_status_and_requeue_by_hand_bear_damaged_files(
     stay(run, 85)
     assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 0, "the last stay failed"
     assert "submitted job 9" in capsys.readouterr().out
+    (run / "complete.json").write_text("{}")  # finished without SLURM
+    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 2
