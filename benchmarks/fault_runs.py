@@ -13,16 +13,13 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import deepspeed.ops.op_builder.all_ops
 import deepspeed.runtime.zero.muon.muon_optimizer
 import jsonargparse  # noqa: F401
-import numpy as np
 import torch.utils.tensorboard  # noqa: F401
 import yaml
 
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.training.config import RunConfig
 from megavrc.training.entry import pretrain
 from megavrc.training.tasks.vrc import VRCTask
@@ -104,27 +101,10 @@ def write_configuration(folder: Path) -> None:
         "run_dir": str(folder / "run"),
         "stage": "video",
         "model": {"layers": 1, "heads": 2, "width": 32, "vocab": 32, "grid": 4, "frames": 1, "dropout": 0.0}
-        | {"condition": {"kind": "class", "classes": 2}},
+        | {"condition": {"kind": "class", "classes": 101}},
         "data": {"path": str(folder / "tokens")},
         "train": train | {"watchdog_s": WATCHDOG, "preview_every": 0, "straggler_factor": 3.0},
         "optimizer": {"lr": 1e-3, "warmup": 2, "schedule": "constant"},
         "preview": {"count": 0},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
-
-
-def write_tokens(
-    folder: Path, count: int = 37, shape: tuple[int, int, int] = (2, 4, 4), vocab: int = 32
-) -> None:
-    """A dataset of random clips of two classes."""
-    tar, rng = folder / "shards" / shard_name("train", 0, 1), np.random.default_rng(0)
-    with ShardWriter(tar, shape, vocab) as shard:
-        for number in range(count):
-            fields = {"caption": None, "label": number % 2, "source": "s"}
-            shard.add(f"{number:04d}", rng.integers(0, vocab, shape), fields)
-        shard.commit(plan_sha256="")
-    done = read_done(tar, "")
-    assert done is not None
-    info: dict[str, Any] = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "image"}
-    info |= {"tokenizer": {"name": "none", "sha256": "0" * 64}, "classes": ["a", "b"]}
-    write_manifest(folder, info, [listed("train", done)])

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration, write_tokens
+from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration
 
 from megavrc.checkpoint import read
 from megavrc.config import command, read_json, write_json
 from megavrc.data.shards import shard_name
+from megavrc.recipes.benchmark_loader import write_dataset
 
 STAYS = 8  # more than any case needs
 Act = Callable[[Stay], None]
@@ -312,7 +313,7 @@ def main(only: list[str] | None = None, json: Path | None = None, keep: Path | N
         root = keep or Path(temporary)
         os.environ["TORCH_EXTENSIONS_DIR"] = f"{temporary}/extensions"
         folder = root / "undisturbed"
-        write_tokens(folder / "tokens")
+        write_dataset(folder / "tokens", samples=37, shards=1, shape=(2, 4, 4), vocab=32)
         write_configuration(folder)
         undisturbed = start(folder / "run", 2, "").wait()
         assert undisturbed.codes == {0: 0, 1: 0}, undisturbed.output

@@ -169,9 +169,8 @@ def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterat
 def _roll_call(rank: int, world_size: int, timeout: timedelta) -> Store:
     """A store that all ranks have reached. torch's own rendezvous does not say who is missing."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agents = (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    )  # torchrun listens, and outlives its ranks
+    # torchrun listens, and outlives its ranks.
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank == 0 and not agents
     try:
         tcp = TCPStore(host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True)

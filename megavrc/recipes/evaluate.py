@@ -14,9 +14,10 @@ from megavrc.data.shapes import Combination
 from megavrc.evaluation.alignment import evaluate
 from megavrc.evaluation.speed import seconds_per_clip
 from megavrc.hf.folder import load_folder
-from megavrc.model import VRC, ModelConfig, Sampling, SamplingSettings
+from megavrc.model import VRC, Sampling, SamplingSettings
 from megavrc.model import generate as generate_ids
 from megavrc.model.decoder import store_for_generation
+from megavrc.recipes.benchmark_generate_cases import CHANGES
 from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
 
@@ -187,14 +188,10 @@ def speed(
 def token_baseline(vrc: VRC) -> VRC:
     """The baseline of a model's size with fresh weights, on its device, in its dtype, stored as `load_folder` does."""
     like = vrc.tokens.weight
-    baseline = VRC(token_config(vrc.config)).to(like.device, like.dtype).eval().requires_grad_(False)
+    config = dataclasses.replace(vrc.config, **CHANGES["token"])
+    baseline = VRC(config).to(like.device, like.dtype).eval().requires_grad_(False)
     store_for_generation(baseline)
     return baseline
-
-
-def token_config(config: ModelConfig) -> ModelConfig:
-    """The baseline of the same size: no compression, the next token everywhere."""
-    return dataclasses.replace(config, prediction="token", first_frame="token", keep_first_frame=True)
 
 
 def clip_maker(model: VRC, settings: SamplingSettings) -> Callable[[int], torch.Tensor]:

@@ -155,15 +155,11 @@ class RunFolder:
 
 def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
     """Run `decide` on the main rank and give every rank its result, or its UserError."""
-    outcome: list[Any] = [None, None]
-    if rank.main:
-        try:
+    outcome: list[Any] = [None]
+    with together(rank):
+        if rank.main:
             outcome[0] = decide()
-        except UserError as error:
-            outcome[1] = str(error)
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
     return outcome[0]
 
 

@@ -1,18 +1,14 @@
 """Two ranks of which one is unlike the other: all end, and all say why."""
 
-import json
 from typing import Any
 
 import pytest
-from worlds import run_world
+from worlds import world_results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("runs")
-    done = run_world(1, "agreement_world.py", root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((root / "results.json").read_text()) | {"output": done.stderr}
+    return world_results(tmp_path_factory.mktemp("runs"), "agreement_world.py")
 
 
 def test_a_mistake_that_one_rank_meets_is_that_of_all(results: dict[str, Any]) -> None:
@@ -25,7 +21,7 @@ def test_a_mistake_that_one_rank_meets_is_that_of_all(results: dict[str, Any]) -
 
 def test_another_error_has_its_traceback_and_no_rank_waits(results: dict[str, Any]) -> None:
     assert results["traceback"][0] == [1, 1]
-    assert "KeyError: 'a bug'" in results["output"]
+    assert "KeyError: 'a bug'" in results["stderr"]
 
 
 def test_ranks_that_would_train_different_runs_do_not_begin(results: dict[str, Any]) -> None:

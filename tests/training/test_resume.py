@@ -2,18 +2,14 @@
 and from checkpoints that DeepSpeed wrote.
 """
 
-import json
 from typing import Any
 
 import pytest
-from worlds import run_world
+from worlds import world_results
 
 
 def run(part: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp(part)
-    done = run_world(1, "resume_world.py", part, root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((root / "results.json").read_text())
+    return world_results(tmp_path_factory.mktemp(part), "resume_world.py", part)
 
 
 @pytest.fixture(scope="module")

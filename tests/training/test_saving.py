@@ -1,13 +1,12 @@
 """Saving on real ranks: a kill at every point of a write, full and slow disks, and a run that another job has taken."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from worlds import run_world
+from worlds import world_results
 
 from megavrc.config import UserError
 from megavrc.training.saving import check_space
@@ -15,10 +14,7 @@ from megavrc.training.saving import check_space
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("stores")
-    done = run_world(1, "saving_world.py", root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((root / "results.json").read_text()) | {"output": done.stdout}
+    return world_results(tmp_path_factory.mktemp("stores"), "saving_world.py")
 
 
 def test_a_kill_at_any_point_of_a_write_leaves_the_checkpoint_before_or_the_whole_new_one(
@@ -48,7 +44,7 @@ def test_a_full_disk_on_one_rank_is_loud_and_training_goes_on(results: dict[str,
     assert [failures for failures, _ in full["ranks"]] == [1, 1], "both ranks know"
     assert full["ranks"][0][1] == ["latest", "step-00000001"], "what was written of it is gone"
     assert full["after"]["steps"] == [1, 3] and full["after"]["step"] == 3
-    assert "CHECKPOINT OF STEP 2 NOT WRITTEN, rank 1: OSError(27, 'File too large')" in results["output"]
+    assert "CHECKPOINT OF STEP 2 NOT WRITTEN, rank 1: OSError(27, 'File too large')" in results["stdout"]
 
 
 def test_a_file_system_that_is_full(results: dict[str, Any]) -> None:
@@ -58,8 +54,8 @@ def test_a_file_system_that_is_full(results: dict[str, Any]) -> None:
     assert small["codes"] == [0, 0]
     assert small["ranks"][0] == [1, ["latest", "step-00000001", "step-00000002"]]
     assert small["after"] == {"step": 4, "values": [4.0], "torn": [], "steps": [1, 2, 4], "left": []}
-    assert "CHECKPOINT OF STEP 3 NOT WRITTEN" in results["output"]
-    assert "No space left on device" in results["output"]
+    assert "CHECKPOINT OF STEP 3 NOT WRITTEN" in results["stdout"]
+    assert "No space left on device" in results["stdout"]
 
 
 def test_a_writer_that_dies_shows_at_the_next_save(results: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Starts scripts of this folder on several gloo ranks."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -33,6 +35,13 @@ def run_world(ranks: int, script: str | Path, *words: str | Path) -> subprocess.
         env=environment(),
         cwd=ROOT,
     )
+
+
+def world_results(root: Path, script: str, *words: str | Path) -> dict[str, Any]:
+    """What a script that starts ranks of its own has written to root/results.json; with its stdout and stderr."""
+    done = run_world(1, script, *words, root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((root / "results.json").read_text()) | {"stdout": done.stdout, "stderr": done.stderr}
 
 
 @dataclass

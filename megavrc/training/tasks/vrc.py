@@ -158,11 +158,12 @@ class VRCTask:
     def preview(self, module: nn.Module, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
         if self.video_tokenizer is None or not count:
-            return None
+            return
         assert isinstance(module, VRC)
         items = self._preview_items(count)
         if not items:
-            return log.warning("step %d: no preview, there is no whole sample for it", step)
+            log.warning("step %d: no preview, there is no whole sample for it", step)
+            return
         settings = SamplingSettings(
             first=Sampling(temperature=self.config.preview.first_temperature),
             later=Sampling(temperature=self.config.preview.later_temperature),
@@ -171,7 +172,7 @@ class VRCTask:
         ids = generate(module, condition, settings, seeds=list(range(count)))
         forget(module)  # training needs the memory
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
-        return write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
+        write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
 
     def _preview_items(self, count: int) -> list[dict[str, Any]]:
         """Samples with different conditions, as far as the first few hundred of the dataset have them.
