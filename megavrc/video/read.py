@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from megavrc.video.colour import to_rgb
+
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
-# Without the two flags swscale takes a shortcut that darkens every picture by one level and blurs chroma.
-ACCURATE_RND, FULL_CHR_H_INT = 0x40000, 0x2000
-RESAMPLING = Interpolation.BICUBIC | ACCURATE_RND | FULL_CHR_H_INT
+MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 352x576)
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Crop = Literal["center", "squash"]
@@ -45,7 +45,7 @@ class VideoError(Exception):
 
 
 class VideoInfo(NamedTuple):
-    """What the header says. Sizes in pixels as displayed (rotation applied); `frames` 0 and `fps` 0.0 if unknown.
+    """What the header says. Sizes as displayed (square pixels, turned); `frames` 0 and `fps` 0.0 if unknown.
 
     A folder of pictures has no rate: `fps` is 0.0, and a manifest entry may give one of its own.
     """
@@ -124,7 +124,8 @@ def probe(path: str | Path) -> VideoInfo:
     """Read the header and the first frame of a video."""
     with _decoding(path) as decoded:
         frame = next(decoded)
-        height, width = _upright(np.empty((frame.height, frame.width), np.uint8), frame).shape
+        shape = (frame.height, round(frame.width * decoded.pixel_aspect))
+        height, width = _upright(np.empty(shape, np.uint8), frame).shape
         return VideoInfo(height, width, decoded.rate, decoded.length)
 
 
@@ -155,6 +156,8 @@ class _Decoder(Iterator[Any]):
         self.stream.codec_context.thread_count = 1
         self.position = 0
         self.rate, self.length = float(self.stream.average_rate or 0), int(self.stream.frames)
+        stated = self.stream.sample_aspect_ratio  # of the container if it has one, else of the codec
+        self._stated = None if stated == self.stream.codec_context.sample_aspect_ratio else stated
         self._frames = container.decode(self.stream)
 
     def __next__(self) -> Any:
@@ -172,11 +175,18 @@ class _Decoder(Iterator[Any]):
         self.position += 1
         return frame
 
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel over its height: what the container states, or else the codec, now (streams may change)."""
+        known = (self._stated, self.stream.codec_context.sample_aspect_ratio)
+        sane = (float(aspect) for aspect in known if aspect and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT)
+        return next(sane, 1.0)
+
 
 class _Pictures(Iterator[Any]):
     """The pictures of a folder as frames; None, unread, in place of those that are not chosen."""
 
-    rate = 0.0
+    rate, pixel_aspect = 0.0, 1.0
 
     def __init__(self, path: str | Path, chosen: Container[int] | None) -> None:
         self.path, self.chosen = path, chosen
@@ -239,7 +249,7 @@ def _collect(
     with _decoding(path, chosen) as decoded:
         for index, frame in enumerate(decoded):
             if index in chosen:
-                kept[index] = _picture(frame, reformatter, size, crop)
+                kept[index] = _picture(decoded, frame, reformatter, size, crop)
             if index == last:
                 break
         return kept, decoded.position
@@ -251,15 +261,20 @@ def _stack(path: str | Path, pictures: list[NDArray[np.uint8]]) -> Frames:
     return np.stack(pictures)
 
 
-def _picture(frame: Any, reformatter: Any, size: int | None, crop: Crop) -> NDArray[np.uint8]:
-    """Convert to RGB [H, W, 3]: resize (bicubic, antialiased), rotate for display, cut the centre."""
-    height, width = frame.height, frame.width
+def _picture(
+    decoded: _Decoder | _Pictures, frame: Any, reformatter: Any, size: int | None, crop: Crop
+) -> NDArray[np.uint8]:
+    """Convert to RGB [H, W, 3] as displayed: pixels made square, resized, turned, the centre cut."""
+    height, width = frame.height, frame.width * decoded.pixel_aspect
     if size is not None:
         scale = size / min(height, width)
-        height, width = (size, size) if crop == "squash" else (round(height * scale), round(width * scale))
-    # Planes, not rgb24: the same values in less than half the time.
-    resized = reformatter.reformat(frame, width, height, "gbrp", interpolation=RESAMPLING)
-    picture = _upright(resized.to_ndarray(), frame)
+        height, width = (size, size) if crop == "squash" else (height * scale, width * scale)
+    try:
+        resized = to_rgb(reformatter, frame, round(height), round(width))
+    except (av.FFmpegError, ValueError) as error:
+        reason = f"frame {decoded.position - 1}: {_reason(error)}"
+        raise VideoError(decoded.path, "decode", reason) from None
+    picture = _upright(resized, frame)
     if size is not None:
         top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
         picture = picture[top : top + size, left : left + size]

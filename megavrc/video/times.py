@@ -74,7 +74,7 @@ def _read(path: str | Path, wanted: Sequence[float], size: int | None, crop: Cro
     with _reading(path, wanted[0] if jump else 0.0) as video:
         for frame, time in video:
             if _tick(time) in chosen:
-                kept[_tick(time)] = _picture(frame, reformatter, size, crop)
+                kept[_tick(time)] = _picture(video.decoder, frame, reformatter, size, crop)
             if time > wanted[-1] + TICK or len(kept) == len(chosen):
                 break
     if missing := chosen - set(kept):
@@ -93,12 +93,12 @@ class _Timed(Iterator[tuple[Any, float]]):
         self.stream, self.container = decoder.stream, decoder.stream.container
         self.indexed = self.container.format.name in INDEXED
         self._untimed = self.container.format.name in UNTIMED
-        self._decoder = decoder
+        self.decoder = decoder
 
     def __next__(self) -> tuple[Any, float]:
-        frame = next(self._decoder)
+        frame = next(self.decoder)
         if frame.pts is None or self._untimed:
-            return frame, (self._decoder.position - 1) / float(self.stream.average_rate or 25)
+            return frame, (self.decoder.position - 1) / float(self.stream.average_rate or 25)
         return frame, self.seconds(frame.pts)
 
     def seconds(self, stamp: int) -> float:
