@@ -1,0 +1,146 @@
+"""The run matrix as jobs: which commands there are, what each waits for, and in what order they come."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megavrc.config import UserError
+
+SEEDS = [0, 1, 2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: `set/step` of a set's step, or `run-seed`.
+        words: the script and its options.
+        product: a file that exists when the job is done.
+        after: names of the jobs that must be done before.
+        needs: a key of the configuration that must exist, or "".
+        checkpoints: of a training run: steps to measure; empty for a step of a set.
+        run, seed, priority: of a training run.
+    """
+
+    name: str
+    words: list[str]
+    product: Path
+    after: list[str] = field(default_factory=list)
+    needs: str = ""
+    checkpoints: list[int] = field(default_factory=list)
+    run: str = ""
+    seed: int = 0
+    priority: int = 0
+
+
+class Matrix:
+    """A matrix file, for a work folder.
+
+    Args:
+        path: matrix.yaml.
+        work: folder that sets and runs are made in.
+        smoke: at toy size.
+
+    Attributes:
+        environment: of every command.
+        gflops: of one core, for estimates.
+
+    Raises:
+        UserError: a run names a set or run that does not exist.
+    """
+
+    def __init__(self, path: Path, work: Path, smoke: bool = False) -> None:
+        self._content: dict[str, Any] = yaml.safe_load(path.read_text())
+        self._path, self._work = path, work
+        self._smoke: dict[str, Any] = self._content["smoke"] if smoke else {}
+        self.environment: dict[str, str] = self._content.get("environment", {})
+        self.gflops: float = self._content.get("gflops", 0)
+        for name, run in self._content["runs"].items():
+            for key, known in (("set", self._content["sets"]), ("init", self._content["runs"])):
+                if run.get(key) is not None and run[key] not in known:
+                    raise UserError(f"{path}: runs.{name}.{key}: there is no {run[key]!r}")
+
+    def jobs(self, most: int = 9) -> list[Job]:
+        """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run."""
+        jobs: dict[str, Job] = {}
+        for run, seed in self._order():
+            if self._content["runs"][run]["priority"] <= most:
+                for job in [*self._steps(self._content["runs"][run]["set"]), self._training(run, seed)]:
+                    jobs.setdefault(job.name, job)
+        return list(jobs.values())
+
+    def _order(self) -> Iterator[tuple[str, int]]:
+        """(run, seed) by priority, then seed, then as they are listed."""
+        runs = self._content["runs"].items()
+        seeds = {name: self._smoke.get("seeds") or run.get("seeds", SEEDS) for name, run in runs}
+        for priority in sorted({run["priority"] for _, run in runs}):
+            for seed in sorted({seed for own in seeds.values() for seed in own}):
+                yield from (
+                    (name, seed) for name, run in runs if run["priority"] == priority and seed in seeds[name]
+                )
+
+    def _steps(self, name: str) -> list[Job]:
+        """A set's steps, after those of the set that it borrows from."""
+        content = self._content["sets"][name]
+        lender = content.get("borrows")
+        before = self._steps(lender) if lender else []
+        without = [*content.get("without", []), *(["tokenizer", "text"] if lender else [])]
+        places = {"set": str(self._set(name)), "lender": str(self._set(lender or name))}
+        quoted = {key: shlex.quote(place) for key, place in places.items()}
+        jobs: list[Job] = []
+        for step, how in self._content["steps"].items():
+            if step in without:
+                continue
+            words = shlex.split(how["command"].format(**content, **quoted))
+            words += shlex.split(self._smoke.get("steps", {}).get(step, ""))
+            after = [job.name for job in (*before, *jobs)][-1:]
+            jobs.append(Job(f"{name}/{step}", words, Path(how["product"].format(**places)), after))
+        return [*before, *jobs]
+
+    def _training(self, name: str, seed: int) -> Job:
+        run = self._content["runs"][name]
+        chosen = self._content["sets"][run["set"]]
+        own, lender = self._set(run["set"]), self._set(chosen.get("borrows") or run["set"])
+        folder = self._work / "runs" / f"{name}-{seed}"
+        image = run["config"] == self._content["image"]
+        text = "" if "text" in chosen.get("without", []) else str(lender / "text" / "tokenizer.model")
+        init = f"{run['init']}-{seed}" if run.get("init") else ""
+        words = [
+            "pretrain/pretrain_vrc.py",
+            f"--config={run['config']}",
+            f"--run_dir={folder}",
+            f"--seed={seed}",
+            f"--data.path={own / 'tokens' / ('image' if image else 'video')}",
+            f"--data.text_tokenizer={text}",
+            f"--data.video_tokenizer={lender / 'tokenizer' / 'model'}",
+            f"--init_from={self._work / 'runs' / init if init else ''}",
+        ]
+        overrides = {**run.get("overrides", {}), **self._smoke.get("overrides", {})}
+        words += [f"--{key}={_text(value)}" for key, value in overrides.items()]
+        checkpoints = self._smoke.get("checkpoints") or run.get("checkpoints") or self._content["checkpoints"]
+        after = [job.name for job in self._steps(run["set"])][-1:] + ([init] if init else [])
+        return Job(
+            f"{name}-{seed}",
+            words,
+            folder / "complete.json",
+            after,
+            run.get("needs", ""),
+            checkpoints,
+            name,
+            seed,
+            run["priority"],
+        )
+
+    def _set(self, name: str) -> Path:
+        return self._work / "sets" / name
+
+
+def _text(value: Any) -> str:
+    """As an option's value."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,86 @@
+"""The study's run matrix: every run is a configuration that loads, and they come in the order that is promised."""
+
+from pathlib import Path
+
+import pytest
+from matrix import Job, Matrix
+
+from megavrc.config import UserError, load_config
+from megavrc.model.flops import training_flops
+from megavrc.training.config import RunConfig
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "study" / "matrix.yaml"
+
+
+def configuration(job: Job) -> RunConfig:
+    return load_config(RunConfig, job.words[1:])
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_run_is_a_configuration(smoke: bool) -> None:
+    """One that waits for an option is refused for that option alone."""
+    for job in Matrix(FILE, Path("work"), smoke).jobs():
+        if not job.run:
+            continue
+        if job.needs:
+            with pytest.raises(UserError, match=f"--{job.needs}"):
+                configuration(job)
+            continue
+        train = configuration(job).train
+        if train.keep_every:
+            kept = {*range(train.keep_every, train.steps, train.keep_every), train.steps}
+            assert set(job.checkpoints) <= kept, f"{job.name} measures checkpoints that it does not keep"
+
+
+def test_a_work_folder_may_have_spaces() -> None:
+    jobs = {job.name: job for job in Matrix(FILE, Path("my work")).jobs()}
+    clips = jobs["told0/clips"].words
+    assert clips[:2] == ["tools/make_scenes.py", "--told=0"] and "--out=my work/sets/told0/data" in clips
+    assert jobs["told0/tokens"].product == Path("my work/sets/told0/tokens/image/manifest.json")
+    assert "--tokenizer=my work/sets/scenes/tokenizer/model" in jobs["told0/tokens"].words
+
+
+def test_runs_come_by_priority_then_seed_and_after_what_they_need() -> None:
+    jobs = Matrix(FILE, Path("work")).jobs()
+    places = {job.name: place for place, job in enumerate(jobs)}
+    assert all(places[name] < places[job.name] for job in jobs for name in job.after)
+    runs = [job for job in jobs if job.run]
+    assert [(job.priority, job.seed) for job in runs] == sorted((job.priority, job.seed) for job in runs)
+    assert [job.name for job in runs[:4]] == [
+        "scenes-stage1-0",
+        "scenes-vrc-0",
+        "scenes-token-0",
+        "scenes-refine-0",
+    ]
+
+
+def test_models_of_a_comparison_differ_in_their_overrides_alone() -> None:
+    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs()}
+    vrc, token = (configuration(jobs[name]) for name in ("scenes-vrc-1", "scenes-token-1"))
+    token.model.prediction, token.run_dir = vrc.model.prediction, vrc.run_dir
+    assert token == vrc
+
+
+def test_the_budgets_are_equal_where_the_page_says_so() -> None:
+    """Equal FLOPs: the first kept checkpoint of the other run that has had at least as many."""
+    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs()}
+
+    def clip(name: str) -> int:
+        return training_flops(configuration(jobs[name]).model)
+
+    for vrc, token, step in (
+        ("scenes-vrc-0", "scenes-token-0", 2250),
+        ("scenes-vrc-0", "scenes-token-160-0", 1500),
+    ):
+        exact = 4000 * clip(vrc) / clip(token)
+        assert step - 250 < exact <= step and step in jobs[token].checkpoints
+    for name, steps in (("scenes", 5000), ("gameplay", 4750)):
+        with_both = 4000 + 2000 * clip(f"{name}-stage1-0") / clip(f"{name}-vrc-0")
+        assert steps - 250 < with_both <= steps
+        assert configuration(jobs[f"{name}-without-stage1-0"]).train.steps == steps
+
+
+def test_a_matrix_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "matrix.yaml").write_text(FILE.read_text().replace("set: told1", "set: told2"))
+    with pytest.raises(UserError, match=r"runs\.told1-stage1\.set: there is no 'told2'"):
+        Matrix(tmp_path / "matrix.yaml", tmp_path)
