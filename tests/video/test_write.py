@@ -22,6 +22,16 @@ def test_mp4_round_trip(tmp_path: Path, height: int, width: int) -> None:
     )  # no darker, no lighter
 
 
+def test_colour_is_where_it_was(tmp_path: Path) -> None:
+    """Not half a pixel to the left, as 4:2:0 is read whose file does not say where its colour samples are."""
+    frames = np.full((3, 64, 64, 3), 40, np.uint8)
+    frames[:, 20:37, 30:47] = 230, 40, 40
+    write_mp4(tmp_path / "a.mp4", frames, crf=4)
+    chroma = np.ptp(read_clip(tmp_path / "a.mp4", 0, 3, size=None).astype(float), axis=-1).mean(axis=0)
+    middle = [(chroma.sum(axis=axis) @ np.arange(64)) / chroma.sum() for axis in range(2)]
+    assert middle == pytest.approx([38, 28], abs=0.1)
+
+
 def test_mp4_plays_in_browsers(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", clip(0, 1)[1], fps=12.5, scale=4)
     content = (tmp_path / "a.mp4").read_bytes()
