@@ -8,8 +8,8 @@ from pathlib import Path
 from megavrc.config import command
 from megavrc.tokenization import datasets
 from megavrc.tokenization.datasets import Listing
-from megavrc.tokenization.manifest import write_manifest
 from megavrc.tokenization.v3c import v3c
+from megavrc.video.manifest import write_manifest
 
 KINDS: dict[str, Callable[..., Listing]] = {
     "ucf101": datasets.ucf101,

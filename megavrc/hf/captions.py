@@ -1,11 +1,10 @@
 """Captions that the converted text tokenizer is compared on."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, progress
+from megavrc.config import progress
 from megavrc.data.dataset import TokenDataset
 
 
@@ -19,13 +18,3 @@ def training_captions(state: dict[str, Any]) -> Iterator[str]:
         dataset = TokenDataset(path, split=data.get("split", "train"))
         for index in progress(range(len(dataset)), f"captions of {path}"):
             yield dataset[index]["caption"] or ""
-
-
-def read_captions(path: Path) -> Iterator[str]:
-    """Captions of a file: manifest.jsonl with a "caption" in each line, or text with one caption a line."""
-    try:
-        lines = path.read_text().splitlines()
-        captions = [json.loads(line)["caption"] or "" for line in lines] if path.suffix == ".jsonl" else lines
-        yield from map(str, captions)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: captions cannot be read ({error!r})") from None

@@ -13,8 +13,9 @@ from megavrc.checkpoint import read_weights
 from megavrc.config import UserError, read_json, sha256_file, write_json
 from megavrc.model import VRC, ModelConfig
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
+from megavrc.video.manifest import read_captions
 
-from .captions import read_captions, training_captions
+from .captions import training_captions
 from .card import LICENSE, model_card, training_record
 from .files import CHECKSUMS, check_sums, fill, read_config
 from .folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder

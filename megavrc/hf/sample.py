@@ -25,6 +25,7 @@ from megavrc.video import (
     write_mp4,
     write_png,
 )
+from megavrc.video.manifest import read_lines
 
 from .folder import Folder
 
@@ -67,10 +68,7 @@ def wishes(prompts: list[str], labels: list[int], seed: int) -> list[Wish]:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line; empty lines are skipped."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    lines = [line.strip() for _, line in read_lines(path)]
     if not any(lines):
         raise UserError(f"{path}: holds no prompts (one a line)")
     return [line for line in lines if line]
@@ -183,10 +181,10 @@ def _generate(
 
 def _finished(out: Path) -> dict[str, dict[str, Any]]:
     """Lines of an earlier run's list whose files are there."""
-    try:
-        records = [json.loads(line) for line in (out / LIST).read_text().splitlines()]
-    except FileNotFoundError:
+    if not (out / LIST).is_file():
         return {}
+    try:
+        records = [json.loads(line) for _, line in read_lines(out / LIST)]
     except json.JSONDecodeError as error:
         raise UserError(f"{out / LIST}: damaged ({error}); remove it to generate everything again") from None
     whole = [

@@ -8,8 +8,8 @@ import torch
 
 from megavrc.hf.folder import load_folder
 from megavrc.model import SamplingSettings
-from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_png
+from megavrc.video.manifest import read_manifest
 
 ROWS = {"val": 6, "heldout": 2}  # prompts of each split
 

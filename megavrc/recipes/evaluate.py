@@ -18,8 +18,8 @@ from megavrc.model import VRC, Sampling, SamplingSettings
 from megavrc.model import generate as generate_ids
 from megavrc.model.decoder import store_for_generation
 from megavrc.recipes.benchmark_generate_cases import CHANGES
-from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
+from megavrc.video.manifest import read_manifest
 
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 

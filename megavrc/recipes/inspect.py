@@ -14,10 +14,10 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.evaluation.quality import psnr
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.encode import Sample, samples
-from megavrc.tokenization.manifest import Entry
 from megavrc.tokenization.plan import Plan, encode, load_plan
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, contact_sheet, write_png
+from megavrc.video.manifest import Entry
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 COLUMNS = 6  # of the picture

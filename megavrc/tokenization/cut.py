@@ -1,18 +1,16 @@
 """A video's clips and stage-1 frames in one sequential decode. No torch: the decoding processes start with this."""
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.tokenization.manifest import Entry
-from megavrc.tokenization.sampling import Settings, choose, resample, shot
-from megavrc.video.read import VideoError, count_frames, probe, read_frames
-from megavrc.video.times import SLACK, frame_times, read_frames_at
-
-Frames = NDArray[np.uint8]  # [N, H, W, 3]
+from megavrc.tokenization.sampling import Settings, choose
+from megavrc.video.manifest import Entry
+from megavrc.video.read import Frames, VideoError, count_frames, probe, read_frames
+from megavrc.video.shots import Read, read_shot, shot
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,12 @@ def cut(settings: Settings, path: Path, entry: Entry) -> Cuts:
     Raises:
         VideoError: the video is damaged, or too short and `short` is "skip".
     """
-    part = shot(entry)
-    if part or settings.fps:
-        return _by_time(settings, path, entry, part or (0.0, np.inf))
+    use = functools.partial(_cut, settings, path, entry)
+    if shot(entry) or settings.fps:
+        return read_shot(path, entry, use, settings.size, settings.crop, settings.fps)
 
     def by_index(count: int) -> Cuts:
-        return _cut(
-            settings,
-            path,
-            entry,
-            count,
-            lambda wanted: read_frames(path, wanted, settings.size, settings.crop),
-        )
+        return use(count, lambda wanted: read_frames(path, wanted, settings.size, settings.crop))
 
     try:
         if (header := probe(path).frames) >= settings.span:
@@ -60,41 +52,7 @@ def cut(settings: Settings, path: Path, entry: Entry) -> Cuts:
     return by_index(count_frames(path))  # the header lies, or says nothing: decode to know
 
 
-def _by_time(settings: Settings, path: Path, entry: Entry, part: tuple[float, float]) -> Cuts:
-    """A shot, or a video that is resampled: its frames are known by the times at which they are shown."""
-
-    def cut_at(times: NDArray[np.float64], read: Callable[..., Frames]) -> Cuts:
-        if settings.fps and len(times):
-            times = resample(times, settings.fps)
-
-        def read_rows(wanted: list[int]) -> Frames:
-            return read(path, times[wanted].tolist(), settings.size, settings.crop)
-
-        return _cut(settings, path, entry, len(times), read_rows)
-
-    if path.is_dir():
-        rate = _rate(path, entry)
-        times = np.arange(probe(path).frames) / rate
-        times = times[(times >= part[0] - SLACK) & (times < part[1] - SLACK)]
-        return cut_at(times, lambda path, at, *how: read_frames(path, [round(t * rate) for t in at], *how))
-    try:
-        return cut_at(frame_times(path, *part), read_frames_at)
-    except VideoError as error:
-        if error.stage != "decode":
-            raise
-    return cut_at(frame_times(path, *part, decode=True), read_frames_at)  # some packets hold no picture
-
-
-def _rate(folder: Path, entry: Entry) -> float:
-    rate = entry.get("fps")
-    if not isinstance(rate, int | float) or rate <= 0:
-        raise VideoError(folder, "open", "a folder of pictures has no times: give its fps in the manifest")
-    return rate
-
-
-def _cut(
-    settings: Settings, path: Path, entry: Entry, count: int, read: Callable[[list[int]], Frames]
-) -> Cuts:
+def _cut(settings: Settings, path: Path, entry: Entry, count: int, read: Read) -> Cuts:
     clips, images = choose(settings, entry["id"], count)
     if not clips or not count:
         raise VideoError(path, "short", f"{count} frames, a clip needs {settings.span}")

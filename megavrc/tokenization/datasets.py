@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from megavrc.config import UserError, read_json
-from megavrc.tokenization.manifest import (
+from megavrc.video.manifest import (
     Entry,
     fraction,
     from_folder,
@@ -16,6 +16,7 @@ from megavrc.tokenization.manifest import (
     from_list,
     is_video,
     present,
+    read_lines,
 )
 
 PUBLISHED = {  # videos by split, for the printed comparison
@@ -333,7 +334,7 @@ def _lines(path: Path) -> list[str]:
         raise UserError(
             f"{path}: no such file; it comes with the data set's train and test lists (give --lists)"
         )
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line.strip() for _, line in read_lines(path) if line.strip()]
 
 
 def _msrvtt_json(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:

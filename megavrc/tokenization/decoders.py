@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from megavrc.tokenization.cut import Cuts, cut
-from megavrc.tokenization.manifest import Entry
 from megavrc.tokenization.sampling import Settings
+from megavrc.video.manifest import Entry
 from megavrc.video.read import VideoError
 
 Result = Cuts | VideoError

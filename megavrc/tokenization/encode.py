@@ -11,10 +11,10 @@ import numpy as np
 from megavrc.config import write_atomic
 from megavrc.data.shards import ShardWriter, done_path
 from megavrc.tokenization.cut import Cut, Cuts
-from megavrc.tokenization.manifest import Entry
 from megavrc.tokenization.plan import Plan, Shard, encode, failures_path, json_line
 from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.video.manifest import Entry
 from megavrc.video.read import VideoError
 
 OWN_KEYS = {"id", "path", "split"}  # of a manifest entry; all its other keys go into the samples

@@ -19,9 +19,9 @@ import torch
 from megavrc.config import UserError, read_json, sha256_json, write_atomic, write_json
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
-from megavrc.tokenization.manifest import Entry, read_manifest
 from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.video.manifest import Entry, read_manifest
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a tokenization job has left so far: status, finalize, verify."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, listed, read_done, write_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
+from megavrc.video.manifest import read_jsonl
 
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
 
@@ -128,7 +128,7 @@ def is_done(work: Plan, shard: Shard) -> bool:
 def read_failures(work: Plan, shard: Shard) -> list[dict[str, Any]]:
     """The videos of a shard that gave no sample: {source, start, stage, reason}."""
     path = failures_path(work, shard)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [fields for _, fields in read_jsonl(path)] if path.is_file() else []
 
 
 def can_be_retried(work: Plan, shard: Shard) -> bool:

@@ -9,11 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megavrc.config import UserError
-from megavrc.tokenization.manifest import Entry
-from megavrc.video.times import SLACK
 
 
 @dataclass(frozen=True)
@@ -103,21 +100,6 @@ def choose(settings: Settings, source_id: str, count: int) -> tuple[list[int], l
     frames = starts if settings.image_source == "clip" and settings.short == "skip" else count
     ranks = np.argsort(_draw(settings.seed, source_id, "images", frames), kind="stable")
     return clips, sorted(ranks[: settings.images_per_video].tolist())
-
-
-def shot(entry: Entry) -> tuple[float, float] | None:
-    """The part of its file that a video is, [start, end) in seconds; None for all of it."""
-    start, end = entry.get("start"), entry.get("end")
-    if start is None and end is None:
-        return None
-    return (0.0 if start is None else start), (math.inf if end is None else end)
-
-
-def resample(times: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
-    """The times of the frames that are shown at the moments times[0] + k / fps; `times` ascend."""
-    count = int((times[-1] - times[0]) * fps + fps * SLACK) + 1
-    moments = times[0] + np.arange(count) / fps
-    return times[np.searchsorted(times, moments + SLACK, side="right") - 1]
 
 
 def _draw(seed: int, source_id: str, what: str, count: int) -> np.ndarray:

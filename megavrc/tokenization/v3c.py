@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from megavrc.config import UserError, progress, read_json
 from megavrc.tokenization.datasets import Listing
-from megavrc.tokenization.manifest import Entry, fraction, is_video, read_jsonl
+from megavrc.video.manifest import Entry, fraction, is_video, read_jsonl
 
 PUBLISHED = {"V3C1": 7475, "V3C2": 9760, "V3C3": 11215}  # videos
 COLUMNS = ("startframe", "starttime", "endframe", "endtime")

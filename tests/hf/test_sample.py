@@ -104,7 +104,7 @@ def test_prompt_files(tmp_path) -> None:
     (tmp_path / "p.txt").write_text("\n")
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(tmp_path / "p.txt")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "q.txt")
 
 

@@ -17,10 +17,10 @@ from runs import ROOT
 from megavrc.launch.requeue import attempts, attempts_file
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenization.job import plan, run
-from megavrc.tokenization.manifest import from_folder, write_manifest
 from megavrc.tokenization.result import finalize
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import write_mp4
+from megavrc.video.manifest import from_folder, write_manifest
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 SETTINGS = {"size": 32, "clips_per_shard": 2, "clip_batch": 2, "image_batch": 2, "images_per_video": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jobs import LENGTHS, make_tokenizer, tokenize
 
-from megavrc.tokenization.manifest import from_folder, write_manifest
+from megavrc.video.manifest import from_folder, write_manifest
 from megavrc.video.write import write_mp4
 
 

@@ -19,7 +19,7 @@ from megavrc.tokenization.datasets import (
     taichi,
     ucf101,
 )
-from megavrc.tokenization.manifest import Entry, read_manifest, write_manifest
+from megavrc.video.manifest import Entry, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 

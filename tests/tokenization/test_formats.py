@@ -15,11 +15,12 @@ from jobs import SMALL, samples, tokenize
 from megavrc.config import UserError
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.job import plan
-from megavrc.tokenization.manifest import write_manifest
 from megavrc.tokenization.plan import encode
-from megavrc.tokenization.sampling import Settings, resample
+from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, read_clip
+from megavrc.video.manifest import write_manifest
+from megavrc.video.shots import resample
 
 COUNT, STEP = 24, 8  # frame i has brightness 16 + STEP i, and a white left half of the top
 HEIGHT, WIDTH = 48, 64

@@ -19,11 +19,11 @@ from megavrc.data.shards import DataError
 from megavrc.recipes.inspect import inspect
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.job import plan, run
-from megavrc.tokenization.manifest import from_folder, read_manifest, write_manifest
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.result import finalize, status, verify
 from megavrc.tokenization.sampling import Settings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.video.manifest import from_folder, read_manifest, write_manifest
 from megavrc.video.read import read_clip, read_frames
 
 

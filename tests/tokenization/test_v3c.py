@@ -12,8 +12,8 @@ import pytest
 from trees import touch
 
 from megavrc.config import UserError
-from megavrc.tokenization.manifest import Entry, read_manifest, write_manifest
 from megavrc.tokenization.v3c import make_caption, v3c
+from megavrc.video.manifest import Entry, read_manifest, write_manifest
 
 FPS = 25
 

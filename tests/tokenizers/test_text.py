@@ -91,8 +91,10 @@ def test_command_reads_a_manifest(tmp_path: Path) -> None:
     lines += [
         {"id": "v", "caption": "\u2603 of the validation split", "split": "val"},
         {"id": "n", "caption": None},
+        {"id": "s", "caption": "a line separator\u2028inside"},
     ]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "manifest.jsonl").write_text(text)
     out = tmp_path / "tokenizer.model"
     done = _command("--captions", str(tmp_path / "manifest.jsonl"), "--out", str(out), "--vocab", "128")
     assert done.returncode == 0, done.stderr

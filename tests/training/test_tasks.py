@@ -5,14 +5,12 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from videos import make_videos
 from worlds import ROOT, environment
 
@@ -193,14 +191,6 @@ def test_a_preview_leaves_damaged_samples_out_where_they_may_be_replaced(
     VRCTask(config).preview(module, tmp_path / "previews", 8)
     assert "step 8: no preview" in caplog.text
     assert not (tmp_path / "previews" / "step-00000008.gif").exists()
-
-
-@pytest.fixture
-def alone() -> Iterator[Rank]:
-    """A world of one rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Rank(0, 1, 0, torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def clip_run(folder: Path, schedule: dict[int, int]) -> TokenizerRunConfig:

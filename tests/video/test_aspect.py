@@ -7,13 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from golden import COUNT, GOLDEN, PATCH, write
+from golden import COUNT, HEIGHT, WIDTH, write
 
 from megavrc.video import probe, read_clip, write_png
 from megavrc.video.times import frame_times, read_frames_at
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
-WIDTH, HEIGHT = PATCH * len(GOLDEN), 2 * PATCH  # as stored
 
 
 def shape(path: Path) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Decoded clips for the video tokenizer: every video once, by all ranks together, into one memory map; or on demand."""
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -14,11 +13,12 @@ import torch.distributed as dist
 from megavrc.config import UserError, progress, read_json, sha256_json, write_json
 from megavrc.distributed import Rank, together
 from megavrc.training.config import ClipDataConfig
-from megavrc.video import VideoError, read_clip
+from megavrc.video import VideoError
+from megavrc.video.manifest import Entry, read_manifest
+from megavrc.video.shots import read_start, shot
 
 log = logging.getLogger("megavrc")
 
-Entry = dict[str, Any]
 Failures = list[tuple[int, str]]
 
 
@@ -41,7 +41,7 @@ class ClipSource:
         manifest = Path(config.path)
         with together(rank):
             entries = _entries(manifest, config)
-        self.sha256 = sha256_json([[entry["id"], entry["path"]] for entry in entries] + [_settings(config)])
+        self.sha256 = sha256_json([*map(_identity, entries), _settings(config)])
         self._root, self._entries = manifest.parent, entries
         self._clips = None
         if not config.cache:
@@ -80,26 +80,19 @@ def _settings(config: ClipDataConfig) -> list[Any]:
 
 
 def _read(root: Path, entry: Entry, config: ClipDataConfig) -> np.ndarray:
-    return read_clip(root / entry["path"], 0, config.frames, size=config.size, crop=config.crop)
+    return read_start(root / entry["path"], entry, config.frames, config.size, config.crop)
 
 
 def _entries(manifest: Path, config: ClipDataConfig) -> list[Entry]:
-    if not manifest.is_file():
-        raise UserError(f"{manifest}: no such manifest; make one with tools/prepare_dataset.py")
-    entries = []
-    for number, line in enumerate(manifest.read_text().splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            entry = {"id": entry["path"], **entry}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(
-                f"{manifest} line {number}: expected an object with a path, got {line[:60]!r}"
-            ) from None
-        if entry.get("split", "train") == config.split:
-            entries.append(entry)
+    entries = [entry for entry in read_manifest(manifest) if entry["split"] == config.split]
     if not entries:
         raise UserError(f"{manifest}: no videos of split {config.split!r}")
     return entries[: config.limit or None]
+
+
+def _identity(entry: Entry) -> list[Any]:
+    """What decides an entry's frames; entries that are no shots as ever, so that old runs find their cache."""
+    return [entry["id"], entry["path"]] + ([*part, entry.get("fps")] if (part := shot(entry)) else [])
 
 
 def _exists_everywhere(path: Path, rank: Rank) -> bool:

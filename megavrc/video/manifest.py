@@ -2,7 +2,7 @@
 
 A path is a video file or a folder of pictures. `start` and `end`, in seconds, make an entry a part of its video
 (several entries may then share one path), `fps` is the rate of a folder of pictures. Other keys are kept and end up in
-the samples' JSON.
+the samples' JSON. Everything that reads a manifest reads it here.
 """
 
 import csv
@@ -52,24 +52,73 @@ def read_manifest(path: Path) -> list[Entry]:
     return entries
 
 
+def read_captions(path: Path, split: str | None = None) -> list[str]:
+    """Captions of a file: one a line, or of a .jsonl file the "caption" of each line ("" for none) of a split, or all.
+
+    Raises:
+        UserError: missing file, a line that is no object, or whose caption is no text; no caption at all.
+    """
+    if path.suffix == ".jsonl":
+        captions = [
+            _caption(path, number, fields)
+            for number, fields in read_jsonl(path)
+            if split in (None, fields.get("split", "train"))
+        ]
+    else:
+        captions = [line for _, line in read_lines(path)]
+    if not any(caption.strip() for caption in captions):
+        raise UserError(f"{path}: holds no captions")
+    return captions
+
+
+def _caption(path: Path, number: int, fields: Entry) -> str:
+    caption = fields.get("caption") or ""
+    if not isinstance(caption, str):
+        raise UserError(f"{path} line {number}: caption must be a string or null, got {caption!r:.60}")
+    return caption
+
+
 def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, Entry]]:
     """The lines of a file of one object a line with their numbers; UserError if one lacks a key."""
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            if "\\u" in line:  # half a character, which no file can hold, can be written so
+                json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end].encode("unicode-escape").decode()
+            raise UserError(f"{path} line {number}: {half} is half a character; mend the text") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
+        if not isinstance(fields, dict) or not fields.keys() >= set(keys):
+            wanted = " with " + " and ".join(f'"{key}"' for key in keys) if keys else ""
+            raise UserError(f"{path} line {number}: expected an object{wanted}, got {line[:60]}")
+        yield number, fields
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers from 1, without their ends.
+
+    The text is UTF-8, with a byte order mark or without. A line ends at \\n (or \\r\\n) and nowhere else: captions may
+    hold what `str.splitlines` takes for an end.
+
+    Raises:
+        UserError: missing file, or a line that is no UTF-8.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with open(
-        path, encoding="utf-8"
-    ) as file:  # by line: texts may hold what `str.splitlines` takes for an end
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
-            if not isinstance(fields, dict) or not fields.keys() >= set(keys):
-                wanted = " and ".join(f'"{key}"' for key in keys)
-                raise UserError(f"{path} line {number}: expected an object with {wanted}, got {line[:60]}")
-            yield number, fields
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, text.removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        reason = f"byte {line[error.start]:#04x} is no UTF-8; save the file as UTF-8"
+        raise UserError(f"{path} line {number}: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _entry(path: Path, number: int, fields: Entry) -> Entry:
@@ -167,7 +216,7 @@ def _entries(folder: Path, out: Path, videos: list[Path], val_fraction: float) -
             {
                 "id": (key := video.name if video == folder else video.relative_to(folder).as_posix()),
                 "path": os.path.relpath(video, out.parent),
-                "caption": text.read_text().strip() if text.is_file() else None,
+                "caption": _text(text) if text.is_file() else None,
                 "label": classes[name] if name else None,
                 "class": name,
                 "split": "val" if fraction(key) < val_fraction else "train",
@@ -176,13 +225,16 @@ def _entries(folder: Path, out: Path, videos: list[Path], val_fraction: float) -
     return entries
 
 
+def _text(path: Path) -> str:
+    return "\n".join(line for _, line in read_lines(path)).strip()
+
+
 def from_list(table: Path, out: Path) -> list[Entry]:
     """Entries from a .csv (with a header line) or .jsonl file whose paths are relative to it; needs a `path` column."""
     if table.suffix == ".jsonl":
         entries = read_manifest(table)
     elif table.suffix == ".csv" and table.is_file():
-        with open(table, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(f"{line}\n" for _, line in read_lines(table)))
         entries = [_entry(table, number, _row(table, number, row)) for number, row in enumerate(rows, 2)]
         _check_unique(table, entries)
     else:

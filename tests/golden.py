@@ -63,18 +63,19 @@ GOLDEN = {
 }
 MATRICES = {"BT.601": 6, "BT.709": 1, "BT.2020": 9}  # as files say them (ITU-T H.273)
 PATCH, BITS, COUNT = 32, 5, 20
+WIDTH, HEIGHT = PATCH * len(GOLDEN), 2 * PATCH
 
 
 def number_of(frame_HWC: np.ndarray) -> int:
-    """The frame's number, from the blocks on top of it."""
-    scale = frame_HWC.shape[0] / (2 * PATCH)
-    bits = [frame_HWC[int(8 * scale), int((bit + 0.5) * PATCH * scale)].mean() > 128 for bit in range(BITS)]
-    return sum(1 << bit for bit, value in enumerate(bits) if value)
+    """The frame's number, from the blocks on top of it; the frame may be resized, not cut."""
+    down, right = frame_HWC.shape[0] / HEIGHT, frame_HWC.shape[1] / WIDTH
+    columns = [int((bit + 0.5) * PATCH * right) for bit in range(BITS)]
+    return sum(1 << bit for bit, x in enumerate(columns) if frame_HWC[int(PATCH // 2 * down), x].mean() > 128)
 
 
 def patches_of(frame_HWC: np.ndarray) -> np.ndarray:
     """The middle of every patch, int [patches, 3]."""
-    return frame_HWC[PATCH * 3 // 2, PATCH // 2 : PATCH * len(GOLDEN) : PATCH].astype(int)
+    return frame_HWC[PATCH * 3 // 2, PATCH // 2 : WIDTH : PATCH].astype(int)
 
 
 def write(
@@ -93,7 +94,7 @@ def write(
         size: (width, height); the pictures are cut or extended to it.
         context: more fields of the codec's context, such as sample_aspect_ratio.
     """
-    width, height = size or (PATCH * len(GOLDEN), 2 * PATCH)
+    width, height = size or (WIDTH, HEIGHT)
     tags = (
         {}
         if tag is None
@@ -117,7 +118,7 @@ def write(
 
 
 def _frame(index: int, pixels: str, width: int, height: int) -> av.VideoFrame:
-    codes = np.full((3, 2 * PATCH, PATCH * len(GOLDEN)), 128, np.uint16)
+    codes = np.full((3, HEIGHT, WIDTH), 128, np.uint16)
     for place, stored in enumerate(GOLDEN):
         codes[:, PATCH:, place * PATCH : (place + 1) * PATCH] = np.array(stored)[:, None, None]
     codes[0, :PATCH] = 16

@@ -4,7 +4,15 @@ import pytest
 from trees import touch
 
 from megavrc.config import UserError
-from megavrc.tokenization.manifest import Entry, from_folder, from_list, read_manifest, write_manifest
+from megavrc.video.manifest import (
+    Entry,
+    from_folder,
+    from_list,
+    read_captions,
+    read_lines,
+    read_manifest,
+    write_manifest,
+)
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
@@ -87,6 +95,10 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
         ("{", "line 1: not valid JSON"),
         ('{"id": "a"}', r'line 1: expected an object with "path"'),
         ("[1]", "line 1: expected an object"),
+        ("[" * 100_000, "line 1: not valid JSON"),
+        ('{"path": "a", "n": ' + "1" * 5000 + "}", "line 1: not valid JSON"),
+        ('{"path": "a"}\n{"path": "b", "caption": "\\ud83d \u00e9"}', r"line 2: \\ud83d is half a character"),
+        ('{"path": "a", "x": {"y": ["\\udc00"]}}', r"line 1: \\udc00 is half a character"),
         ('{"path": "a"}\n{"path": "b", "id": "a"}', "id 'a' stands there twice"),
         ('{"path": "a", "label": "x"}', "label must be an integer"),
         ('{"path": "a", "label": -1}', "label must be an integer from 0"),
@@ -125,3 +137,51 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         from_list(touch(tmp_path / "l.csv", "path,start\na.mp4,1\na.mp4,1:30\n"), tmp_path / "m")
     with pytest.raises(UserError, match="line 2: label 'x' is not an integer"):
         from_list(touch(tmp_path / "l.csv", "path,label\na.mp4,x\n"), tmp_path / "m")
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "c\x85d", "e\x0b\x0cf\x1c", "", "g\rh", "end"]
+    touch(tmp_path / "lines.txt", "\ufeff" + "\n".join(texts))
+    assert list(read_lines(tmp_path / "lines.txt")) == list(enumerate(texts, 1))
+    touch(tmp_path / "windows.txt", "a\r\nb\r\n")
+    assert [line for _, line in read_lines(tmp_path / "windows.txt")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_other_encodings_are_refused_with_file_and_line(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes("plain\ncaf\u00e9\n".encode(encoding))
+    line = 2 if encoding == "cp1252" else 1
+    with pytest.raises(
+        UserError, match=rf"list.txt line {line}: byte 0x.. is no UTF-8; save the file as UTF-8"
+    ):
+        list(read_lines(path))
+    touch(tmp_path / "videos" / "a.mp4")
+    path.rename(tmp_path / "videos" / "a.txt")
+    with pytest.raises(UserError, match=rf"a.txt line {line}: byte"):
+        from_folder(tmp_path / "videos", tmp_path / "m")
+    (tmp_path / "table.csv").write_bytes("path,caption\na.mp4,caf\u00e9\n".encode(encoding))
+    with pytest.raises(UserError, match=rf"table.csv line {line}: byte"):
+        from_list(tmp_path / "table.csv", tmp_path / "m")
+
+
+def test_a_table_may_have_line_ends_in_its_cells(tmp_path: Path) -> None:
+    table = touch(tmp_path / "list.csv", '\ufeffpath,caption\r\na.mp4,"two\r\nlines"\r\nb.mp4,x\u2028y\r\n')
+    entries = from_list(table, tmp_path / "manifest.jsonl")
+    assert [entry["caption"] for entry in entries] == ["two\nlines", "x\u2028y"]
+
+
+def test_captions_of_a_file(tmp_path: Path) -> None:
+    manifest = touch(
+        tmp_path / "m.jsonl",
+        '{"caption": "a\u2028b"}\n\n{"caption": "v", "split": "val"}\n{"caption": null}\n{"path": "x"}\n',
+    )
+    assert read_captions(manifest, "train") == ["a\u2028b", "", ""]
+    assert read_captions(manifest) == ["a\u2028b", "v", "", ""]
+    assert read_captions(touch(tmp_path / "c.txt", "a\u2028b\nc\n")) == ["a\u2028b", "c"]
+    for text, message in (
+        ('{"caption": 3}', "m.jsonl line 1: caption must be a string"),
+        ("{}", "no captions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_captions(touch(manifest, text))

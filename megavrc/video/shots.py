@@ -1,0 +1,93 @@
+"""The frames of a manifest's entry: of its whole video or of a shot, the video's own or resampled by the clock."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.video.manifest import Entry
+from megavrc.video.read import Crop, Frames, VideoError, probe, read_clip, read_frames
+from megavrc.video.times import SLACK, frame_times, read_frames_at
+
+T = TypeVar("T")
+Read = Callable[[list[int]], Frames]  # frames by their numbers in the shot, uint8 [len, H, W, 3]
+
+
+def shot(entry: Entry) -> tuple[float, float] | None:
+    """The part of its file that a video is, [start, end) in seconds; None for all of it."""
+    start, end = entry.get("start"), entry.get("end")
+    if start is None and end is None:
+        return None
+    return (0.0 if start is None else start), (math.inf if end is None else end)
+
+
+def read_start(path: Path, entry: Entry, frames: int, size: int, crop: Crop) -> Frames:
+    """The first frames of an entry, uint8 [frames, size, size, 3].
+
+    Raises:
+        VideoError: the video is damaged, or has fewer frames.
+    """
+    if shot(entry) is None:
+        return read_clip(path, 0, frames, size=size, crop=crop)
+
+    def start(count: int, read: Read) -> Frames:
+        if count < frames:
+            raise VideoError(path, "short", f"{count} frames, frame {frames - 1} is needed")
+        return read(list(range(frames)))
+
+    return read_shot(path, entry, start, size, crop)
+
+
+def read_shot(
+    path: Path,
+    entry: Entry,
+    use: Callable[[int, Read], T],
+    size: int,
+    crop: Crop,
+    fps: float | None = None,
+) -> T:
+    """What `use(count, read)` makes of the frames that are shown in an entry's shot, if it has one.
+
+    Args:
+        use: called with the number of frames and a function that reads some of them; maybe a second time, when the
+            first count is found wrong in reading.
+        fps: first resample to this many frames a second (a slower video repeats frames).
+
+    Raises:
+        VideoError: the video is damaged, or is a folder of pictures and the entry has no `fps`.
+    """
+
+    def use_at(times: NDArray[np.float64], read: Callable[..., Frames]) -> T:
+        if fps and len(times):
+            times = resample(times, fps)
+        return use(len(times), lambda wanted: read(path, times[wanted].tolist(), size, crop))
+
+    part = shot(entry) or (0.0, math.inf)
+    if path.is_dir():
+        rate = _rate(path, entry)
+        times = np.arange(probe(path).frames) / rate
+        times = times[(times >= part[0] - SLACK) & (times < part[1] - SLACK)]
+        return use_at(times, lambda path, at, *how: read_frames(path, [round(t * rate) for t in at], *how))
+    try:
+        return use_at(frame_times(path, *part), read_frames_at)
+    except VideoError as error:
+        if error.stage != "decode":
+            raise
+    return use_at(frame_times(path, *part, decode=True), read_frames_at)  # some packets hold no picture
+
+
+def resample(times: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
+    """The times of the frames that are shown at the moments times[0] + k / fps; `times` ascend."""
+    count = int((times[-1] - times[0]) * fps + fps * SLACK) + 1
+    moments = times[0] + np.arange(count) / fps
+    return times[np.searchsorted(times, moments + SLACK, side="right") - 1]
+
+
+def _rate(folder: Path, entry: Entry) -> float:
+    rate = entry.get("fps")
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise VideoError(folder, "open", "a folder of pictures has no times: give its fps in the manifest")
+    return rate

@@ -1,0 +1,79 @@
+"""Clips of the video tokenizer's training are those that the manifest names: shots too."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden import number_of, write
+
+from megavrc.config import sha256_json
+from megavrc.distributed import Rank
+from megavrc.tokenization.cut import cut
+from megavrc.tokenization.sampling import Settings
+from megavrc.training.config import ClipDataConfig
+from megavrc.training.tasks.clips import ClipSource
+from megavrc.video import read_clip, write_png
+from megavrc.video.manifest import write_manifest
+
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+SHOTS = [{"start": 0.0, "end": 0.2}, {"start": 0.4, "end": 0.6}, {"end": 0.5}, {"start": 0.6}, {"start": 9.0}]
+PLAIN = ClipDataConfig("", frames=5, size=64, crop="squash")
+
+
+def source(folder: Path, entries: list[dict[str, Any]], alone: Rank, **options: Any) -> ClipSource:
+    write_manifest(folder / "manifest.jsonl", entries)
+    config = dataclasses.replace(PLAIN, path=str(folder / "manifest.jsonl"), **options)
+    return ClipSource(config, folder / "cache", alone)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("name", ["video.mp4", "video.avi"])
+def test_shots_are_cut_as_the_job_cuts_them(tmp_path: Path, alone: Rank, name: str, cache: bool) -> None:
+    write(tmp_path / name)  # 20 frames, 25 a second
+    entries = [{"id": str(number), "path": name, **shot} for number, shot in enumerate(SHOTS)]
+    clips = source(tmp_path, entries, alone, cache=cache)
+    found = [[number_of(frame) for frame in clips[index]["clip"]] for index in range(4)]
+    assert found == [list(range(first, first + 5)) for first in (0, 10, 0, 15)]
+    assert len(clips) == (4 if cache else 5)  # the last one is behind the end
+    settings = Settings(frames=5, size=64, crop="squash", images_per_video=0)
+    for number in (0, 1, 3):  # exactly as long as a clip
+        made = cut(settings, tmp_path / name, entries[number])
+        assert np.array_equal(clips[number]["clip"], made.frames_NHWC[made.clips[0].rows])
+
+
+def test_shots_of_a_folder_of_pictures(tmp_path: Path, alone: Rank) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(20):
+        write_png(tmp_path / "pictures" / f"{number}.png", np.full((64, 64, 3), 10 * number, np.uint8))
+    shot = {"path": "pictures", "start": 1.0, "fps": 10.0}
+    assert source(tmp_path, [shot], alone)[0]["clip"][:, 0, 0, 0].tolist() == [100, 110, 120, 130, 140]
+
+
+def test_another_shot_is_another_cache(tmp_path: Path, alone: Rank) -> None:
+    write(tmp_path / "video.mp4")
+    entry = {"id": "v", "path": "video.mp4"}
+    shots = [{}, {"start": 0.0}, {"start": 0.2}, {"start": 0.2, "end": 0.4}, {"start": 0.2, "fps": 5.0}]
+    keys = [source(tmp_path, [entry | shot], alone).sha256 for shot in shots]
+    assert len(set(keys)) == len(shots)
+    # That of whole videos is the one of earlier versions, whose runs go on.
+    assert keys[0] == sha256_json([["v", "video.mp4"], [5, 64, "squash"]])
+    assert source(tmp_path, [entry | {"fps": 5.0, "caption": "x"}], alone).sha256 == keys[0]
+
+
+def test_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path: Path, alone: Rank) -> None:
+    write(tmp_path / "video.mp4")
+    caption = "a red\u2028square\x85moves"
+    clips = source(tmp_path, [{"path": "video.mp4", "caption": caption}], alone)
+    assert "\u2028" in (tmp_path / "manifest.jsonl").read_text() and clips[0]["caption"] == caption
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no cases in ../shared/cases")
+def test_real_shots(tmp_path: Path, alone: Rank) -> None:
+    config = dataclasses.replace(PLAIN, path=str(CASES / "shots.jsonl"), frames=17)
+    clips = ClipSource(config, tmp_path, alone)
+    assert [clips[index]["key"] for index in range(len(clips))] == ["a_1", "a_2", "a_3"]
+    for index, first in enumerate((0, 30, 60)):  # at 0, 1.2 and 2.4 s, 25 a second
+        clip = read_clip(CASES / "a.mp4", first, 17, size=64, crop="squash")
+        assert np.array_equal(clips[index]["clip"], clip)
