@@ -120,6 +120,8 @@ def heldout_combinations(seed: int, n: int = 6) -> tuple[Combination, ...]:
     With n = 6 each colour is left out once, each shape twice and each direction once or twice, all in different
     pairs, so that every value and every pair of values stays frequent in training.
     """
+    if seed < 0:
+        raise ValueError(f"seed {seed}: at least 0")
     if not 0 <= n <= 18:
         raise ValueError(f"heldout {n}: choose 0 to 18 of the {len(COMBINATIONS)} combinations")
     order = np.random.default_rng((seed, 2)).permutation(len(COMBINATIONS))
