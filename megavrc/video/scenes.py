@@ -380,6 +380,8 @@ def heldout_combinations(seed: int, n: int = 12) -> tuple[Combination, ...]:
     No two share a pair of values (cycles of 6, 5 and 4 meet again after 12 steps at the earliest), so every value and
     every pair of values stays frequent in training.
     """
+    if seed < 0:
+        raise ValueError(f"seed {seed}: at least 0")
     if not 0 <= n <= 12:
         raise ValueError(f"heldout {n}: choose 0 to 12 of the 120 combinations")
     rng = np.random.default_rng((seed, 2))

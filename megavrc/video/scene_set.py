@@ -1,0 +1,100 @@
+"""The command that makes a set of scenes."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from megavrc.config import UserError
+from megavrc.video import synthetic
+from megavrc.video.scenes import Combination, Settings, heldout_combinations, render, scene
+
+SPLITS = ("train", "val", "test", "heldout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneRecipe(synthetic.Recipe, Settings):
+    """What the files of a set depend on."""
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, one sentence each."""
+        yield from synthetic.Recipe.problems(self)
+        yield from Settings.problems(self)
+
+
+def make_scenes(
+    out: Path,
+    kind: str = "scenes",
+    told: float | None = None,
+    bounce: str = "reflect",
+    clips: int = 8192,
+    val: int = 512,
+    test: int = 512,
+    heldout: int = 12,
+    seed: int = 0,
+    frames: int = 17,
+    size: int = 64,
+    fps: int = 8,
+    crf: int = 4,
+    processes: int = 2,
+) -> None:
+    """Write captioned clips whose future is open: OUT/videos/*.mp4 and OUT/manifest.jsonl.
+
+    The same options give the same clips; a run that was stopped continues where it was. A folder that holds
+    another set is refused.
+
+    Args:
+        out: folder, made if missing.
+        kind: `scenes`: one or two objects of five shapes and six colours, some behind a bar; or `corner`: one object
+            that goes right or down, equally likely and told by nothing.
+        told: how probably the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in `corner`.
+        bounce: at a wall, `reflect` or go on in a `random` direction.
+        clips: training clips.
+        val: clips of the split val.
+        test: clips of the split test, and as many of the split heldout.
+        heldout: how many combinations of colour, shape and direction only the captions of the split heldout tell, 0 to
+            12 of 120. None where nothing is told.
+        seed: chooses everything that is random.
+        frames: frames a clip.
+        size: side in pixels.
+        fps: frames a second.
+        crf: quality of x264, 1 (best) to 51.
+        processes: encoding processes.
+    """
+    if kind == "corner":
+        if told or bounce != "reflect":
+            raise UserError("kind corner: nothing is told and no wall is met; leave out --told and --bounce")
+        told = 0.0
+    told = 0.5 if told is None else told
+    try:
+        left_out = heldout_combinations(seed, heldout if told else 0)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    recipe = SceneRecipe(
+        clips=dict(zip(SPLITS, (clips, val, test, test if left_out else 0), strict=True)),
+        kind=kind,
+        told=told,
+        bounce=bounce,
+        heldout=left_out,
+        seed=seed,
+        frames=frames,
+        size=size,
+        fps=fps,
+        crf=crf,
+    )
+    synthetic.write_set(out, "scenes", recipe, partial(draw, recipe), processes)
+
+
+def draw(recipe: SceneRecipe, split: str, number: int) -> synthetic.Clip:
+    """Clip `number` of a split. In heldout the first object is of a combination that is left out of the others."""
+    index = SPLITS.index(split) * synthetic.SPLIT_CLIPS + number
+    shown: Combination | None = None
+    if split == "heldout":
+        shown = recipe.heldout[number % len(recipe.heldout)]
+    drawn = scene(recipe.seed, index, recipe, shown=shown)
+    return synthetic.Clip(
+        caption=drawn.caption,
+        label=None,
+        attributes={**dataclasses.asdict(drawn), "bits": drawn.bits},
+        render=lambda: render(drawn, recipe.frames, recipe.size),
+    )
