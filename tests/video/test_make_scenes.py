@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from megavrc.evaluation.quality import psnr
-from megavrc.tokenization.manifest import read_manifest
 from megavrc.video import read_clip
+from megavrc.video.manifest import read_manifest
 from megavrc.video.scenes import Settings, from_attributes, heldout_combinations, render, scene
 
 ROOT = Path(__file__).parents[2]
