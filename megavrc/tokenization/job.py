@@ -18,7 +18,7 @@ from megavrc.data.shards import read_done
 from megavrc.distributed import check_device
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.encode import tokenize_shard
-from megavrc.tokenization.plan import Plan, Shard, load_plan, make_plan
+from megavrc.tokenization.plan import Plan, Shard, check_decoder, load_plan, make_plan
 from megavrc.tokenization.result import can_be_retried, finalize, is_done, writing
 from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
@@ -54,6 +54,8 @@ def run(
 ) -> None:
     """Tokenize the shards of one task; shards that are done are skipped. Exit code 75 when stopped by a signal.
 
+    PyAV and FFmpeg must be those of the plan.
+
     Args:
         out: folder of the job, with its plan.
         tokenizer: where the tokenizer lies, if not where it was planned; its sha256 must be that of the plan.
@@ -67,6 +69,8 @@ def run(
     """
     stop, rate = Stop(), _Rate()
     work, todo = _todo(out, *array_task(task, of), retry_failed)
+    if todo:
+        check_decoder(out, work.decoder)
     videos = _tokenize(work, todo, tokenizer, decoders, timeout, threads, device)
     with writing(out), closing(videos):
         for clips in progress(stop.check(videos), "tokenize", _count_videos(work, todo), rate.text):
@@ -100,6 +104,8 @@ def run_all(
     Stop()
     rate = _Rate()
     work, todo = _todo(out, 0, 1)
+    if todo:
+        check_decoder(out, work.decoder)
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", 2)  # videos, clips
     processes = [

@@ -2,13 +2,14 @@
 
 Everything that decides the result is in the plan, so the result does not depend on how many tasks ran or died:
 
-    <out>/plan.json     settings, tokenizer, shard counts, plan_sha256, and where the videos and the tokenizer lay
+    <out>/plan.json     settings, tokenizer, decoder, shard counts, plan_sha256, and where videos and tokenizer lay
     <out>/plan.jsonl    one line a video: the manifest's entry and its shard
 """
 
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from megavrc.data.shards import shard_name
 from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest
+from megavrc.video.versions import decoder_versions
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Plan:
     Attributes:
         shapes: of a sample's ids by kind of dataset, (t, h, w).
         shards: number of shards by split.
+        decoder: see `decoder_versions`; None in plans made before it was recorded.
         sha256: of everything that decides the samples; neither root nor tokenizer_path, which may move.
     """
 
@@ -56,6 +59,7 @@ class Plan:
     shapes: dict[str, tuple[int, ...]]
     shards: dict[str, int]
     classes: list[str] | None
+    decoder: dict[str, str] | None
     sha256: str
 
     @property
@@ -90,6 +94,7 @@ class Plan:
             "dtype": "<i2",
             "vocab": self.vocab,
             "tokenizer": self.tokenizer,
+            **({"decoder": self.decoder} if self.decoder else {}),
             "image_source": sampling.pop("image_source"),
             "sampling": sampling,
             "classes": self.classes,
@@ -101,7 +106,8 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
     """Freeze a plan in `out`; the same plan again is no change.
 
     Raises:
-        UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already.
+        UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already, or one for
+            another decoder.
     """
     entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
     _check_keys(entries)
@@ -123,9 +129,14 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
         "shapes": _shapes(tokenizer, settings),
         "shards": shards,
         "classes": _classes(entries),
+        "decoder": decoder_versions(),
         "sources_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
-    _refuse_another(out, content)
+    if (out / "plan.json").is_file():
+        old = read_json(out / "plan.json")
+        if "decoder" not in old:  # made before it was recorded: its shards are bound to its hash
+            del content["decoder"]
+        _refuse_another(out, old, content)
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}
     write_json(out / "plan.json", {**content, "plan_sha256": sha256_json(content), **places})
@@ -147,6 +158,7 @@ def load_plan(out: Path) -> Plan:
         shapes={kind: tuple(shape) for kind, shape in content["shapes"].items()},
         shards=content["shards"],
         classes=content["classes"],
+        decoder=content.get("decoder"),
         sha256=content["plan_sha256"],
     )
 
@@ -182,16 +194,42 @@ def _check_keys(entries: list[Entry]) -> None:
             raise UserError(f"ids {other!r} and {entry['id']!r} have one hash; rename one of them")
 
 
-def _refuse_another(out: Path, content: dict[str, Any]) -> None:
-    if not (out / "plan.json").is_file():
-        return
-    old = read_json(out / "plan.json")
-    changed = [key for key in content if old.get(key) != content[key] and key != "settings"]
+def check_decoder(out: Path, planned: dict[str, str] | None) -> None:
+    """UserError unless the decoder is that of the plan: another may give other pixels, and so other ids.
+
+    A plan made before it was recorded gets a warning.
+    """
+    here = decoder_versions()
+    if planned is None:
+        print(
+            f"warning: {out}/plan.json does not name its decoder; before it did, untagged HD was taken as BT.601 and "
+            "every pixel as square: if some shards were done then, rather plan again with another --out. "
+            f"Have the same on every machine, here {_words(here)}",
+            file=sys.stderr,
+        )
+    elif changed := [name for name in here if planned.get(name) != here[name]]:
+        there = _words({name: planned.get(name, "unknown") for name in changed})
+        raise UserError(
+            f"{out}/plan.json: decoder is {there} there, {_words({name: here[name] for name in changed})} here, "
+            f"so ids may differ; have the same here (pip install av=={planned.get('av')} brings its FFmpeg), "
+            "or plan again with another --out"
+        )
+
+
+def _words(versions: dict[str, str]) -> str:
+    return " ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _refuse_another(out: Path, old: dict[str, Any], content: dict[str, Any]) -> None:
+    own = {"settings", "decoder"}  # compared below
+    changed = [key for key in content if old.get(key) != content[key] and key not in own]
     changed += [key for key, value in content["settings"].items() if old["settings"].get(key) != value]
     if changed:
         raise UserError(
             f"{out}/plan.json is another plan ({', '.join(changed)} differ); use another --out folder"
         )
+    if "decoder" in old:
+        check_decoder(out, old["decoder"])
 
 
 def failures_path(plan: Plan, shard: Shard) -> Path:

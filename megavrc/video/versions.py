@@ -1,0 +1,14 @@
+"""What decides which pixels a video gives."""
+
+import av
+
+CONTRACT = (
+    "1"  # of docs/tokenization.md, "Formats"; count it up when some videos give other pixels than before
+)
+LIBRARIES = ("libavcodec", "libavformat", "libswscale")
+
+
+def decoder_versions() -> dict[str, str]:
+    """Versions of our own rules ("contract"), of PyAV ("av") and of FFmpeg's libraries, by name."""
+    numbers = {name: ".".join(map(str, av.library_versions[name])) for name in LIBRARIES}
+    return {"contract": CONTRACT, "av": av.__version__, **numbers}
