@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.sampling import Settings
+from megavrc.video.errors import VideoError, stage
 from megavrc.video.manifest import Entry
-from megavrc.video.read import VideoError
 
 Result = Cuts | VideoError
 
@@ -147,5 +147,7 @@ def _result(settings: Settings, path: Path, entry: Entry) -> Result:
         return cut(settings, path, entry)
     except VideoError as error:
         return error
-    except Exception as error:  # one strange file must not end a job of millions
-        return VideoError(path, "crash", f"{type(error).__name__}: {error}")
+    except (
+        Exception
+    ) as error:  # one strange file must not end a job of millions, and stays as strange as it is
+        return VideoError(path, stage(error, "decode"), f"{type(error).__name__}: {error}")

@@ -1,6 +1,7 @@
 """Video files in and out: decoding, writing, contact sheets (PyAV)."""
 
-from megavrc.video.read import VideoError, VideoInfo, count_frames, probe, read_clip, read_frames
+from megavrc.video.errors import VideoError
+from megavrc.video.read import VideoInfo, count_frames, probe, read_clip, read_frames, read_picture
 from megavrc.video.sheet import clip_grid, contact_sheet
 from megavrc.video.write import write_gif, write_mp4, write_png
 
@@ -13,6 +14,7 @@ __all__ = [
     "probe",
     "read_clip",
     "read_frames",
+    "read_picture",
     "write_gif",
     "write_mp4",
     "write_png",

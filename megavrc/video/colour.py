@@ -6,6 +6,7 @@ Primaries and transfer functions are not converted: the RGB of BT.2020 stays tha
 from typing import Any
 
 import numpy as np
+from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
@@ -40,12 +41,25 @@ def to_rgb(reformatter: Any, frame: Any, height: int, width: int) -> NDArray[np.
     if len(kind.components) >= 3 and not kind.is_rgb:
         full = kind.name.startswith("yuvj") or frame.color_range == FULL
         tags = {"src_colorspace": _matrix(frame), "src_color_range": FULL if full else LIMITED}
+    limited = grey and frame.color_range == LIMITED  # swscale ignores that tag
+    if any(part.is_alpha for part in kind.components):
+        frame, tags = _on_white(reformatter, frame, tags), {}
     # Planes, not rgb24: the same values in less than half the time.
     converted = reformatter.reformat(
         frame, width, height, "gbrp", interpolation=RESAMPLING, threads=1, **tags
     )
     picture: NDArray[np.uint8] = converted.to_ndarray()
-    return EXPANDED[picture] if grey and frame.color_range == LIMITED else picture  # swscale ignores that tag
+    return EXPANDED[picture] if limited else picture
+
+
+def _on_white(reformatter: Any, frame: Any, tags: dict[str, Any]) -> Any:
+    """A frame whose transparent parts are white. Transparent everywhere, it is one whose alpha channel is not used."""
+    picture = reformatter.reformat(
+        frame, format="gbrap", interpolation=RESAMPLING, threads=1, **tags
+    ).to_ndarray()
+    colours, alpha = picture[..., :3], picture[..., 3:].astype(np.uint16)
+    mixed = (colours * alpha + 255 * (255 - alpha) + 127) // 255 if alpha.any() else colours
+    return VideoFrame.from_ndarray(mixed.astype(np.uint8), format="rgb24")
 
 
 def _matrix(frame: Any) -> int:

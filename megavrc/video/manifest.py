@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.config import UserError, write_atomic
-from megavrc.video.read import is_picture
+from megavrc.video.pictures import is_picture
 
 Entry = dict[str, Any]
 VIDEO_SUFFIXES = {

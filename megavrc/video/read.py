@@ -4,10 +4,10 @@ Frames are counted as they are decoded, never by the header, which may lie. A da
 frames that a decoder conceals or drops are not passed on silently. Of a folder only the wanted pictures are read.
 """
 
-import re
-import struct
+import io
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,32 +16,18 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from megavrc.video.colour import to_rgb
-
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from megavrc.video.errors import VideoError, reason, stage
+from megavrc.video.files import open_container, regular_file
+from megavrc.video.pictures import Pictures, holds_picture, read_pixels
 
 MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 352x576)
 
+FRAME_DATA_TYPES = 64  # more than FFmpeg has
+
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Crop = Literal["center", "squash"]
-Stage = Literal["io", "open", "decode", "short", "timeout", "crash"]
-
-
-class VideoError(Exception):
-    """A video that gives no clip: `stage` says where it failed, `reason` why.
-
-    Stages: "io" (no such file, or the drive failed), "open" (not a video), "decode", "short"; of a decoding process:
-    "timeout", "crash".
-    """
-
-    def __init__(self, path: str | Path, stage: Stage, reason: str) -> None:
-        super().__init__(path, stage, reason)  # all arguments: so that it survives pickling between processes
-        self.path, self.stage, self.reason = Path(path), stage, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.stage}: {self.reason}"
 
 
 class VideoInfo(NamedTuple):
@@ -114,6 +100,16 @@ def read_frames(
     return _stack(path, [kept[index] for index in wanted])
 
 
+def read_picture(content: bytes, size: int | None = None, crop: Crop = "center") -> NDArray[np.uint8]:
+    """Read the bytes of a picture file, uint8 [H, W, 3]; `size` and `crop` are those of `read_clip`.
+
+    Raises:
+        VideoError: stage "open" for bytes that are no picture, "decode" for a damaged one.
+    """
+    frame = av.VideoFrame.from_ndarray(read_pixels("the picture", io.BytesIO(content)), format="rgb24")
+    return _shown(frame, 1.0, VideoReformatter(), size, crop)
+
+
 def count_frames(path: str | Path) -> int:
     """Count the frames that decode. Reads the whole file; `VideoError` if any part of it is damaged."""
     with _decoding(path) as decoded:
@@ -127,21 +123,6 @@ def probe(path: str | Path) -> VideoInfo:
         shape = (frame.height, round(frame.width * decoded.pixel_aspect))
         height, width = _upright(np.empty(shape, np.uint8), frame).shape
         return VideoInfo(height, width, decoded.rate, decoded.length)
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file's name is that of a picture; hidden files are none."""
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-
-
-def pictures(folder: str | Path) -> list[Path]:
-    """The pictures directly in a folder, by the last number in their names (frame_9 before frame_10)."""
-    return sorted((path for path in Path(folder).iterdir() if is_picture(path)), key=_last_number)
-
-
-def _last_number(path: Path) -> tuple[int, str]:
-    digits = re.findall(r"\d+", path.stem)
-    return int(digits[-1]) if digits else -1, path.name
 
 
 class _Decoder(Iterator[Any]):
@@ -168,8 +149,8 @@ class _Decoder(Iterator[Any]):
                 raise VideoError(self.path, "decode", "no frame in the file") from None
             raise
         except av.FFmpegError as error:
-            reason = f"frame {self.position}: {_reason(error)}"
-            raise VideoError(self.path, _stage(error, "decode"), reason) from None
+            why = f"frame {self.position}: {reason(error)}"
+            raise VideoError(self.path, stage(error, "decode"), why) from None
         if frame.is_corrupt:
             raise VideoError(self.path, "decode", f"frame {self.position}: damaged picture data")
         self.position += 1
@@ -183,58 +164,20 @@ class _Decoder(Iterator[Any]):
         return next(sane, 1.0)
 
 
-class _Pictures(Iterator[Any]):
-    """The pictures of a folder as frames; None, unread, in place of those that are not chosen."""
-
-    rate, pixel_aspect = 0.0, 1.0
-
-    def __init__(self, path: str | Path, chosen: Container[int] | None) -> None:
-        self.path, self.chosen = path, chosen
-        try:
-            self.files = pictures(path)
-        except OSError as error:
-            raise VideoError(path, "open", _reason(error)) from None
-        if not self.files:
-            raise VideoError(path, "open", "no pictures in the folder")
-        self.length, self.position = len(self.files), 0
-
-    def __next__(self) -> Any:
-        if self.position == self.length:
-            raise StopIteration
-        index, self.position = self.position, self.position + 1
-        if self.chosen is not None and index not in self.chosen:
-            return None
-        try:
-            with Image.open(self.files[index]) as image:
-                if image.mode[0] in "IF":  # converting would clip them
-                    raise ValueError(f"not 8 bits a channel (mode {image.mode})")
-                picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            reason = f"frame {index}: {self.files[index].name}: {error}"
-            raise VideoError(self.path, "decode", reason) from None
-        return av.VideoFrame.from_ndarray(picture, format="rgb24")
-
-
 @contextmanager
-def _decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[_Decoder | _Pictures]:
+def _decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[_Decoder | Pictures]:
     if Path(path).is_dir():
-        yield _Pictures(path, chosen)
+        yield Pictures(path, chosen)
         return
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, _stage(error, "open"), _reason(error)) from None
-    with container:
-        yield _Decoder(path, container)
-
-
-def _stage(error: Exception, otherwise: Stage) -> Stage:
-    """A file that cannot be read may be readable later; damaged content stays damaged."""
-    return "io" if isinstance(error, OSError) else otherwise
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    with regular_file(path) as file:
+        if holds_picture(path, file):
+            yield Pictures(path, chosen)
+            return
+        try:
+            with open_container(path, file) as container:
+                yield _Decoder(path, container)
+        except av.FFmpegError as error:  # of conversion, seeking and the like; decoding names the frame
+            raise VideoError(path, stage(error, "decode"), reason(error)) from None
 
 
 def _collect(
@@ -262,19 +205,24 @@ def _stack(path: str | Path, pictures: list[NDArray[np.uint8]]) -> Frames:
 
 
 def _picture(
-    decoded: _Decoder | _Pictures, frame: Any, reformatter: Any, size: int | None, crop: Crop
+    decoded: _Decoder | Pictures, frame: Any, reformatter: Any, size: int | None, crop: Crop
+) -> NDArray[np.uint8]:
+    try:
+        return _shown(frame, decoded.pixel_aspect, reformatter, size, crop)
+    except (av.FFmpegError, ValueError) as error:
+        why = f"frame {decoded.position - 1}: {reason(error)}"
+        raise VideoError(decoded.path, "decode", why) from None
+
+
+def _shown(
+    frame: Any, pixel_aspect: float, reformatter: Any, size: int | None, crop: Crop
 ) -> NDArray[np.uint8]:
     """Convert to RGB [H, W, 3] as displayed: pixels made square, resized, turned, the centre cut."""
-    height, width = frame.height, frame.width * decoded.pixel_aspect
+    height, width = frame.height, frame.width * pixel_aspect
     if size is not None:
         scale = size / min(height, width)
         height, width = (size, size) if crop == "squash" else (height * scale, width * scale)
-    try:
-        resized = to_rgb(reformatter, frame, round(height), round(width))
-    except (av.FFmpegError, ValueError) as error:
-        reason = f"frame {decoded.position - 1}: {_reason(error)}"
-        raise VideoError(decoded.path, "decode", reason) from None
-    picture = _upright(resized, frame)
+    picture = _upright(to_rgb(reformatter, frame, round(height), round(width)), frame)
     if size is not None:
         top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
         picture = picture[top : top + size, left : left + size]
@@ -283,7 +231,7 @@ def _picture(
 
 def _upright(picture: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
     """Apply the display matrix of `frame` (multiples of 90 degrees and mirrors) to its picture [H, W, ..]."""
-    matrix = next((data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+    matrix = _display_matrix(frame)
     if matrix is None:
         return picture
     # Row major, for row vectors: displayed x = a x + c y, displayed y = b x + d y.
@@ -291,3 +239,23 @@ def _upright(picture: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
     if abs(int(b)) > abs(int(a)):
         picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _display_matrix(frame: Any) -> Any:
+    """The display matrix that came with a frame, or None."""
+    try:
+        return frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # one of a type that PyAV has no name for, such as EXIF, hides all
+        return _without_unnamed_data(frame).side_data.get("DISPLAYMATRIX")
+
+
+def _without_unnamed_data(frame: Any) -> Any:
+    """The frame less the side data whose types PyAV (to 18.1) does not know."""
+    graph = av.filter.Graph()
+    base = frame.time_base or Fraction(1, 1000)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
+    unnamed = set(range(FRAME_DATA_TYPES)).difference(kind.value for kind in SideDataType)
+    removers = [graph.add("sidedata", f"mode=delete:type={number}") for number in unnamed]
+    graph.link_nodes(source, *removers, graph.add("buffersink")).configure()
+    source.push(frame)
+    return graph.pull()

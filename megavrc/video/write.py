@@ -42,7 +42,7 @@ def write_mp4(
     options = {"crf": str(crf), "preset": "veryfast", "x264-params": "chromaloc=1:mbtree=0"}
     with (
         _whole(path) as temporary,
-        av.open(str(temporary), "w", "mp4", {"movflags": "+faststart"}) as container,
+        av.open(f"file:{temporary}", "w", "mp4", {"movflags": "+faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=_rate(fps), options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -64,7 +64,7 @@ def write_mp4(
 def write_gif(path: str | Path, frames_THWC: Frames, fps: float = 8, scale: int = 1) -> None:
     """Write an endless GIF with a palette of its own (256 colours chosen from all frames)."""
     frames = enlarge(_checked(frames_THWC), scale)
-    with _whole(path) as temporary, av.open(str(temporary), "w", "gif", {"loop": "0"}) as container:
+    with _whole(path) as temporary, av.open(f"file:{temporary}", "w", "gif", {"loop": "0"}) as container:
         stream = container.add_stream("gif", rate=_rate(fps))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "pal8"

@@ -1,6 +1,7 @@
 """Kinds of files that datasets hold, through the real job; and videos whose frames are known by their times."""
 
 import json
+import os
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
 from jobs import SMALL, samples, tokenize
+from PIL import Image
 
 from megavrc.config import UserError
 from megavrc.tokenization.cut import Cuts, cut
+from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.job import plan
 from megavrc.tokenization.plan import encode
 from megavrc.tokenization.sampling import Settings
@@ -212,3 +215,36 @@ def test_two_shots_of_a_file_through_the_job(folder: Path, tokenizer: Path, tmp_
         first = round(fields["start"] * 30) + fields["start_frame"]
         frames = read_clip(folder / "plain.mp4", first, 9, size=32)
         assert (ids == encode(loaded, frames[None])[0]).all()
+
+
+def test_strange_files_are_failures_that_stay(tokenizer: Path, tmp_path: Path) -> None:
+    """Files that name other files, a pipe, a photo with EXIF: none of them is a crash, which would be tried again."""
+    write(tmp_path / "plain.mp4")
+    texts = {
+        "playlist.mp4": "ffconcat version 1.0\nfile plain.mp4\n",
+        "stream.mkv": "#EXTM3U\n#EXTINF:1,\nplain.mp4\n#EXT-X-ENDLIST\n",
+        "session.jpg": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    Image.fromarray(pictures()[0]).save(tmp_path / "photo.jpg", exif=exif)
+    entries = [{"path": path.name, "id": path.name} for path in sorted(tmp_path.iterdir())]
+    write_manifest(tmp_path / "manifest.jsonl", entries)
+    out = tokenize(tmp_path / "manifest.jsonl", tokenizer, tmp_path / "out")
+    lines = [line for path in (out / "failures").iterdir() for line in path.read_text().splitlines()]
+    failures = {failure["source"]: failure for failure in map(json.loads, lines)}
+    assert failures.pop("photo.jpg")["stage"] == "short"
+    assert {failure["stage"] for failure in failures.values()} == {"open"}
+    assert set(failures) == {*texts, "pipe.mp4"}
+
+
+def test_an_exception_in_cutting_is_no_crash(folder: Path) -> None:
+    """An entry that does not come from a manifest: its end is a text. No other day will change that."""
+    with Decoders(1, 60) as pool:
+        entry = {"id": "plain.mp4", "end": "soon"}
+        (result,) = pool.cut(Settings(size=32), [(folder / "plain.mp4", entry)])
+    assert isinstance(result, VideoError) and result.stage == "decode"
+    assert result.reason.startswith("TypeError: ")

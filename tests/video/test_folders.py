@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames
-from megavrc.video.read import pictures
+from megavrc.video.pictures import pictures
 
 
 def save(path: Path, frame_HWC: np.ndarray, **options: object) -> None:

@@ -106,13 +106,13 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+    with av.open(str(tmp_path / "sound.avi"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
     with pytest.raises(VideoError, match="no video stream"):
-        read_clip(tmp_path / "sound.wav", 0, 1)
+        read_clip(tmp_path / "sound.avi", 0, 1)
 
 
 @real_clips

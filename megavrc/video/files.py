@@ -1,0 +1,74 @@
+"""Open what a user names: regular files on this machine, in formats that hold all of their content themselves.
+
+The one place where videos and pictures are opened. FFmpeg gets a descriptor, never a name: a name may be an address
+or a command to it (`http:`, `concat:`, `img%03d.jpg`), and some formats make it open further ones (playlists).
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+
+from megavrc.video.errors import VideoError, reason, stage
+
+# Names of FFmpeg's demuxers. None of them opens another file or host (`mov` only if it is told to); it must stay so.
+CONTAINERS = (
+    *(
+        "mov",
+        "matroska",
+        "avi",
+        "mpegts",
+        "mpeg",
+        "flv",
+        "asf",
+        "ogg",
+        "mxf",
+        "nut",
+        "dv",
+        "rm",
+        "wtv",
+        "ivf",
+    ),
+    *("gif", "apng", "yuv4mpegpipe", "mjpeg", "jpeg_pipe"),
+    *("h264", "hevc", "vvc", "av1", "obu", "m4v", "mpegvideo", "vc1"),  # bare streams
+)
+
+
+@contextmanager
+def regular_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to read. Pipes, which wait for a writer, and devices, which may have no end, are refused.
+
+    Raises:
+        VideoError: stage "io" where it cannot be opened, "open" where it is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not wait
+    except OSError as error:
+        raise VideoError(path, "io", reason(error)) from None
+    except ValueError as error:  # no name of a file
+        raise VideoError(path, "open", str(error)) from None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise VideoError(path, "open", "not a regular file")
+        yield file
+
+
+def open_container(path: str | Path, file: BinaryIO) -> Any:
+    """Open a video with FFmpeg, by its descriptor. `path` is for messages."""
+    options = {
+        "fd": str(file.fileno()),
+        "protocol_whitelist": "fd",
+        "format_whitelist": ",".join(CONTAINERS),
+    }
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may have read ahead
+    try:
+        return av.open("fd:", options=options, metadata_errors="replace")
+    except av.ArgumentError:  # how FFmpeg names a format that is not on the list
+        formats = "not a video, or in a format that is not read (docs/tokenization.md lists them)"
+        raise VideoError(path, "open", formats) from None
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, stage(error, "open"), reason(error)) from None
