@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.tokenization.sampling import Settings, choose
+from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
-from megavrc.video.read import Frames, VideoError, count_frames, probe, read_frames
+from megavrc.video.read import Frames, count_frames, probe, read_frames
 from megavrc.video.shots import Read, read_shot, shot
 
 

@@ -14,8 +14,8 @@ from megavrc.tokenization.cut import Cut, Cuts
 from megavrc.tokenization.plan import Plan, Shard, encode, failures_path, json_line
 from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
-from megavrc.video.read import VideoError
 
 OWN_KEYS = {"id", "path", "split"}  # of a manifest entry; all its other keys go into the samples
 

@@ -46,14 +46,15 @@ def regular_file(path: str | Path) -> Iterator[BinaryIO]:
         VideoError: stage "io" where it cannot be opened, "open" where it is no regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not wait
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+        file = open(path, "rb") if regular else None
     except OSError as error:
         raise VideoError(path, "io", reason(error)) from None
     except ValueError as error:  # no name of a file
         raise VideoError(path, "open", str(error)) from None
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VideoError(path, "open", "not a regular file")
+    if file is None:
+        raise VideoError(path, "open", "not a regular file")
+    with file:
         yield file
 
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from megavrc.video.errors import VideoError, reason
 from megavrc.video.files import regular_file
@@ -41,8 +41,8 @@ def holds_picture(path: str | Path, file: BinaryIO) -> bool:
         return False
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return image.format != "PNG" or not image.is_animated
-    except Image.UnidentifiedImageError:
+            return image.format != "PNG" or not getattr(image, "is_animated", False)
+    except UnidentifiedImageError:
         return False
     except DAMAGE:  # also a bomb: reading it says so
         return True
@@ -58,14 +58,14 @@ def read_pixels(path: str | Path, file: BinaryIO) -> NDArray[np.uint8]:
         with Image.open(file, formats=FORMATS) as image:
             if image.mode[0] in "IF":  # converting would clip them
                 raise ValueError(f"not 8 bits a channel (mode {image.mode})")
-            if image.format in ("PNG", "WEBP") and image.is_animated:
+            if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ValueError("an animated picture; make an mp4 or a GIF of it")
             shown = ImageOps.exif_transpose(image)
             if shown.has_transparency_data:
                 coloured = shown.convert("RGBA")
                 shown = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
             return np.asarray(shown.convert("RGB"))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise VideoError(path, "open", f"not a picture ({', '.join(FORMATS)})") from None
     except DAMAGE as error:
         raise VideoError(path, "decode", str(error)) from None

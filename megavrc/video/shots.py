@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
-from megavrc.video.read import Crop, Frames, VideoError, probe, read_clip, read_frames
+from megavrc.video.read import Crop, Frames, probe, read_clip, read_frames
 from megavrc.video.times import SLACK, frame_times, read_frames_at
 
 T = TypeVar("T")

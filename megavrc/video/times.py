@@ -15,7 +15,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from megavrc.video.read import Crop, Frames, VideoError, _Decoder, _decoding, _picture, _stack
+from megavrc.video.errors import VideoError
+from megavrc.video.read import Crop, Frames, _Decoder, _decoding, _picture, _stack
 
 SLACK = 1e-3  # seconds; files may round times to milliseconds
 TICK = 1e-6  # seconds; frames are told apart by their times in this unit

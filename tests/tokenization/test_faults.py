@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ROOT, SMALL, files, start, tokenize
+from jobs import ROOT, SMALL, Held, files, start, tokenize
 
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.result import finalize, status, verify
@@ -35,17 +35,6 @@ def failures(out: Path) -> dict[str, tuple[str, str]]:
 
 def done_files(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*.done.json")}
-
-
-@contextmanager
-def blocked(path: Path) -> Iterator[Path]:
-    """In place of a video, a file that whoever opens it waits for."""
-    aside = path.rename(path.with_suffix(".aside"))
-    os.mkfifo(path)
-    try:
-        yield path
-    finally:
-        aside.rename(path)
 
 
 @contextmanager
@@ -76,7 +65,7 @@ def test_what_may_work_another_time_is_done_again(
     """One video hangs, one is away; the rest of the job goes on, and a later run mends their shards alone."""
     plan(manifest, tokenizer, tmp_path, **SMALL)
     first, second = [entry["path"] for entry in planned(tmp_path) if entry["shard"] == 1][:2]
-    with blocked(manifest.parent / first), absent(manifest.parent / second):
+    with Held(manifest.parent / first), absent(manifest.parent / second):
         run(tmp_path, timeout=2)
     finalize(tmp_path)
     found = failures(tmp_path)
@@ -102,20 +91,21 @@ def test_a_decoder_that_dies(
     plan(manifest, tokenizer, tmp_path, **SMALL)
     victim = next(entry["path"] for entry in planned(tmp_path) if entry["shard"] == 1)
 
+    path = manifest.parent / victim
+    copy = Path(shutil.copy(path, tmp_path))
+
     def kill() -> None:
+        decoder = None
         for _ in range(deaths):
-            writer = open_for_writing(manifest.parent / victim)
+            held.wait_for_opener()
             if deaths == 1:  # the next one finds the video
-                copy = manifest.parent / "copy"
-                shutil.copy((manifest.parent / victim).with_suffix(".aside"), copy)
-                copy.rename(manifest.parent / victim)
-            (decoder,) = multiprocessing.active_children()
+                copy.rename(path)
+            decoder = next_decoder(decoder)
             os.kill(decoder.pid or 0, signal.SIGSEGV)
             wait([decoder.sentinel])  # join() would take the exit code away from the job
-            os.close(writer)
 
     killer = threading.Thread(target=kill)
-    with blocked(manifest.parent / victim):
+    with Held(path) as held:
         killer.start()
         run(tmp_path, decoders=1)
         killer.join()
@@ -127,21 +117,20 @@ def test_a_decoder_that_dies(
         assert len(failures(tmp_path)) == 3
 
 
-def open_for_writing(path: Path) -> int:
-    """As soon as somebody waits to read it."""
+def next_decoder(last: Any) -> Any:
+    """The decoding process, as soon as it is another one."""
     for _ in range(600):
-        try:
-            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError(f"nobody opened {path}")
+        if found := [process for process in multiprocessing.active_children() if process is not last]:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError("no decoder was started again")
 
 
 def test_decoders_end_with_their_job(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     plan(manifest, tokenizer, tmp_path, **SMALL)
-    with blocked(manifest.parent / planned(tmp_path)[0]["path"]) as path:
+    with Held(manifest.parent / planned(tmp_path)[0]["path"]) as held:
         job = start("run", "--out", tmp_path, start_new_session=True)
-        writer = open_for_writing(path)
+        held.wait_for_opener()
         assert len(running(job.pid)) >= 3  # the job, the server, a decoder
         job.kill()
         job.wait()
@@ -150,7 +139,6 @@ def test_decoders_end_with_their_job(manifest: Path, tokenizer: Path, tmp_path: 
                 break
             time.sleep(0.1)
         assert running(job.pid) == []
-        os.close(writer)
 
 
 def limited() -> None:

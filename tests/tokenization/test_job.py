@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import runpy
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import webdataset
-from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
+from jobs import ROOT, SMALL, Held, files, make_tokenizer, samples, start, tokenize, wait_for
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
@@ -88,16 +87,12 @@ def test_a_stopped_job_continues(
     plan(manifest, tokenizer, tmp_path, **SMALL)
     entries = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
     blocked = manifest.parent / next(entry["path"] for entry in entries if entry["shard"] == 1)
-    aside = blocked.rename(blocked.with_suffix(".aside"))
-    os.mkfifo(blocked)  # decoding waits here until the signal comes
-    try:
+    with Held(blocked):  # decoding waits here until the signal comes
         process = start("run", "--out", tmp_path)
         wait_for(tmp_path / "image" / "shards" / "train-000000-of-000003.tar.done.json")
         time.sleep(0.3)
         process.send_signal(number)
         assert process.wait(timeout=30) == code
-    finally:
-        aside.rename(blocked)
     first = tmp_path / "video" / "shards" / "train-000000-of-000003.tar"
     before = first.stat().st_mtime_ns
     if number == signal.SIGTERM:
