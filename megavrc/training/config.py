@@ -271,7 +271,7 @@ class ClipDataConfig:
     """Videos for the video tokenizer.
 
     Attributes:
-        path: manifest.jsonl.
+        path: manifest.jsonl; a line with `start` and `end` is that part of its video.
         frames: frames decoded of every clip, from its first frame on.
         size: side of the square frames in pixels (before objective.scales).
         crop: `center` crop of the resized frame, or `squash` to a square.

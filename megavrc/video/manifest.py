@@ -32,6 +32,7 @@ VIDEO_SUFFIXES = {
     ".wmv",
     ".ts",
 }
+MAX_CLASSES = 1_000_000  # their names are listed up to the highest label
 NUMBERS = {
     "start": "seconds",
     "end": "seconds",
@@ -135,10 +136,15 @@ def _entry(path: Path, number: int, fields: Entry) -> Entry:
 def _problem(entry: Entry) -> str | None:
     if not isinstance(entry["id"], str) or not isinstance(entry["split"], str):
         return "id and split must be strings"
+    if "\0" in entry["id"] + entry["path"] + entry["split"]:
+        return "id, path and split must not hold a NUL character"
+    if "/" in entry["split"] or entry["split"].startswith(".") or not entry["split"]:
+        return f"split {entry['split']!r} becomes part of a file's name: no slash in it, no dot before it"
     if not isinstance(entry["caption"], str | None):
         return "caption must be a string or null"
-    if not isinstance(entry["label"], int | None) or (entry["label"] or 0) < 0:
-        return "label must be an integer from 0, or null"
+    label = entry["label"]
+    if isinstance(label, bool) or not isinstance(label, int | None) or not 0 <= (label or 0) < MAX_CLASSES:
+        return f"label must be an integer from 0 to {MAX_CLASSES - 1}, or null"
     numbers = {key: entry[key] for key in NUMBERS if entry.get(key) is not None}
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -159,10 +165,17 @@ def _check_unique(path: Path, entries: list[Entry]) -> None:
 
 
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
-    """Write the list, one object a line; UserError if two entries have one id."""
+    """Write the list, one object a line; UserError if two entries have one id, or a name is no UTF-8."""
     entries = list(entries)
     _check_unique(path, [entry for entry in entries if "id" in entry])
-    write_atomic(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode())
+    write_atomic(path, b"".join(_line(path, entry) for entry in entries))
+
+
+def _line(path: Path, entry: Entry) -> bytes:
+    try:
+        return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 in the name of a file
+        raise UserError(f"{path}: cannot hold {entry.get('path')!a}; rename it in UTF-8") from None
 
 
 def from_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> list[Entry]:
@@ -263,4 +276,4 @@ def _row(table: Path, number: int, row: dict[str, str]) -> Entry:
 
 def fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone: for choices that stay when the list grows."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8]) / 2**64

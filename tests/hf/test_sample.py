@@ -101,6 +101,11 @@ def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
 def test_prompt_files(tmp_path) -> None:
     (tmp_path / "p.txt").write_text("a dog\n\n  caf\u00e9 \n")
     assert read_prompts(tmp_path / "p.txt") == ["a dog", "caf\u00e9"]
+    (tmp_path / "p.txt").write_text("\ufeffone\u2028prompt\x85\r\ntwo\n")
+    assert read_prompts(tmp_path / "p.txt") == ["one\u2028prompt", "two"]
+    (tmp_path / "p.txt").write_bytes(b"a dog\ncaf\xe9\n")
+    with pytest.raises(UserError, match=r"p\.txt line 2: byte 0xe9 is no UTF-8"):
+        read_prompts(tmp_path / "p.txt")
     (tmp_path / "p.txt").write_text("\n")
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(tmp_path / "p.txt")

@@ -18,7 +18,8 @@ from megavrc.config import UserError
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.job import plan
-from megavrc.tokenization.plan import encode
+from megavrc.tokenization.plan import encode, load_plan
+from megavrc.tokenization.result import read_failures, verify
 from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, read_clip
@@ -248,3 +249,14 @@ def test_an_exception_in_cutting_is_no_crash(folder: Path) -> None:
         (result,) = pool.cut(Settings(size=32), [(folder / "plain.mp4", entry)])
     assert isinstance(result, VideoError) and result.stage == "decode"
     assert result.reason.startswith("TypeError: ")
+
+
+def test_ids_may_hold_any_character(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Of failures too: a line separator in an id does not end its line."""
+    ids = {"good\u2028\x85": "plain.mp4", "missing\u2028\x85": "missing.mp4"}
+    write_manifest(tmp_path / "m.jsonl", [{"id": i, "path": str(folder / ids[i])} for i in ids])
+    out = tokenize(tmp_path / "m.jsonl", tokenizer, tmp_path / "out")
+    verify(out)
+    assert [failure["source"] for failure in read_failures(load_plan(out), load_plan(out).units[0])] == [
+        "missing\u2028\x85"
+    ]

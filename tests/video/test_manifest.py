@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,12 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
         ('{"path": "a"}\n{"path": "b", "id": "a"}', "id 'a' stands there twice"),
         ('{"path": "a", "label": "x"}', "label must be an integer"),
         ('{"path": "a", "label": -1}', "label must be an integer from 0"),
+        ('{"path": "a", "label": true}', "label must be an integer from 0"),
+        ('{"path": "a", "label": 1000000000}', "label must be an integer from 0 to 999999"),
+        ('{"path": "a", "split": "../x"}', "split '../x' becomes part of a file's name"),
+        ('{"path": "a", "split": "a/b"}', "split 'a/b' becomes part of a file's name"),
+        ('{"path": "a", "split": ""}', "split '' becomes part of a file's name"),
+        ('{"path": "a", "id": "b\\u0000"}', "must not hold a NUL"),
         ('{"path": "a", "caption": 3}', "caption must be a string"),
         ('{"path": 3}', 'expected an object with "path", a string'),
         ('{"path": "a", "id": 3}', "id and split must be strings"),
@@ -169,6 +176,13 @@ def test_a_table_may_have_line_ends_in_its_cells(tmp_path: Path) -> None:
     table = touch(tmp_path / "list.csv", '\ufeffpath,caption\r\na.mp4,"two\r\nlines"\r\nb.mp4,x\u2028y\r\n')
     entries = from_list(table, tmp_path / "manifest.jsonl")
     assert [entry["caption"] for entry in entries] == ["two\nlines", "x\u2028y"]
+
+
+def test_names_that_are_no_utf8_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
+    with pytest.raises(UserError, match=r"m.jsonl: cannot hold 'caf\\udce9.mp4'; rename it"):
+        write_manifest(tmp_path / "m.jsonl", from_folder(tmp_path, tmp_path / "m.jsonl"))
+    assert not (tmp_path / "m.jsonl").exists()
 
 
 def test_captions_of_a_file(tmp_path: Path) -> None:
