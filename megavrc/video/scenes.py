@@ -33,9 +33,14 @@ BOUNCES = ("reflect", "random")
 CANVAS = 64
 RADII = (7, 8, 9)
 MARGIN = 4  # least way of an object from its start to a wall: all 8 motions look different from the first frames on
-GREY, SWING = 40, 20  # level of the background, and how far its two waves together take it up and down
-OCCLUDER_GREY = 128
+GREY, SWINGS = 40, (14, 6)  # level of the background and of its two waves, which never cancel out
 OCCLUDER_WIDTH = 18  # the largest object's width: every object can vanish whole
+# A tokenizer that takes the mean out of every patch could not tell a plain bar from a flat part of the background.
+OCCLUDER_GREY, OCCLUDER_STRIPES, OCCLUDER_PERIOD = (
+    128,
+    12,
+    4,
+)  # level; how far stripes differ; rows a stripe and gap
 PLUS_ARM = 0.4  # half the width of an arm, of the radius
 RING_HOLE = 0.5  # of the radius
 ONE_OBJECT, OCCLUDED, PANNING = 0.4, 0.3, 0.3  # shares of the scenes
@@ -88,7 +93,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A sum of two sine waves that moves 1 canvas unit a frame in the direction `pan`, if any.
+    """A strong and a weak sine wave, added, that move 1 canvas unit a frame in the direction `pan`, if any.
 
     A wave is (kx, ky, phase), in radians a canvas unit and radians.
     """
@@ -356,7 +361,9 @@ def render(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
     objects = visibility(scene, frames, size)
     bar = occluder_coverage(scene, size)
     grey = _texture(scene.background, frames, size)
-    image = ((1 - bar - objects.sum(axis=0)) * grey + bar * OCCLUDER_GREY)[..., None]
+    rows = 2 * np.pi / OCCLUDER_PERIOD * (np.arange(size, dtype=np.float32)[:, None] + 0.5) * CANVAS / size
+    striped = OCCLUDER_GREY + OCCLUDER_STRIPES * np.sin(rows)
+    image = ((1 - bar - objects.sum(axis=0)) * grey + bar * striped)[..., None].astype(np.float32)
     image = image + sum(
         layer[..., None] * np.asarray(COLOURS[item.colour], np.float32)
         for item, layer in zip(scene.objects, objects, strict=True)
@@ -370,8 +377,10 @@ def _texture(background: Background, frames: int, size: int) -> Array:
     time = np.arange(frames if background.pan else 1)[:, None, None]
     pixels = (np.arange(size) + 0.5) * CANVAS / size
     x, y = pixels[None, None, :] - dx * time, pixels[None, :, None] - dy * time
-    waves = sum(np.sin(kx * x + ky * y + phase) for kx, ky, phase in background.waves)
-    return (GREY + SWING / 2 * np.asarray(waves)).astype(np.float32)
+    levels = np.full((len(time), size, size), float(GREY))
+    for swing, (kx, ky, phase) in zip(SWINGS, background.waves, strict=False):
+        levels += swing * np.sin(kx * x + ky * y + phase)
+    return levels.astype(np.float32)
 
 
 def heldout_combinations(seed: int, n: int = 12) -> tuple[Combination, ...]:
