@@ -1,7 +1,7 @@
 """The web page of `tools/serve.py`: prompt or class, first picture, seed and sampling; shows frames as they arrive.
 
-Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, and it listens on this host alone unless
-told otherwise.
+Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, it listens on this host alone unless
+told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`).
 """
 
 import os
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from megavrc.config import UserError
 from megavrc.hf.folder import Folder
-from megavrc.hf.sample import read_image
 from megavrc.model.clips import decode_clips, generate_clips, sampling_settings
-from megavrc.video import write_mp4
+from megavrc.recipes.uploads import only_uploads, read_upload
+from megavrc.video import VideoError, read_picture, write_mp4
 
 FPS = 8
+MAX_UPLOAD = "32mb"
 SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 PENDING = 225  # grey of a frame that is not there yet
@@ -101,24 +102,29 @@ class ClipMaker:
 
     Attributes:
         folder: the model.
+        uploads: where the page's uploads lie.
         side: of a frame in pixels. total: frames of a clip. classes: 0 for a model of prompts.
     """
 
     folder: Folder
+    uploads: Path
     side: int
     total: int
     classes: int
 
     def __call__(
         self,
-        source: str,
-        picture: str | None,
-        seed: float | None,
-        guidance: float,
-        first_temperature: float,
-        later_temperature: float,
+        source: Any,
+        picture: Any,
+        seed: Any,
+        guidance: Any,
+        first_temperature: Any,
+        later_temperature: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields clip, strip of frames, status, and file to save, as the page shows them."""
+        """Yields clip, strip of frames, status, and file to save, as the page shows them.
+
+        The arguments are JSON as it came from whoever asked: text or class, {"path": upload} or None, numbers.
+        """
         import gradio as gr
 
         sampling = dict(
@@ -132,20 +138,21 @@ class ClipMaker:
                 saved = str(Path(files) / "clip.mp4")
                 yield gr.skip(), gr.skip(), f"{update[2]}: done", gr.update(value=saved, interactive=True)
         except UserError as error:
-            message = str(error).replace(picture or "\0", "the picture")  # no places on the server
-            yield None, None, message, gr.skip()
-            raise gr.Error(message, print_exception=False) from None
+            yield None, None, str(error), gr.skip()
+            raise gr.Error(str(error), print_exception=False) from None
 
     def _make(
-        self, files: Path, source: str, picture: str | None, seed: float | None, sampling: dict[str, Any]
+        self, files: Path, source: Any, picture: Any, seed: Any, sampling: dict[str, Any]
     ) -> Iterator[tuple[str, Frames, str]]:
         """File of the animation, strip and status after each latent frame; writes clip.mp4 at the end."""
-        if seed is None:
-            raise UserError("seed: give a whole number")
-        image = read_image(Path(picture), self.side) if picture else None
-        prompt, label = (None, int(source)) if self.classes else (source.strip(), None)
+        seed = _number("seed", seed, int)
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed: {seed} is not a whole number from 0 to 2**63 - 1")
+        sampling = {name: _number(name, value, float) for name, value in sampling.items()}
+        image = self._first_frame(picture["path"]) if picture else None
+        prompt, label = (None, _number("class", source, int)) if self.classes else (str(source).strip(), None)
         started = time.monotonic()
-        for clip in stream(self.folder, prompt, label, int(seed), sampling, image):
+        for clip in stream(self.folder, prompt, label, seed, sampling, image):
             frames = clip.numpy()
             path = files / f"{len(frames)}.webp"
             _write_webp(path, frames)
@@ -153,8 +160,21 @@ class ClipMaker:
             yield str(path), _strip(frames, self.total), status
         write_mp4(files / "clip.mp4", frames, FPS, _scale(frames))
 
+    def _first_frame(self, path: Any) -> Tensor:
+        try:
+            return torch.from_numpy(read_picture(read_upload(path, self.uploads), self.side))
+        except VideoError as error:
+            raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
 
-def clip_maker(folder: Folder) -> ClipMaker:
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name}: give a number, not {str(value)[:40]!r}") from None
+
+
+def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
     """For this model; UserError if a page cannot give it what it is generated from."""
     model, tokenizer = folder.model.config, folder.video_tokenizer.config
     classes = model.condition.classes if model.condition.kind == "class" else 0
@@ -163,13 +183,14 @@ def clip_maker(folder: Folder) -> ClipMaker:
             f"{folder.path}: this model is generated from text features, which a page cannot give"
         )
     total = 1 + model.frames * tokenizer.temporal_patch
-    return ClipMaker(folder, model.grid * tokenizer.patch, total, classes)
+    return ClipMaker(folder, uploads, model.grid * tokenizer.patch, total, classes)
 
 
-def build_page(folder: Folder) -> Any:
-    """The page as Gradio blocks."""
-    maker = clip_maker(folder)
+def build_page(folder: Folder, uploads: Path) -> Any:
+    """The page as Gradio blocks; what is uploaded to it lies in `uploads`."""
+    maker = clip_maker(folder, uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # before its components are made
     import gradio as gr
 
     with gr.Blocks(title="VRC", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -186,8 +207,18 @@ def build_page(folder: Folder) -> Any:
                 outputs = _outputs(gr)
         source, status = inputs[0], outputs[2]
         wanted = [start.click] if maker.classes else [start.click, source.submit]
-        event = gr.on(wanted, maker.__call__, inputs, outputs, concurrency_limit=1, show_progress="hidden")
-        stop.click(lambda: "stopped", None, status, cancels=[event], queue=False)
+        # Without Gradio's own reading of inputs: it would open any picture that a request names.
+        event = gr.on(
+            wanted,
+            maker.__call__,
+            inputs,
+            outputs,
+            api_name="generate",
+            preprocess=False,
+            concurrency_limit=1,
+            show_progress="hidden",
+        )
+        stop.click(lambda: "stopped", None, status, cancels=[event], queue=False, api_visibility="private")
     return page
 
 
@@ -204,11 +235,7 @@ def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
     with gr.Accordion("Temperature", open=False), gr.Row():
         first = gr.Slider(0, 2, defaults.first.temperature, step=0.05, label="First frame")
         later = gr.Slider(0, 2, defaults.later.temperature, step=0.05, label="Later frames")
-    picture = gr.Image(
-        label="First frame (optional)", sources=["upload", "clipboard"], type="filepath", height=200
-    )
-    # The file as it was uploaded: Gradio's own message about a wrong one is no help.
-    picture.preprocess = lambda payload: payload and payload.path
+    picture = gr.Image(label="First frame (optional)", sources=["upload", "clipboard"], height=200)
     return [source, picture, seed, guidance, first, later]
 
 
@@ -224,22 +251,28 @@ def _outputs(gr: Any) -> list[Any]:
 
 def serve(folder: Folder, host: str, port: int) -> None:
     """Show the page until interrupted. Raises UserError when the port is taken."""
-    page = build_page(folder)
-    import gradio as gr
+    with tempfile.TemporaryDirectory(prefix="megavrc-page-") as private:
+        uploads = Path(private).resolve()
+        page = build_page(folder, uploads)
+        import fastapi
+        import gradio as gr
 
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    try:
-        page.queue(max_size=16).launch(
-            server_name=host,
-            server_port=port,
-            theme=theme,
-            css=CSS,
-            share=False,
-            show_error=True,
-            ssr_mode=False,
-        )
-    except OSError:
-        raise UserError(f"port: {port} on {host} is taken or not allowed; choose another --port") from None
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        try:
+            page.queue(max_size=16).launch(
+                server_name=host,
+                server_port=port,
+                theme=theme,
+                css=CSS,
+                share=False,
+                show_error=True,
+                ssr_mode=False,
+                max_file_size=MAX_UPLOAD,
+                app_kwargs={"dependencies": [fastapi.Depends(only_uploads(uploads))]},
+            )
+        except OSError:
+            taken = f"port: {port} on {host} is taken or not allowed; choose another --port"
+            raise UserError(taken) from None
 
 
 def _scale(frames: Frames) -> int:

@@ -1,14 +1,8 @@
 """tools/serve.py in headless Chromium."""
 
-import contextlib
 import io
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hf_source import Source
+from pages import served
 from PIL import Image
 from test_restart import converted
 
@@ -30,30 +25,10 @@ from megavrc.video import write_png
 pytest.importorskip("gradio", reason="needs the extra serve")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
 DONE = "17 of 17 frames"
 SCALE = 448 // 16  # that the page enlarges the tiny model's pixels by
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
-
-
-@contextlib.contextmanager
-def served(folder: Path, port: int, home: Path) -> Iterator[None]:
-    """The page of a folder while the block runs."""
-    command = [sys.executable, TOOL, "--model", folder, "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | {"HF_HOME": str(home)}, cwd=TOOL.parents[1])
-    try:
-        for _ in range(3000):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=60).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
