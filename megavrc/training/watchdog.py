@@ -58,7 +58,7 @@ class Watchdog:
         run_dir: gets heartbeats/; on a file system that all ranks see.
         rank: of this process.
         limit: seconds without progress, from the first step on, after which all ranks exit with code 85; 0: never, and
-            no heartbeats.
+            no heartbeats. While the process is suspended (SIGSTOP, a job that SLURM suspends) none pass.
     """
 
     def __init__(self, run_dir: Path, rank: Rank, limit: float) -> None:
@@ -106,10 +106,16 @@ class Watchdog:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._done.wait(self._pulse):
             self._publish()
-            if self._beats and time.monotonic() - self._since > self._limit:
+            now = time.monotonic()
+            if now - last > PATIENCE * self._pulse:  # this process stood still as a whole: it was suspended
+                self._since = now
+            last = now
+            if self._beats and now - self._since > self._limit:
                 self._give_up()
+                last = time.monotonic()
 
     def _give_up(self) -> None:
         self._state = "hangs"

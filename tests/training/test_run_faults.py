@@ -67,6 +67,30 @@ def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_pat
     assert ended.returncode == 85
 
 
+def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from megavrc.distributed import Rank\n"
+        "from megavrc.training.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:\n"
+        "    for step in range(10):\n"
+        "        watchdog.at(step, 'data')\n"
+        "        print(step, flush=True)\n"
+        "        until = time.process_time() + 0.2\n"  # of work, which a suspended process does not do
+        "        while time.process_time() < until:\n"
+        "            pass\n"
+    )
+    words = [sys.executable, "-c", script, tmp_path]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment()) as run:
+        assert run.stdout and run.stdout.readline() == b"0\n"
+        run.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        run.send_signal(signal.SIGCONT)
+        assert run.stdout.read().split() == [b"%d" % step for step in range(1, 10)]
+    assert run.returncode == 0
+
+
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
     ended = start(tmp_path, 2, "forward:1:4:raise", watchdog_s=20.0).wait()
