@@ -1,0 +1,117 @@
+"""What a finished run of the study is worth: `measure.py {captions,bits}`. Each writes a JSON file."""
+
+import json as json_format
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megavrc.checkpoint import read_weights
+from megavrc.config import UserError, command, load_config, progress, sha256_json, write_json
+from megavrc.data.stream import evaluation_batches
+from megavrc.model import VRC
+from megavrc.tokenizers import TextTokenizer
+from megavrc.training.averaging import AVERAGE
+from megavrc.training.config import RunConfig
+from megavrc.training.tasks.base import Samples
+from megavrc.training.tasks.vrc import VRCTask
+
+DRAWS = 10_000  # of the bootstrap
+CLIPS = 512  # of a validation set, at most
+
+
+def captions(manifest: Path, text: Path, config: Path, json: Path) -> None:
+    """Refuse a set with captions that the model's slots would cut.
+
+    Args:
+        manifest: of the clips.
+        text: tokenizer.model.
+        config: YAML file of the runs.
+        json: gets the longest caption and its slots.
+    """
+    slots = load_config(RunConfig, [f"--config={config}"]).model.condition.slots
+    tokenizer = TextTokenizer(text)
+    texts = {json_format.loads(line)["caption"] for line in manifest.read_text().splitlines()}
+    longest = max(texts, key=lambda caption: len(tokenizer.ids(caption)))
+    needed = len(tokenizer.ids(longest)) + 1
+    if needed > slots:
+        raise UserError(f"{config}: model.condition.slots: is {slots}, {needed} are needed for {longest!r}")
+    write_json(json, {"captions": len(texts), "slots": slots, "needed": needed, "longest": longest})
+
+
+def bits(run: Path, checkpoints: list[int], json: Path) -> None:
+    """Measure the bits that each clip of the validation sets costs, by latent frame.
+
+    Averaged weights, running statistics, the condition never dropped, one clip at a time.
+
+    Args:
+        run: folder of the run.
+        checkpoints: steps; those that the run has kept are measured.
+        json: gets them.
+    """
+    config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
+    for chosen in config.data.validation.values():
+        chosen.samples = CLIPS
+    task = VRCTask(config)
+    found = {step: run / "checkpoints" / f"step-{step:08d}" for step in checkpoints}
+    kept = {step: folder for step, folder in found.items() if folder.is_dir()}
+    if not kept:
+        raise UserError(f"{run}: none of the checkpoints {checkpoints} is there")
+    model = task.build()
+    assert isinstance(model, VRC)
+    cases = []
+    for step, folder in kept.items():
+        model.load_state_dict(read_weights(folder, AVERAGE)[0])
+        model.eval()
+        for name, samples in task.validation.items():
+            label = f"{run.name} step {step}, {name}"
+            cases.append({"checkpoint": step, "set": name} | _case(task, model, samples, label))
+    write_json(
+        json,
+        {
+            "flops_per_clip": task.flops,
+            "parameters": model.parameter_counts(),
+            "steps": config.train.steps,
+            "batch": config.train.global_batch,
+            "cases": cases,
+        },
+    )
+
+
+def _case(task: VRCTask, model: VRC, samples: Samples, label: str) -> dict[str, Any]:
+    clip_bits = clips(task, model, samples, label)
+    keys = [samples.source[samples.order.sample(place)]["key"] for place in range(samples.count)]
+    return {
+        "n": len(clip_bits),
+        "clips": sha256_json(keys),
+        "frames": [interval(frame) for frame in clip_bits.T],
+        "total": interval(clip_bits.sum(axis=1)),
+        "by_clip": [" ".join(f"{value:.1f}" for value in row) for row in clip_bits],
+    }
+
+
+@torch.no_grad()
+def clips(task: VRCTask, model: VRC, samples: Samples, label: str = "") -> NDArray[np.float64]:
+    """[clips, latent frames] bits of each sample: tokens of a frame x mean cross-entropy / ln 2."""
+    batches = evaluation_batches(
+        samples.source, samples.order, count=samples.count, micro_batch=1, collate=task.collate
+    )
+    rows = []
+    for batch, _ in progress(batches, label, samples.count):
+        out = model(batch["ids"], batch["condition"], backend=task.config.train.attention)
+        rows.append(out.loss_frames.double().numpy())
+    return np.array(rows) * model.config.tokens_per_frame / np.log(2)
+
+
+def interval(values: NDArray[np.float64]) -> dict[str, float]:
+    """Mean of values over clips, with the 95% interval of a bootstrap over clips."""
+    n = len(values)
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    low, high = np.percentile(times @ values / n, [2.5, 97.5])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+if __name__ == "__main__":
+    command({"captions": captions, "bits": bits})

@@ -1,0 +1,201 @@
+"""The study's runner: what it runs, skips, repeats and records; the whole of P0 at toy size (slow)."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run as study
+import yaml
+from matrix import Matrix
+
+from megavrc.config import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SET = {
+    "format": 1,
+    "checkpoints": [2],
+    "image": "pretrain/configs/scenes_image.yaml",
+    "steps": {
+        "one": {"product": "{set}/one", "command": "{clips} {set} one"},
+        "two": {"product": "{set}/two", "command": "{clips} {set} two"},
+    },
+    "sets": {"toys": {"clips": "step.py"}},
+    "runs": {
+        "toy": {
+            "priority": 0,
+            "set": "toys",
+            "config": "pretrain/configs/scenes_video.yaml",
+            "seeds": [0, 1],
+        },
+        "next": {"priority": 0, "set": "toys", "config": "missing.yaml", "init": "toy", "seeds": [0]},
+        "new": {"priority": 1, "set": "toys", "config": "missing.yaml", "needs": "model.wings", "seeds": [0]},
+    },
+}
+STEP = (
+    "import pathlib, sys\n"
+    "folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+    "folder.mkdir(parents=True, exist_ok=True)\n"
+    "print('step', name)\n"
+    "if name == 'two' and not (folder / 'allowed').exists():\n"
+    "    sys.exit(3)\n"
+    "(folder / name).touch()\n"
+)
+
+
+def runner(folder: Path) -> study.Runner:
+    """Of a matrix whose set is made by a small script, in this checkout."""
+    (folder / "step.py").write_text(STEP)
+    content = json.loads(json.dumps(SET).replace("step.py", str(folder / "step.py")))
+    (folder / "matrix.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    matrix = Matrix(folder / "matrix.yaml", folder)
+    return study.Runner(folder, ROOT, matrix, folder / "results", threading.Event(), pauses=False)
+
+
+def statuses(made: study.Runner) -> dict[str, str]:
+    return {job.name: made.status(job) for job in made.matrix.jobs()}
+
+
+def test_what_fails_is_recorded_and_repeated_only_when_asked(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    jobs = made.matrix.jobs(0)
+    assert [job.name for job in jobs] == ["toys/one", "toys/two", "toy-0", "next-0", "toy-1"]
+    assert not made.run(jobs, retry=False)
+    expected = {"toys/one": "done", "toys/two": "failed"}
+    assert {name: status for name, status in statuses(made).items() if status != "new"} == expected
+    assert made.missing(jobs[2]) == "toys/two"
+    (tmp_path / "sets" / "toys" / "allowed").touch()
+    again = runner(tmp_path)  # what is known is in the folder
+    assert not again.run(jobs[:2], retry=False)
+    assert len(again.jobs["toys/two"]["attempts"]) == 1
+    assert again.run(jobs[:2], retry=True)
+    assert statuses(again)["toys/two"] == "done"
+    assert [attempt["code"] for attempt in again.jobs["toys/two"]["attempts"]] == [3, 0]
+    assert len(again.jobs["toys/one"]["attempts"]) == 1, "what is done is not done again"
+    assert (tmp_path / "logs" / "toys-two.log").read_text() == "step two\nstep two\n"
+
+
+def test_a_failed_run_has_a_result_that_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    """The training command refuses its data in one line."""
+    (tmp_path / "sets" / "toys").mkdir(parents=True)
+    (tmp_path / "sets" / "toys" / "allowed").touch()
+    made = runner(tmp_path)
+    assert not made.run(made.matrix.jobs(0)[:4], retry=False)
+    assert statuses(made)["toy-0"] == "failed" and statuses(made)["next-0"] == "new"
+    text = (tmp_path / "results" / "toy-0.json").read_text()
+    result = json.loads(text)
+    assert (result["status"], result["name"], result["seed"]) == ("failed", "toy", 0)
+    assert result["attempts"][0]["code"] == 2 and result["metrics"] == {}
+    assert result["output"][-1].startswith("error: WORK/sets/toys/tokenizer/model")
+    assert str(tmp_path) not in text and str(ROOT) not in text and sys.prefix not in text
+
+
+def test_a_run_waits_for_a_key_of_the_configuration(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    waiting = made.matrix.jobs()[-1]
+    assert waiting.needs == "model.wings" and "model.wings" in made.missing(waiting)
+    assert "--model.grid " in made._options
+
+
+def test_a_stop_leaves_the_rest(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    made.stop.set()
+    assert made.run(made.matrix.jobs(), retry=False)
+    assert set(statuses(made).values()) == {"new"}
+
+
+def git(folder: Path, *words: str) -> str:
+    names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", folder, *names, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_the_clone_stays_at_its_revision_until_it_is_updated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, work = tmp_path / "checkout", tmp_path / "work"
+    git(tmp_path, "init", "--quiet", str(checkout))
+    git(checkout, "commit", "--quiet", "--allow-empty", "-m", "one")
+    monkeypatch.setattr(study, "CHECKOUT", checkout)
+    first = git(checkout, "rev-parse", "HEAD")
+    clone = study.frozen_clone(work, update=False)
+    (checkout / "more").touch()
+    git(checkout, "add", "more")
+    git(checkout, "commit", "--quiet", "-m", "two")
+    assert study.revision(study.frozen_clone(work, update=False)) == first
+    assert study.revision(study.frozen_clone(work, update=True)) == git(checkout, "rev-parse", "HEAD")
+    assert (clone / "more").exists()
+
+
+def test_one_runner_a_folder_and_outside_of_the_checkout(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="inside the checkout"):
+        study.run(ROOT / "runs" / "study")
+    with open(tmp_path / "lock", "w") as lock:
+        study._hold(lock, tmp_path)
+        with open(tmp_path / "lock", "w") as second, pytest.raises(UserError, match="another runner"):
+            study._hold(second, tmp_path)
+    with pytest.raises(UserError, match="no matrix has been started"):
+        study.status(tmp_path)
+
+
+def start(work: Path, priority: int = 0) -> "subprocess.Popen[str]":
+    words = [
+        sys.executable,
+        "benchmarks/study/run.py",
+        "run",
+        f"--work={work}",
+        f"--results={work / 'results'}",
+    ]
+    words += [f"--priority={priority}", "--smoke", "--pauses=false"]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    assert first.stdout
+    for line in first.stdout:
+        if "scenes-vrc-0: pretrain" in line:
+            os.kill(first.pid, signal.SIGTERM)
+    assert first.wait() == 0
+    state = json.loads((tmp_path / "state.json").read_text())["jobs"]
+    assert state["scenes-vrc-0"]["status"] == "stopped" and state["scenes-stage1-0"]["status"] == "done"
+    second = start(tmp_path)
+    assert second.communicate()[0].splitlines()[-1] == "scenes-refine-0: waits for model.refine"
+    assert second.returncode == 0
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
+    assert sorted(results) == ["scenes-stage1-0", "scenes-token-0", "scenes-vrc-0"]
+    for name, result in results.items():
+        assert result["status"] == "done" and result["metrics"]["steps"]["value"] == 4
+        assert_bits_are_those_of_the_validation(tmp_path, name, result)
+    vrc, token = results["scenes-vrc-0"], results["scenes-token-0"]
+    assert vrc["cases"][0]["clips"] == token["cases"][0]["clips"], "they can be compared clip by clip"
+    assert (
+        "scenes-vrc-0"
+        in subprocess.run(
+            [sys.executable, "benchmarks/study/run.py", "status", f"--work={tmp_path}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+
+
+def assert_bits_are_those_of_the_validation(work: Path, name: str, result: dict[str, Any]) -> None:
+    """The training's own validation saw as many samples of `heldout`, in larger batches."""
+    lines = (work / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    if "val/heldout/first" not in last:
+        return
+    for frame in range(5):
+        nats = last[f"val/heldout/{f'frame_{frame}' if frame else 'first'}"]
+        measured = result["metrics"][f"bits/heldout/frame_{frame}"]["value"]
+        assert measured == pytest.approx(64 * nats / math.log(2), rel=1e-5)
