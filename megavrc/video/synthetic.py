@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from megavrc.config import UserError, progress, read_json, to_dict, write_atomic, write_json
 from megavrc.video.write import Frames, write_mp4
@@ -33,7 +34,7 @@ class Recipe:
     seed: int
     frames: int
     size: int
-    fps: int
+    fps: float
     crf: int
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class Clip(NamedTuple):
     render: Callable[[], Frames]
 
 
+Job = TypeVar("Job")
+Row = TypeVar("Row")
 Draw = Callable[[str, int], Clip]
 """(split, number of the clip in it) -> the clip; a module's function, for it is sent to other processes."""
 
@@ -78,9 +81,8 @@ def write_set(out: Path, kind: str, recipe: Recipe, draw: Draw, processes: int) 
         raise UserError(f"processes {processes}: at least 1")
     _claim(out, kind, recipe)
     jobs = [(split, number) for split, count in recipe.clips.items() for number in range(count)]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        rows = pool.map(partial(_write_clip, out, recipe, draw), jobs, chunksize=16)
-        lines = [json.dumps(row) + "\n" for row in progress(rows, "clips", len(jobs))]
+    rows = _spread(partial(_write_clip, out, recipe, draw), jobs, processes)
+    lines = [json.dumps(row) + "\n" for row in progress(rows, "clips", len(jobs))]
     write_atomic(out / "manifest.jsonl", "".join(lines).encode())
     counts = ", ".join(f"{count} {split}" for split, count in recipe.clips.items())
     print(f"{out / 'manifest.jsonl'}: {counts}")
@@ -118,3 +120,40 @@ def _write_clip(out: Path, recipe: Recipe, draw: Draw, job: tuple[str, int]) -> 
         "split": split,
         "attributes": clip.attributes,
     }
+
+
+def _spread(work: Callable[[Job], Row], jobs: Sequence[Job], processes: int) -> Iterator[Row]:
+    """The results of `work` in the order of the jobs; the first error of a process is raised here.
+
+    A process ends in its own time when nobody reads its results any more: on an error, or when the command was killed.
+    (Those of a pool would wait for work forever.)
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        results: list[Connection] = []
+        for first in range(min(processes, len(jobs))):
+            receiving, sending = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_serve, args=(sending, work, jobs[first::processes]))
+            process.start()
+            sending.close()
+            stack.callback(process.join)
+            results.append(stack.enter_context(receiving))
+        for number in range(len(jobs)):
+            try:
+                result = results[number % processes].recv()
+            except EOFError:
+                raise RuntimeError("a process was killed; the same command goes on where it was") from None
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def _serve(results: Connection, work: Callable[[Job], Row], jobs: Sequence[Job]) -> None:
+    """What a process does: its jobs, as long as somebody reads the results."""
+    try:
+        for job in jobs:
+            results.send(work(job))
+    except BrokenPipeError:
+        return
+    except Exception as error:
+        results.send(error)
