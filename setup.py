@@ -39,6 +39,7 @@ setup(
         "lora": LORA,
         "mpi": MPI,
         "serve": SERVE,
+        "study": ["vizdoom>=1.3,<1.4"],  # tested 1.3.2; 39 MB, so not in dev
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests
             *LORA,
