@@ -163,7 +163,7 @@ def _square(screen: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def caption(actions: list[Action]) -> str:
-    """Say what is done for most of a clip, for example "the player turns left and moves forward"."""
+    """Say what is done longest, for example "the player turns left and moves forward"."""
     (most, _), *_ = Counter(actions).most_common(1)  # of equals the earliest
     return f"the player {' and '.join(WORDS[button] for button in most)}"
 
