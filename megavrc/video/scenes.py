@@ -31,18 +31,18 @@ SPEEDS = {1: "slowly", 2: "fast"}  # canvas units a frame
 BOUNCES = ("reflect", "random")
 
 CANVAS = 64
-RADII = (7, 8, 9)
+RADII = (8, 9, 10)
 MARGIN = 4  # least way of an object from its start to a wall: all 8 motions look different from the first frames on
 GREY, SWINGS = 40, (14, 6)  # level of the background and of its two waves, which never cancel out
-OCCLUDER_WIDTH = 18  # the largest object's width: every object can vanish whole
+OCCLUDER_WIDTH = 18  # hides the smaller objects whole, and lets them through in 17 frames
 # A tokenizer that takes the mean out of every patch could not tell a plain bar from a flat part of the background.
 OCCLUDER_GREY, OCCLUDER_STRIPES, OCCLUDER_PERIOD = (
     128,
     12,
     4,
 )  # level; how far stripes differ; rows a stripe and gap
-PLUS_ARM = 0.4  # half the width of an arm, of the radius
-RING_HOLE = 0.5  # of the radius
+PLUS_ARM = 0.3  # half the width of an arm, of the radius; thick, blurred arms make a disc
+RING_HOLE = 0.55  # of the radius
 ONE_OBJECT, OCCLUDED, PANNING = 0.4, 0.3, 0.3  # shares of the scenes
 
 
@@ -305,7 +305,7 @@ def signed_distance(shape: str, x: Array, y: Array, r: float) -> Array:
     """Distance of points (x, y), relative to the centre, from the outline of `shape`; negative inside.
 
     Square: half side r. Circle: radius r. Triangle: isosceles, apex up, width and height 2r. Plus: two bars 2r long
-    and 0.8r wide. Ring: radii r and r / 2. At outer corners it is a lower bound.
+    and 0.6r wide. Ring: radii r and 0.55r. At outer corners it is a lower bound.
     """
 
     def box(width: float, height: float) -> Array:

@@ -223,12 +223,12 @@ def test_a_panning_background_moves_one_pixel_a_frame() -> None:
 
 
 def test_shapes_have_the_areas_that_their_names_say() -> None:
-    areas = {"square": 4, "circle": np.pi, "triangle": 2, "plus": 2.56, "ring": np.pi * 0.75}
+    areas = {"square": 4, "circle": np.pi, "triangle": 2, "plus": 2.04, "ring": np.pi * (1 - 0.55**2)}
     for shape, area in areas.items():
         drawn = coverage(shape, 20, np.array([[32.0, 32.0]]))
         assert drawn.sum() == pytest.approx(area * 400, rel=0.02)
     half = coverage("plus", 20, np.array([[32.0, 32.0]]), size=32)
-    assert half.sum() == pytest.approx(2.56 * 100, rel=0.03)
+    assert half.sum() == pytest.approx(2.04 * 100, rel=0.03)
     with pytest.raises(ValueError, match="'star'"):
         coverage("star", 8, np.zeros((1, 2)))
 
