@@ -25,6 +25,8 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.versions import decoder_versions
 
+PLACES = {"root", "tokenizer_path", "plan_sha256"}  # of plan.json, not under its hash: the first two may move
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -133,7 +135,7 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
         "sources_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
     if (out / "plan.json").is_file():
-        old = read_json(out / "plan.json")
+        old = _read_plan(out)
         if "decoder" not in old:  # made before it was recorded: its shards are bound to its hash
             del content["decoder"]
         _refuse_another(out, old, content)
@@ -144,10 +146,23 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
 
 
 def load_plan(out: Path) -> Plan:
-    """Read the plan of a job; UserError if there is none."""
+    """Read the plan of a job, both files of which must be as they were written.
+
+    Raises:
+        UserError: there is none, or it was damaged or changed.
+    """
     if not (out / "plan.json").is_file():
         raise UserError(f"{out}: no plan.json; make one with tools/tokenize_videos.py plan")
-    content = read_json(out / "plan.json")
+    content = _read_plan(out)
+    try:
+        lines = (out / "plan.jsonl").read_bytes()
+    except FileNotFoundError:
+        lines = b""
+    if lines[-1:] != b"\n" or hashlib.sha256(lines[:-1]).hexdigest() != content["sources_sha256"]:
+        raise UserError(
+            f"{out}/plan.jsonl: missing, damaged or changed since it was planned (its sha256 is another); "
+            "the same plan command as then writes it again"
+        )
     return Plan(
         out=out,
         settings=Settings(**content["settings"]),
@@ -160,6 +175,19 @@ def load_plan(out: Path) -> Plan:
         classes=content["classes"],
         decoder=content.get("decoder"),
         sha256=content["plan_sha256"],
+    )
+
+
+def _read_plan(out: Path) -> dict[str, Any]:
+    """The content of plan.json, which must have the hash that it names."""
+    content = read_json(out / "plan.json")
+    if isinstance(content, dict):
+        decides = {key: value for key, value in content.items() if key not in PLACES}
+        if content.get("plan_sha256") == sha256_json(decides) and content.keys() >= PLACES:
+            return content
+    raise UserError(
+        f"{out}/plan.json: damaged or changed since it was planned (plan_sha256 is not that of its content); "
+        "delete it and give the same plan command as then: what is done stays done"
     )
 
 

@@ -1,0 +1,104 @@
+"""A plan is used as it was written, or not at all."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import SMALL, files
+
+from megavrc.config import UserError, read_json, write_json
+from megavrc.tokenization.job import plan, run
+from megavrc.tokenization.plan import load_plan
+from megavrc.tokenization.result import finalize, status, verify
+
+COMMANDS: list[Callable[[Path], None]] = [run, finalize, verify, status]
+
+
+@pytest.fixture
+def job(done: Path, tmp_path: Path) -> Path:
+    """A finished job."""
+    return Path(shutil.copytree(done, tmp_path / "job"))
+
+
+def refused(job: Path, name: str) -> None:
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=rf"{name}: ") as error:
+            command(job)
+        assert "\n" not in str(error.value)
+
+
+def test_lines_that_are_gone_are_noticed(
+    job: Path, manifest: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(job)
+    text = (job / "plan.jsonl").read_text()
+    for changed in (
+        text[: len(text) // 2],
+        "".join(text.splitlines(True)[:-3]),
+        text + text,
+        "",
+        text + "\n",
+    ):
+        (job / "plan.jsonl").write_text(changed)
+        refused(job, "plan.jsonl")
+    (job / "plan.jsonl").unlink()
+    refused(job, "plan.jsonl")
+    plan(manifest, tokenizer, job, **SMALL)  # as the error says
+    verify(job)
+    assert files(job) == before
+
+
+@pytest.mark.parametrize("name", ["plan.jsonl", "plan.json"])
+def test_no_flipped_bit_goes_unnoticed(job: Path, name: str) -> None:
+    """In plan.json all bits but those of the two places, which may move."""
+    whole = (job / name).read_bytes()
+    content = read_json(job / "plan.json")
+    places = [whole.find(str(content[key]).encode()) for key in ("root", "tokenizer_path")]
+    spans = [
+        range(at, at + len(content[key])) for at, key in zip(places, ("root", "tokenizer_path"), strict=True)
+    ]
+    chance = random.Random(0)
+    tried = 0
+    while tried < 200:
+        at = chance.randrange(len(whole))
+        if name == "plan.json" and any(at in span for span in spans):
+            continue
+        tried += 1
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << chance.randrange(8)
+        (job / name).write_bytes(flipped)
+        try:
+            load_plan(job)
+        except UserError:
+            continue
+        assert read_json(job / name) == content  # white space
+    (job / name).write_bytes(whole)
+    verify(job)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "{}", "[" * 100_000, '{"settings": ' + "9" * 5_000 + "}", "\ud83d", "null"]
+)
+def test_damaged_plan_files_are_one_line(job: Path, manifest: Path, tokenizer: Path, text: str) -> None:
+    before = files(job)
+    (job / "plan.json").write_text(text, errors="surrogatepass")
+    refused(job, "plan.json")
+    with pytest.raises(UserError, match=r"plan\.json"):
+        plan(manifest, tokenizer, job, **SMALL)
+    (job / "plan.json").unlink()
+    plan(manifest, tokenizer, job, **SMALL)  # as the error says: what is done stays done
+    shards = {path: path.stat().st_mtime_ns for path in job.rglob("*.tar")}
+    run(job)
+    verify(job)
+    assert files(job) == before and shards == {path: path.stat().st_mtime_ns for path in shards}
+
+
+def test_a_setting_that_was_changed_by_hand_is_refused(job: Path, manifest: Path, tokenizer: Path) -> None:
+    content = read_json(job / "plan.json")
+    for key, value in {"seed": 7, "frames": 9, "crop": "squash"}.items():
+        write_json(job / "plan.json", {**content, "settings": {**content["settings"], key: value}})
+        refused(job, "plan.json")
+    write_json(job / "plan.json", {**content, "root": "/moved"})  # may move
+    assert load_plan(job).root == Path("/moved")
