@@ -6,6 +6,7 @@ told otherwise, and it reads no file but those that were uploaded to it (`upload
 
 import os
 import queue
+import signal
 import tempfile
 import threading
 import time
@@ -251,6 +252,7 @@ def _outputs(gr: Any) -> list[Any]:
 
 def serve(folder: Folder, host: str, port: int) -> None:
     """Show the page until interrupted. Raises UserError when the port is taken."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
     with tempfile.TemporaryDirectory(prefix="megavrc-page-") as private:
         uploads = Path(private).resolve()
         page = build_page(folder, uploads)

@@ -66,8 +66,12 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pag
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    made = Page(port)
     with served(folder, port, tmp_path_factory.mktemp("home")):
-        yield Page(port)
+        yield made
+        (path,) = json.loads(made.upload(png(picture()))[1])
+        assert Path(path).is_file()
+    assert not Path(path).exists()  # uploads go with the page
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """tools/generate.py: files of clips, and resuming."""
 
 import json
+import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from megavrc.config import UserError, run_command
 from megavrc.hf.folder import Folder, load_folder
 from megavrc.hf.sample import generate_files, read_image, read_prompts, wishes
 from megavrc.model.clips import sampling_settings
-from megavrc.video import count_frames, read_frames, write_png
+from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
 PROMPTS = ["a red square moves left", "A blue DOG!", "a red square moves left"]
@@ -135,3 +138,38 @@ def test_the_command(folder, loaded, tmp_path, capsys) -> None:
     assert torch.tensor(shown.astype(int)).sub(frames[1].int()).abs().float().mean() < 12
     assert run_command(generate, common) == 2
     assert capsys.readouterr().err == "error: give one of --prompt, --prompts and --label\n"
+
+
+def test_pictures_and_clips_that_name_other_files_are_one_line(folder, tmp_path, capsys) -> None:
+    """Nothing is opened but the file itself: neither the secret beside it nor a host is asked."""
+    generate = runpy.run_path(str(TOOL))["generate"]
+    words = ["--model", str(folder), "--prompt", "a", "--out", str(tmp_path / "out")]
+    write_mp4(tmp_path / "secret.mp4", np.full((17, 16, 16, 3), 200, np.uint8))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+        for name, text in {
+            "first.png": "ffconcat version 1.0\nfile secret.mp4\n",
+            "clip.mp4": f"#EXTM3U\n#EXTINF:1,\n{address}\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+        }.items():
+            (tmp_path / name).write_text(text)
+        for name in ("first.png", "clip.mp4", "pipe.mp4", address, f"concat:{tmp_path}/secret.mp4"):
+            for option in ("--first_image", "--clip"):
+                path = name if ":" in name else str(tmp_path / name)
+                assert run_command(generate, [*words, option, path]) == 2
+                error = capsys.readouterr().err
+                assert error.count("\n") == 1 and "that can be read" in error
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_is_the_first_frame_as_it_is_shown(tmp_path) -> None:
+    stored = np.zeros((16, 16, 3), np.uint8)
+    stored[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"  # turned clockwise: the top is shown on the right
+    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    shown = read_image(tmp_path / "photo.jpg", 16).float()
+    assert shown[:, 9:].mean() > 250 and shown[:, :7].mean() < 5
