@@ -11,6 +11,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -260,9 +261,40 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+_FORMAT = re.compile(r"(\D*)([1-9]\d{0,8})")
+
+
+def check_format(path: str | Path, found: object, known: int | str) -> None:
+    """Refuse a file in a format that its reader does not know: docs/formats.md lists them all.
+
+    Args:
+        path: for the message.
+        found: what the file says; None, as in files from before they had a number, is format 1.
+        known: the newest that can be read: a number, or a name that ends in one ("megavrc-shards 1").
+
+    Raises:
+        UserError: a newer format, or that of another kind of file.
+    """
+    theirs, mine = (_FORMAT.fullmatch(str(value)) for value in (1 if found is None else found, known))
+    if theirs is None or mine is None or theirs[1] != mine[1]:
+        raise UserError(f"{path}: format {found!r}, expected {known!r}")
+    if int(theirs[2]) > int(mine[2]):
+        raise UserError(
+            f"{path}: made by a newer megavrc (format {theirs[2]}, this one reads up to {mine[2]}); use that version"
+        )
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically: readers see the old file or the whole new one."""
     write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+RESULT_FORMAT = 1
+
+
+def write_result(path: str | Path, content: dict[str, Any]) -> None:
+    """Write what `--json` of a command is for, with its format."""
+    write_json(path, {"format": RESULT_FORMAT, **content})
 
 
 def write_atomic(path: str | Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ A folder with the final name is complete: it is written under another name and r
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megavrc.checkpoint.shards import File, Shard
-from megavrc.config import UserError, read_json, sha256_json, write_json
+from megavrc.config import UserError, check_format, read_json, sha256_json, write_json
 
 FORMAT = "megavrc-checkpoint v2"
 OLDER = ("megavrc-checkpoint v1",)
@@ -134,7 +135,7 @@ def verify(folder: Path, cold: bool = False) -> None:
 
     Raises:
         DamagedCheckpoint: a byte differs or cannot be read.
-        UserError: written in a format of before.
+        UserError: written in a format of before, or by a newer megavrc.
     """
     try:
         files = _read_manifest(folder / "manifest.json")["files"].items()
@@ -155,6 +156,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path.parent}: written by another version of megavrc ({found}; this one reads {FORMAT}); go on with that "
             "version, or choose another run_dir"
         )
+    if re.fullmatch(r"megavrc-checkpoint v\d+", str(found)):
+        check_format(path, found, FORMAT)
     if found != FORMAT or manifest.pop("sha256", None) != sha256_json(manifest):
         raise DamagedCheckpoint(f"{path}: its bytes have changed")
     return manifest

@@ -118,6 +118,17 @@ def test_another_version_s_checkpoints_are_refused_in_one_line(tmp_path: Path) -
         newest_good(tmp_path)
 
 
+def test_no_older_checkpoint_is_taken_in_the_place_of_one_of_a_newer_format(tmp_path: Path) -> None:
+    commit(tmp_path, 1)
+    manifest = commit(tmp_path, 2) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("megavrc-checkpoint v2", "megavrc-checkpoint v3"))
+    with pytest.raises(UserError, match=r"made by a newer megavrc \(format 3, this one reads up to 2\)"):
+        newest_good(tmp_path)
+    manifest.write_text(manifest.read_text().replace("megavrc-checkpoint v3", "megavrc-checkpoint w3"))
+    found = newest_good(tmp_path)  # that is no format: damage
+    assert found is not None and found.step == 1
+
+
 def test_a_file_that_may_not_grow_is_an_error_of_the_system(tmp_path: Path) -> None:
     program = """if True:
         import resource, sys, torch
