@@ -57,7 +57,7 @@ def alignment(
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
-    _settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
+    sampling_settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -73,7 +73,7 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = _settings(first, later, scale, speculative)
+        settings = sampling_settings(first, later, scale, speculative)
         return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
@@ -96,7 +96,8 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
-def _settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+def sampling_settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+    """The settings of a command's options; UserError for what cannot be."""
     try:
         return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative)
     except ValueError as error:
@@ -149,7 +150,7 @@ def speed(
         device: cpu or cuda.
         json: write the times (seconds) there.
     """
-    settings = _settings(first_temperature, later_temperature, guidance)
+    settings = sampling_settings(first_temperature, later_temperature, guidance)
     vrc = load_folder(model, device).model
     models = {vrc.config.prediction: vrc}
     if baseline:

@@ -277,7 +277,7 @@ def positions(scene: Scene, frames: int = 17) -> NDArray[np.float64]:
     Objects move at constant speed, pass each other, and stay in the canvas whole. A reflected object that would pass
     a wall by d is d before it. With random bounces it stops at the wall and goes another way from the next frame on.
     """
-    return np.stack([_path(item, frames) for item in scene.objects])
+    return np.array([_path(item, frames) for item in scene.objects]).reshape(-1, frames, 2)
 
 
 def _path(item: Object, frames: int) -> NDArray[np.float64]:
@@ -353,7 +353,7 @@ def visibility(scene: Scene, frames: int = 17, size: int = 64) -> Array:
         cover = coverage(item.shape, item.radius, path, size)
         shown.append(cover * free)
         free = free * (1 - cover)
-    return np.stack(shown[::-1])
+    return np.array(shown[::-1], np.float32).reshape(-1, frames, size, size)
 
 
 def render(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:

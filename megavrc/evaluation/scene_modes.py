@@ -1,0 +1,91 @@
+"""Of many clips that begin with one first frame: is every future drawn, and as often as it should be?"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from megavrc.evaluation.scene_detector import Frames, detect_scene
+from megavrc.evaluation.scene_scores import Score, reflects
+from megavrc.evaluation.scene_tracks import first_motion, frozen, mean, whole
+from megavrc.video.scenes import DIRECTIONS, MOTIONS, Scene
+
+Array = NDArray[np.float64]
+
+NEAR = 0.75  # canvas units a frame between a motion and the mode that it is taken for; two modes are 1 apart
+
+
+def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Score]:
+    """Compare the motions of generated clips with the distribution that caption and first frame leave open.
+
+    Only whole clips have a motion. Total variation is taken for each untold object by itself.
+
+    Args:
+        draws: for every first frame its scene and the clips drawn from it, uint8 [T, H, W, 3] each, as many as
+            possible: the interval of the scores is over first frames only.
+
+    Returns:
+        By name, one value a first frame: `modes`, total variation in excess of what as many draws of the true
+        distribution would have on average (nan if no clip counts or the caption tells all); `modes_whole`, the share
+        of clips that are whole; `modes_other`, the share of those in which an untold object does none of what it could.
+    """
+    rows = []
+    for scene, clips in draws:
+        modes = [mode_numbers(frames, scene) for frames in clips]
+        wholes = np.array([numbers for numbers in modes if numbers is not None]).reshape(
+            -1, len(scene.objects)
+        )
+        untold = [number for number, item in enumerate(scene.objects) if not item.told]
+        tables = [
+            np.bincount(column[column >= 0], minlength=len(MOTIONS[scene.kind]))
+            for column in wholes.T[untold]
+        ]
+        excess = [excess_variation(counts) for counts in tables if counts.sum()]
+        other = np.any(wholes[:, untold] < 0, axis=1).astype(float)
+        rows.append(
+            (
+                np.mean(excess) if excess else np.nan,
+                len(wholes) / len(modes),
+                mean(other),
+            )
+        )
+    if not rows:
+        raise ValueError("no first frames to score")
+    names = ("modes", "modes_whole", "modes_other")
+    return {
+        name: Score(np.array(column, float))
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+
+
+def mode_numbers(frames_THWC: Frames, scene: Scene) -> list[int] | None:
+    """Which motion of the kind each object does, -1: none of them; None: the clip is not whole."""
+    tracks = {track.colour: track for track in detect_scene(frames_THWC).tracks}
+    if set(tracks) != {item.colour for item in scene.objects} or not all(
+        whole(t).all() for t in tracks.values()
+    ):
+        return None
+    ways = np.array([np.array(DIRECTIONS[m.direction]) * m.speed for m in MOTIONS[scene.kind]], float)
+    numbers = []
+    for item in scene.objects:
+        motion = None if frozen(tracks[item.colour]) else first_motion(tracks[item.colour], reflects(scene))
+        distances = np.linalg.norm(ways - (motion.way if motion else np.nan), axis=1)
+        numbers.append(int(distances.argmin()) if distances.min() <= NEAR else -1)
+    return numbers
+
+
+def excess_variation(counts_K: Sequence[int] | NDArray[np.int64]) -> float:
+    """Total variation between counts and the uniform distribution, minus its expectation for uniform draws."""
+    counts = np.asarray(counts_K)
+    n, k = int(counts.sum()), len(counts)
+    return float(np.abs(counts / n - 1 / k).sum() / 2 - expected_variation(n, k))
+
+
+def expected_variation(n: int, k: int) -> float:
+    """Mean total variation between n uniform draws of k values and the uniform distribution.
+
+    Every count is binomial, so the mean of each absolute deviation is a finite sum; no approximation.
+    """
+    counts = np.arange(n + 1)
+    return float(k * (stats.binom.pmf(counts, n, 1 / k) * np.abs(counts / n - 1 / k)).sum() / 2)
