@@ -5,7 +5,6 @@ Every score is a column with one value, or one curve, a clip; nan where a clip h
 """
 
 import itertools
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,12 +55,10 @@ class Score:
         said, rng = self._said(), np.random.default_rng(seed)
         if not len(said):
             return self.mean, self.mean
-        means = np.stack([_mean(said[rng.integers(len(said), size=len(said))]) for _ in range(draws)])
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", RuntimeWarning
-            )  # a point of a curve on which no clip says anything
-            low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
+        times = rng.multinomial(
+            len(said), np.full(len(said), 1 / len(said)), size=draws
+        )  # that each is drawn
+        low, high = np.nanquantile(_weighted(times, said), (0.025, 0.975), axis=0)
         return low, high
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,9 +183,16 @@ def _mean_curve(curves: Sequence[Array], length: int) -> Array:
 
 
 def _mean(values: Array) -> Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nothing to average: nan
-        return np.nanmean(values, axis=0)
+    """Over the first axis, of what is not nan; nan where nothing is."""
+    return _weighted(np.ones((1, len(values))), values)[0]
+
+
+def _weighted(weights_DN: Array, values: Array) -> Array:
+    """Means over the first axis of values [N, ..] with each row of weights, of what is not nan: [D, ..]."""
+    known = ~np.isnan(values)
+    totals = np.tensordot(weights_DN, known.astype(float), 1)
+    sums = np.tensordot(weights_DN, np.where(known, values, 0), 1)
+    return np.divide(sums, totals, out=np.full_like(totals, np.nan), where=totals > 0)
 
 
 def _plain(value: Array) -> Any:

@@ -1,5 +1,6 @@
 """tools/evaluate.py on a tiny model with random weights, as a user runs it."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -20,6 +21,7 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.recipes.evaluate import token_baseline
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
+from megavrc.video.scenes import render, scene
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = OmniTokenizerConfig(
@@ -44,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     (world / "model").mkdir()
     text = TextTokenizer.train(map(caption, COMBINATIONS), world / "model" / "tokenizer.model")
-    condition = ConditionConfig(slots=16, vocab=text.vocab)
+    condition = ConditionConfig(slots=48, vocab=text.vocab)
     config = ModelConfig(layers=1, heads=1, width=16, vocab=32, grid=4, condition=condition)
     parts = {"vrc": VRC(config).state_dict(), "video_tokenizer": OmniTokenizerNet(VIDEO).state_dict()}
     save_file(to_folder(parts), world / "model" / "model.safetensors")
@@ -82,6 +84,42 @@ def test_alignment(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
 
 
+@pytest.fixture(scope="module")
+def scenes_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes of 32x32, written as tools/make_scenes.py writes them."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows = []
+    for index in range(3):
+        shown = scene(0, index)
+        write_mp4(folder / f"{index}.mp4", render(shown, size=32), crf=4)
+        attributes = dataclasses.asdict(shown)
+        rows.append(
+            {"path": f"{index}.mp4", "split": "val", "caption": shown.caption, "attributes": attributes}
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "manifest.jsonl"
+
+
+def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_folder(world / "model").video_tokenizer.save(tmp_path / "tokenizer")
+    results = {}
+    for name in ("model", "tokenizer"):
+        given = world / "model" if name == "model" else tmp_path / "tokenizer"
+        outputs = ("--json", tmp_path / f"{name}.json", "--sheet", tmp_path / "sheet.png")
+        options = ("--manifest", scenes_manifest, "--n", 2, "--batch", 2)
+        assert run(monkeypatch, "scenes", *options, f"--{name}", given, *outputs) == 0
+        results[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    sets = results["model"]["scores"]
+    assert list(sets) == ["real", "reconstructed", "from_first_frame", "generated"]
+    assert results["tokenizer"]["scores"] == {name: sets[name] for name in ("real", "reconstructed")}
+    assert sets["real"]["colour"] == {"value": 1, "low": 1, "high": 1, "n": 2}
+    assert sets["generated"]["all"]["value"] == 0  # random weights
+    assert 0 < sets["reconstructed"]["psnr"]["value"] < 30 and "psnr" not in sets["generated"]
+    assert len(sets["real"]["whole_by_latent"]["value"]) == 5
+    assert results["model"]["protocol"]["clips"] == 2 and results["model"]["machine"]["scipy"]
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
+
+
 def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--model",
@@ -114,7 +152,11 @@ def test_the_baseline_is_treated_as_the_model_is(world: Path) -> None:
 
 
 def test_mistakes(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Path,
+    scenes_manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "plain.jsonl").write_text('{"path": "a.mp4", "split": "val"}\n')
     (tmp_path / "train.jsonl").write_text(
@@ -133,6 +175,11 @@ def test_mistakes(
             "temperature >= 0",
         ),
         (("alignment", *model, "--manifest", tmp_path / "none", "--speculative=-1"), "speculative"),
+        (("scenes", "--manifest", tmp_path / "plain.jsonl"), "tools/make_scenes.py"),
+        (("scenes", "--manifest", world / "manifest.jsonl"), "tools/make_scenes.py"),  # of shapes
+        (("scenes", "--manifest", scenes_manifest, "--split", "test"), "split test"),
+        (("scenes", "--manifest", scenes_manifest, "--n", 0), "at least 1"),
+        (("scenes", "--manifest", scenes_manifest, "--tokenizer", tmp_path / "none"), "no video tokenizer"),
     ):
         assert run(monkeypatch, *options) == 2
         error = capsys.readouterr().err
