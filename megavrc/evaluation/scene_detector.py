@@ -101,7 +101,9 @@ def detect_scene(frames_THWC: Frames) -> Detection:
         others = [other >= HALF for name, other in covers.items() if name != colour]
         tracks.append(_track(colour, View.of(cover, np.any([bar_THW, *others], axis=0))))
     things = np.any([bar_THW, *(cover > 0 for cover in covers.values())], axis=0)
-    return Detection(occluder, tuple(tracks), ~around(things, 2 * scale))
+    # What is never in sight is a mixture of two colours where one object covers another.
+    objects = tuple(track for track in tracks if track.seen.mean() >= MIN_SHARE)
+    return Detection(occluder, objects, ~around(things, 2 * scale))
 
 
 def _covers(frames_THWC: Frames) -> dict[str, NDArray[np.float32]]:

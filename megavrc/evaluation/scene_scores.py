@@ -5,6 +5,7 @@ Every score is a column with one value, or one curve, a clip; nan where a clip h
 """
 
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,11 @@ class Score:
         times = rng.multinomial(
             len(said), np.full(len(said), 1 / len(said)), size=draws
         )  # that each is drawn
-        low, high = np.nanquantile(_weighted(times, said), (0.025, 0.975), axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # a point of a curve on which no clip says anything
+            low, high = np.nanquantile(_weighted(times.astype(float), said), (0.025, 0.975), axis=0)
         return low, high
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,10 @@ LEAST, MOST = -0.2, 0.25  # excess area of a whole object, in areas of its templ
 MIN_TRAVEL = 1.0  # canvas units; what stays closer to where it was first seen is frozen
 MIN_SEEN = 3  # frames that a motion is fitted on
 MIN_EARLY = 0.75  # of the early frames, for a path to be continued
-COVERED = 0.2  # weight of a place that a part of the object tells: it is five times less certain
+COVERED = (
+    0.2  # weight of a place at which something touches or covers the object: it is five times less certain
+)
+CERTAIN = 0.6  # part of an object that must be in sight for its error to count
 LOST = 16.0  # canvas units; the error of an object that has left the picture
 MISSED = 0.5  # part of an object that should be in sight, so that not to see it is to miss it
 SAME_PLACE = 2.0  # canvas units
@@ -58,8 +61,9 @@ def path_errors(track: Track, reflects: bool) -> tuple[float, float, Array]:
     """How far it is from where its own motion leads, in canvas units.
 
     The motion is fitted on frames 1 to h, h half of the last frame, where it must be whole, and continued with
-    reflections over frames h + 1 to the last. Frames in which it is not whole do not count, nor does anything after
-    it was out of sight (that is permanence). Frames after it left through a wall count LOST, the largest error.
+    reflections over frames h + 1 to the last. Frames in which it is not whole or mostly covered do not count, nor
+    does anything after it was out of sight (that is permanence). Frames after it left through a wall count LOST, the
+    largest error.
 
     Returns:
         mean over those frames if its motion meets no wall there (else nan); mean over the frames from the first
@@ -78,7 +82,8 @@ def path_errors(track: Track, reflects: bool) -> tuple[float, float, Array]:
     errors = np.minimum(np.linalg.norm(track.centre - motion.at(times, track.radius), axis=1), LOST)
     errors[track.left] = LOST
     hidden = (times > half) & ~track.seen & ~track.left
-    errors[~good | (np.cumsum(hidden) > 0)] = np.nan
+    unsure = track.seen & (track.visible < CERTAIN)
+    errors[~good | unsure | (np.cumsum(hidden) > 0)] = np.nan
     after = late & (walls != walls[half])
     return (float("nan") if after.any() else mean(errors[late])), mean(errors[after]), errors[late]
 
@@ -144,5 +149,5 @@ def _half(track: Track) -> int:
 
 
 def _fit(track: Track, frames: Mask) -> Motion:
-    weights = np.where(track.clear[frames], 1.0, COVERED)
+    weights = np.where(track.clear, 1.0, COVERED * track.visible**2)[frames]
     return fit_motion(track.centre[frames], np.flatnonzero(frames), weights, track.radius)

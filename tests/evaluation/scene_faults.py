@@ -11,6 +11,7 @@ from megavrc.video.scenes import (
     COLOURS,
     DIRECTIONS,
     OCCLUDER_WIDTH,
+    RADII,
     SHAPES,
     SPEEDS,
     Object,
@@ -198,7 +199,7 @@ def wrong_speed(shown: Scene) -> np.ndarray:
 def extra(shown: Scene) -> np.ndarray:
     """One more object, in an empty corner of its own."""
     taken = {item.colour for item in shown.objects}
-    more = Object(next(c for c in COLOURS if c not in taken), "square", 7, 9, 9, "down", 1, False)
+    more = Object(next(c for c in COLOURS if c not in taken), "square", RADII[0], 10, 10, "down", 1, False)
     return moving(dataclasses.replace(shown, objects=(*shown.objects, more)))
 
 

@@ -32,12 +32,13 @@ def wrong(scores: dict[str, Score], motion: float) -> set[str]:
 
 
 def assert_real(clips: Sequence[np.ndarray], shown: Sequence[Scene]) -> None:
-    """Every clip for itself."""
+    """Every clip for itself. Errors in canvas units may be as large as pixels are."""
+    pixel = max(1.0, 64 / clips[0].shape[1])
     scores = score_scenes(clips, shown)
     for name in SHARES:
         assert scores[name].mean == 1 or scores[name].n == 0, name
     for name, bound in LARGEST.items():
-        assert np.nanmax(scores[name].values, initial=0) <= bound, name
+        assert np.nanmax(scores[name].values, initial=0) <= bound * pixel, name
     kept = scores["area"].values[~np.isnan(scores["area"].values)]
     assert kept.min() > KEPT[0] and kept.max() < KEPT[1]
     assert scores["whole_by_latent"].mean.tolist() == [1, 1, 1, 1, 1]
@@ -140,7 +141,7 @@ def test_nothing_and_noise_are_scored() -> None:
     shown = sample("scenes", 2)
     noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
     scores = score_scenes([np.full((17, 64, 64, 3), 40, np.uint8), noise], shown)
-    assert scores["count"].mean == scores["whole"].mean == scores["all"].mean == 0
+    assert scores["whole"].mean == scores["all"].mean == 0 and scores["count"].values[0] == 0
     with pytest.raises(ValueError, match="no clips"):
         score_scenes([], [])
 
