@@ -4,14 +4,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cluster import missing, processes, running_cluster, wait_for
+from held import Held
 from runs import ROOT
 
 from megavrc.launch.requeue import attempts, attempts_file
@@ -51,26 +51,6 @@ def sources(tmp_path: Path) -> tuple[Path, Path]:
     return folder / "manifest.jsonl", tmp_path / "tokenizer"
 
 
-@contextmanager
-def blocked(path: Path) -> Iterator[None]:
-    """In place of a video, a file that whoever opens it waits for."""
-    aside = path.rename(path.with_suffix(".aside"))
-    os.mkfifo(path)
-    try:
-        yield
-    finally:
-        aside.rename(path)
-
-
-def awaited(path: Path) -> bool:
-    """Whether somebody has opened a blocked video; from then on to wait until this process ends."""
-    try:
-        os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    return True
-
-
 def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "video").rglob("*.tar")}
 
@@ -83,15 +63,15 @@ def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> No
     finalize(undisturbed)
     with running_cluster() as cluster, ExitStack() as blocks:
         planned = [json.loads(line) for line in (out / "plan.jsonl").read_text().splitlines()]
-        for entry in planned:
-            blocks.enter_context(blocked(sources[0].parent / entry["path"]))
+        videos = [sources[0].parent / entry["path"] for entry in planned]
+        held = [blocks.enter_context(Held(video)) for video in videos]
         words = ["submit", "--array=2", "--", "tools/tokenize_videos.py", "run", f"--out={out}"]
         environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
         cluster.run(*environment, sys.executable, ROOT / "tools" / "submit_slurm.py", *words, cwd=ROOT)
         number = json.loads((out / "slurm" / "1" / "job.json").read_text())["job"]
         for task in (0, 1):  # and its first shard
-            paths = [sources[0].parent / entry["path"] for entry in planned if entry["shard"] == task]
-            wait_for(f"task {task} reads", lambda paths=paths: any(map(awaited, paths)))
+            own = [file for file, entry in zip(held, planned, strict=True) if entry["shard"] == task]
+            wait_for(f"task {task} reads", lambda own=own: any(file.opened() for file in own))
         blocks.close()  # for the next attempts, which may begin at once
         cluster.run("scancel", "--signal=USR1", f"{number}_0")
         for process, environ in processes(f"SLURM_ARRAY_JOB_ID={number}", "tokenize_videos.py"):

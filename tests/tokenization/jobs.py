@@ -1,8 +1,6 @@
 """Small jobs for the tests: a tiny tokenizer, settings, and what a job leaves."""
 
-import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from megavrc.data.dataset import TokenDataset
@@ -57,35 +54,6 @@ def files(out: Path) -> dict[str, bytes]:
 def samples(out: Path, kind: str) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     dataset = TokenDataset(out / kind)
     return {dataset.key(index): dataset.read(index) for index in range(len(dataset))}
-
-
-class Held:
-    """A video that whoever opens it waits for (at most /proc/sys/fs/lease-break-time, 45 s). A context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> "Held":
-        self._handler = signal.signal(signal.SIGIO, signal.SIG_IGN)  # says that somebody opens the file
-        self._file = open(self.path, "rb+")
-        try:
-            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            self.__exit__()
-            pytest.skip(f"no leases on files here ({error})")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        signal.signal(signal.SIGIO, self._handler)
-
-    def wait_for_opener(self) -> None:
-        """Until somebody waits for the file."""
-        for _ in range(600):
-            if fcntl.fcntl(self._file, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"nobody opened {self.path}")
 
 
 def wait_for(path: Path) -> None:

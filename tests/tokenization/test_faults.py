@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ROOT, SMALL, Held, files, start, tokenize
+from held import Held
+from jobs import ROOT, SMALL, files, start, tokenize
 
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.result import finalize, status, verify

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import webdataset
-from jobs import ROOT, SMALL, Held, files, make_tokenizer, samples, start, tokenize, wait_for
+from held import Held
+from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
 
 from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
