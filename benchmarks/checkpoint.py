@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megavrc.config import command, write_json
+from megavrc.config import command, write_result
 from megavrc.distributed import connect
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.training.config import OptimizerConfig, TrainConfig
@@ -55,7 +55,7 @@ def main(preset: str = "l", folder: Path | None = None, zero: int = 0, json: Pat
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(f"preset {preset}, ZeRO stage {zero}, {size / 1e9:.2f} GB a checkpoint, {device}")
     if json:
-        write_json(json, {"preset": preset, "zero": zero, "bytes": size, "device": device, "rows": rows})
+        write_result(json, {"preset": preset, "zero": zero, "bytes": size, "device": device, "rows": rows})
 
 
 if __name__ == "__main__":

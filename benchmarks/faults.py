@@ -17,7 +17,7 @@ import torch
 from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration
 
 from megavrc.checkpoint import read
-from megavrc.config import command, read_json, write_json
+from megavrc.config import command, read_json, write_result
 from megavrc.data.shards import shard_name
 from megavrc.recipes.benchmark_loader import write_dataset
 
@@ -333,7 +333,7 @@ def add(cost: Cost, path: Path) -> None:
     cases = {case["what"]: case for case in (read_json(path)["cases"] if path.exists() else ())}
     cases[cost.what] = asdict(cost) | {"load": os.getloadavg()[0]}
     order = [case.what for case in CASES]
-    write_json(
+    write_result(
         path,
         machine | settings | {"cases": sorted(cases.values(), key=lambda case: order.index(case["what"]))},
     )

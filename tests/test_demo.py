@@ -65,12 +65,15 @@ def test_a_demo_goes_on_where_it_was_stopped(run):
 
 def test_parts_of_another_demo_are_not_passed_off_as_this_one(tmp_path):
     (tmp_path / "made").mkdir()
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "demo.json").write_text('{"format": 2, "part": 1.0, "seed": 1, "processes": 2}')
     (tmp_path / "unknown").mkdir()
     (tmp_path / "made" / "demo.json").write_text('{"part": 0.25, "seed": 0, "processes": 2}')
     (tmp_path / "unknown" / "alignment.json").write_text("{}")
     for folder, words in (
         ("made", "(--part=0.25 there, 1.0 here; --seed=0 there, 1 here)"),
         ("unknown", "--part=? there, 1.0 here"),
+        ("newer", "made by a newer megavrc (format 2, this one reads up to 1)"),
     ):
         before = sorted((tmp_path / folder).iterdir())
         with pytest.raises(UserError) as error:
@@ -87,4 +90,4 @@ def test_the_run_folder_is_relative_to_the_caller(tmp_path):
     assert done.returncode == 2
     assert f"--out={tmp_path / 'mine' / 'data'}" in done.stdout
     options = json.loads((tmp_path / "mine" / "demo.json").read_text())
-    assert options == {"part": 1e-9, "seed": 0, "processes": 2}
+    assert options == {"format": 1, "part": 1e-9, "seed": 0, "processes": 2}

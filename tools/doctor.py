@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the doctor speaks before `pip install` too
 
+from megavrc.config import RESULT_FORMAT
 from megavrc.recipes.doctor import USER_FILES, Finding, able, examine
 
 
@@ -22,7 +23,11 @@ def main() -> int:
     for line in table(findings):
         print(line)
     if report:
-        content = {"able": able(findings), "findings": [vars(finding) for finding in findings]}
+        content = {
+            "format": RESULT_FORMAT,
+            "able": able(findings),
+            "findings": [vars(finding) for finding in findings],
+        }
         try:
             Path(report).write_text(json.dumps(content, indent=1) + "\n")
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, open_unverified, read, verify
 from megavrc.checkpoint.lease import Lease
+from megavrc.checkpoint.record import read_record, write_record
 from megavrc.checkpoint.store import Retention, begin, commit, newest_good, occupied, read_weights, write
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "occupied",
     "open_unverified",
     "read",
+    "read_record",
     "read_weights",
     "verify",
     "write",
+    "write_record",
 ]

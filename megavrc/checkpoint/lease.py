@@ -19,8 +19,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, write_json
+from megavrc.config import UserError, check_format, write_json
 
+FORMAT = 1
 BEAT = 5.0  # seconds between heartbeats
 STALE = 60.0  # seconds without one after which the owner is taken for dead
 
@@ -106,6 +107,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _has_ended(path: Path, owner: dict[str, Any], beat: float, stale: float) -> bool:
+    check_format(path, owner.get("format"), FORMAT)
     me = _owner()
     if owner.get("released"):
         return True
@@ -144,6 +146,7 @@ def _named(owner: dict[str, Any]) -> str:
 def _owner() -> dict[str, Any]:
     """Who this process is, so that others can tell whether it lives."""
     return {
+        "format": FORMAT,
         "host": platform.node(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from megavrc.config import UserError, read_json, sha256_file
+from megavrc.config import UserError, check_format, read_json, sha256_file
 from megavrc.data.mirror import Mirror
 from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
 
@@ -65,10 +65,7 @@ class ShardReader:
             )
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
         manifest = read_json(self.folder / "manifest.json")
-        if self.info.get("format") != format:
-            raise UserError(
-                f"{self.address}/dataset.json: format {self.info.get('format')!r}, expected {format!r}"
-            )
+        check_format(f"{self.address}/dataset.json", self.info.get("format"), format)
         self.manifest_id: str = manifest["manifest_id"]
         if manifest_id(self.info, manifest["shards"]) != self.manifest_id:
             raise DataError(

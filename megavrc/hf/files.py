@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from megavrc.config import UserError, read_json, sha256_file
+from megavrc.config import UserError, check_format, read_json, sha256_file
 
 MODEL_TYPE = "vrc"
 FORMAT_VERSION = 2
@@ -31,11 +31,9 @@ def read_config(path: Path) -> dict[str, Any]:
     version = config.get("format_version")
     if version == 1:  # said nothing about the training
         return config | {"format_version": FORMAT_VERSION, "training": {}}
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}/config.json: format version {version}, this program reads 1 and {FORMAT_VERSION}: "
-            "convert the run again"
-        )
+    if version is None:  # which only edited folders lack
+        raise UserError(f"{path}/config.json: format_version is missing: convert the run again")
+    check_format(f"{path}/config.json", version, FORMAT_VERSION)
     return config
 
 

@@ -56,7 +56,7 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
             shutil.copyfile(source.text_tokenizer.path, partial / "text_tokenizer" / TEXT_TOKENIZER)
         groups = {"model": parameters, "buffers": dict(source.model.named_buffers())}
         checkpoint.write(partial / "checkpoints", training.get("step", 0), groups, state, keep=1)
-        write_json(partial / "run.json", {"identity": identity, "facts": state["facts"], "starts": []})
+        checkpoint.write_record(partial, identity, state["facts"], starts=[])
         write_json(partial / "complete.json", {"step": training.get("step", 0)})
         partial.rename(out)
     finally:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.config import UserError, write_json
+from megavrc.config import UserError, write_result
 from megavrc.data.shards import ShardWriter
 from megavrc.distributed import check_device
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
@@ -85,7 +85,7 @@ def tokenize(
     }
     _print(result)
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megavrc.config import UserError, write_json
+from megavrc.config import UserError, write_result
 from megavrc.distributed import check_device
 from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose, load
 from megavrc.recipes.benchmark import machine
@@ -108,7 +108,7 @@ def attention(
 
         result["tuned"] = tuned()
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 # --- who takes part -----------------------------------------------------------------------------------------------

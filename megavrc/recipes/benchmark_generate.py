@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from megavrc.config import UserError, progress, write_json
+from megavrc.config import UserError, progress, write_result
 from megavrc.distributed import check_device
 from megavrc.distributed.memory import peak_memory, reset_peak_memory
 from megavrc.evaluation import cost
@@ -109,7 +109,7 @@ def generate(
     result["ratios"] = _ratios(result)
     _print(result)
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 def _several(values: Any) -> list[Any]:

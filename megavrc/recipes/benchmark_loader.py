@@ -15,7 +15,7 @@ import torch
 import webdataset
 from torch import Tensor
 
-from megavrc.config import UserError, progress, write_json
+from megavrc.config import UserError, progress, write_result
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import Order
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
@@ -83,7 +83,7 @@ def loader(
     for place, ratio in result["ratio"]["clock"].items():
         print(f"megavrc / webdataset, {place:17s} {ratio:5.1f}x, CPU {result['ratio']['cpu'][place]:5.1f}x")
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 def _ratios(rates: dict[str, float]) -> dict[str, float]:

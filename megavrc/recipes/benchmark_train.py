@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from megavrc.config import EXIT_USER, UserError, dump_yaml, progress, read_json, write_json
+from megavrc.config import EXIT_USER, UserError, dump_yaml, progress, read_json, write_result
 from megavrc.distributed.gpus import gpu_of
 from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
 from megavrc.model import VRC, ConditionConfig, ModelConfig
@@ -114,7 +114,7 @@ def train(
     }
     _print(result)
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 # --- one case -----------------------------------------------------------------------------------------------------

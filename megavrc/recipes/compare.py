@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
-from megavrc.config import UserError, read_json, write_atomic, write_json
+from megavrc.checkpoint import read_record
+from megavrc.config import UserError, check_format, write_atomic, write_result
 
 Line = dict[str, Any]
+REFERENCE_FORMAT = 1
 
 # What depends on the machine and its load, not on what is trained.
 MACHINE = {"time", "clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "memory_GiB"}
@@ -63,11 +65,12 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{file}: no such file; give a run folder with metrics.jsonl, or a reference file")
     rows = list(_rows(file))
     about = rows[0]["reference"] if rows and "reference" in rows[0] else {}
+    check_format(file, about.get("format"), REFERENCE_FORMAT)
     config = about.get("config", {})
     if (path / "config.yaml").is_file():
         config = dict(_flat(yaml.safe_load((path / "config.yaml").read_text()), ""))
-    if (path / "run.json").is_file():
-        start = read_json(path / "run.json")["starts"][-1]
+    if record := read_record(path):
+        start = record["starts"][-1]
         about = {"versions": start["versions"], "world_size": start["world_size"]}
     lines = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     if not lines:
@@ -195,7 +198,7 @@ def compare_runs(
     if plot:
         draw(a, b, [row["key"] for row in rows], plot)
     if json:
-        write_json(json, {"tolerance": tolerance, "differences": rows, "config": changed})
+        write_result(json, {"tolerance": tolerance, "differences": rows, "config": changed})
     return int(any(row["first_beyond"] is not None for row in rows))
 
 
@@ -228,7 +231,7 @@ def save_reference(run: Run, path: Path, keys: list[str], every: int) -> None:
         {"step": step, **{key: run.lines[step][key] for key in keys if key in run.lines[step]}}
         for step in steps
     ]
-    lines: list[Any] = [{"reference": {**run.about, "config": config}}, *kept]
+    lines: list[Any] = [{"reference": {**run.about, "format": REFERENCE_FORMAT, "config": config}}, *kept]
     write_atomic(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode())
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import yaml
 
-from megavrc.config import UserError, command, read_json, write_json
+from megavrc.config import UserError, check_format, command, read_json, write_json
 from megavrc.model import Sampling, SamplingSettings
 from megavrc.recipes.comparison import write_comparison
 from megavrc.recipes.report import write_report
 
 ROOT = Path(__file__).parents[2]
+FORMAT = 1  # of demo.json, timing.json and alignment.json
 CLIPS, HELDOUT = 4096, 6
 CONFIGS = {
     name: ROOT / "pretrain" / "configs" / f"demo_{file}.yaml"
@@ -187,8 +188,9 @@ def _refuse_another(record: Path, options: dict[str, float]) -> None:
     """Note what a new run folder is made with; UserError if this one was made with anything else."""
     folder = record.parent
     if not folder.is_dir() or not any(folder.iterdir()):
-        return write_json(record, options)
+        return write_json(record, {"format": FORMAT, **options})
     made = read_json(record) if record.exists() else {}
+    check_format(record, made.get("format"), FORMAT)
     different = [
         f"--{name}={made.get(name, '?')} there, {value} here"
         for name, value in options.items()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.config import UserError, progress, write_json
+from megavrc.config import UserError, progress, write_json, write_result
 from megavrc.data.shapes import Combination
 from megavrc.evaluation.alignment import evaluate
 from megavrc.evaluation.speed import seconds_per_clip
@@ -183,7 +183,7 @@ def speed(
         result["ratio"] = times["token"]["median"] / times["segment"]["median"]
         print(f"token / segment: {result['ratio']:.2f}")
     if json:
-        write_json(json, result)
+        write_result(json, result)
 
 
 def token_baseline(vrc: VRC) -> VRC:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.config import UserError, progress, sha256_file, write_json
+from megavrc.config import UserError, progress, sha256_file, write_result
 from megavrc.evaluation.quality import psnr
 from megavrc.evaluation.scene_scores import Score, score_scenes
 from megavrc.hf.folder import Folder, load_folder
@@ -97,7 +97,7 @@ def scenes(
                 name: {key: score.to_dict() for key, score in each.items()} for name, each in scores.items()
             },
         }
-        write_json(json, content)
+        write_result(json, content)
     if sheet:
         rows_of = [
             (f"{name}: {rows[i][0]}", made[i])

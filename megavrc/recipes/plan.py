@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, load_config, write_json
+from megavrc.config import UserError, load_config, write_result
 from megavrc.distributed.gpus import GPU, gpu_named
 from megavrc.launch.plan import GPU_HOURS_PER_FAILURE, HEADROOM, Job, gib, make_plan, problems
 from megavrc.model.flops import BACKWARD
@@ -63,7 +63,7 @@ def plan_run(
         print(line)
     found = problems(plan, job)
     if json:
-        write_json(json, {**plan, "problems": found})
+        write_result(json, {**plan, "problems": found})
     if found and check:
         raise UserError("; ".join(found))
     for problem in found:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, read_json, write_atomic
+from megavrc.config import RESULT_FORMAT, UserError, check_format, read_json, write_atomic
 from megavrc.model import ModelConfig, SamplingSettings
 
 RUNS = {"tokenizer": "Video tokenizer", "stage1": "Stage 1: first frames", "stage2": "Stage 2: video"}
@@ -51,6 +51,7 @@ def write_report(run: Path, settings: SamplingSettings) -> Path:
     """
     alignment = read_json(run / "alignment.json")
     speed = read_json(run / "speed.json")
+    check_format(run / "speed.json", speed.get("format"), RESULT_FORMAT)
     timing = read_json(run / "timing.json")
     body = [
         "<h1>megavrc demo</h1>",

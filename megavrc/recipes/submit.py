@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, dump_yaml, load_config, read_json, write_json
+from megavrc.config import UserError, check_format, dump_yaml, load_config, read_json, write_json
 from megavrc.launch import requeue as again
 from megavrc.launch.slurm import Resources, new_submission, submissions
 from megavrc.launch.slurm import render as render_script
 from megavrc.launch.snapshot import snapshot
 
 TRAINING = ("pretrain/pretrain_vrc.py", "pretrain/pretrain_tokenizer.py")
+JOB = "job.json"  # what was submitted, and SLURM's number of it
+JOB_FORMAT = 1  # of it and of attempts.jsonl
 TOKENIZATION = ["tools/tokenize_videos.py", "run"]
 
 
@@ -73,7 +75,7 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
         _refuse_second_job(run_dir)
         if not (known := submissions(run_dir)):
             raise UserError(f"{run_dir}: was never submitted")
-        _submit(known[-1] / "job.sbatch", read_json(known[-1] / "job.json"))
+        _submit(known[-1] / "job.sbatch", _read_job(known[-1]))
         return 0
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -101,7 +103,7 @@ def status(run_dir: Path) -> None:
     """
     if not (known := submissions(run_dir)):
         raise UserError(f"{run_dir}: was never submitted")
-    job = read_json(known[-1] / "job.json")["job"]
+    job = _read_job(known[-1])["job"]
     print(f"job        {job} (submission {known[-1].name}): {_job_state(job) or 'not in the queue'}")
     if (run_dir / "plan.json").is_file():
         print(f"progress   python tools/tokenize_videos.py status --out={run_dir}")
@@ -164,10 +166,16 @@ def _option(words: tuple[str, ...], name: str) -> Path:
 
 def _refuse_second_job(run_dir: Path) -> None:
     for folder in submissions(run_dir):
-        if (folder / "job.json").is_file():
-            job = read_json(folder / "job.json")["job"]
+        if (folder / JOB).is_file():
+            job = _read_job(folder)["job"]
             if state := _job_state(job):
                 raise UserError(f"{run_dir}: job {job} is {state}; `scancel {job}` first")
+
+
+def _read_job(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(folder / JOB)
+    check_format(folder / JOB, content.get("format"), JOB_FORMAT)
+    return content
 
 
 def _job_state(job: str) -> str:
@@ -179,7 +187,7 @@ def _job_state(job: str) -> str:
 def _submit(script: Path, record: dict[str, Any]) -> None:
     job = _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
     now = time.time()
-    write_json(script.with_name("job.json"), {**record, "job": job, "time": now})
+    write_json(script.with_name(JOB), {**record, "format": JOB_FORMAT, "job": job, "time": now})
     logs = script.parents[1]
     for file in logs.glob("attempts*.jsonl"):  # a person has looked: count anew
         file.rename(file.with_name(f"{file.name}.{now:.0f}"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.config import UserError, read_json, sha256_json, write_atomic, write_json
+from megavrc.config import UserError, check_format, read_json, sha256_json, write_atomic, write_json
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.tokenization.sampling import Settings, source_key
@@ -25,7 +25,9 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.versions import decoder_versions
 
-PLACES = {"root", "tokenizer_path", "plan_sha256"}  # of plan.json, not under its hash: the first two may move
+FORMAT = 1  # of plan.json, plan.jsonl and failures/
+PLACES = {"root", "tokenizer_path", "plan_sha256"}  # of plan.json: the first two may move
+UNHASHED = {*PLACES, "format"}  # does not decide the samples
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Setting
         _refuse_another(out, old, content)
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}
-    write_json(out / "plan.json", {**content, "plan_sha256": sha256_json(content), **places})
+    sealed = {"format": FORMAT, **content, "plan_sha256": sha256_json(content)}
+    write_json(out / "plan.json", sealed | places)
     return load_plan(out)
 
 
@@ -182,7 +185,8 @@ def _read_plan(out: Path) -> dict[str, Any]:
     """The content of plan.json, which must have the hash that it names."""
     content = read_json(out / "plan.json")
     if isinstance(content, dict):
-        decides = {key: value for key, value in content.items() if key not in PLACES}
+        check_format(out / "plan.json", content.get("format"), FORMAT)
+        decides = {key: value for key, value in content.items() if key not in UNHASHED}
         if content.get("plan_sha256") == sha256_json(decides) and content.keys() >= PLACES:
             return content
     raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, progress, read_json, sha256_json, write_json
+from megavrc.config import UserError, check_format, progress, read_json, sha256_json, write_json
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
@@ -22,6 +22,7 @@ from megavrc.tokenization.job import Stop, array_task
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
 
+PLAN_FORMAT = 1  # of plan.json there; not in its hash
 WINDOW = 16  # encoder batches whose captions are sorted by length together
 
 
@@ -111,12 +112,13 @@ def _plan(out: Path, settings: dict[str, Any]) -> list[Job]:
 
 def _freeze(path: Path, plan: dict[str, Any]) -> None:
     old = read_json(path) if path.is_file() else plan
+    check_format(path, old.get("format"), PLAN_FORMAT)
     if changed := [key for key in plan if old.get(key) != plan[key]]:
         raise UserError(
             f"{path} is another plan ({', '.join(changed)} differ); remove {path.parent} to make the features again"
         )
     if not path.is_file():
-        write_json(path, plan)
+        write_json(path, {"format": PLAN_FORMAT, **plan})
 
 
 def _run(todo: list[tuple[Job, int]], encoder: TextEncoder) -> Generator[int]:

@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, read_json, write_atomic, write_json
+from megavrc.config import UserError, check_format, read_json, write_atomic, write_json
 from megavrc.model.clips import decode_clips, encode_clips
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 from .published import read_published
 
+FORMAT = 1  # of the folder
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 NAMED_PROBLEMS = 3  # of weights that do not fit
@@ -75,7 +76,7 @@ class OmniTokenizer:
         # Clones: weights that share one storage cannot be written.
         weights = {name: tensor.contiguous().clone() for name, tensor in self.net.state_dict().items()}
         write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-        write_json(folder / CONFIG_FILE, self.config.to_dict())
+        write_json(folder / CONFIG_FILE, {"format": FORMAT, **self.config.to_dict()})
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +143,8 @@ def _misfits(net: OmniTokenizerNet, weights: dict[str, Tensor]) -> list[str]:
 
 def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
     content = read_json(folder / CONFIG_FILE)
+    if isinstance(content, dict):
+        check_format(folder / CONFIG_FILE, content.pop("format", None), FORMAT)
     try:
         config = OmniTokenizerConfig.from_dict(content)
     except (TypeError, ValueError) as error:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megavrc.checkpoint import Lease, newest_good, write
-from megavrc.config import UserError, to_dict, write_json
+from megavrc.checkpoint import Lease, newest_good, write, write_record
+from megavrc.config import UserError, to_dict
 from megavrc.tokenizers.published import load_without_running
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.state import MOMENTS
@@ -80,7 +80,7 @@ def _import(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path:
         "imported_from": str(source),
     }
     run_dir = Path(config.run_dir)
-    write_json(run_dir / "run.json", {"identity": task.identity, "facts": task.facts, "starts": []})
+    write_record(run_dir, task.identity, task.facts, starts=[])
     return write(run_dir / "checkpoints", native.step, groups, state, keep=1)
 
 

@@ -17,8 +17,16 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 import megavrc
-from megavrc.checkpoint import Checkpoint, Lease, Retention, newest_good, open_unverified
-from megavrc.config import UserError, dump_yaml, read_json, to_dict, write_json
+from megavrc.checkpoint import (
+    Checkpoint,
+    Lease,
+    Retention,
+    newest_good,
+    open_unverified,
+    read_record,
+    write_record,
+)
+from megavrc.config import UserError, dump_yaml, to_dict, write_json
 from megavrc.distributed import Rank, together
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.saving import Saver, check_space
@@ -99,18 +107,16 @@ class RunFolder:
             raise
 
     def _open_leased(self) -> Path | None:
-        record = self.path / "run.json"
         starts: list[dict[str, Any]] = []
-        if record.is_file():
-            content = read_json(record)
-            _refuse_another(self.path, content["identity"], self.identity)
-            starts = content["starts"]
-        dump_yaml(self.config, self.path / "config.yaml")
+        if record := read_record(self.path):
+            _refuse_another(self.path, record["identity"], self.identity)
+            starts = record["starts"]
         found = newest_good(self.store)
+        dump_yaml(self.config, self.path / "config.yaml")
         starts.append(
             {**_surroundings(), "world_size": self.rank.world_size, "step": found.step if found else 0}
         )
-        write_json(record, {"identity": self.identity, "facts": self.facts, "starts": starts})
+        write_record(self.path, self.identity, self.facts, starts)
         return found.path if found else None
 
     def newest(self) -> Checkpoint:

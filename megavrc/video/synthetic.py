@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from megavrc.config import UserError, progress, read_json, to_dict, write_atomic, write_json
+from megavrc.config import UserError, check_format, progress, read_json, to_dict, write_atomic, write_json
 from megavrc.video.write import Frames, write_mp4
 
-FORMAT = 1  # of a recipe's file; a file without a number is of the first
+FORMAT = 1  # of a recipe's file
 SPLIT_CLIPS = 10**9  # indices that every split has to itself: no clip is in two
 
 
@@ -90,9 +90,10 @@ def write_set(out: Path, kind: str, recipe: Recipe, draw: Draw, processes: int) 
 
 def _claim(out: Path, kind: str, recipe: Recipe) -> None:
     """Make the folder and write its recipe, or check that it holds this very set."""
-    wanted, file = {"format": FORMAT, **to_dict(recipe)}, out / f"{kind}.json"
+    wanted, file = to_dict(recipe), out / f"{kind}.json"
     if file.exists():
-        found = {"format": FORMAT, **read_json(file)}
+        found = read_json(file)
+        check_format(file, found.get("format"), FORMAT)
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             raise UserError(
@@ -101,7 +102,7 @@ def _claim(out: Path, kind: str, recipe: Recipe) -> None:
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and not a set of {kind}; choose another folder")
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    write_json(file, wanted)
+    write_json(file, {"format": FORMAT, **wanted})
 
 
 def _write_clip(out: Path, recipe: Recipe, draw: Draw, job: tuple[str, int]) -> dict[str, Any]:

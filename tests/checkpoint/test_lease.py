@@ -131,3 +131,14 @@ def test_a_damaged_lease_is_nobody_s_once_it_stands_still(tmp_path: Path) -> Non
     Lease(tmp_path).release()
     max((tmp_path / "lease").glob("*.json")).write_text("{")
     Lease(tmp_path, stale=0.2).release()
+
+
+def test_a_lease_of_a_newer_format_is_not_taken_over(tmp_path: Path) -> None:
+    Lease(tmp_path).release()
+    path = disguise(tmp_path, format=2, released=True)
+    before = path.read_text()
+    with pytest.raises(UserError, match=r"made by a newer megavrc \(format 2, this one reads up to 1\)"):
+        Lease(tmp_path)
+    assert path.read_text() == before
+    disguise(tmp_path, format=1)
+    Lease(tmp_path).release()

@@ -195,7 +195,7 @@ def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
     (copy / "tokenizer.model").unlink()
     refused(r"tokenizer\.model: missing")
     edit(copy / "config.json", format_version=3)
-    refused("format version 3, this program reads 1 and 2")
+    refused(r"made by a newer megavrc \(format 3, this one reads up to 2\)")
     edit(copy / "config.json", format_version=2, vrc={"layerz": 3})
     refused("unknown key layerz")
     edit(copy / "config.json", vrc=3)

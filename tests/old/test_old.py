@@ -95,7 +95,9 @@ def test_runs_are_verified_and_compared(old: Path, capsys: pytest.CaptureFixture
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def test_plan_is_run_finalized_and_verified(old: Path, expected: dict[str, Any]) -> None:
+def test_plan_is_run_finalized_and_verified(
+    old: Path, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """One shard again, then the whole job: as it was, the damaged video recorded; on the same machine every byte."""
     job = "tools/tokenize_videos.py"
     manifests = [Path(f"tokens/{kind}/manifest.json") for kind in ("video", "image")]
@@ -107,6 +109,7 @@ def test_plan_is_run_finalized_and_verified(old: Path, expected: dict[str, Any])
         (file.parent / "shards/train-000001-of-000002.tar.done.json").unlink()
         file.unlink()
     assert run(job, "run", "--out=tokens", "--decoders=1", "--task=1", "--of=3") == 0
+    assert capsys.readouterr().err.count("plan.json does not name its decoder") == 1
     assert run(job, "finalize", "--out=tokens") == 0
     assert run(job, "verify", "--out=tokens") == 0
     again = [samples_of(tar) for tar in sorted(Path("tokens").glob("*/shards/*.tar"))]

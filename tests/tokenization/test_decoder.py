@@ -10,7 +10,7 @@ from jobs import SMALL, files
 from megavrc.config import UserError, read_json, sha256_json, write_json
 from megavrc.data.dataset import TokenDataset
 from megavrc.tokenization.job import plan, run, run_all
-from megavrc.tokenization.plan import PLACES
+from megavrc.tokenization.plan import UNHASHED
 from megavrc.tokenization.result import finalize, status, verify
 
 FEW = {**SMALL, "images_per_video": 0}
@@ -20,7 +20,7 @@ def planned(out: Path, changes: dict[str, object]) -> None:
     """Let the plan be one that was made elsewhere, or (None) without a key."""
     content = {**read_json(out / "plan.json"), **changes}
     content = {key: value for key, value in content.items() if value is not None}
-    content["plan_sha256"] = sha256_json({k: v for k, v in content.items() if k not in PLACES})
+    content["plan_sha256"] = sha256_json({k: v for k, v in content.items() if k not in UNHASHED})
     write_json(out / "plan.json", content)
 
 

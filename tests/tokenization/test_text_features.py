@@ -228,6 +228,14 @@ def test_an_encoder_with_a_limit_of_its_own(encoder: Path, tmp_path: Path) -> No
     assert (len(features_LF), cut) == (2, True)
 
 
+def test_features_of_a_newer_plan_are_refused(made: Path, encoder: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(made, tmp_path / "tokens")
+    plan = out / "video" / "text_features" / "plan.json"
+    write_json(plan, read_json(plan) | {"format": 2})
+    with pytest.raises(UserError, match=r"made by a newer megavrc \(format 2, this one reads up to 1\)"):
+        text_features(out, encoder, batch=2)
+
+
 def test_other_settings_encoders_and_tokens_are_refused(made: Path, encoder: Path, tmp_path: Path) -> None:
     out = shutil.copytree(made, tmp_path / "tokens")
     with pytest.raises(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import number_of, write
 
-from megavrc.config import sha256_json
+from megavrc.config import UserError, read_json, sha256_json, write_json
 from megavrc.distributed import Rank
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.sampling import Settings
@@ -60,6 +60,20 @@ def test_another_shot_is_another_cache(tmp_path: Path, alone: Rank) -> None:
     # That of whole videos is the one of earlier versions, whose runs go on.
     assert keys[0] == sha256_json([["v", "video.mp4"], [5, 64, "squash"]])
     assert source(tmp_path, [entry | {"fps": 5.0, "caption": "x"}], alone).sha256 == keys[0]
+
+
+def test_a_cache_of_a_newer_format_is_refused(tmp_path: Path, alone: Rank) -> None:
+    write(tmp_path / "video.mp4")
+    entries = [{"id": "v", "path": "video.mp4"}]
+    source(tmp_path, entries, alone)
+    (index,) = (tmp_path / "cache").glob("clips-*.json")
+    content = read_json(index)
+    write_json(index, content | {"format": 2})
+    with pytest.raises(UserError, match=r"made by a newer megavrc \(format 2, this one reads up to 1\)"):
+        source(tmp_path, entries, alone)
+    del content["format"]  # as before there was one
+    write_json(index, content)
+    assert len(source(tmp_path, entries, alone)) == 1
 
 
 def test_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path: Path, alone: Rank) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megavrc.config import UserError, progress, read_json, sha256_json, write_json
+from megavrc.config import UserError, check_format, progress, read_json, sha256_json, write_json
 from megavrc.distributed import Rank, together
 from megavrc.training.config import ClipDataConfig
 from megavrc.video import VideoError
@@ -19,6 +19,7 @@ from megavrc.video.shots import read_start, shot
 
 log = logging.getLogger("megavrc")
 
+CACHE_FORMAT = 1
 Failures = list[tuple[int, str]]
 
 
@@ -50,7 +51,9 @@ class ClipSource:
         index = array.with_suffix(".json")
         if not _exists_everywhere(index, rank):
             _decode_together(entries, self._root, config, array, index, rank)
-        self._rows: list[int] = read_json(index)["kept"]
+        decoded = read_json(index)
+        check_format(index, decoded.get("format"), CACHE_FORMAT)
+        self._rows: list[int] = decoded["kept"]
         self._entries = [entries[row] for row in self._rows]
         self._clips = np.load(array, mmap_mode="r")
 
@@ -134,9 +137,8 @@ def _decode_together(
     if rank.main:
         os.replace(unfinished, array)
         kept = [row for row in range(len(entries)) if row not in failed]
-        write_json(
-            index, {"kept": kept, "failed": [[entries[row]["id"], why] for row, why in failed.items()]}
-        )
+        reasons = [[entries[row]["id"], why] for row, why in failed.items()]
+        write_json(index, {"format": CACHE_FORMAT, "kept": kept, "failed": reasons})
     dist.barrier()
 
 
