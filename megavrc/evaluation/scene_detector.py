@@ -3,6 +3,7 @@
 All lengths are in units of the 64-pixel canvas: everything scales with the size of the clip.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ Array = NDArray[np.float64]
 
 FAINT = 0.15  # coverage below which a pixel belongs to nothing
 MIN_COSINE = 0.8  # with the nearest colour; neighbours of the palette are at 0.5
+MIN_LOOSE_COSINE = 0.6  # once it is known which colours are there: an object's colour may be uneven
 MIN_AREA = 40.0  # canvas units squared in a frame that shows an object; the smallest true one has 115
 MIN_SHARE = 0.2  # of the frames that must show an object
 MIN_VISIBLE = 0.35  # part of an object that must be in sight for its place to be known
@@ -117,16 +119,25 @@ def _covers(frames_THWC: Frames) -> dict[str, NDArray[np.float32]]:
     away = frames_THWC[coloured].astype(np.float32)
     away -= away.mean(axis=1, keepdims=True)
     cosines = away @ (hues / np.linalg.norm(hues, axis=1, keepdims=True)).T
-    close = cosines.max(axis=1) >= MIN_COSINE * np.linalg.norm(away, axis=1)
-    nearest = np.full(chroma.shape, -1)
-    nearest[coloured] = np.where(close, cosines.argmax(axis=1), -1)
+    cosines /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1)
+
+    def covers(among: list[int], least: float) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        nearest = np.full(chroma.shape, -1)
+        close = cosines[:, among].max(axis=1) >= least
+        nearest[coloured] = np.where(close, np.array(among)[cosines[:, among].argmax(axis=1)], -1)
+        for number in among:
+            yield number, np.minimum(chroma / np.ptp(palette[number]), 1) * (nearest == number)
+
+    def shown(cover: NDArray[np.float32]) -> bool:
+        area = (cover >= HALF).sum(axis=(1, 2)) / scale**2
+        return float((area >= MIN_AREA).mean()) >= MIN_SHARE
+
+    present = [number for number, cover in covers(list(range(len(COLOURS))), MIN_COSINE) if shown(cover)]
     found = {}
-    for number, colour in enumerate(COLOURS):
-        cover = np.minimum(chroma / np.ptp(palette[number]), 1) * (nearest == number)
-        shown = (cover >= HALF).sum(axis=(1, 2)) >= MIN_AREA * scale**2
-        if shown.mean() >= MIN_SHARE:
-            inside, _ = pieces(cover >= HALF, scale)
-            found[colour] = cover * (cover >= FAINT) * around(inside, 2 * scale) * (inside | (cover < HALF))
+    for number, cover in covers(present, MIN_LOOSE_COSINE) if present else ():
+        inside, _ = pieces(cover >= HALF, scale)
+        near = around(inside, 2 * scale) & (inside | (cover < HALF))
+        found[list(COLOURS)[number]] = cover * (cover >= FAINT) * near
     return found
 
 
@@ -175,9 +186,7 @@ def _track(colour: str, view: View) -> Track:
         left=~seen & (inside_walls >= MIN_VISIBLE) & (visible < MIN_VISIBLE),
         pieces=pieces(inside, view.scale, ~known & (expected | ~seen[:, None, None]))[1],
         excess=excess,
-        ink=np.where(
-            apart & (visible >= MIN_VISIBLE), view.strength * view.cover.sum(axis=(1, 2)) / full, np.nan
-        ),
+        ink=np.where(apart & (visible >= MIN_VISIBLE), view.ink / full, np.nan),
         overlap=(inside & expected & known).sum(axis=(1, 2)) / np.maximum(1, union),
         likeness=like,
     )
@@ -195,7 +204,7 @@ def _centres(view: View, shape: str, radius: float, apart_T: Mask, there_T: Mask
 
 def _surplus(view: View, templates_THW: NDArray[np.float32]) -> Array:
     """Area seen minus area that a template would show, in pixels, [T]."""
-    return np.asarray(((view.cover - templates_THW) * view.known).sum(axis=(1, 2)), float)
+    return np.asarray(((view.solid - templates_THW) * view.known).sum(axis=(1, 2)), float)
 
 
 def _share(templates_THW: NDArray[np.float32], known_THW: Mask) -> Array:

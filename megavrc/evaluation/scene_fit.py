@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 
 HALF = 0.5  # coverage from which a pixel is inside
 FULL = 0.9  # quantile of a colour's pixels that has its full strength; most of the others are at the edge
+STEEP = 2.0  # slope of `solid` over `cover`
 SPECK = 8.0  # canvas units squared; smaller pieces are the codec's, not the scene's
 REACH = 1.5  # canvas units around a covering thing where 4:2:0 mixes colours
 SOFT = 3.0  # pixels; the edge of a template that is being placed: sharper ones fit 4:2:0 only by steps
@@ -31,7 +32,8 @@ class View:
 
     Attributes:
         cover: how much of each pixel the colour covers, [T, H, W] in 0..1; of a faded object too.
-        strength: of the colour in each frame, [T]; 1 where it has not faded.
+        solid: the same, for areas: uneven colour inside an object is no hole.
+        ink: the colour summed over each frame, in pixels of full colour, [T].
         inside: where `cover` is at least half.
         known: pixels of the clip that nothing else may cover.
         scale: pixels a canvas unit.
@@ -39,7 +41,8 @@ class View:
     """
 
     cover: Pixels
-    strength: Array
+    solid: Pixels
+    ink: Array
     inside: Mask
     known: Mask
     scale: float
@@ -55,7 +58,9 @@ class View:
         sides = ((0, 0), (margin, margin), (margin, margin))
         cover = np.pad(cover_THW, sides)
         known = np.pad(~around(hidden_THW, REACH * scale), sides)
-        return cls(cover, strength, cover >= HALF, known, scale, margin)
+        solid = np.clip(HALF + STEEP * (cover - HALF), 0, 1).astype(np.float32)
+        ink = ink_THW.sum(axis=(1, 2)).astype(np.float64)
+        return cls(cover, solid, ink, cover >= HALF, known, scale, margin)
 
     @property
     def pixels(self) -> Pixels:
@@ -64,7 +69,7 @@ class View:
 
     def areas(self) -> Array:
         """Covered area in canvas units squared, [T]."""
-        return self.cover.sum(axis=(1, 2)).astype(np.float64) / self.scale**2
+        return np.asarray(self.solid.sum(axis=(1, 2)) / self.scale**2, float)
 
     def apart(self) -> Mask:
         """Frames in which the colour touches nothing that could cover it, [T]."""

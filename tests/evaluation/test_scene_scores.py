@@ -42,7 +42,7 @@ def assert_real(clips: Sequence[np.ndarray], shown: Sequence[Scene]) -> None:
     kept = scores["area"].values[~np.isnan(scores["area"].values)]
     assert kept.min() > KEPT[0] and kept.max() < KEPT[1]
     assert scores["whole_by_latent"].mean.tolist() == [1, 1, 1, 1, 1]
-    assert scores["overlap_by_latent"].mean.min() > 0.9
+    assert scores["overlap_by_latent"].mean.min() > 0.85
 
 
 def through_h264(frames: np.ndarray, folder: Path) -> np.ndarray:
