@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from megavrc.config import command, write_result
+from megavrc.config import command
 from megavrc.distributed import connect
+from megavrc.files import write_result
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.engine import Engine

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration
 
+from megavrc.benchmarks.loader import write_dataset
 from megavrc.checkpoint import read
-from megavrc.config import command, read_json, write_result
+from megavrc.config import command
 from megavrc.data.shards import shard_name
-from megavrc.recipes.benchmark_loader import write_dataset
+from megavrc.files import read_json, write_result
 
 STAYS = 8  # more than any case needs
 Act = Callable[[Stay], None]

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.config import UserError, command, progress, read_json, write_json
+from megavrc.config import command
+from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
-from megavrc.recipes.benchmark import machine
+from megavrc.files import read_json, write_json
+from megavrc.hardware import machine
+from megavrc.progress import progress
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, read_clip, write_png
 from megavrc.video.manifest import read_manifest

@@ -7,7 +7,8 @@ python examples/finetune_lora.py --model runs/demo/hf --data tokens/video --out 
 
 from pathlib import Path
 
-from megavrc.config import UserError, command
+from megavrc.config import command
+from megavrc.errors import UserError
 
 
 def finetune_lora(

@@ -6,28 +6,20 @@ in one line and exit code 2 (`UserError`), never in a traceback.
 
 import dataclasses
 import difflib
-import hashlib
 import inspect
 import itertools
 import json
 import os
-import re
 import sys
-import tempfile
-import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megavrc.errors import EXIT_USER, UserError
+from megavrc.files import write_atomic
+
 T = TypeVar("T")
-
-EXIT_USER = 2
-PROGRESS_SECONDS = 5.0  # between plain progress lines when the output is not a terminal
-
-
-class UserError(ValueError):
-    """The user's mistake. The message is one line: which file, key or value is wrong, and what to do."""
 
 
 # --- commands --------------------------------------------------------------------------------------------------
@@ -242,128 +234,3 @@ def dump_yaml(config: Any, path: str | Path) -> None:
     import yaml
 
     write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-
-
-# --- small files -----------------------------------------------------------------------------------------------
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; UserError naming it when it is missing or damaged."""
-    path = Path(path)
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also numbers of thousands of digits, and no end of brackets
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-
-
-_FORMAT = re.compile(r"(\D*)([1-9]\d{0,8})")
-
-
-def check_format(path: str | Path, found: object, known: int | str) -> None:
-    """Refuse a file in a format that its reader does not know: docs/formats.md lists them all.
-
-    Args:
-        path: for the message.
-        found: what the file says; None, as in files from before they had a number, is format 1.
-        known: the newest that can be read: a number, or a name that ends in one ("megavrc-shards 1").
-
-    Raises:
-        UserError: a newer format, or that of another kind of file.
-    """
-    theirs, mine = (_FORMAT.fullmatch(str(value)) for value in (1 if found is None else found, known))
-    if theirs is None or mine is None or theirs[1] != mine[1]:
-        raise UserError(f"{path}: format {found!r}, expected {known!r}")
-    if int(theirs[2]) > int(mine[2]):
-        raise UserError(
-            f"{path}: made by a newer megavrc (format {theirs[2]}, this one reads up to {mine[2]}); use that version"
-        )
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON atomically: readers see the old file or the whole new one."""
-    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-RESULT_FORMAT = 1
-
-
-def write_result(path: str | Path, content: dict[str, Any]) -> None:
-    """Write what `--json` of a command is for, with its format."""
-    write_json(path, {"format": RESULT_FORMAT, **content})
-
-
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Write a file through a temporary neighbour, fsync and rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk names no file
-        raise
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_json(content: Any) -> str:
-    """Hex SHA-256 of the canonical JSON of `content` (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# --- progress --------------------------------------------------------------------------------------------------
-
-
-def progress(
-    iterable: Iterable[T],
-    label: str,
-    total: int | None = None,
-    note: Callable[[], str] | None = None,
-) -> Iterator[T]:
-    """Pass `iterable` through, showing how far it is: a bar on a terminal, otherwise a line every few seconds.
-
-    `note` says what else is worth knowing, such as a rate.
-    """
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)  # type: ignore[arg-type]
-
-    def noted(text: str) -> str:
-        return f"{text}, {note()}" if note else text
-
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=total)
-            for item in iterable:
-                yield item
-                bar.update(task, advance=1, description=noted(label))
-        return
-    start = last = time.monotonic()
-    count = 0
-    for count, item in enumerate(iterable, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= PROGRESS_SECONDS:
-            last = now
-            left = f", {(now - start) / count * (total - count):.0f} s left" if total else ""
-            line = noted(f"{label}: {count}/{total or '?'}")
-            print(f"{line}{left}", file=sys.stderr, flush=True)
-    print(f"{label}: {count} done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ FOLDERS = ("megavrc", "pretrain", "tools", "examples", "benchmarks", "tests")
 MAX_FILE = 400  # lines
 MAX_FUNCTION = 60  # lines without the docstring, which for a command is its --help
 LONGER = {  # may exceed MAX_FUNCTION, each with its reason
-    "megavrc/recipes/demo.py::demo_steps",  # a flat list of the demo's commands
+    "megavrc/demo/run.py::demo_steps",  # a flat list of the demo's commands
 }
 
 # What a released file must not name.
@@ -75,7 +75,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_generation_needs_neither_deepspeed_nor_transformers() -> None:
-    loaded = loaded_modules("import megavrc.hf.folder, megavrc.model, megavrc.tokenizers, megavrc.video")
+    loaded = loaded_modules(
+        "import megavrc.generation.folder, megavrc.model, megavrc.tokenizers, megavrc.video"
+    )
     assert not loaded & {"deepspeed", "transformers", "webdataset", "matplotlib", "tensorboard"}
 
 

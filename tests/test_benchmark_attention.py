@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError
-from megavrc.recipes.benchmark_attention import attention
+from megavrc.benchmarks.attention import attention
+from megavrc.errors import UserError
 
 
 def test_the_table_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from megavrc.config import UserError
+from megavrc.benchmarks.train import train
+from megavrc.errors import UserError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.flops import training_flops
-from megavrc.recipes.benchmark_train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from megavrc.config import UserError, leading_words, run_command
-from megavrc.recipes.compare import compare_runs, read_run, relative_difference
+from megavrc.config import leading_words, run_command
+from megavrc.errors import UserError
+from megavrc.training.compare import compare_runs, read_run, relative_difference
 
 
 def make_run(folder: Path, losses: dict[int, float], lr: float = 0.1, speed: float = 1.0) -> Path:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError, dump_yaml, load_config, progress, read_json, run_command, write_json
+from megavrc.config import dump_yaml, load_config, run_command
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
+from megavrc.progress import progress
 
 
 @dataclass
@@ -173,7 +176,7 @@ def test_progress_passes_everything_through(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_says_more_on_request(terminal, capsys, monkeypatch):
-    monkeypatch.setattr("megavrc.config.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("megavrc.progress.PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     assert list(progress(range(3), "clips", note=lambda: "7.5 clips/s")) == [0, 1, 2]
     printed = capsys.readouterr().err

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError
-from megavrc.recipes.demo import main
+from megavrc.demo.run import main
+from megavrc.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-WORDS = [sys.executable, "-m", "megavrc.recipes.demo", "--part=0.01"]
+WORDS = [sys.executable, "-m", "megavrc.demo.run", "--part=0.01"]
 
 
 @pytest.fixture(scope="module")

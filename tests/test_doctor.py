@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megavrc.recipes import doctor
+from megavrc.launch import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError, check_format
+from megavrc.errors import UserError
+from megavrc.files import check_format
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/formats.md").read_text()

@@ -1,11 +1,11 @@
 """What the parts of the pipeline cost on this machine: attention, generate, loader, tokenize, train."""
 
+from megavrc.benchmarks.attention import attention
+from megavrc.benchmarks.generate import generate
+from megavrc.benchmarks.loader import loader
+from megavrc.benchmarks.tokenize import tokenize
+from megavrc.benchmarks.train import train
 from megavrc.config import command
-from megavrc.recipes.benchmark import tokenize
-from megavrc.recipes.benchmark_attention import attention
-from megavrc.recipes.benchmark_generate import generate
-from megavrc.recipes.benchmark_loader import loader
-from megavrc.recipes.benchmark_train import train
 
 if __name__ == "__main__":
     command(

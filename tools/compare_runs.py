@@ -3,7 +3,7 @@
 import sys
 
 from megavrc.config import command, leading_words
-from megavrc.recipes.compare import compare_runs
+from megavrc.training.compare import compare_runs
 
 if __name__ == "__main__":
     sys.argv = leading_words(sys.argv, "--run_a", "--run_b")

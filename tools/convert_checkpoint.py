@@ -48,7 +48,7 @@ def from_hf(model: Path, out: Path, classes: int | None = None, seed: int = 0) -
         classes: of the new dataset, for a class-conditioned model; their embeddings are fresh.
         seed: of the fresh embeddings.
     """
-    from megavrc.hf.restart import from_hf
+    from megavrc.hf.from_hf import from_hf
 
     from_hf(model, out, classes, seed)
     print(f"{out}: ready; tokenize videos with {out}/video_tokenizer, then train with --init_from {out}")
@@ -72,7 +72,7 @@ def verify(model: Path) -> None:
 
 def _verify_run(path: Path) -> None:
     from megavrc.checkpoint import DamagedCheckpoint, verify
-    from megavrc.config import UserError
+    from megavrc.errors import UserError
 
     one = (path / "manifest.json").is_file()
     damaged = []
@@ -110,7 +110,7 @@ def import_omnitokenizer(checkpoint: Path, out: Path) -> None:
         checkpoint: the .ckpt file of a video VQ model.
         out: the new folder.
     """
-    from megavrc.config import UserError
+    from megavrc.errors import UserError
     from megavrc.tokenizers import OmniTokenizer
 
     if out.exists():

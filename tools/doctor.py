@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the doctor speaks before `pip install` too
 
-from megavrc.config import RESULT_FORMAT
-from megavrc.recipes.doctor import USER_FILES, Finding, able, examine
+from megavrc.files import RESULT_FORMAT
+from megavrc.launch.doctor import USER_FILES, Finding, able, examine
 
 
 def main() -> int:

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from megavrc.config import UserError, command
-from megavrc.hf.folder import load_folder
-from megavrc.hf.sample import generate_files, read_end, read_image, read_prompts, wishes
+from megavrc.config import command
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
+from megavrc.generation.to_files import generate_files, read_end, read_image, read_prompts, wishes
 from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
 
 

@@ -4,9 +4,9 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from megavrc.config import UserError, command
-from megavrc.data import shapes
-from megavrc.video import synthetic
+from megavrc.config import command
+from megavrc.errors import UserError
+from megavrc.video import shapes, synthetic
 
 SPLITS = ("train", "val", "heldout")
 

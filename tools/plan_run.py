@@ -3,7 +3,7 @@
 import sys
 
 from megavrc.config import command, trailing_words
-from megavrc.recipes.plan import plan_run
+from megavrc.launch.plan_run import plan_run
 
 if __name__ == "__main__":
     sys.argv = trailing_words(sys.argv, "--config")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from megavrc.config import UserError, command
+from megavrc.config import command
+from megavrc.errors import UserError
 
 
 def serve(model: Path, host: str = "127.0.0.1", port: int = 7860, device: str = "cpu") -> None:
@@ -18,8 +19,8 @@ def serve(model: Path, host: str = "127.0.0.1", port: int = 7860, device: str = 
         import gradio  # noqa: F401
     except ImportError:
         raise UserError("gradio is not installed: pip install -e '.[serve]'") from None
-    from megavrc.hf.folder import load_folder
-    from megavrc.recipes.serve import serve
+    from megavrc.generation.folder import load_folder
+    from megavrc.web.demo_page import serve
 
     serve(load_folder(model, device), host, port)
 

@@ -3,7 +3,7 @@
 import sys
 
 from megavrc.config import command, trailing_words
-from megavrc.recipes.submit import render, requeue, status, submit
+from megavrc.launch.submit import render, requeue, status, submit
 
 if __name__ == "__main__":
     sys.argv = trailing_words(sys.argv, "--command")

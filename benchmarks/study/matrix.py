@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 SEEDS = [0, 1, 2]
 

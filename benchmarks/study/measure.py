@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError, command, load_config, progress, sha256_json, write_json
+from megavrc.config import command, load_config
 from megavrc.data.stream import evaluation_batches
+from megavrc.errors import UserError
+from megavrc.files import sha256_json, write_json
 from megavrc.model import VRC
+from megavrc.progress import progress
 from megavrc.tokenizers import TextTokenizer
 from megavrc.training.averaging import AVERAGE
 from megavrc.training.config import RunConfig

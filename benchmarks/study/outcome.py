@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from matrix import Job
 
-from megavrc.config import read_json, write_json
+from megavrc.files import read_json, write_json
 
 FORMAT = 1
 LINES = 20  # of its output, of a failed run

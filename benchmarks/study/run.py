@@ -15,7 +15,9 @@ from child import Ended, others_at_work, run_child, stop_on_signals
 from matrix import Job, Matrix
 from outcome import write_result
 
-from megavrc.config import UserError, command, load_config, read_json, write_json
+from megavrc.config import command, load_config
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MATRIX = Path("benchmarks") / "study" / "matrix.yaml"

@@ -27,7 +27,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megavrc.checkpoint.shards import File, Shard
-from megavrc.config import UserError, check_format, read_json, sha256_json, write_json
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, sha256_json, write_json
 
 FORMAT = "megavrc-checkpoint v2"
 OLDER = ("megavrc-checkpoint v1",)

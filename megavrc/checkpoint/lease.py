@@ -19,7 +19,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, check_format, write_json
+from megavrc.errors import UserError
+from megavrc.files import check_format, write_json
 
 FORMAT = 1
 BEAT = 5.0  # seconds between heartbeats

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import check_format, read_json, write_json
+from megavrc.files import check_format, read_json, write_json
 
 FORMAT = 1  # of run.json, complete.json, metrics.jsonl, audit.jsonl and heartbeats/: docs/formats.md
 RECORD = "run.json"

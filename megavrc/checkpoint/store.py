@@ -23,7 +23,8 @@ from megavrc.checkpoint.format import (
     write_manifest,
 )
 from megavrc.checkpoint.shards import File, Groups, Probe, Shard, plan_shards, unprobed, write_shard
-from megavrc.config import UserError, read_json, write_atomic, write_json
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_atomic, write_json
 
 log = logging.getLogger("megavrc")
 

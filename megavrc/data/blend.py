@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import SampleOrder
 from megavrc.data.text_features import TextFeatures
+from megavrc.errors import UserError
 
 WINDOW = 10_000  # positions in which the shares are met exactly; so a weight counts to four digits
 

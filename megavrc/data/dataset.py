@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from megavrc.config import UserError, check_format, read_json, sha256_file
 from megavrc.data.mirror import Mirror
 from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, sha256_file
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from megavrc.config import UserError, sha256_file
+from megavrc.errors import UserError
+from megavrc.files import sha256_file
 
 log = logging.getLogger(__name__)
 

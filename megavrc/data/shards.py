@@ -26,7 +26,8 @@ from typing import Any, Self
 import numpy as np
 from webdataset import TarWriter
 
-from megavrc.config import UserError, read_json, sha256_file, sha256_json, write_atomic, write_json
+from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_file, sha256_json, write_atomic, write_json
 
 FORMAT = "megavrc-shards 1"
 BLOCK = 512  # tar pads headers and members to this many bytes

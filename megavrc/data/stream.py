@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from megavrc.config import UserError
 from megavrc.data.order import SampleOrder
 from megavrc.data.shards import DataError
 from megavrc.data.workers import in_workers
+from megavrc.errors import UserError
 
 log = logging.getLogger(__name__)
 

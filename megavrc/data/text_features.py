@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, progress
 from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.shards import DataError, MemberWriter, npy_header
+from megavrc.errors import UserError
+from megavrc.progress import progress
 
 FORMAT = "megavrc-text-features 1"
 DTYPE = "<f2"

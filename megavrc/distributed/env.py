@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 PORTS = range(
     20000, 30000
@@ -197,14 +197,3 @@ def _absent(store: Store, here: list[str]) -> str:
     except dist.DistError:  # the store's rank has given up first, and says who it is
         return "other ranks"
     return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)} of {len(here)}"
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it; else UserError."""
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError):  # torch without CUDA asserts
-        has = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-        raise UserError(f"device {device}: not on this machine; choose {has}") from None
-    return wanted

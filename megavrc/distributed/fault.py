@@ -15,7 +15,7 @@ import os
 import signal
 import time
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 
 class FaultError(RuntimeError):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.data.shapes import CANVAS, COLOURS, SHAPES, Combination, caption, signed_distance
 from megavrc.evaluation.quality import mean_psnr
+from megavrc.video.shapes import CANVAS, COLOURS, SHAPES, Combination, caption, signed_distance
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]

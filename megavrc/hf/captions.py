@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import progress
 from megavrc.data.dataset import TokenDataset
+from megavrc.progress import progress
 
 
 def training_captions(state: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, read_json
+from megavrc.errors import UserError
+from megavrc.files import read_json
 from megavrc.model import ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 

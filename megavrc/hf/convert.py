@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError, read_json, sha256_file, write_json
+from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_file, write_json
+from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
+from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_config
+from megavrc.generation.keymap import to_folder
+from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ModelConfig
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video.manifest import read_captions
 
 from .captions import training_captions
 from .card import LICENSE, model_card, training_record
-from .files import CHECKSUMS, check_sums, fill, read_config
-from .folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
-from .gate import check
-from .keymap import to_folder
 
 UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
 Weights = Literal["model", "ema"]
@@ -211,7 +212,7 @@ def write_folder(
 
 def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int, captions: Iterable[str]) -> None:
     """tokenizer.json and its companions; UserError unless it gives sentencepiece's ids."""
-    from .text import check_ids, to_fast
+    from megavrc.hf.fast_tokenizer import check_ids, to_fast
 
     fast = to_fast(text.path, slots)
     check_ids(fast, text, captions)

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from megavrc.config import UserError, progress
 from megavrc.data.dataset import TokenDataset
-from megavrc.distributed import check_device
+from megavrc.errors import UserError
+from megavrc.generation.folder import Folder, load_folder
+from megavrc.generation.folder_format import read_config
+from megavrc.hardware import check_device
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
+from megavrc.progress import progress
 from megavrc.tokenizers import OmniTokenizer
 
 from .convert import publish, refuse_existing
-from .files import read_config
-from .folder import Folder, load_folder
 
 TARGETS = r"vrc\.trunk\.layers\..*\.(qkv|out|gate_up|down)"  # the matrices of attention and feed-forward
 

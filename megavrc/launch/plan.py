@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megavrc.distributed.gpus import GPU
+from megavrc.hardware import GPU
 from megavrc.launch.memory import Activations, Precision, activations, memory_bytes
 from megavrc.model import VRC, ModelConfig
 from megavrc.model.flops import BACKWARD, forward_flops

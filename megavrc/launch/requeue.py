@@ -13,24 +13,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megavrc.config import EXIT_USER, UserError, read_json, write_atomic
+from megavrc.errors import EXIT_CODES, EXIT_STOPPED, EXIT_USER, UserError
+from megavrc.files import read_json, write_atomic
 
 log = logging.getLogger("megavrc")
 
 MAX_STALLS = 3  # stays in a row without progress
-STOPPED = (0, 75)  # exit codes after a signal, of training and of tokenization
-MEANING = {
-    0: "finished, or stopped by a signal after saving",
-    1: "an exception; see the log",
-    2: "the user's mistake; see the log",
-    75: "tokenization stopped by a signal",
-    85: "a hang, which the watchdog named in the log, or a network that failed for minutes",
-    134: "aborted (SIGABRT)",
-    137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
-    138: "stopped (SIGUSR1) before training had begun",
-    139: "segmentation fault (SIGSEGV)",
-    143: "terminated (SIGTERM) before it could save",
-}
+STOPPED = (0, EXIT_STOPPED)  # exit codes after a signal, of training and of tokenization
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,7 @@ def diagnose(run_dir: Path, history: list[Attempt], reason: str, task: str | Non
         log = run_dir / "slurm" / f"{os.environ.get('SLURM_ARRAY_JOB_ID', '')}_{task}.out"
     lines = [f"{run_dir}: not requeued: {reason}", ""]
     for attempt in history[-10:]:
-        meaning = MEANING.get(attempt.exit_code, "see the log")
+        meaning = EXIT_CODES.get(attempt.exit_code, "see the log")
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.time))
         lines.append(
             f"{when}  job {attempt.job} restart {attempt.restart} on {attempt.nodes}: step {attempt.step}, "

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 GPU_SETTINGS = """\
 export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000 # a hung collective leaves a record of all ranks

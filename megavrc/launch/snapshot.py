@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import megavrc
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 FOLDERS = ("megavrc", "pretrain", "tools")  # what a job runs
 

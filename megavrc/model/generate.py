@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .condition import Condition
+from .cuda_graphs import Workspace, keep, workspace
 from .decoder import Decoder
-from .graphs import Workspace, keep, workspace
 from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
 from .speculation import numbers_shape, speculative_frame
 from .vrc import VRC

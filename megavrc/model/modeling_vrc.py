@@ -35,9 +35,9 @@ from .vrc import VRC
 from .attention import segment_attention as _attention  # noqa: F401
 from .attention_sdpa import rects_attention as _attention_sdpa  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
+from .cuda_graphs import Workspace as _graphs  # noqa: F401
 from .fused_step import FusedStep as _fused_step  # noqa: F401
 from .generate import generate as _generate  # noqa: F401
-from .graphs import Workspace as _graphs  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from megavrc.config import UserError, read_json
+from megavrc.errors import UserError
+from megavrc.files import read_json
 from megavrc.video.manifest import (
     Entry,
     fraction,

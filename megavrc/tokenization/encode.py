@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megavrc.config import write_atomic
 from megavrc.data.shards import ShardWriter, done_path
+from megavrc.files import write_atomic
 from megavrc.tokenization.cut import Cut, Cuts
 from megavrc.tokenization.plan import Plan, Shard, encode, failures_path, json_line
 from megavrc.tokenization.sampling import Settings, source_key

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from megavrc.config import UserError, progress
 from megavrc.data.shards import read_done
-from megavrc.distributed import check_device
+from megavrc.errors import EXIT_STOPPED, UserError
+from megavrc.hardware import check_device
+from megavrc.progress import progress
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.encode import tokenize_shard
 from megavrc.tokenization.plan import Plan, Shard, check_decoder, load_plan, make_plan
@@ -23,7 +24,6 @@ from megavrc.tokenization.result import can_be_retried, finalize, is_done, writi
 from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
 
-EXIT_STOPPED = 75
 MOST_DECODERS = 16  # unless more are asked for
 
 

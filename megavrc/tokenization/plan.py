@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.config import UserError, check_format, read_json, sha256_json, write_atomic, write_json
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, sha256_json, write_atomic, write_json
 from megavrc.tokenization.sampling import Settings, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, progress
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, listed, read_done, write_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
+from megavrc.errors import UserError
+from megavrc.progress import progress
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
 from megavrc.video.manifest import read_jsonl
 

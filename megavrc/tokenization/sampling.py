@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, check_format, progress, read_json, sha256_json, write_json
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import listed, read_done, write_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
-from megavrc.distributed import check_device
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, sha256_json, write_json
+from megavrc.hardware import check_device
+from megavrc.progress import progress
 from megavrc.tokenization.job import Stop, array_task
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity

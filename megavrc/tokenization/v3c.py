@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megavrc.config import UserError, progress, read_json
+from megavrc.errors import UserError
+from megavrc.files import read_json
+from megavrc.progress import progress
 from megavrc.tokenization.datasets import Listing
 from megavrc.video.manifest import Entry, fraction, is_video, read_jsonl
 

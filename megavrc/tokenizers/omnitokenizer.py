@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, check_format, read_json, write_atomic, write_json
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, write_atomic, write_json
 from megavrc.model.clips import decode_clips, encode_clips
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 STAGES = (
     (0, 2),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 
 log = logging.getLogger("megavrc")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from megavrc.config import UserError, sha256_file, write_atomic
+from megavrc.errors import UserError
+from megavrc.files import sha256_file, write_atomic
 
 PAD, UNKNOWN, BEGIN = 0, 1, 2
 SPECIAL_PIECES = 3

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megavrc.config import UserError, sha256_file, sha256_json
+from megavrc.errors import UserError
+from megavrc.files import sha256_file, sha256_json
 
 SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt"}  # of the files that decide the features
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

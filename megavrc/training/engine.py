@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint.shards import Groups
-from megavrc.config import UserError
 from megavrc.distributed import Rank, fault
+from megavrc.errors import UserError
 from megavrc.training.averaging import AVERAGE, Average
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer

@@ -8,14 +8,15 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from megavrc.config import EXIT_USER, UserError, load_config
-from megavrc.distributed import AbsentRank, Rank, connect, own_words, together
+from megavrc.config import load_config
+from megavrc.distributed import AbsentRank, Rank, connect, own_words, same_error_on_all_ranks
+from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
 from megavrc.model.attention import BackendError
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
-from megavrc.training.watchdog import EXIT_HANG, LostRank, exit_code_of
+from megavrc.training.watchdog import LostRank, exit_code_of
 
 C = TypeVar("C", bound=AnyRunConfig)
 
@@ -57,7 +58,7 @@ def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
     with connect() as rank:
         _log_on_main_rank(rank)
         try:
-            with together(rank):
+            with same_error_on_all_ranks(rank):
                 task = make_task(config, rank)
             train(config, task, rank)
         except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint import Lease, newest_good, write, write_record
-from megavrc.config import UserError, to_dict
+from megavrc.config import to_dict
+from megavrc.errors import UserError
 from megavrc.tokenizers.published import load_without_running
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.state import MOMENTS

@@ -5,7 +5,7 @@ import logging
 
 from megavrc.distributed import Rank, StopSignal, any_rank
 from megavrc.training.config import AnyRunConfig
-from megavrc.training.run import RunFolder
+from megavrc.training.run_folder import RunFolder
 from megavrc.training.tasks import Task
 from megavrc.training.trainer import Trainer
 from megavrc.training.watchdog import Watchdog

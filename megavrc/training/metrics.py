@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megavrc.config import write_atomic
 from megavrc.distributed import Rank
-from megavrc.distributed.gpus import gpu_of
+from megavrc.files import write_atomic
+from megavrc.hardware import gpu_of
 from megavrc.model.compressor import BatchNorm
 
 log = logging.getLogger("megavrc")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.training.config import OptimizerConfig, TrainConfig
 
 

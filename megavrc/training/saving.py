@@ -26,8 +26,8 @@ from torch import Tensor
 
 from megavrc.checkpoint import begin, commit, occupied
 from megavrc.checkpoint.shards import File, Shard, plan_shards, write_shard
-from megavrc.config import UserError
 from megavrc.distributed import Rank, any_rank, fault
+from megavrc.errors import UserError
 from megavrc.training.state import TrainingState
 
 log = logging.getLogger("megavrc")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.model import VRC
 
 log = logging.getLogger("megavrc")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint.shards import Groups
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
-from megavrc.distributed.memory import peak_memory
-from megavrc.training.blocks import prepare_blocks
+from megavrc.hardware import peak_memory
+from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.engine import Engine, Update
 from megavrc.training.guards import Diverged, SkipGuard, SpikeGuard, write_audit
@@ -31,7 +31,7 @@ from megavrc.training.metrics import (
     to_device,
     utilisation,
 )
-from megavrc.training.run import RunFolder
+from megavrc.training.run_folder import RunFolder
 from megavrc.training.schedule import learning_rate
 from megavrc.training.tasks import Task
 from megavrc.training.validation import validate

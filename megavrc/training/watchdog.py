@@ -21,11 +21,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megavrc.config import EXIT_USER, UserError
 from megavrc.data.mirror import NetworkError
 from megavrc.distributed import Rank
+from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
 
-EXIT_HANG = 85
 PULSE = 5.0  # seconds between heartbeats
 PATIENCE = 2.5  # heartbeats that a rank may miss before it counts as silent
 

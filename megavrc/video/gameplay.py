@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 SCENARIOS = (  # the position of a scenario is its class label
     "basic",

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError, write_atomic
+from megavrc.errors import UserError
+from megavrc.files import write_atomic
 from megavrc.video.pictures import is_picture
 
 Entry = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.video import synthetic
 from megavrc.video.scenes import Combination, Settings, heldout_combinations, render, scene
 

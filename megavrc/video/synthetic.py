@@ -10,7 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from megavrc.config import UserError, check_format, progress, read_json, to_dict, write_atomic, write_json
+from megavrc.config import to_dict
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, write_atomic, write_json
+from megavrc.progress import progress
 from megavrc.video.write import Frames, write_mp4
 
 FORMAT = 1  # of a recipe's file

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megavrc.checkpoint import Lease
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 
 class Job:

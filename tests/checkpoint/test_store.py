@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import DamagedCheckpoint, Retention, newest_good, read, read_weights, verify, write
 from megavrc.checkpoint.shards import plan_shards, write_shard
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 GROUPS = ("model", "exp_avg", "exp_avg_sq", "buffers")
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from megavrc.benchmarks.loader import loader, ours, theirs, write_dataset
 from megavrc.config import run_command
-from megavrc.recipes.benchmark_loader import loader, ours, theirs, write_dataset
 
 
 def test_both_deliver_the_same_samples(tmp_path: Path) -> None:

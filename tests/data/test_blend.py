@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_folders import key_of, make_dataset
 
-from megavrc.config import UserError
 from megavrc.data.blend import BlendOrder, TokenBlend, pattern, quotas
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import Order, WindowOrder
+from megavrc.errors import UserError
 
 weights = st.lists(st.floats(0.05, 100), min_size=1, max_size=7)
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, make_features, tar_of
 
-from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import InOrder, Order
 from megavrc.data.shards import DataError, index_path
 from megavrc.data.stream import Stream, evaluation_batches
 from megavrc.data.text_features import TextFeatures
+from megavrc.errors import UserError
 
 COUNTS = (12, 0, 8)
 

@@ -19,10 +19,11 @@ from token_folders import (
     tar_of,
 )
 
-from megavrc.config import UserError, read_json, write_json
 from megavrc.data import dataset as dataset_module
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, ShardWriter
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

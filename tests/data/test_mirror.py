@@ -12,12 +12,12 @@ import pytest
 from faulty_server import FaultyServer
 from token_folders import flip, ids_of, key_of, make_dataset, make_features, tar_of
 
-from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.mirror import FetchError, Mirror, NetworkError, is_remote
 from megavrc.data.order import Order, WindowOrder
 from megavrc.data.stream import Stream
 from megavrc.data.text_features import TextFeatures
+from megavrc.errors import UserError
 
 pytest.importorskip("aiohttp", reason="fsspec needs it for http")
 

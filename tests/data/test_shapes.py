@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megavrc.data.shapes import (
+from megavrc.video.shapes import (
     BACKGROUND,
     COLOURS,
     COMBINATIONS,

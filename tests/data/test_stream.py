@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_folders import make_dataset
 
-from megavrc.config import UserError
 from megavrc.data.blend import BlendOrder, TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import InOrder, Order, WindowOrder
 from megavrc.data.stream import Stream, evaluation_batches
+from megavrc.errors import UserError
 
 
 class Squares:

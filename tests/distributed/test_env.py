@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from megavrc.config import UserError
 from megavrc.distributed import AbsentRank, StopSignal, connect, discover, own_words, seed_for
+from megavrc.errors import UserError
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 SLURM = {

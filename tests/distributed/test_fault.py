@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from megavrc.config import UserError
 from megavrc.distributed import fault
+from megavrc.errors import UserError
 
 
 def passing(fault: str, rank: int, point: str, step: int) -> int:

@@ -8,7 +8,7 @@ def test_peak_memory_is_that_of_this_process_alone() -> None:
     """A process that had much memory starts one that needs little; the peak stays when memory is freed."""
     script = (
         "import subprocess, sys, torch\n"
-        "from megavrc.distributed.memory import peak_memory\n"
+        "from megavrc.hardware import peak_memory\n"
         "if len(sys.argv) == 1:\n"
         "    torch.ones(2**28).sum()\n"
         "    subprocess.run([sys.executable, '-c', sys.orig_argv[2], 'child'], check=True)\n"

@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megavrc.data.shapes import (
+from megavrc.evaluation.alignment import detect, evaluate, score
+from megavrc.video import read_clip, write_mp4
+from megavrc.video.shapes import (
     BACKGROUND,
     COMBINATIONS,
     Combination,
@@ -12,8 +14,6 @@ from megavrc.data.shapes import (
     render,
     training_combinations,
 )
-from megavrc.evaluation.alignment import detect, evaluate, score
-from megavrc.video import read_clip, write_mp4
 
 
 def of(combination: Combination, seed: int = 0) -> np.ndarray:

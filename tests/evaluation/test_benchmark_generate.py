@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_evaluate_tool import world  # noqa: F401 (a fixture)
 
+from megavrc.benchmarks import cost
+from megavrc.benchmarks import generate as benchmark_generate
+from megavrc.benchmarks.generate_cases import random_model, trained_cases, variants_of
 from megavrc.config import run_command
-from megavrc.distributed.memory import reset_peak_memory
-from megavrc.evaluation import cost
+from megavrc.hardware import reset_peak_memory
 from megavrc.model import VRC, ConditionConfig, ModelConfig, SamplingSettings, generate
 from megavrc.model.compressor import BatchNorm
-from megavrc.recipes import benchmark_generate
-from megavrc.recipes.benchmark_generate_cases import random_model, trained_cases, variants_of
 
 SMALL = {"layers": 1, "heads": 1, "width": 16, "vocab": 32, "grid": 4, "frames": 2}
 

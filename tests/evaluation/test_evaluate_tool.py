@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from megavrc.data.shapes import COMBINATIONS, caption, clip
-from megavrc.hf.files import FORMAT_VERSION
-from megavrc.hf.folder import load_folder
-from megavrc.hf.keymap import to_folder
+from megavrc.benchmarks.speed import token_baseline
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import FORMAT_VERSION
+from megavrc.generation.keymap import to_folder
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.recipes.evaluate import token_baseline
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
 from megavrc.video.scenes import render, scene
+from megavrc.video.shapes import COMBINATIONS, caption, clip
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = OmniTokenizerConfig(

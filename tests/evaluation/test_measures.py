@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 
+from megavrc.benchmarks.speed import seconds_per_clip
 from megavrc.evaluation.quality import mean_psnr, psnr
-from megavrc.evaluation.speed import seconds_per_clip
 
 
 def test_psnr() -> None:

@@ -15,14 +15,14 @@ import torch
 from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import load_file, save_file
 
-from megavrc.config import UserError
-from megavrc.hf import gate
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import check_sums
+from megavrc.hf import parity_check as gate
 from megavrc.hf.captions import training_captions
 from megavrc.hf.card import model_card, training_record
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
-from megavrc.hf.files import check_sums
-from megavrc.hf.folder import load_folder
-from megavrc.hf.gate import check
+from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.clips import encode_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer

@@ -10,9 +10,10 @@ from encoders import make_encoder
 from hf_source import Source
 from transformers import AutoTokenizer, T5EncoderModel
 
-from megavrc.config import UserError, run_command
+from megavrc.config import run_command
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
 from megavrc.hf.convert import build, read_run, write_folder
-from megavrc.hf.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
 from megavrc.model.modeling_vrc import VRCForVideoGeneration

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megavrc.hf.keymap import from_folder, to_folder
+from megavrc.generation.keymap import from_folder, to_folder
 
 
 def test_every_parameter_and_buffer_is_named(source, folder) -> None:

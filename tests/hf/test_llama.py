@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megavrc.hf.llama import llama_generator
+from megavrc.benchmarks.llama import llama_generator
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 
 

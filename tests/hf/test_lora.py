@@ -13,8 +13,8 @@ from hf_source import make_tokens
 from safetensors.torch import load_file
 
 from megavrc.config import run_command
-from megavrc.hf.folder import load_folder
-from megavrc.hf.restart import from_hf
+from megavrc.generation.folder import load_folder
+from megavrc.hf.from_hf import from_hf
 
 pytest.importorskip("peft", reason="needs the extra lora")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_lora.py"

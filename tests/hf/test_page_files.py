@@ -17,7 +17,7 @@ import torch
 from pages import served
 from PIL import Image
 
-from megavrc.hf.folder import load_folder
+from megavrc.generation.folder import load_folder
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 MARK = {"_type": "gradio.FileData"}

@@ -16,11 +16,12 @@ from hf_source import Source
 from safetensors.torch import load_file
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError, run_command
+from megavrc.config import run_command
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import read_tensors
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
-from megavrc.hf.files import read_tensors
-from megavrc.hf.folder import load_folder
-from megavrc.hf.restart import CLASS_TABLE, from_hf
+from megavrc.hf.from_hf import CLASS_TABLE, from_hf
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.stages import start_from

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megavrc.config import UserError, run_command
-from megavrc.hf.folder import Folder, load_folder
-from megavrc.hf.sample import read_end
+from megavrc.config import run_command
+from megavrc.errors import UserError
+from megavrc.generation.folder import Folder, load_folder
+from megavrc.generation.to_files import read_end
 from megavrc.model import generate
 from megavrc.model.clips import decode_clips, encode_clips, sampling_settings
 from megavrc.video import count_frames, read_clip, read_frames

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from megavrc.config import UserError, run_command
-from megavrc.hf.folder import Folder, load_folder
-from megavrc.hf.sample import generate_files, read_image, read_prompts, wishes
+from megavrc.config import run_command
+from megavrc.errors import UserError
+from megavrc.generation.folder import Folder, load_folder
+from megavrc.generation.to_files import generate_files, read_image, read_prompts, wishes
 from megavrc.model.clips import sampling_settings
 from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
@@ -30,7 +31,7 @@ def loaded(folder: Path) -> Folder:
 
 def test_generating_needs_neither_the_compiler_nor_the_engine(folder) -> None:
     code = (
-        "import sys; from megavrc.hf.folder import load_folder; load_folder(sys.argv[1]);"
+        "import sys; from megavrc.generation.folder import load_folder; load_folder(sys.argv[1]);"
         "print([name for name in ('torch._dynamo', 'deepspeed', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)

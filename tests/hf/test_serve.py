@@ -15,12 +15,12 @@ from pages import served
 from PIL import Image
 from test_restart import converted
 
-from megavrc.config import UserError
-from megavrc.hf.folder import load_folder
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
-from megavrc.recipes.serve import serve, stream
 from megavrc.video import write_png
+from megavrc.web.demo_page import serve, stream
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")

@@ -7,8 +7,8 @@ from hf_source import CAPTIONS, Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megavrc.config import UserError
-from megavrc.hf.text import ODD_STRINGS, to_fast
+from megavrc.errors import UserError
+from megavrc.hf.fast_tokenizer import ODD_STRINGS, to_fast
 
 NATURAL = [
     "CAF\u00c9 NA\u00cfVE \u00c5ngstr\u00f6m",

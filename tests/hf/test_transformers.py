@@ -10,8 +10,8 @@ import torch
 from hub import assert_names_no_machine, push
 from safetensors.torch import load_file, save_file
 
-from megavrc.config import UserError
-from megavrc.hf.folder import Folder, load_folder
+from megavrc.errors import UserError
+from megavrc.generation.folder import Folder, load_folder
 from megavrc.model.clips import sampling_settings
 
 PROMPTS = ["a red square moves left", "a blue dog"]

@@ -11,7 +11,7 @@ import torch
 from hub import assert_names_no_machine, push
 from safetensors.torch import load_file
 
-from megavrc.hf.folder import load_folder
+from megavrc.generation.folder import load_folder
 
 # The lower bound in requirements.txt, and what it needs that the newest does not.
 OLD = ("transformers==4.56.2", "tokenizers==0.22.2", "huggingface-hub==0.36.2")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from runs import ROOT, tool
 
-from megavrc.config import UserError, load_config
-from megavrc.distributed.gpus import GPUS, gpu_named, gpu_of
+from megavrc.config import load_config
+from megavrc.errors import UserError
+from megavrc.hardware import GPUS, gpu_named, gpu_of
 from megavrc.launch.memory import activations, count_saved, state_bytes
 from megavrc.launch.plan import Job, make_plan, problems
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig

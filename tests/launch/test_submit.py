@@ -9,8 +9,8 @@ import pytest
 import torch
 from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
 
-from megavrc.config import UserError
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.launch.requeue import Attempt, attempts, attempts_file, diagnose, record, saved_step, stop_reason
 from megavrc.launch.snapshot import snapshot
 from megavrc.training.watchdog import Watchdog
@@ -97,7 +97,7 @@ def test_without_slurm_it_says_so(
 def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     snapshot(tmp_path / "code")
     assert not list((tmp_path / "code").rglob("*.pyc"))
-    code = "import megavrc.recipes.submit as s; print(s.__file__)"
+    code = "import megavrc.launch.submit as s; print(s.__file__)"
     words = [sys.executable, "-c", code]
     done = subprocess.run(
         words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "code")}, cwd=tmp_path

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import build, inputs
 
-from megavrc.evaluation import cost
+from megavrc.benchmarks import cost
 from megavrc.model import (
     VRC,
     ConditionConfig,
@@ -16,13 +16,13 @@ from megavrc.model import (
     Sampling,
     SamplingSettings,
     generate,
-    graphs,
     segment_attention,
 )
+from megavrc.model import cuda_graphs as graphs
 from megavrc.model.attention import choose
+from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder
 from megavrc.model.generate import Sampler, generate_frames
-from megavrc.model.graphs import Workspace
 from megavrc.model.sampling import uniforms
 
 pytestmark = pytest.mark.gpu

@@ -10,11 +10,12 @@ import pytest
 import torch
 from models import build, inputs
 
-from megavrc.model import Sampling, SamplingSettings, generate, graphs
+from megavrc.model import Sampling, SamplingSettings, generate
+from megavrc.model import cuda_graphs as graphs
+from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder, store_for_generation
 from megavrc.model.fused_step import obstacle
 from megavrc.model.generate import Sampler
-from megavrc.model.graphs import Workspace
 from megavrc.model.sampling import uniforms
 
 SETTINGS = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), guidance=1.7)

@@ -107,7 +107,7 @@ def test_a_command_dies_with_a_runner_that_is_killed(tmp_path: Path) -> None:
         "python /venv/bin/pytest tests",
         "python tools/benchmark.py generate --preset b",
         "python /home/me/megavrc/benchmarks/faults.py --json x.json",
-        "python -m megavrc.recipes.benchmark_train_case",
+        "python -m megavrc.benchmarks.train_case",
     ],
 )
 def test_tests_and_benchmarks_are_known(line: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from matrix import Job, Matrix
 
-from megavrc.config import UserError, load_config
+from megavrc.config import load_config
+from megavrc.errors import UserError
 from megavrc.model.flops import training_flops
 from megavrc.training.config import RunConfig
 

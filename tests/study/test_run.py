@@ -15,7 +15,7 @@ import run as study
 import yaml
 from matrix import Matrix
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SET = {

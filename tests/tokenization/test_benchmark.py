@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from megavrc.benchmarks.tokenize import tokenize
 from megavrc.config import run_command
-from megavrc.recipes.benchmark import tokenize
 
 
 @pytest.mark.slow

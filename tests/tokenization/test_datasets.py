@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trees import frames, touch
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.tokenization.datasets import (
     faceforensics,
     framefolder,

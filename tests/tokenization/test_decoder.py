@@ -7,8 +7,9 @@ import av
 import pytest
 from jobs import SMALL, files
 
-from megavrc.config import UserError, read_json, sha256_json, write_json
 from megavrc.data.dataset import TokenDataset
+from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.job import plan, run, run_all
 from megavrc.tokenization.plan import UNHASHED
 from megavrc.tokenization.result import finalize, status, verify

@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange
 from jobs import SMALL, samples, tokenize
 from PIL import Image
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.job import plan

@@ -13,11 +13,11 @@ import webdataset
 from held import Held
 from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
 
-from megavrc.config import UserError
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
-from megavrc.recipes.inspect import inspect
+from megavrc.errors import UserError
 from megavrc.tokenization.cut import cut
+from megavrc.tokenization.inspect import inspect
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.result import finalize, status, verify

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from jobs import SMALL, files
 
-from megavrc.config import UserError, read_json, write_json
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.result import finalize, status, verify

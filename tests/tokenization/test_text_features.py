@@ -17,10 +17,12 @@ from encoders import make_encoder
 from jobs import files, start
 from transformers import AutoTokenizer, T5EncoderModel
 
-from megavrc.config import UserError, read_json, run_command, write_json
+from megavrc.config import run_command
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError, ShardWriter, done_path, read_done, shard_name, write_manifest
 from megavrc.data.text_features import TextFeatures
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 from megavrc.tokenization.result import verify
 from megavrc.tokenization.text_features import text_features
 from megavrc.tokenizers.text_encoder import TextEncoder

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from trees import touch
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.tokenization.v3c import make_caption, v3c
 from megavrc.video.manifest import Entry, read_manifest, write_manifest
 

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.inflation import inflate

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megavrc.config import UserError, run_command
+from megavrc.config import run_command
+from megavrc.errors import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.published import config_from_weights

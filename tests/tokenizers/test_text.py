@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError, run_command
+from megavrc.config import run_command
+from megavrc.errors import UserError
 from megavrc.tokenizers.text import BEGIN, PAD, UNKNOWN, TextTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 

@@ -9,11 +9,11 @@ from typing import Any
 from forks import fork_world
 from toy import toy_config
 
-from megavrc.config import UserError
 from megavrc.data.mirror import NetworkError
-from megavrc.distributed import Rank, together
+from megavrc.distributed import Rank, same_error_on_all_ranks
+from megavrc.errors import UserError
 from megavrc.training.config import RunConfig
-from megavrc.training.run import RunFolder
+from megavrc.training.run_folder import RunFolder
 
 
 def told(work: Callable[[], Any]) -> str:
@@ -28,7 +28,7 @@ def meets(rank: Rank, errors: dict[int, Exception]) -> str:
     """What a rank is told when ranks meet these errors."""
 
     def work() -> None:
-        with together(rank):
+        with same_error_on_all_ranks(rank):
             if rank.rank in errors:
                 raise errors[rank.rank]
 

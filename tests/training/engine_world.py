@@ -13,7 +13,7 @@ from toy import ToyTask
 
 from megavrc.distributed import Rank, connect, seed_for
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
-from megavrc.training.blocks import prepare_blocks
+from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.engine import Engine
 from megavrc.training.metrics import by_rank

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from toy import ToyTask, toy_config
 
 from megavrc.checkpoint import read
-from megavrc.config import UserError
 from megavrc.distributed import Rank, connect
+from megavrc.errors import UserError
 from megavrc.training.loop import train
 
 

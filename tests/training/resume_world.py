@@ -19,11 +19,11 @@ from forks import fork_world
 from toy import ToyTask, toy_config
 
 from megavrc.checkpoint import newest_good, read
-from megavrc.config import UserError
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.training.import_deepspeed import import_run
 from megavrc.training.loop import train
-from megavrc.training.run import RunFolder
+from megavrc.training.run_folder import RunFolder
 from megavrc.training.trainer import Trainer
 from megavrc.training.watchdog import Watchdog
 

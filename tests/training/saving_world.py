@@ -18,8 +18,8 @@ from forks import fork_world
 from torch import Tensor
 
 from megavrc.checkpoint import DamagedCheckpoint, newest_good, verify
-from megavrc.config import UserError
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.training.saving import Saver
 from megavrc.training.state import Group
 

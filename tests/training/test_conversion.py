@@ -12,7 +12,7 @@ from worlds import ROOT, environment, run_world
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import dump_yaml
-from megavrc.hf.keymap import from_folder
+from megavrc.generation.keymap import from_folder
 from megavrc.model import CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer

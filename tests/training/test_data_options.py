@@ -13,12 +13,13 @@ import torch.distributed as dist
 import yaml
 from worlds import World, run_world
 
-from megavrc.config import UserError, dump_yaml, load_config
+from megavrc.config import dump_yaml, load_config
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.training.config import RunConfig
-from megavrc.training.run import RunFolder
+from megavrc.training.run_folder import RunFolder
 from megavrc.training.tasks.vrc import VRCTask
 
 ROOT = Path(__file__).parents[2]

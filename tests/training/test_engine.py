@@ -10,8 +10,8 @@ import pytest
 import torch
 from worlds import environment, run_world
 
-from megavrc.config import UserError
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.training.config import TrainConfig
 from megavrc.training.engine import deepspeed_config
 

@@ -11,9 +11,10 @@ import torch
 from test_tasks import CAPTIONS, make_tokens
 from worlds import ROOT, environment
 
-from megavrc.config import UserError, dump_yaml
+from megavrc.config import dump_yaml
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.text_features import TextFeatures
+from megavrc.errors import UserError
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.condition import pad_features

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError, dump_yaml, load_config
+from megavrc.config import dump_yaml, load_config
+from megavrc.errors import UserError
 from megavrc.training.config import OptimizerConfig, RunConfig, TokenizerRunConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate

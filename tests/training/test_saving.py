@@ -8,7 +8,7 @@ import pytest
 import torch
 from worlds import world_results
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.training.saving import check_space
 
 

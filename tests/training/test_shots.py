@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from golden import number_of, write
 
-from megavrc.config import UserError, read_json, sha256_json, write_json
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.sampling import Settings
 from megavrc.training.config import ClipDataConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megavrc.checkpoint import write
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.training.stages import start_from
 

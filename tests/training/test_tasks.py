@@ -14,9 +14,11 @@ import torch
 from videos import make_videos
 from worlds import ROOT, environment
 
-from megavrc.config import UserError, load_config, read_json
+from megavrc.config import load_config
 from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_manifest
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
+from megavrc.files import read_json
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.attention import BackendError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet

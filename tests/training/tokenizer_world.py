@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from megavrc.checkpoint import read
-from megavrc.config import UserError, load_config
+from megavrc.config import load_config
 from megavrc.distributed import Rank, connect
+from megavrc.errors import UserError
 from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.loop import train
 from megavrc.training.tasks.tokenizer import TokenizerTask

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.video import gameplay
 from megavrc.video.gameplay import ACTIONS, HOLD, SCENARIOS, caption, clip, opened, static_share
 

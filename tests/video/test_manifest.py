@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from trees import touch
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.video.manifest import (
     Entry,
     from_folder,

@@ -5,9 +5,9 @@ import av
 import numpy as np
 import pytest
 
-from megavrc.data.shapes import clip
 from megavrc.evaluation.quality import psnr
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames, write_mp4
+from megavrc.video.shapes import clip
 
 CLIPS = Path(__file__).parents[3] / "shared" / "clips"
 real_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="no real clips in ../shared/clips")

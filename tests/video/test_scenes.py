@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megavrc.data import shapes
+from megavrc.video import shapes
 from megavrc.video.scenes import (
     CANVAS,
     COLOURS,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megavrc.config import UserError
+from megavrc.errors import UserError
 from megavrc.video.synthetic import _spread
 
 ROOT = Path(__file__).parents[2]

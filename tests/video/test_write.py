@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megavrc.data.shapes import clip
 from megavrc.evaluation.quality import psnr
 from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_mp4, write_png
 from megavrc.video.scenes import Settings, heldout_combinations, render, scene
+from megavrc.video.shapes import clip
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 47)])

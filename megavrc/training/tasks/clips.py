@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megavrc.config import UserError, check_format, progress, read_json, sha256_json, write_json
-from megavrc.distributed import Rank, together
+from megavrc.distributed import Rank, same_error_on_all_ranks
+from megavrc.errors import UserError
+from megavrc.files import check_format, read_json, sha256_json, write_json
+from megavrc.progress import progress
 from megavrc.training.config import ClipDataConfig
 from megavrc.video import VideoError
 from megavrc.video.manifest import Entry, read_manifest
@@ -40,7 +42,7 @@ class ClipSource:
     def __init__(self, config: ClipDataConfig, cache: Path, rank: Rank) -> None:
         self.config = config
         manifest = Path(config.path)
-        with together(rank):
+        with same_error_on_all_ranks(rank):
             entries = _entries(manifest, config)
         self.sha256 = sha256_json([*map(_identity, entries), _settings(config)])
         self._root, self._entries = manifest.parent, entries

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
-from megavrc.config import UserError, to_dict
+from megavrc.config import to_dict
 from megavrc.data.order import Order
-from megavrc.distributed import Rank, seed_for, together
+from megavrc.distributed import Rank, same_error_on_all_ranks, seed_for
+from megavrc.errors import UserError
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
@@ -35,7 +36,7 @@ class TokenizerTask:
     def __init__(self, config: TokenizerRunConfig, rank: Rank) -> None:
         self.config = config
         objective = config.objective
-        with together(rank):
+        with same_error_on_all_ranks(rank):
             self.perceptual = (  # first of all: decoding may take hours
                 Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
             )

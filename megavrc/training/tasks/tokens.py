@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import UserError
 from megavrc.data.blend import BlendOrder, TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.distributed import seed_for
+from megavrc.errors import UserError
 from megavrc.training.config import BlendPart, TokenDataConfig, ValidationDataConfig
 from megavrc.training.tasks.base import Samples
 

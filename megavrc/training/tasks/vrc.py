@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megavrc.config import UserError
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
+from megavrc.errors import UserError
 from megavrc.model import VRC, Sampling, SamplingSettings, generate
 from megavrc.model.condition import Condition, pad_features
+from megavrc.model.cuda_graphs import forget
 from megavrc.model.flops import training_flops
-from megavrc.model.graphs import forget
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
 from megavrc.training.metrics import to_device

@@ -1,0 +1,1 @@
+"""What the parts cost on this machine, beside what they are measured against."""

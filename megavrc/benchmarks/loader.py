@@ -1,0 +1,183 @@
+"""How fast token shards are read: our stream against a webdataset pipeline on the same shards, in one run."""
+
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from torch import Tensor
+
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.order import Order
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.stream import Stream
+from megavrc.errors import UserError
+from megavrc.files import write_result
+from megavrc.hardware import machine
+from megavrc.progress import progress
+
+SHAPE, VOCAB = (5, 32, 32), 8192  # of a 17-frame clip at 256x256
+SHUFFLE_BUFFER = 1000  # of webdataset; our order shuffles all samples
+
+Batch = tuple[Tensor, list[str]]
+
+
+def loader(
+    samples: int = 20_000,
+    shards: int = 10,
+    batch: int = 32,
+    rounds: int = 5,
+    json: Path | None = None,
+) -> None:
+    """Measure samples a second of our stream and of a webdataset pipeline: shuffle, decode, batch.
+
+    Both deliver batches of int64 ids and captions of the same generated shards, a whole epoch each time; ours also
+    compares checksums. They take turns, in this process and in one worker process, with the shards in the page cache
+    (warm) and after the kernel was asked to forget them (cold). By the clock, and by CPU time of all processes, which
+    other programs on the machine disturb less. Medians over the rounds.
+
+    Args:
+        samples: clips in all shards together.
+        shards: of equal size.
+        batch: clips of a batch.
+        rounds: measurements of each.
+        json: write the results there.
+    """
+    if not 0 < batch * shards <= samples or samples % shards:
+        raise UserError(f"--samples {samples}: must be a multiple of --shards, and a batch must fit a shard")
+    rates: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_dataset(Path(name), samples, shards)
+        jobs = {
+            f"{kind}, {where}": run(folder, batch, workers)
+            for where, workers in (("in process", 0), ("one worker", 1))
+            for kind, run in (("megavrc", ours), ("webdataset", theirs))
+        }
+        for _ in progress(range(rounds), "rounds"):
+            for state in ("cold", "warm"):
+                for job, run in jobs.items():
+                    if state == "cold":
+                        forget(folder)
+                    rate = samples_per_second(run, samples // batch * batch)
+                    rates.setdefault(f"{job}, {state}", []).append(rate)
+    by_clock, by_cpu = (
+        {job: statistics.median(rate[which] for rate in found) for job, found in rates.items()}
+        for which in (0, 1)
+    )
+    result = {
+        "machine": machine("cpu", torch.get_num_threads(), "webdataset", "numpy"),
+        "data": {"samples": samples, "shards": shards, "batch": batch, "shape": SHAPE, "rounds": rounds},
+        "samples_per_second": by_clock,
+        "samples_per_cpu_second": by_cpu,
+        "ratio": {"clock": _ratios(by_clock), "cpu": _ratios(by_cpu)},
+        "all_rounds": rates,
+    }
+    for job in by_clock:
+        print(f"{job:32s} {by_clock[job]:7.0f} samples/s, {by_cpu[job]:7.0f} per CPU second")
+    for place, ratio in result["ratio"]["clock"].items():
+        print(f"megavrc / webdataset, {place:17s} {ratio:5.1f}x, CPU {result['ratio']['cpu'][place]:5.1f}x")
+    if json:
+        write_result(json, result)
+
+
+def _ratios(rates: dict[str, float]) -> dict[str, float]:
+    return {
+        job.removeprefix("megavrc, "): rate / rates[job.replace("megavrc", "webdataset")]
+        for job, rate in rates.items()
+        if job.startswith("megavrc")
+    }
+
+
+def ours(folder: Path, batch: int, workers: int) -> Callable[[], Iterable[Batch]]:
+    """Opens the dataset and reads an epoch of it, shuffled as a whole."""
+
+    def run() -> Iterable[Batch]:
+        dataset = TokenDataset(folder)
+        order = Order(len(dataset), seed=0)
+        stream = Stream(
+            dataset, order, global_batch=batch, micro_batch=batch, collate=_collate, workers=workers
+        )
+        return islice(stream, len(dataset) // batch)
+
+    return run
+
+
+def theirs(folder: Path, batch: int, workers: int) -> Callable[[], Iterable[Batch]]:
+    """The same with webdataset as its documentation does it: shards and a buffer shuffled, decoded, batched."""
+
+    def run() -> Iterable[Batch]:
+        tars = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
+        dataset = (
+            webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0)
+            .shuffle(SHUFFLE_BUFFER)
+            .decode()
+            .to_tuple("npy", "json")
+            .map(lambda pair: {"ids": torch.from_numpy(pair[0].astype(np.int64)), **pair[1]})
+            .batched(batch, partial=False, collation_fn=_collate)
+        )
+        return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
+
+    return run
+
+
+def _collate(items: list[dict[str, Any]]) -> Batch:
+    return torch.stack([item["ids"] for item in items]), [item["caption"] for item in items]
+
+
+def samples_per_second(run: Callable[[], Iterable[Batch]], expected: int) -> tuple[float, float]:
+    """By the clock and by CPU time, of a whole epoch, from opening the files on."""
+    start, cpu = time.perf_counter(), _cpu_time()
+    batches = iter(run())
+    count = sum(len(captions) for _, captions in batches)
+    seconds = time.perf_counter() - start
+    del batches  # its workers end, and only then their CPU time is known
+    assert count == expected, f"{count} samples of {expected}"
+    return count / seconds, count / (_cpu_time() - cpu)
+
+
+def _cpu_time() -> float:
+    """Of this process and those children that have ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
+
+
+def write_dataset(
+    folder: Path, samples: int, shards: int, shape: tuple[int, int, int] = SHAPE, vocab: int = VOCAB
+) -> Path:
+    """Shards of random ids with captions of about 80 bytes and labels below 101."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for number in progress(range(shards), "write shards"):
+        tar = folder / "shards" / shard_name("train", number, shards)
+        with ShardWriter(tar, shape, vocab) as writer:
+            for sample in range(samples // shards):
+                caption = (
+                    f"clip {sample} of shard {number}, in which somebody walks along a street in the evening"
+                )
+                ids = rng.integers(0, vocab, shape)
+                fields = {"caption": caption, "label": sample % 101, "source": "made"}
+                writer.add(f"{number:08d}-{sample:07d}", ids, fields)
+            writer.commit(plan_sha256="")
+        done = read_done(tar, "")
+        assert done is not None
+        entries.append(listed("train", done))
+    tokenizer = {"name": "none", "sha256": "0" * 64}
+    info = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "clip"}
+    write_manifest(folder, {**info, "tokenizer": tokenizer}, entries)
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Ask the kernel to drop the shards from its page cache."""
+    for path in (folder / "shards").iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,271 @@
+"""How fast VRC trains and with how much memory, against next-token prediction of all frames (half of Figure 6)."""
+
+import itertools
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megavrc.benchmarks.loader import write_dataset
+from megavrc.config import dump_yaml
+from megavrc.errors import EXIT_USER, UserError
+from megavrc.files import read_json, write_result
+from megavrc.hardware import gpu_of, machine
+from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
+from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.progress import progress
+from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, TrainConfig
+
+CLASSES = 101  # of UCF101
+SAMPLES = 256  # of the generated dataset
+Case = tuple[Any, int, Any]  # preset, micro-batch, prediction
+MODELS: tuple[Literal["segment", "token"], ...] = ("segment", "token")
+NO_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9"
+)
+KILLED = (-9, 137)  # by the kernel, which is how a CPU runs out of memory
+
+
+def train(
+    preset: list[Literal["debug", "b", "l", "xl", "1.2b"]] | None = None,
+    frames: int = 4,
+    micro_batch: list[int] | None = None,
+    grid: int = 0,
+    precision: Literal["fp32", "bf16"] | None = None,
+    attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto",
+    activation_checkpointing: Literal["none", "layers"] = "none",
+    compile: bool = False,
+    zero: Literal[0, 1, 2, 3] = 1,
+    steps: int | None = None,
+    warmup: int | None = None,
+    rounds: int = 1,
+    saves: int = 2,
+    processes: int = 1,
+    threads: int = 1,
+    folder: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Train VRC and the baseline (`prediction: token`) of the same preset on the same generated token shards.
+
+    All goes through the real data stream, engine and metrics, class-conditional, on the GPUs of this machine if it
+    has any. Every case is measured in fresh processes, VRC and the baseline taking turns; one that runs out of
+    memory is reported as that. Medians over the timed steps, then over the rounds.
+
+    Args:
+        preset: sizes (default: b).
+        frames: latent frames after the first.
+        micro_batch: clips of one forward pass of a rank (default: 8), no accumulation.
+        grid: cells along a side of a latent frame (default: of the preset).
+        precision: fp32 or bf16 (default: bf16 on GPUs).
+        attention: backend.
+        activation_checkpointing: layers computes each layer a second time.
+        compile: each layer with torch.compile.
+        zero: ZeRO stage.
+        steps: timed steps of a case in a round (default: 20 on GPUs, 2 on the CPU).
+        warmup: steps before them (default: 5 on GPUs, 1 on the CPU).
+        rounds: times each case is measured.
+        saves: checkpoints written after the timed steps of the first round.
+        processes: ranks of a run.
+        threads: CPU threads of a rank.
+        folder: on the disk that checkpoints are written to (default: a temporary one).
+        json: write the results there.
+    """
+    on_gpu = torch.cuda.is_available()
+    steps = steps if steps is not None else 20 if on_gpu else 2
+    warmup = warmup if warmup is not None else 5 if on_gpu else 1
+    if min(steps, warmup, rounds, processes, threads, *(micro_batch or [1])) < 1 or saves < 0 or frames < 1:
+        raise UserError("all numbers must be at least 1, only --saves may be 0")
+    settings = TrainConfig(
+        steps=steps,
+        precision=precision or ("bf16" if on_gpu else "fp32"),
+        attention=attention,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+        zero=zero,
+        keep=1,
+        watchdog_s=0,
+    )
+    cases = list(itertools.product(preset or ["b"], micro_batch or [8], MODELS))
+    results: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        configs = {case: _config(Path(name), case, frames, grid, settings, processes) for case in cases}
+        for number, case in progress(list(itertools.product(range(rounds), cases)), "cases"):
+            options = [str(warmup), str(saves if number == 0 else 0)]
+            results[case].append(_run(Path(name), configs[case], options, processes, threads))
+    table = [
+        {**_named(case), **_summary(found), **_planned(configs[case], processes), "rounds": found}
+        for case, found in results.items()
+    ]
+    model, run = (
+        {"frames": frames, "grid": configs[cases[0]].model.grid},
+        {"warmup": warmup, "rounds": rounds},
+    )
+    names = ("steps", "precision", "attention", "activation_checkpointing", "compile", "zero")
+    result = {
+        "machine": _machine(threads, processes),
+        "settings": {**model, **{name: getattr(settings, name) for name in names}, **run},
+        "cases": table,
+        "against_token": _ratios(table),
+    }
+    _print(result)
+    if json:
+        write_result(json, result)
+
+
+# --- one case -----------------------------------------------------------------------------------------------------
+
+
+def _config(
+    folder: Path, case: Case, frames: int, grid: int, train: TrainConfig, processes: int
+) -> RunConfig:
+    """A run on generated shards of the model's shape, which are written if they are not there."""
+    preset, micro_batch, prediction = case
+    condition = ConditionConfig(kind="class", classes=CLASSES)
+    try:
+        model = ModelConfig(preset, frames=frames, grid=grid, prediction=prediction, condition=condition)
+        data = folder / f"data-{model.grid}-{model.vocab}"
+        config = RunConfig(
+            run_dir="",
+            stage="video",
+            model=model,
+            data=TokenDataConfig(path=str(data)),
+            train=replace(train, micro_batch=micro_batch, global_batch=micro_batch * processes),
+            preview=PreviewConfig(count=0),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not data.exists():
+        shape = (1 + frames, model.grid, model.grid)
+        write_dataset(data, samples=SAMPLES, shards=1, shape=shape, vocab=model.vocab)
+    return config
+
+
+def _run(folder: Path, config: RunConfig, options: list[str], processes: int, threads: int) -> dict[str, Any]:
+    """Measure in fresh processes. What they found, or {"out_of_memory": True}.
+
+    Raises:
+        UserError: the settings do not fit together or cannot run here.
+        RuntimeError: the case failed for another reason; with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        out = Path(name) / "result.json"
+        config.run_dir = str(Path(name) / "run")
+        dump_yaml(config, Path(name) / "run.yaml")
+        words = [str(out), *options, f"--config={Path(name) / 'run.yaml'}"]
+        launcher = (
+            ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+            if processes > 1
+            else []
+        )
+        ended = subprocess.run(
+            [sys.executable, "-m", *launcher, "megavrc.benchmarks.train_case", *words],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode == 0:
+            return read_json(out)
+    if ended.returncode in KILLED or NO_MEMORY.search(ended.stderr):
+        return {"out_of_memory": True}
+    if ended.returncode == EXIT_USER:
+        raise UserError(ended.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    raise RuntimeError(f"{' '.join(words)}: exit code {ended.returncode}\n{ended.stderr[-3000:]}")
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def _named(case: Case) -> dict[str, Any]:
+    return dict(zip(("preset", "micro_batch", "prediction"), case, strict=True))
+
+
+def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds; the most memory."""
+    if any("out_of_memory" in found for found in rounds):
+        return {"out_of_memory": True}
+    medians: dict[str, Any] = {
+        name: statistics.median(found[name] for found in rounds)
+        for name in ("clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "clips_per_cpu_s")
+        if name in rounds[0]
+    }
+    memory: dict[str, Any] = {
+        name: max(found[name] for found in rounds)
+        for name in ("memory_GiB", "reserved_GiB")
+        if name in rounds[0]
+    }
+    return {**medians, **memory, "checkpoint_stalls_s": rounds[0]["checkpoint_stalls_s"]}
+
+
+def _planned(config: RunConfig, processes: int) -> dict[str, float]:
+    """What `tools/plan_run.py` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
+    comes on top of the libraries' memory, `before_GiB` of a round and about 0.2 GiB that are loaded later.
+    """
+    model, train = config.model, config.train
+    with torch.device("meta"):
+        parameters = VRC(model).parameter_counts()["total"]
+    memory = memory_bytes(
+        parameters,
+        activations(model, train.precision),
+        precision=train.precision,
+        zero=train.zero,
+        gpus=processes,
+        ema=train.ema > 0,
+        micro_batch=train.micro_batch,
+        checkpointing=train.activation_checkpointing != "none",
+    )
+    left_out = ("CUDA",) if torch.cuda.is_available() else GPU_ONLY
+    return {"planned_GiB": sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30}
+
+
+def _ratios(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """VRC over the baseline, by preset and micro-batch, where both fit."""
+    ratios = []
+    for vrc, token in zip(table[::2], table[1::2], strict=True):
+        if "out_of_memory" not in vrc and "out_of_memory" not in token:
+            names = ("clips/s", "clips_per_cpu_s", "memory_GiB")
+            ratio = {name: vrc[name] / token[name] for name in names}
+            ratios.append({"preset": vrc["preset"], "micro_batch": vrc["micro_batch"], **ratio})
+    return ratios
+
+
+def _machine(threads: int, processes: int) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    known = gpu_of(gpu) if gpu else None
+    return machine("cuda" if gpu else "cpu", threads) | {
+        "gpu": gpu,
+        "dense_bf16_peak_tflops": known.tflops if known else None,
+        "processes": processes,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    print(f"{machine['gpu'] or machine['cpu']}, {machine['processes']} processes, {result['settings']}")
+    print(
+        f"{'preset':7s}{'batch':>6s} {'model':8s}{'clips/s':>9s}{'tokens/s':>10s}{'TFLOP/s':>9s}{'MFU':>7s}",
+        end="",
+    )
+    print(f"{'memory':>11s}{'planned':>11s}{'data wait':>11s}  checkpoint stalls")
+    for row in result["cases"]:
+        start = f"{row['preset']:7s}{row['micro_batch']:6d} {row['prediction']:8s}"
+        if "out_of_memory" in row:
+            print(f"{start}  out of memory")
+            continue
+        share = f"{row['mfu_%']:6.1f}%" if "mfu_%" in row else f"{'':7s}"
+        stalls = ", ".join(f"{stall:.2f} s" for stall in row["checkpoint_stalls_s"])
+        print(
+            f"{start}{row['clips/s']:9.3g}{row['tokens/s']:10.4g}{row['TFLOP/s/rank']:9.3g}{share}"
+            f"{row['memory_GiB']:7.2f} GiB{row['planned_GiB']:7.2f} GiB{row['data_wait_%']:10.1f}%  {stalls}"
+        )
+    for ratio in result["against_token"]:
+        print(
+            f"{ratio['preset']}, micro-batch {ratio['micro_batch']}: VRC trains {ratio['clips/s']:.2f} times as many "
+            f"clips a second ({ratio['clips_per_cpu_s']:.2f} a CPU second) with {ratio['memory_GiB']:.0%} of the memory"
+        )

@@ -1,0 +1,1 @@
+"""The demonstration: from videos to a report."""

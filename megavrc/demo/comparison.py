@@ -1,0 +1,61 @@
+"""Real, reconstructed and generated clips side by side, one prompt a row."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megavrc.generation.folder import load_folder
+from megavrc.model import SamplingSettings
+from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_png
+from megavrc.video.manifest import read_manifest
+
+ROWS = {"val": 6, "heldout": 2}  # prompts of each split
+
+
+def write_comparison(
+    model: Path, manifest: Path, out: Path, settings: SamplingSettings, seed: int = 0
+) -> None:
+    """Write OUT/comparison.gif (moving) and OUT/comparison.png (stills).
+
+    Args:
+        model: converted folder.
+        manifest: of the clips of tools/make_shapes.py; prompts are taken from its splits val and heldout.
+        out: folder.
+        settings: of the generated clips.
+        seed: of the generated clips.
+    """
+    loaded = load_folder(model)
+    entries = _choose(list(read_manifest(manifest)))
+    prompts = [entry["caption"] for entry in entries]
+    real = np.stack([read_clip(manifest.parent / entry["path"], 0, 17, size=None) for entry in entries])
+    tokenizer = loaded.video_tokenizer
+    rebuilt = tokenizer.decode(tokenizer.encode(torch.from_numpy(real))).numpy()
+    seeds = list(range(seed, seed + len(prompts)))
+    made = np.asarray(loaded.generate(prompts=prompts, seeds=seeds, settings=settings)[1])
+    cells = []
+    for index, entry in enumerate(entries):
+        note = " (held out)" if entry["split"] == "heldout" else ""
+        for name, clips in (("real", real), ("reconstructed", rebuilt), ("generated", made)):
+            cells.append((f"{name}: {entry['caption']}{note}", clips[index]))
+    out.mkdir(parents=True, exist_ok=True)
+    write_png(out / "comparison.png", contact_sheet(cells, columns=9, scale=2))
+    short = [(label.split(": ")[index % 3 == 0], clip) for index, (label, clip) in enumerate(cells)]
+    write_gif(out / "comparison.gif", clip_grid(short, columns=6, scale=3), fps=8)
+
+
+def _choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Clips that differ as much as possible in what they show, the same ones every time."""
+    chosen = []
+    for split, count in ROWS.items():
+        candidates = [row for row in rows if row["split"] == split]
+        used: set[str] = set()
+        picked: list[dict[str, Any]] = []
+        while candidates and len(picked) < count:
+            best = min(candidates, key=lambda row: len(used & set(row["attributes"].values())))
+            candidates.remove(best)
+            picked.append(best)
+            used ^= set(best["attributes"].values())
+        chosen += picked
+    return chosen

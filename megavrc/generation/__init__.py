@@ -1,0 +1,1 @@
+"""Clips from a converted folder: conditions from prompts, generation, files."""

@@ -1,0 +1,118 @@
+"""Evaluation of a converted model: do its clips show what the prompts say, and how long does one take."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.evaluation.alignment import evaluate
+from megavrc.files import write_json
+from megavrc.generation.folder import load_folder
+from megavrc.model import Sampling, SamplingSettings
+from megavrc.progress import progress
+from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
+from megavrc.video.manifest import read_manifest
+from megavrc.video.shapes import Combination
+
+Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
+
+
+def alignment(
+    model: Path,
+    manifest: Path,
+    prompts: int = 144,
+    first_temperature: float = 0.7,
+    later_temperature: float = 0.5,
+    guidance: float = 1.0,
+    speculative: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    json: Path | None = None,
+    sheet: Path | None = None,
+) -> None:
+    """Detect colour, shape and direction in real, reconstructed and generated clips (made by tools/make_shapes.py).
+
+    Scores are fractions of clips, 0 to 1. `generated_t1` samples at temperature 1 throughout, as the paper does;
+    `heldout` asks for combinations that training never showed together.
+
+    Args:
+        model: converted folder.
+        manifest: manifest.jsonl of the clips.
+        prompts: clips to generate for each of generated, generated_t1 and heldout; rounded so that each
+            combination comes equally often.
+        first_temperature: sampling temperature of the first frame.
+        later_temperature: sampling temperature of the later frames.
+        guidance: classifier-free guidance scale of all generated clips; 1 is none. Otherwise the set `unguided`
+            repeats `generated` without it.
+        speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
+        seed: clip i is generated with the seed SEED + i.
+        device: cpu or cuda.
+        json: write the scores there.
+        sheet: write a contact sheet (PNG) there.
+    """
+    sampling_settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
+    loaded = load_folder(model, device)
+    entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
+    if not entries["val"] or not entries["train"]:
+        raise UserError(
+            f"{manifest}: needs clips of the splits train and val; make them with tools/make_shapes.py"
+        )
+
+    def reconstruct(clips: Clips) -> Clips:
+        tokenizer = loaded.video_tokenizer
+        try:
+            return tokenizer.decode(tokenizer.encode(torch.from_numpy(clips))).cpu().numpy()
+        except ValueError as error:
+            raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
+
+    def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
+        settings = sampling_settings(first, later, scale, speculative)
+        return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
+
+    report = evaluate(
+        real=[(combination, read(manifest, path)) for combination, path in entries["val"]],
+        reconstruct=reconstruct,
+        generate=generate,
+        trained=sorted({combination for combination, _ in entries["train"]}),
+        heldout=sorted({combination for combination, _ in entries["heldout"]}),
+        prompts=prompts,
+        temperatures=(first_temperature, later_temperature),
+        guidance=guidance,
+        seed=seed,
+        progress=progress,
+    )
+    for name, scores in report.scores.items():
+        print(f"{name:14s}" + "".join(f" {key} {value:.4g}" for key, value in scores.items()))
+    if json:
+        write_json(json, report.scores)
+    if sheet:
+        write_png(sheet, contact_sheet(report.examples))
+
+
+def sampling_settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+    """The settings of a command's options; UserError for what cannot be."""
+    try:
+        return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
+    """What the clips of a split show, and their paths."""
+    try:
+        rows = [row for row in read_manifest(manifest) if row["split"] == split]
+        return [(Combination(**row["attributes"]), row["path"]) for row in rows]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{manifest}: a clip without attributes; alignment needs tools/make_shapes.py's clips"
+        ) from None
+
+
+def read(manifest: Path, path: str) -> Clips:
+    """One whole clip as it is, [T, H, W, 3]."""
+    try:
+        return read_clip(manifest.parent / path, 0, count_frames(manifest.parent / path), size=None)
+    except VideoError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,201 @@
+"""Scores of scenes (tools/make_scenes.py): real clips, what a video tokenizer makes of them, and generated ones."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.evaluation.quality import psnr
+from megavrc.evaluation.scene_scores import Score, score_scenes
+from megavrc.files import sha256_file, write_result
+from megavrc.generation.evaluate import read, sampling_settings
+from megavrc.generation.folder import Folder, load_folder
+from megavrc.hardware import machine
+from megavrc.model import SamplingSettings
+from megavrc.progress import progress
+from megavrc.tokenizers import OmniTokenizer
+from megavrc.video import contact_sheet, write_png
+from megavrc.video.manifest import read_manifest
+from megavrc.video.scenes import Scene, from_attributes
+
+Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
+
+EXAMPLES = 6  # clips of each set on the sheet
+
+
+def scenes(
+    manifest: Path,
+    split: str = "val",
+    tokenizer: Path | None = None,
+    model: Path | None = None,
+    n: int | None = None,
+    first_temperature: float = 1.0,
+    later_temperature: float = 1.0,
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch: int = 16,
+    device: str = "cpu",
+    json: Path | None = None,
+    sheet: Path | None = None,
+) -> None:
+    """Score clips of scenes (made by tools/make_scenes.py): attributes, whole objects, paths, permanence, drift.
+
+    The sets: `real`; `reconstructed` by the video tokenizer, which is the ceiling for every model on it; with --model
+    `from_first_frame`, generated from the caption and the true first frame, and `generated`, from the caption alone.
+
+    Args:
+        manifest: manifest.jsonl of the clips.
+        split: whose clips.
+        tokenizer: folder or .ckpt of the video tokenizer (default: the model's, if one is given).
+        model: converted folder.
+        n: clips, the first ones of the split (default: all).
+        first_temperature: sampling temperature of the first frame.
+        later_temperature: sampling temperature of the later frames.
+        guidance: classifier-free guidance scale; 1 is none.
+        seed: clip i is generated with the seed SEED + i.
+        batch: clips that are reconstructed or generated together.
+        device: cpu or cuda.
+        json: write the scores there, with 95% intervals.
+        sheet: write a contact sheet (PNG) with the first clips of every set there.
+    """
+    settings = sampling_settings(first_temperature, later_temperature, guidance)  # mistakes before any work
+    if batch < 1 or (n is not None and n < 1):
+        raise UserError("batch and n: at least 1")
+    rows = scene_rows(manifest, split)[:n]
+    folder = load_folder(model, device) if model else None
+    video = (
+        OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else folder and folder.video_tokenizer
+    )
+    sets = {"real": read_clips(manifest, [path for _, path, _ in rows])}
+    if video:
+        sets["reconstructed"] = reconstruct(video, sets["real"], batch, manifest)
+    if folder:
+        captions = [caption for caption, _, _ in rows]
+        seeds = range(seed, seed + len(rows))
+        sets["from_first_frame"] = generate(folder, captions, seeds, settings, batch, sets["real"][:, 0])
+        sets["generated"] = generate(folder, captions, seeds, settings, batch)
+    scores = score_sets(sets, [scene for _, _, scene in rows])
+    print(table(scores))
+    if json:
+        content = {
+            "machine": machine(device, torch.get_num_threads(), "numpy", "scipy", "av"),
+            "protocol": {
+                "manifest_sha256": sha256_file(manifest),
+                "split": split,
+                "clips": len(rows),
+                "tokenizer": video.sha256 if video else None,
+                "model": folder.identity() if folder else None,
+                "temperature": [first_temperature, later_temperature],
+                "guidance": guidance,
+                "seed": seed,
+                "interval": "95%, bootstrap over clips",
+            },
+            "scores": {
+                name: {key: score.to_dict() for key, score in each.items()} for name, each in scores.items()
+            },
+        }
+        write_result(json, content)
+    if sheet:
+        rows_of = [
+            (f"{name}: {rows[i][0]}", made[i])
+            for name, made in sets.items()
+            for i in range(min(EXAMPLES, len(rows)))
+        ]
+        write_png(sheet, contact_sheet(rows_of))
+
+
+def scene_rows(manifest: Path, split: str) -> list[tuple[str, str, Scene]]:
+    """Caption, path and scene of every clip of a split; UserError where there is none."""
+    try:
+        rows = [row for row in read_manifest(manifest) if row["split"] == split]
+        found = [(row["caption"], row["path"], from_attributes(row["attributes"])) for row in rows]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{manifest}: a clip without a scene; make the clips with tools/make_scenes.py"
+        ) from None
+    if not found:
+        raise UserError(f"{manifest}: no clips of the split {split}")
+    return found
+
+
+def read_clips(manifest: Path, paths: Sequence[str]) -> Clips:
+    """All clips, which have one size and length."""
+    clips = [read(manifest, path) for path in progress(paths, "read")]
+    odd = [path for path, clip in zip(paths, clips, strict=True) if clip.shape != clips[0].shape]
+    if odd:
+        raise UserError(f"{manifest}: {odd[0]} has another size or length than {paths[0]}")
+    return np.stack(clips)
+
+
+def reconstruct(tokenizer: OmniTokenizer, clips: Clips, batch: int, manifest: Path) -> Clips:
+    """The clips, encoded and decoded."""
+    made = []
+    for part in progress(parts(len(clips), batch), "reconstruct"):
+        try:
+            made.append(tokenizer.decode(tokenizer.encode(torch.from_numpy(clips[part]))).cpu().numpy())
+        except ValueError as error:
+            raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
+    return np.concatenate(made)
+
+
+def generate(
+    folder: Folder,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    batch: int,
+    first_frames: Clips | None = None,
+) -> Clips:
+    """A clip a caption, from its first frame (uint8 [B, H, W, 3]) if these are given."""
+    made = []
+    for part in progress(
+        parts(len(captions), batch), "generate" if first_frames is None else "from first frame"
+    ):
+        first = None if first_frames is None else torch.from_numpy(first_frames[part])
+        _, frames = folder.generate(
+            captions[part], seeds=seeds[part], settings=settings, first_frame=first, batch_size=batch
+        )
+        made.append(frames.cpu().numpy())
+    return np.concatenate(made)
+
+
+def parts(total: int, batch: int) -> list[slice]:
+    """Batches of `total` clips."""
+    return [slice(start, start + batch) for start in range(0, total, batch)]
+
+
+def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dict[str, Score]]:
+    """All scores of each set; PSNR against the first, the real one, where a set has the same frames to show."""
+    real = next(iter(sets.values()))
+    scores = {name: score_scenes(progress(made, f"score {name}"), wanted) for name, made in sets.items()}
+    if "reconstructed" in sets:
+        ratios = [psnr(a, b) for a, b in zip(real, sets["reconstructed"], strict=True)]
+        scores["reconstructed"]["psnr"] = Score(np.array(ratios))
+    return scores
+
+
+def table(scores: dict[str, dict[str, Score]]) -> str:
+    """One line a score that is no curve: its mean in every set and the clips that it is taken over."""
+    names = list(dict.fromkeys(name for each in scores.values() for name in each))
+    lines = [f"{'':12s}" + "".join(f"{name:>26s}" for name in scores)]
+    for name in names:
+        cells = list(_cells(name, scores))
+        if cells:
+            lines.append(f"{name:12s}" + "".join(f"{cell:>26s}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cells(name: str, scores: dict[str, dict[str, Score]]) -> Iterator[str]:
+    for each in scores.values():
+        score: Any = each.get(name)
+        if score is not None and np.ndim(score.mean):
+            return
+        if score is None or not score.n:
+            yield "-"
+            continue
+        low, high = score.interval()
+        yield f"{score.mean:.4g} [{low:.4g}, {high:.4g}] {score.n}"

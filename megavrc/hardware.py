@@ -1,0 +1,136 @@
+"""Devices, their peaks and memory as their makers state them, and the most memory that a process has had."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megavrc.errors import UserError
+
+if TYPE_CHECKING:  # imported where it is used: showing a result needs none of it
+    import torch
+
+
+def check_device(device: "str | torch.device") -> "torch.device":
+    """The device, if this machine has it; else UserError."""
+    import torch
+
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        has = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"device {device}: not on this machine; choose {has}") from None
+    return wanted
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One type of GPU.
+
+    Attributes:
+        name: as options write it. match: what its CUDA device name contains.
+        tflops: dense bf16 matrix products with fp32 accumulation, in 10^12 operations a second (half of what data
+            sheets state "with sparsity"). gib: memory.
+    """
+
+    name: str
+    match: str
+    tflops: float
+    gib: float
+
+
+# Makers' data sheets; where only the sparse peak is stated, its half. Longer matches first.
+GPUS = (
+    GPU("b200", "B200", 2250, 180),  # NVIDIA DGX B200, an eighth
+    GPU("h200", "H200", 989.5, 141e9 / 2**30),  # NVIDIA H200 SXM
+    GPU("h100-nvl", "H100 NVL", 835.5, 94e9 / 2**30),  # NVIDIA H100 NVL
+    GPU("h100-pcie", "H100 PCIe", 756.5, 80),  # NVIDIA H100 PCIe
+    GPU("h100", "H100", 989.5, 80),  # NVIDIA H100 SXM5
+    GPU("a100-40", "A100-SXM4-40GB", 312, 40),  # NVIDIA A100
+    GPU("a100", "A100", 312, 80),
+    GPU("a40", "A40", 149.7, 48),  # NVIDIA A40
+    GPU("a10", "A10", 125, 24),  # NVIDIA A10
+    GPU("l40s", "L40S", 362, 48),  # NVIDIA L40S
+    GPU("l4", "L4", 121, 24),  # NVIDIA L4
+    GPU("rtx-4090", "RTX 4090", 165.2, 24),  # NVIDIA Ada architecture whitepaper, appendix A
+    GPU("rtx-3090", "RTX 3090", 71, 24),  # NVIDIA Ampere GA102 whitepaper, appendix A
+)
+
+
+def gpu_named(name: str) -> GPU:
+    """A GPU by the name that options use.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    for gpu in GPUS:
+        if gpu.name == name.lower():
+            return gpu
+    known = ", ".join(gpu.name for gpu in GPUS)
+    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib_memory")
+
+
+def gpu_of(device_name: str) -> GPU | None:
+    """The GPU that `torch.cuda.get_device_name` names; None if it is not in the table."""
+    words = device_name.replace("NVIDIA", "").split()
+    for gpu in GPUS:
+        if gpu.match in device_name and (" " in gpu.match or any(w.startswith(gpu.match) for w in words)):
+            # A100 and A10G are no A10, L40S is no L4.
+            if gpu.name in ("a10", "l4") and gpu.match not in words:
+                continue
+            return gpu
+    return None
+
+
+def reset_peak_memory(device: "str | torch.device") -> int | None:
+    """Forget the peak so far; returns the bytes in use now, or None where the peak cannot be forgotten."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # not Linux, or not allowed
+            return None
+    return peak_memory(device)
+
+
+def peak_memory(device: "str | torch.device") -> int:
+    """Bytes that this process has had at most: allocated on its GPU; resident, if it computes on the CPU."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    # Not getrusage where there is this file: that begins with the peak of the process that started this one.
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
+
+
+def machine(device: str = "cpu", threads: int | None = None, *packages: str) -> dict[str, Any]:
+    """What a result was measured on, with the versions of `packages` and torch."""
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", *packages)},
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

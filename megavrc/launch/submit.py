@@ -1,0 +1,209 @@
+"""SLURM jobs from a command of this repository: render, submit, requeue, status.
+
+Only what needs the configuration classes imports them: `requeue` must work in a job whose environment is broken.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from megavrc.config import dump_yaml, load_config
+from megavrc.errors import EXIT_CODES, UserError
+from megavrc.files import check_format, read_json, write_json
+from megavrc.launch import requeue as again
+from megavrc.launch.slurm import Resources, new_submission, submissions
+from megavrc.launch.slurm import render as render_script
+from megavrc.launch.snapshot import snapshot
+
+TRAINING = ("pretrain/pretrain_vrc.py", "pretrain/pretrain_tokenizer.py")
+JOB = "job.json"  # what was submitted, and SLURM's number of it
+JOB_FORMAT = 1  # of it and of attempts.jsonl
+TOKENIZATION = ["tools/tokenize_videos.py", "run"]
+
+
+def render(command: tuple[str, ...] = (), **resources: Any) -> None:
+    """Print the script that `submit` would submit; nothing is written.
+
+    Args:
+        command: what to run, after `--`: a pretraining script and its options, or tools/tokenize_videos.py run.
+        resources: see `Resources`.
+    """
+    run_dir, words, _ = _understand(command, wanted := Resources(**resources))
+    print(render_script(words, run_dir, new_submission(run_dir), wanted), end="")
+
+
+def submit(command: tuple[str, ...] = (), **resources: Any) -> None:
+    """Check the configuration, copy code and configuration into the run folder, and submit.
+
+    Args:
+        command: what to run, after `--`: a pretraining script and its options, or tools/tokenize_videos.py run.
+        resources: see `Resources`.
+    """
+    run_dir, words, config = _understand(command, wanted := Resources(**resources))
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no sbatch here; `render` prints the script, to submit it where there is one"
+        )
+    _refuse_second_job(run_dir)
+    here = new_submission(run_dir)
+    revision = snapshot(here / "code")
+    if config is not None:
+        dump_yaml(config, here / "config.yaml")
+    script = here / "job.sbatch"
+    script.write_text(render_script(words, run_dir, here, wanted))
+    try:
+        _submit(script, {"command": list(command), "revision": revision})
+    except UserError:  # SLURM does not take it
+        shutil.rmtree(here)
+        raise
+
+
+def requeue(run_dir: Path, exit_code: int | None = None) -> int:
+    """Put a job back into the queue. Batch scripts call it with an exit code; without one, it is for people:
+    the last submission once more, with the code and configuration of then.
+
+    Args:
+        run_dir: folder of the run (of tokenization: OUT).
+        exit_code: of the attempt that ends now, inside its job.
+    """
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if exit_code is None:
+        if again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir))):
+            raise UserError(f"{run_dir}: is complete; raise train.steps and submit anew to go on")
+        _refuse_second_job(run_dir)
+        if not (known := submissions(run_dir)):
+            raise UserError(f"{run_dir}: was never submitted")
+        _submit(known[-1] / "job.sbatch", _read_job(known[-1]))
+        return 0
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise UserError("--exit_code is for the batch script: there is no SLURM_JOB_ID here")
+    history = again.record(run_dir, exit_code)
+    done = again.is_complete(run_dir, history) if task is None else exit_code == 0
+    reason = again.stop_reason(history, done, counts_steps=task is None)
+    with contextlib.suppress(OSError):  # the log's disk is full
+        verdict = f"not requeued: {reason}" if reason else "requeued"
+        print(f"step {history[-1].step}, exit code {exit_code}: {verdict}", flush=True)
+    if reason is None:
+        if task is not None:  # one task of an array has the array's own number, which would requeue all tasks
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+        return _slurm("scontrol", "requeue", job).returncode
+    if not done:
+        print(f"see {again.diagnose(run_dir, history, reason, task)}", flush=True)
+    return 0
+
+
+def status(run_dir: Path) -> None:
+    """Where a submitted run stands: its job, the step it has reached, its restarts.
+
+    Args:
+        run_dir: folder of the run (of tokenization: OUT).
+    """
+    if not (known := submissions(run_dir)):
+        raise UserError(f"{run_dir}: was never submitted")
+    job = _read_job(known[-1])["job"]
+    print(f"job        {job} (submission {known[-1].name}): {_job_state(job) or 'not in the queue'}")
+    if (run_dir / "plan.json").is_file():
+        print(f"progress   python tools/tokenize_videos.py status --out={run_dir}")
+    else:
+        complete = again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir)))
+        print(f"step       {again.saved_step(run_dir)} saved{', complete' if complete else ''}")
+    for file in sorted((run_dir / "slurm").glob("attempts*.jsonl")):
+        if not (history := again.attempts(file)):
+            continue
+        last = history[-1]
+        print(
+            f"{file.stem:10} {len(history)}, the last on {last.nodes}: step {last.step}, exit code "
+            f"{last.exit_code} ({EXIT_CODES.get(last.exit_code, 'see the log')})"
+        )
+    for file in sorted((run_dir / "slurm").glob("diagnosis*.txt")):
+        print(f"stopped    see {file}")
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+def _understand(command: tuple[str, ...], resources: Resources) -> tuple[Path, list[str], Any]:
+    """The run folder, the words to run in the job, and the configuration of a training run."""
+    script = command[0].removeprefix("./") if command else ""
+    if script in TRAINING:
+        config = _training_config(script, command[1:], resources)
+        run_dir = Path(config.run_dir)
+        words = [script, f"--config={new_submission(run_dir)}/config.yaml"]
+        return run_dir, words, config
+    if [script, *command[1:2]] == TOKENIZATION:
+        if not resources.array:
+            raise UserError("tokenization is an array of tasks: give --array=N")
+        return _option(command, "--out"), [script, *command[1:]], None
+    known = ", ".join((*TRAINING, " ".join(TOKENIZATION)))
+    raise UserError(f"after `--` comes one of: {known}; not {' '.join(command[:2]) or 'nothing'}")
+
+
+def _training_config(script: str, options: tuple[str, ...], resources: Resources) -> Any:
+    from megavrc.training.config import RunConfig, TokenizerRunConfig
+
+    cls: Any = RunConfig if script == TRAINING[0] else TokenizerRunConfig
+    config = load_config(cls, list(options))
+    train, ranks = config.train, resources.ranks
+    if resources.array:
+        raise UserError("--array: is for tokenization")
+    if train.global_batch % (ranks * train.micro_batch):
+        raise UserError(
+            f"train.global_batch: {train.global_batch} is not a multiple of {ranks} ranks x train.micro_batch "
+            f"{train.micro_batch}"
+        )
+    return config
+
+
+def _option(words: tuple[str, ...], name: str) -> Path:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == name or word.startswith(f"{name}="):
+            return Path(following if word == name else word.partition("=")[2])
+    raise UserError(f"{' '.join(words[:2])}: {name} is missing")
+
+
+def _refuse_second_job(run_dir: Path) -> None:
+    for folder in submissions(run_dir):
+        if (folder / JOB).is_file():
+            job = _read_job(folder)["job"]
+            if state := _job_state(job):
+                raise UserError(f"{run_dir}: job {job} is {state}; `scancel {job}` first")
+
+
+def _read_job(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(folder / JOB)
+    check_format(folder / JOB, content.get("format"), JOB_FORMAT)
+    return content
+
+
+def _job_state(job: str) -> str:
+    """Such as RUNNING; empty when SLURM has none that waits or runs."""
+    found = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T", check=False)
+    return ", ".join(sorted(set(found.stdout.split())))
+
+
+def _submit(script: Path, record: dict[str, Any]) -> None:
+    job = _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
+    now = time.time()
+    write_json(script.with_name(JOB), {**record, "format": JOB_FORMAT, "job": job, "time": now})
+    logs = script.parents[1]
+    for file in logs.glob("attempts*.jsonl"):  # a person has looked: count anew
+        file.rename(file.with_name(f"{file.name}.{now:.0f}"))
+    for file in logs.glob("diagnosis*.txt"):
+        file.unlink()
+    print(f"submitted job {job}: {script}")
+    print(f"to watch: python tools/submit_slurm.py status --run_dir={script.parents[2]}")
+
+
+def _slurm(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no {words[0]} here; is this a machine of the SLURM cluster?") from None
+    if check and done.returncode:
+        raise UserError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
+    return done

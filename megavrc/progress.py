@@ -1,0 +1,49 @@
+"""How far a long loop is: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PROGRESS_SECONDS = 5.0  # between plain progress lines when the output is not a terminal
+
+
+def progress(
+    iterable: Iterable[T],
+    label: str,
+    total: int | None = None,
+    note: Callable[[], str] | None = None,
+) -> Iterator[T]:
+    """Pass `iterable` through, showing how far it is: a bar on a terminal, otherwise a line every few seconds.
+
+    `note` says what else is worth knowing, such as a rate.
+    """
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)  # type: ignore[arg-type]
+
+    def noted(text: str) -> str:
+        return f"{text}, {note()}" if note else text
+
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task(label, total=total)
+            for item in iterable:
+                yield item
+                bar.update(task, advance=1, description=noted(label))
+        return
+    start = last = time.monotonic()
+    count = 0
+    for count, item in enumerate(iterable, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            left = f", {(now - start) / count * (total - count):.0f} s left" if total else ""
+            line = noted(f"{label}: {count}/{total or '?'}")
+            print(f"{line}{left}", file=sys.stderr, flush=True)
+    print(f"{label}: {count} done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,1 +1,0 @@
-"""What joins the parts below it: the demonstration and its report, the doctor."""

@@ -1,0 +1,267 @@
+"""Do two runs agree? Their metrics at the same steps, their configurations, and a plot of both.
+
+A reference is a run reduced to one small file: a line {"reference": ...} with its configuration, then lines of
+metrics. It can stand wherever a run folder can.
+"""
+
+import json as jsonlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megavrc.checkpoint import read_record
+from megavrc.errors import UserError
+from megavrc.files import check_format, write_atomic, write_result
+
+Line = dict[str, Any]
+REFERENCE_FORMAT = 1
+
+# What depends on the machine and its load, not on what is trained.
+MACHINE = {"time", "clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "memory_GiB"}
+MACHINE |= {"checkpoint_stall_s", "checkpoint_failures"}
+WHERE = (
+    "run_dir",
+    "init_from",
+    "data.path",
+    "data.text_tokenizer",
+    "data.video_tokenizer",
+)  # not what a run is
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell: metrics by step, and the flat configuration (empty if it is not known)."""
+
+    path: Path
+    lines: dict[int, Line]
+    config: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def keys(self) -> list[str]:
+        """Metrics of what was trained, in their order."""
+        names = dict.fromkeys(name for line in self.lines.values() for name in line)
+        return [name for name in names if name not in MACHINE | {"step"} and self._is_number(name)]
+
+    def _is_number(self, name: str) -> bool:
+        return all(isinstance(line.get(name, 0.0), int | float) for line in self.lines.values())
+
+    def values(self, key: str) -> dict[int, float]:
+        """By step, where the metric was written."""
+        return {step: line[key] for step, line in self.lines.items() if key in line}
+
+
+def read_run(path: Path) -> Run:
+    """A run folder, or a reference file.
+
+    Raises:
+        UserError: it is neither, or it has no whole line of metrics.
+    """
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a run folder with metrics.jsonl, or a reference file")
+    rows = list(_rows(file))
+    about = rows[0]["reference"] if rows and "reference" in rows[0] else {}
+    check_format(file, about.get("format"), REFERENCE_FORMAT)
+    config = about.get("config", {})
+    if (path / "config.yaml").is_file():
+        config = dict(_flat(yaml.safe_load((path / "config.yaml").read_text()), ""))
+    if record := read_record(path):
+        start = record["starts"][-1]
+        about = {"versions": start["versions"], "world_size": start["world_size"]}
+    lines = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
+    if not lines:
+        raise UserError(f"{file}: has no lines of metrics, which are JSON objects with a step")
+    return Run(path, lines, config, about)
+
+
+def _rows(file: Path) -> Iterator[Line]:
+    """Its lines; a last one that is not whole belongs to a run that is being written."""
+    texts = [text for text in file.read_text(errors="replace").splitlines() if text.strip()]
+    for number, text in enumerate(texts, 1):
+        try:
+            row = jsonlib.loads(text)
+        except jsonlib.JSONDecodeError:
+            if number == len(texts):
+                return
+            raise UserError(f"{file}: line {number} is not JSON") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: line {number} is not a JSON object")
+        yield row
+
+
+def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys of nested dictionaries."""
+    if isinstance(content, dict) and content:
+        for name, value in content.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, content
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+def relative_difference(a: float, b: float) -> float:
+    """|a - b| over the larger magnitude: 0 if both are the same or NaN, infinite if one is not finite."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))
+
+
+def differences(a: Run, b: Run, keys: list[str], tolerance: float) -> list[dict[str, Any]]:
+    """For each metric: steps compared, largest and mean relative difference, first step beyond the tolerance.
+
+    Raises:
+        UserError: a metric that the runs do not share at any step.
+    """
+    rows = []
+    for key in keys:
+        mine, theirs = a.values(key), b.values(key)
+        found = {step: relative_difference(mine[step], theirs[step]) for step in sorted(mine.keys() & theirs)}
+        if not found:
+            shared = [name for name in a.keys if a.values(name).keys() & b.values(name)]
+            raise UserError(
+                f"--keys {key}: at no common step of {a.path} and {b.path}; they share {', '.join(shared) or 'none'}"
+            )
+        rows.append(
+            {
+                "key": key,
+                "steps": len(found),
+                "max": max(found.values()),
+                "mean": sum(found.values()) / len(found),
+                "first_beyond": next((step for step, value in found.items() if value > tolerance), None),
+            }
+        )
+    return rows
+
+
+def config_differences(a: Run, b: Run) -> dict[str, list[Any]]:
+    """Values of both, of the keys that differ; where files lie does not matter."""
+    if not a.config or not b.config:
+        return {}
+    keys = dict.fromkeys([*a.config, *b.config])
+    return {
+        key: [a.config.get(key), b.config.get(key)]
+        for key in keys
+        if key not in WHERE and a.config.get(key) != b.config.get(key)
+    }
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def compare_runs(
+    run_a: Path,
+    run_b: Path | None = None,
+    keys: list[str] | None = None,
+    tolerance: float = 1e-5,
+    plot: Path | None = None,
+    save: Path | None = None,
+    every: int = 1,
+    json: Path | None = None,
+) -> int:
+    """Compare the metrics of two runs at the same steps; exit code 0 within the tolerance, 1 beyond it.
+
+    Differences are |a - b| over the larger of both. The same configuration, machine and number of ranks give 0.
+
+    Args:
+        run_a: run folder, or a reference file made with --save.
+        run_b: another one (only with --save it may be missing).
+        keys: metrics to compare (default: all that both have and that do not depend on the machine's speed).
+        tolerance: largest relative difference that counts as the same.
+        plot: draw both runs there, .png or .svg.
+        save: write run_a there as a reference file.
+        every: in that file, only lines of steps that are multiples of this, and the last one.
+        json: write the differences there.
+    """
+    a = read_run(run_a)
+    if save:
+        save_reference(a, save, keys or a.keys, every)
+    if run_b is None:
+        if not save:
+            raise UserError("give two runs to compare, or --save=FILE to make a reference of one")
+        return 0
+    b = read_run(run_b)
+    both = [key for key in a.keys if a.values(key).keys() & b.values(key)]
+    if not both:
+        raise UserError(f"{run_a} and {run_b} have no metric at a common step: nothing to compare")
+    rows = differences(a, b, keys or both, tolerance)
+    changed = config_differences(a, b)
+    for line in _table(a, b, rows, changed, tolerance):
+        print(line)
+    if plot:
+        draw(a, b, [row["key"] for row in rows], plot)
+    if json:
+        write_result(json, {"tolerance": tolerance, "differences": rows, "config": changed})
+    return int(any(row["first_beyond"] is not None for row in rows))
+
+
+def _table(
+    a: Run, b: Run, rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance: float
+) -> Iterator[str]:
+    for name, run in (("A", a), ("B", b)):
+        yield f"{name}: {run.path}, steps {min(run.lines)} to {max(run.lines)}, {len(run.lines)} lines"
+    for key, (mine, theirs) in changed.items():
+        yield f"config {key}: {mine!r} in A, {theirs!r} in B"
+    if not (a.config and b.config):
+        yield "config: not known of both, so not compared"
+    for name, run, other in (("A", a, b), ("B", b, a)):
+        if alone := [key for key in run.keys if key not in other.keys]:
+            yield f"only in {name}: {', '.join(alone)}"
+    yield f"{'metric':24s}{'steps':>6s}{'largest':>12s}{'mean':>12s}  first step beyond {tolerance:g}"
+    for row in rows:
+        beyond = "none" if row["first_beyond"] is None else row["first_beyond"]
+        yield f"{row['key']:24s}{row['steps']:6d}{row['max']:12.3g}{row['mean']:12.3g}  {beyond}"
+
+
+def save_reference(run: Run, path: Path, keys: list[str], every: int) -> None:
+    """Write a run as a reference file: metrics `keys` of every so many steps and the last one, the configuration
+    without what says where files lie, versions and the number of ranks."""
+    if every < 1:
+        raise UserError(f"--every {every}: must be at least 1")
+    config = {key: value for key, value in run.config.items() if key not in WHERE}
+    steps = [step for step in run.lines if step % every == 0 or step == max(run.lines)]
+    kept = [
+        {"step": step, **{key: run.lines[step][key] for key in keys if key in run.lines[step]}}
+        for step in steps
+    ]
+    lines: list[Any] = [{"reference": {**run.about, "format": REFERENCE_FORMAT, "config": config}}, *kept]
+    write_atomic(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode())
+
+
+def draw(a: Run, b: Run, keys: list[str], path: Path) -> None:
+    """Both runs over the steps, a panel for each metric."""
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {path}: the name must end in .png or .svg")
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(3, len(keys))
+    figure, axes = plt.subplots(
+        math.ceil(len(keys) / columns),
+        columns,
+        figsize=(4.6 * columns, 3.0 * math.ceil(len(keys) / columns)),
+        squeeze=False,
+    )
+    for axis, key in zip(axes.flat, keys, strict=False):
+        for run, style, colour in ((a, "-", "#2b6cb0"), (b, "--", "#c05621")):
+            axis.plot(*zip(*run.values(key).items(), strict=True), style, color=colour, label=str(run.path))
+        axis.set_title(key, fontsize=11)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(keys) :]:
+        axis.set_axis_off()
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)

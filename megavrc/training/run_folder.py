@@ -1,0 +1,225 @@
+"""The run folder: whose it is, where training stands in it, and how a run starts, resumes and ends there.
+
+config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ complete.json (of a finished run only)
+"""
+
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+import megavrc
+from megavrc.checkpoint import (
+    Checkpoint,
+    Lease,
+    Retention,
+    newest_good,
+    open_unverified,
+    read_record,
+    write_record,
+)
+from megavrc.config import dump_yaml, to_dict
+from megavrc.distributed import Rank, same_error_on_all_ranks
+from megavrc.errors import UserError
+from megavrc.files import write_json
+from megavrc.training.config import AnyRunConfig
+from megavrc.training.saving import Saver, check_space
+from megavrc.training.state import TrainingState
+
+log = logging.getLogger("megavrc")
+T = TypeVar("T")
+
+PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
+
+
+class RunFolder:
+    """The folder of one run, opened by all ranks together.
+
+    Args:
+        config: of the run.
+        identity: what makes it this run and no other (model, data, seed, ...); JSON.
+        facts: more about the data and tokenizers for those who read checkpoints; JSON.
+        rank: of this process.
+
+    Attributes:
+        checkpoint: to resume from, or None.
+        finished: the configured number of steps is done already.
+
+    Raises:
+        UserError: the folder cannot be written or holds another run, another job is at work in it, no checkpoint in it
+            is whole, or the ranks have different configurations or data.
+    """
+
+    def __init__(
+        self, config: AnyRunConfig, identity: dict[str, Any], facts: dict[str, Any], rank: Rank
+    ) -> None:
+        self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
+        self.path = Path(config.run_dir)
+        self.lease: Lease | None = None  # on the main rank
+        _refuse_other_ranks(config, identity, rank)
+        chosen = main_rank_decides(self._open, rank)  # which verifies it for all
+        try:
+            with same_error_on_all_ranks(rank):
+                self.checkpoint = None if chosen is None else open_unverified(chosen)
+        except BaseException:
+            self.close()
+            raise
+        self.finished = (
+            self.complete_file.is_file()
+            and self.checkpoint is not None
+            and self.checkpoint.step >= config.train.steps
+        )
+
+    @property
+    def complete_file(self) -> Path:
+        return self.path / "complete.json"
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def store(self) -> Path:
+        return self.path / "checkpoints"
+
+    def close(self) -> None:
+        """Let other jobs have the folder."""
+        if self.lease:
+            self.lease.release()
+
+    def _open(self) -> Path | None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lease = Lease(self.path)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
+        try:
+            return self._open_leased()
+        except BaseException:
+            self.lease.release()
+            raise
+
+    def _open_leased(self) -> Path | None:
+        starts: list[dict[str, Any]] = []
+        if record := read_record(self.path):
+            _refuse_another(self.path, record["identity"], self.identity)
+            starts = record["starts"]
+        found = newest_good(self.store)
+        dump_yaml(self.config, self.path / "config.yaml")
+        starts.append(
+            {**_surroundings(), "world_size": self.rank.world_size, "step": found.step if found else 0}
+        )
+        write_record(self.path, self.identity, self.facts, starts)
+        return found.path if found else None
+
+    def newest(self) -> Checkpoint:
+        """The newest whole checkpoint (collective); there must be one."""
+        return open_unverified(main_rank_decides(self._newest, self.rank))
+
+    def _newest(self) -> Path:
+        found = newest_good(self.store)
+        if found is None:
+            raise UserError(f"{self.store}: no checkpoint to go back to")
+        return found.path
+
+    def saver(self, state: TrainingState, validates: bool) -> Saver:
+        """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
+        train = self.config.train
+        retention = Retention(train.keep, train.keep_every, train.keep_best)
+        first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
+        most = replace(retention, best=train.keep_best and validates).most(
+            [*range(first, train.steps, train.save_every), train.steps]
+        )
+        main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
+        return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+
+    def describe(self, progress: dict[str, Any]) -> dict[str, Any]:
+        """Content of a checkpoint's state.json."""
+        return {
+            **progress,
+            "identity": self.identity,
+            "facts": self.facts,
+            "config": to_dict(self.config),
+            "world_size": self.rank.world_size,
+        }
+
+    def _check_lease(self) -> None:
+        if self.lease:
+            self.lease.check()
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished; on the main rank."""
+        write_json(self.complete_file, {"step": self.config.train.steps, "time": time.time(), **summary})
+
+
+def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
+    """Run `decide` on the main rank and give every rank its result, or its UserError."""
+    outcome: list[Any] = [None]
+    with same_error_on_all_ranks(rank):
+        if rank.main:
+            outcome[0] = decide()
+    dist.broadcast_object_list(outcome, src=0)
+    return outcome[0]
+
+
+def _refuse_other_ranks(config: AnyRunConfig, identity: dict[str, Any], rank: Rank) -> None:
+    """UserError on all ranks if not all have what the main rank has (collective)."""
+    mine = {"configuration": to_dict(config), "identity": identity}
+    mine["configuration"]["data"].pop("cache_dir", None)  # a disk of this machine
+    everyones: list[dict[str, Any]] = [{}] * rank.world_size
+    dist.all_gather_object(everyones, mine)
+    different = [number for number, theirs in enumerate(everyones) if theirs != everyones[0]]
+    if different:
+        first = list(_differences(everyones[different[0]], everyones[0], ""))
+        raise UserError(
+            f"rank{'s' * (len(different) > 1)} {', '.join(map(str, different))} would train another run than rank 0 "
+            f"({'; '.join(first[:4])}); all nodes must see the same configuration file and the same datasets"
+        )
+
+
+def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    differences = list(_differences(theirs, mine, ""))
+    if differences:
+        raise UserError(
+            f"{path}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to that "
+            "configuration to resume it"
+        )
+
+
+def _differences(theirs: Any, mine: Any, key: str) -> list[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        names = sorted(theirs.keys() | mine.keys())
+        nested = [
+            _differences(theirs.get(name), mine.get(name), f"{key}.{name}".lstrip(".")) for name in names
+        ]
+        return [difference for part in nested for difference in part]
+    return [] if theirs == mine else [f"{key}: {theirs!r} there, {mine!r} here"]
+
+
+def _surroundings() -> dict[str, Any]:
+    """When, with what code and on what this process runs."""
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "command": sys.argv,
+        "git": _git_revision(),
+        "versions": {"megavrc": megavrc.__version__} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _git_revision() -> str | None:
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its repository

@@ -1,0 +1,63 @@
+"""What a page may read: the files that were uploaded to it, in a folder of its own. Nothing of the server, no address.
+
+Gradio compares paths with its upload folder only where a request marks them as files, and downloads addresses itself.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from megavrc.errors import UserError
+
+
+def read_upload(path: Any, folder: Path) -> bytes:
+    """The content of a file that was uploaded into `folder` (without links in its own path).
+
+    Raises:
+        UserError: anything else: another file, a link to one, an address, no text.
+    """
+    return _uploaded(path, folder).read_bytes()
+
+
+def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:
+    """A FastAPI dependency of all routes that refuses requests with an address, or with a path outside of `folder`."""
+    from fastapi import HTTPException, Request
+
+    async def check(request: Request) -> None:
+        if "url_path" in request.path_params or any("://" in str(v) for v in request.path_params.values()):
+            raise HTTPException(403, "this server opens no addresses")
+        if request.headers.get("content-type", "").startswith("multipart/"):  # an upload
+            return
+        try:
+            for path in _paths(json.loads(await request.body() or b"null")):
+                _uploaded(path, folder)
+        except UserError as error:
+            raise HTTPException(403, str(error)) from None
+        except (ValueError, RecursionError):
+            raise HTTPException(400, "not valid JSON") from None
+
+    return check
+
+
+def _uploaded(path: Any, folder: Path) -> Path:
+    try:
+        found = Path(path).resolve(strict=True)
+        if found.is_file() and found.is_relative_to(folder):
+            return found
+    except (TypeError, ValueError, OSError, RuntimeError):  # no path, a loop of links
+        pass
+    raise UserError("the picture: only a file that was uploaded to this page is read")
+
+
+def _paths(content: Any) -> Iterator[Any]:
+    """Every value that is called `path`, at any depth."""
+    rest = [content]
+    while rest:
+        match rest.pop():
+            case dict() as found:
+                if found.get("path") is not None:
+                    yield found["path"]
+                rest += found.values()
+            case list() as found:
+                rest += found
