@@ -2,11 +2,14 @@
 
 import os
 import socket
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import pytest
 import torch
+from hf_source import Source
 
 torch.set_num_threads(1)
 
@@ -26,3 +29,18 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return Source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted through the gate."""
+    from megavrc.hf.convert import to_hf
+
+    out = tmp_path_factory.mktemp("converted") / "vrc"
+    to_hf(source.run, source.run.parent / "video", source.text.path, out)
+    return out

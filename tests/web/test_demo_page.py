@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf_source import Source
+from hf_source import Source, converted
 from pages import served
 from PIL import Image
-from test_restart import converted
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import load_folder

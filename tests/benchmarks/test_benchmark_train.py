@@ -14,7 +14,7 @@ from megavrc.errors import UserError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.flops import training_flops
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def benchmark(json_file: Path, *words: str, address_space: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_source import Source
+from hf_source import Source, converted
 from safetensors.torch import load_file
 
 from megavrc.checkpoint import read_weights
@@ -27,20 +27,6 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.stages import start_from
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
-
-
-def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Without the gate, which other tests try."""
-    run = read_run(source.run)
-    training = {
-        "stage": run.state["identity"]["stage"],
-        "step": 7,
-        "facts": source.facts,
-        "summary": [["steps", 7]],
-    }
-    text = source.text if source.model.config.condition.kind == "text" else None
-    write_folder(out, build(run, dtype), source.video, text, training, "4GB")
-    return out
 
 
 def test_there_and_back_and_there_again(source, folder, tmp_path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from megavrc.launch import doctor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_this_machine_can_run_the_demo(tmp_path: Path) -> None:

@@ -83,3 +83,19 @@ def make_tokens(
     assert done is not None
     write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed(split, done)])
     return folder
+
+
+def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A folder of a source, without the gate, which other tests try."""
+    from megavrc.hf.convert import build, read_run, write_folder
+
+    run = read_run(source.run)
+    training = {
+        "stage": run.state["identity"]["stage"],
+        "step": 7,
+        "facts": source.facts,
+        "summary": [["steps", 7]],
+    }
+    text = source.text if source.model.config.condition.kind == "text" else None
+    write_folder(out, build(run, dtype), source.video, text, training, "4GB")
+    return out

@@ -12,7 +12,7 @@ import pytest
 from megavrc.demo.run import main
 from megavrc.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORDS = [sys.executable, "-m", "megavrc.demo.run", "--part=0.01"]
 
 
