@@ -23,8 +23,8 @@ WRITERS = {
     "dump_yaml",
     "save_file",
 }
-BENCHMARKS = re.compile(r"megavrc/recipes/benchmark\w*\.py|benchmarks/\w+\.py")  # `--json` of each
-SYSTEM = {"megavrc/distributed/memory.py"}  # writes to /proc
+BENCHMARKS = re.compile(r"(?:megavrc/)?benchmarks/\w+\.py")  # `--json` of each
+SYSTEM = {"megavrc/hardware.py"}  # writes to /proc
 
 
 def name(path: Path) -> str:

@@ -24,7 +24,7 @@ ROWS = dict(
 MODULES = re.findall(r"^\| `python -m (megavrc[\w.]*)", README, re.MULTILINE)
 
 
-SCRIPT = r"\b((?:tools|pretrain|examples|benchmarks)/\w+\.py)\b"
+SCRIPT = r"(?<!/)\b((?:tools|pretrain|examples|benchmarks)/\w+\.py)\b"
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import torch
 
 from megavrc.benchmarks.generate_cases import CHANGES
 from megavrc.errors import UserError
+from megavrc.files import write_result
 from megavrc.generation.evaluate import sampling_settings
 from megavrc.generation.folder import load_folder
 from megavrc.model import VRC, SamplingSettings

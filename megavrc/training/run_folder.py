@@ -5,7 +5,6 @@ config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ co
 
 import logging
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from megavrc.config import dump_yaml, to_dict
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import write_json
+from megavrc.results import revision
 from megavrc.training.config import AnyRunConfig
 from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState
@@ -212,14 +212,6 @@ def _surroundings() -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "command": sys.argv,
-        "git": _git_revision(),
+        "git": revision(),
         "versions": {"megavrc": megavrc.__version__} | {name: metadata.version(name) for name in PACKAGES},
     }
-
-
-def _git_revision() -> str | None:
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None  # installed without its repository
