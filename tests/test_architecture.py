@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,14 @@ PLANTED = {  # file -> line that breaks the contract, and how lint-imports repor
     "video/__init__.py": ("import megavrc.data", "megavrc.video -> megavrc.data"),
     "data/__init__.py": ("def f():\n    import megavrc.training", "megavrc.data -> megavrc.training"),
     "config.py": ("import megavrc.model", "megavrc.config -> megavrc.model"),
+    "errors.py": ("import megavrc.config", "megavrc.errors -> megavrc.config"),
+    "files.py": ("import megavrc.progress", "megavrc.files -> megavrc.progress"),
+    "hardware.py": ("import megavrc.results", "megavrc.hardware -> megavrc.results"),
+    "measure.py": ("import megavrc.video", "megavrc.measure -> megavrc.video"),
+    "evaluation/__init__.py": ("import megavrc.data", "megavrc.evaluation -> megavrc.data"),
+    "generation/__init__.py": ("import megavrc.training", "megavrc.generation -> megavrc.training"),
+    "launch/__init__.py": ("import megavrc.hf", "megavrc.launch -> megavrc.hf"),
+    "web/__init__.py": ("import megavrc.demo", "megavrc.web -> megavrc.demo"),
     "tokenizers/__init__.py": ("import deepspeed", "megavrc.tokenizers -> deepspeed"),
     "model/__init__.py": ("from transformers import AutoModel", "megavrc.model -> transformers"),
     "training/loop.py": (
@@ -164,3 +173,10 @@ def test_import_contract_notices(tmp_path: Path) -> None:
     assert run.returncode == 1, run.stdout + run.stderr
     unnoticed = [report for _, report in PLANTED.values() if report not in run.stdout]
     assert unnoticed == [], run.stdout
+
+
+def test_the_picture_of_the_floors_is_that_of_the_code() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "figures" / "floors.py"))["drawing"]()
+    assert (ROOT / "docs" / "images" / "floors.svg").read_text() == drawn, (
+        "python docs/figures/floors.py draws it"
+    )
