@@ -181,11 +181,11 @@ def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dic
 def table(scores: dict[str, dict[str, Score]]) -> str:
     """One line a score that is no curve: its mean in every set and the clips that it is taken over."""
     names = list(dict.fromkeys(name for each in scores.values() for name in each))
-    lines = [f"{'':12s}" + "".join(f"{name:>26s}" for name in scores)]
+    lines = [f"{'':12s}" + "".join(f"{name:>36s}" for name in scores)]
     for name in names:
         cells = list(_cells(name, scores))
         if cells:
-            lines.append(f"{name:12s}" + "".join(f"{cell:>26s}" for cell in cells))
+            lines.append(f"{name:12s}" + "".join(f"{cell:>36s}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -198,4 +198,4 @@ def _cells(name: str, scores: dict[str, dict[str, Score]]) -> Iterator[str]:
             yield "-"
             continue
         low, high = score.interval()
-        yield f"{score.mean:.4g} [{low:.4g}, {high:.4g}] {score.n}"
+        yield f"{score.mean:.4g} [{low:.4g}, {high:.4g}] n {score.n}"
