@@ -44,7 +44,7 @@ SIDE = 240  # pixels of the middle square of the screen
 TICS = 2  # of the engine from frame to frame
 FPS = 35 / TICS
 LEAD = (8, 60)  # frames, both included, that are played before a clip: some scenarios have one start only
-ATTEMPTS = 1000  # episodes for one clip
+ATTEMPTS = 300  # episodes for one clip
 HIDDEN = (  # what a player's screen shows beside the world
     "hud",
     "weapon",

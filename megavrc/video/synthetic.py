@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -154,6 +155,7 @@ def _spread(work: Callable[[Job], Row], jobs: Sequence[Job], processes: int) -> 
 
 def _serve(results: Connection, work: Callable[[Job], Row], jobs: Sequence[Job]) -> None:
     """What a process does: its jobs, as long as somebody reads the results."""
+    os.setsid()  # Ctrl-C is for the command; processes, and what they have started, end in order
     try:
         for job in jobs:
             results.send(work(job))

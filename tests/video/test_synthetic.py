@@ -1,5 +1,6 @@
 """What holds of every command that makes a set of clips: it may be killed."""
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -20,44 +21,55 @@ NEEDS_VIZDOOM = pytest.mark.skipif(
 
 
 def start(tool: str, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a command; OUT is in the environment of every process that it starts."""
     command = [sys.executable, str(ROOT / "tools" / tool), f"--out={out}", *options]
     with open(out.with_suffix(".log"), "w") as log:
         return subprocess.Popen(
-            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log, start_new_session=True
-        )
+            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "SET": str(out)}, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
 
 
-def wait_for_group(leader: int, seconds: float) -> bool:
-    """Whether all processes of a group have ended; what is left of it is killed."""
-    for _ in range(int(seconds / 0.1)):
-        try:
-            os.killpg(leader, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    os.killpg(leader, signal.SIGKILL)
-    return False
+def running(out: Path) -> list[int]:
+    """Processes of a command that was started with OUT."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"SET={out}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 @pytest.mark.parametrize(
-    "tool, options",
+    "tool, options, number, alone",
     [
-        ("make_shapes.py", ["--clips=200", "--val=0"]),
-        pytest.param("make_gameplay.py", ["--clips=40", "--val=0", "--test=0"], marks=NEEDS_VIZDOOM),
+        ("make_shapes.py", ["--clips=200", "--val=0"], signal.SIGKILL, True),
+        pytest.param(
+            "make_gameplay.py",
+            ["--clips=40", "--val=0", "--test=0"],
+            signal.SIGINT,
+            False,
+            marks=NEEDS_VIZDOOM,
+        ),  # Ctrl-C, which the engine would see too
     ],
+    ids=["shapes", "gameplay"],
 )
 def test_a_killed_command_leaves_no_process_and_goes_on_where_it_was(
-    tmp_path: Path, tool: str, options: list[str]
+    tmp_path: Path, tool: str, options: list[str], number: int, alone: bool
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    running = start(tool, killed, *options)
+    command = start(tool, killed, *options)
     while not list(killed.glob("videos/train-*.mp4")):
-        assert running.poll() is None, killed.with_suffix(".log").read_text()
+        assert command.poll() is None, killed.with_suffix(".log").read_text()
         time.sleep(0.02)
-    running.kill()  # the command alone: its processes are to notice
-    running.wait()
+    assert len(running(killed)) >= 3
+    os.kill(command.pid, number) if alone else os.killpg(command.pid, number)
+    command.wait()
     assert not (killed / "manifest.jsonl").exists()
-    assert wait_for_group(running.pid, 60), "a process is left"
+    deadline = time.monotonic() + 60
+    while left := running(killed):  # the processes notice that nobody reads their results
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
     for out, processes in ((killed, 2), (whole, 1)):
         assert start(tool, out, *options, f"--processes={processes}").wait() == 0
     for path in [whole / "manifest.jsonl", *sorted((whole / "videos").iterdir())]:
