@@ -159,7 +159,7 @@ def load_config(cls: type[T], argv: list[str] | None = None) -> T:
         UserError: a missing file, unknown keys (all of them, each with the nearest known one), a value of the wrong
             type, or what `__post_init__` found.
     """
-    argv = _underscores(sys.argv[1:] if argv is None else argv)
+    argv = _current_files(cls, _underscores(sys.argv[1:] if argv is None else argv))
     parser = _parser(None)
     parser.description = f"Every key of {cls.__name__} can stand in the YAML file or be given as an option."
     parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
@@ -174,6 +174,22 @@ def load_config(cls: type[T], argv: list[str] | None = None) -> T:
     except ValueError as error:
         where = ", ".join(str(path) for path in _config_files(argv)) or "options"
         raise UserError(f"{where}: {error}") from None
+
+
+def _current_files(cls: type, argv: list[str]) -> list[str]:
+    """Let `--config` name a shipped file that has become options of another one: `retired_files` of the class."""
+    retired: dict[str, list[str]] = getattr(cls, "retired_files", {})
+    words: list[str] = []
+    for word, previous in zip(argv, ["", *argv], strict=False):
+        prefix = "--config=" if word.startswith("--config=") else ""
+        path = Path(word.removeprefix(prefix))
+        if not (prefix or previous == "--config") or path.is_file() or path.name not in retired:
+            words.append(word)
+            continue
+        file, *options = retired[path.name]
+        words += [f"{prefix}{path.with_name(file)}", *options]
+        print(f"{path}: read as {path.with_name(file)} {' '.join(options)}", file=sys.stderr)
+    return words
 
 
 def _config_files(argv: list[str]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megavrc.model import ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
@@ -225,6 +225,26 @@ class PreviewConfig:
     later_temperature: float = 0.5
 
 
+# Shipped files that are options of another one now, for command lines that name them: six for UCF101 became two.
+RETIRED_FILES = {
+    f"ucf101_{preset}_{stage}.yaml": [
+        f"ucf101_{stage}.yaml",
+        f"--model.preset={preset}",
+        f"--run_dir=runs/ucf101_{preset}/{folder}",
+        *more,
+    ]
+    for preset, micro_batch in (("b", 12), ("l", 6), ("xl", 4))
+    for stage, folder, more in (
+        ("image", "stage1", []),
+        (
+            "video",
+            "stage2",
+            [f"--init_from=runs/ucf101_{preset}/stage1", f"--train.micro_batch={micro_batch}"],
+        ),
+    )
+}
+
+
 @dataclass
 class RunConfig:
     """A VRC run, `pretrain/pretrain_vrc.py`.
@@ -249,6 +269,7 @@ class RunConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     init_from: str = ""
     deepspeed: dict[str, Any] = field(default_factory=dict)
+    retired_files: ClassVar = RETIRED_FILES
 
     def __post_init__(self) -> None:
         _raise(self._problems())

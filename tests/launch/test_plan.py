@@ -213,7 +213,7 @@ def described(path: Path) -> list[tuple[str, str, int, str]]:
     text = path.read_text()
     head = re.search(r"plan_run.py --gpu=(\S+) --gpus=(\d+)", text)
     assert head
-    rows = re.findall(r"^#   (\S+\.yaml) +(\d+\.\d GiB)$", text, re.MULTILINE)
+    rows = re.findall(r"^#   (\S+\.yaml(?: --\S+)*) +(\d+\.\d GiB)$", text, re.MULTILINE)
     return [(base, head[1], int(head[2]), memory) for base, memory in rows]
 
 
@@ -223,7 +223,8 @@ def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
     assert {base for base, *_ in rows} >= {"image_1.2b.yaml", "video_1.2b.yaml"}, "text, both stages"
     assert len([base for base, *_ in rows if base.startswith("ucf101")]) >= 2, "classes, both stages"
     for base, gpu, gpus, memory in rows:
-        config = load_config(RunConfig, [f"--config={CONFIGS / base}", f"--config={path}"])
+        file, *options = base.split()
+        config = load_config(RunConfig, [f"--config={CONFIGS / file}", f"--config={path}", *options])
         train = config.train
         checkpointing = train.activation_checkpointing != "none"
         planned = Job(

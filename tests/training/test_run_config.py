@@ -30,6 +30,33 @@ def test_the_paper_s_batch_fits_eight_ranks() -> None:
             assert train.global_batch == 96 and train.global_batch % (8 * train.micro_batch) == 0, path.name
 
 
+def test_options_after_a_retired_file_win() -> None:
+    old = f"--config={CONFIGS[0].parent}/ucf101_l_video.yaml"
+    assert load_config(RunConfig, [old, "--run_dir=mine"]).run_dir == "mine"
+
+
+@pytest.mark.parametrize("preset", ["b", "l", "xl"])
+@pytest.mark.parametrize("words", [["--config=%s"], ["--config", "%s"]], ids=str)
+def test_files_of_old_command_lines_are_options_now(
+    preset: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = CONFIGS[0].parent
+    image, video = (
+        load_config(
+            RunConfig, [word.replace("%s", f"{folder}/ucf101_{preset}_{stage}.yaml") for word in words]
+        )
+        for stage in ("image", "video")
+    )
+    assert image.model.preset == video.model.preset == preset and (image.stage, video.stage) == (
+        "image",
+        "video",
+    )
+    assert image.run_dir == video.init_from == f"runs/ucf101_{preset}/stage1"
+    assert video.run_dir == f"runs/ucf101_{preset}/stage2"
+    assert (image.train.micro_batch, video.train.micro_batch) == (12, {"b": 12, "l": 6, "xl": 4}[preset])
+    assert f"read as {folder}/ucf101_video.yaml --model.preset={preset}" in capsys.readouterr().err
+
+
 def test_all_problems_are_named_together() -> None:
     words = [
         "--train.steps=0",
