@@ -33,7 +33,7 @@ def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Sc
     rows = []
     for scene, clips in draws:
         modes = [mode_numbers(frames, scene) for frames in clips]
-        wholes = np.array([numbers for numbers in modes if numbers is not None]).reshape(
+        wholes = np.array([numbers for numbers in modes if numbers is not None], np.int64).reshape(
             -1, len(scene.objects)
         )
         untold = [number for number, item in enumerate(scene.objects) if not item.told]

@@ -207,6 +207,12 @@ def test_modes_do_not_see_other_faults() -> None:
     assert broken["modes"].mean == whole["modes"].mean and broken["modes_whole"].mean == 0.5
 
 
+def test_clips_none_of_which_is_whole_have_no_modes() -> None:
+    shown, clips = draws(0, 2)
+    scores = score_modes([(shown, [np.zeros_like(clip) for clip in clips])])
+    assert scores["modes_whole"].mean == 0 and np.isnan(scores["modes"].mean)
+
+
 def test_frozen_clips_do_none_of_the_modes() -> None:
     shown, clips = draws(0, 4)
     scores = score_modes([(shown, [np.repeat(clip[:1], 17, axis=0) for clip in clips])])
