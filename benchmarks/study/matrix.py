@@ -19,13 +19,12 @@ class Job:
     """One command.
 
     Attributes:
-        name: `set/step` of a set's step, or `run-seed`.
+        name: `set/step`; `run-seed` of a training; `run-seed/bits` and the like of what is measured of it.
         words: the script and its options.
         product: a file that exists when the job is done.
         after: names of the jobs that must be done before.
         needs: a key of the configuration that must exist, or "".
-        checkpoints: of a training run: steps to measure; empty for a step of a set.
-        run, seed, priority: of a training run.
+        run, seed, priority: whose training or measurement it is; "" of a step of a set.
     """
 
     name: str
@@ -33,10 +32,13 @@ class Job:
     product: Path
     after: list[str] = field(default_factory=list)
     needs: str = ""
-    checkpoints: list[int] = field(default_factory=list)
     run: str = ""
     seed: int = 0
     priority: int = 0
+
+    @property
+    def trains(self) -> bool:
+        return self.name == f"{self.run}-{self.seed}"
 
 
 class Matrix:
@@ -66,14 +68,23 @@ class Matrix:
                 if run.get(key) is not None and run[key] not in known:
                     raise UserError(f"{path}: runs.{name}.{key}: there is no {run[key]!r}")
 
-    def jobs(self, most: int = 9) -> list[Job]:
-        """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run."""
+    def jobs(self, most: int = 9, samples: bool = False) -> list[Job]:
+        """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
+
+        Args:
+            samples: with those that draw clips and score them, after all others.
+        """
         jobs: dict[str, Job] = {}
+        drawn: list[Job] = []
         for run, seed in self._order():
             if self._content["runs"][run]["priority"] <= most:
-                for job in [*self._steps(self._content["runs"][run]["set"]), self._training(run, seed)]:
-                    jobs.setdefault(job.name, job)
-        return list(jobs.values())
+                training = self._training(run, seed)
+                steps = self._steps(self._content["runs"][run]["set"])
+                jobs |= {
+                    job.name: job for job in (*steps, training, self._bits(training)) if job.name not in jobs
+                }
+                drawn += self._samples(training) if samples else []
+        return [*jobs.values(), *drawn]
 
     def _order(self) -> Iterator[tuple[str, int]]:
         """(run, seed) by priority, then seed, then as they are listed."""
@@ -123,19 +134,67 @@ class Matrix:
         ]
         overrides = {**run.get("overrides", {}), **self._smoke.get("overrides", {})}
         words += [f"--{key}={_text(value)}" for key, value in overrides.items()]
-        checkpoints = self._smoke.get("checkpoints") or run.get("checkpoints") or self._content["checkpoints"]
         after = [job.name for job in self._steps(run["set"])][-1:] + ([init] if init else [])
         return Job(
             f"{name}-{seed}",
             words,
             folder / "complete.json",
             after,
-            run.get("needs", ""),
-            checkpoints,
-            name,
-            seed,
-            run["priority"],
+            needs=run.get("needs", ""),
+            run=name,
+            seed=seed,
+            priority=run["priority"],
         )
+
+    def _bits(self, training: Job) -> Job:
+        steps = self._chosen(training, "checkpoints")
+        return self._measurement(training, "bits", "measure.py bits", [f"--checkpoints={steps}"])
+
+    def _samples(self, training: Job) -> Iterator[Job]:
+        """For every checkpoint and kind of sample: draw, then score."""
+        run = self._content["runs"][training.run]
+        if (
+            run["config"] == self._content["image"]
+            or self._content["sets"][run["set"]].get("scored") is False
+        ):
+            return
+        for step in self._chosen(training, "sampled"):
+            for kind, options in self._content["samples"].items():
+                ids = self._work / "samples" / training.name / f"{kind}-{step}.npz"
+                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", ""))]
+                words += [f"--checkpoint={step}", f"--out={ids}"]
+                name = f"{kind}-{step}"
+                drawing = self._measurement(training, f"{name}/ids", "measure.py sample", words, ids)
+                yield drawing
+                yield self._measurement(
+                    training, name, "measure.py score", [f"--samples={ids}"], after=drawing.name
+                )
+
+    def _measurement(
+        self,
+        training: Job,
+        name: str,
+        command: str,
+        words: list[str],
+        product: Path | None = None,
+        after: str = "",
+    ) -> Job:
+        json_file = self._work / "measured" / training.name / f"{name}.json"
+        script, subcommand = command.split()
+        return Job(
+            f"{training.name}/{name}",
+            [f"benchmarks/study/{script}", subcommand, f"--run={training.product.parent}", *words]
+            + ([] if product else [f"--json={json_file}"]),
+            product or json_file,
+            [after or training.name],
+            run=training.run,
+            seed=training.seed,
+            priority=training.priority,
+        )
+
+    def _chosen(self, training: Job, key: str) -> list[int]:
+        """Checkpoints of a run."""
+        return self._smoke.get(key) or self._content["runs"][training.run].get(key) or self._content[key]
 
     def _set(self, name: str) -> Path:
         return self._work / "sets" / name

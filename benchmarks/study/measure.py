@@ -1,4 +1,4 @@
-"""What a finished run of the study is worth: `measure.py {captions,bits}`. Each writes a JSON file."""
+"""What a finished run of the study is worth: `measure.py {captions,bits,sample,score}`."""
 
 import json as json_format
 from pathlib import Path
@@ -117,4 +117,6 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command({"captions": captions, "bits": bits})
+    from sampling import sample, score
+
+    command({"captions": captions, "bits": bits, "sample": sample, "score": score})

@@ -1,108 +1,118 @@
-"""The result file of a run: benchmarks/results/study/RUN-SEED.json, for failed runs too."""
+"""The result file of a run, benchmarks/results/study/RUN-SEED.json, in the schema of `megavrc.results`."""
 
-import os
-import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from matrix import Job
 
-from megavrc.files import read_json, write_json
+from megavrc import results
+from megavrc.files import read_json
+from megavrc.hardware import machine
 
-FORMAT = 1
-LINES = 20  # of its output, of a failed run
+LINES = 20  # of its output, of a command that failed
+PROTOCOL = {
+    "bits": "eval mode, running statistics, averaged weights, condition never dropped, clip by clip",
+    "low, high": "95% interval, bootstrap over clips (modes: over first frames)",
+    "seconds": "of the training command at niceness 19, validation and restarts included, pauses not; "
+    "cpu_seconds of all its processes",
+}
 
 
-def write_result(results: Path, job: Job, record: dict[str, Any], work: Path, code: Path) -> Path:
-    """Write the result of a run that is done or has failed; returns the file. It names no folder of this machine.
+def write_result(folder: Path, work: Path, code: Path, job: Job, jobs: dict[str, dict[str, Any]]) -> Path:
+    """Write the result of a run as far as it is known; returns the file. It names no folder of this machine.
+
+    Beyond the schema it has `run`, `seed`, `status` (done, trained, failed), `attempts` and, of what failed, `output`;
+    a case has `by_clip`, the values of its clips in the order of the split.
 
     Args:
-        results: folder of the files.
-        job: the run. record: of it in state.json. work, code: see `Runner`.
+        folder: of the result files.
+        work, code: see `Runner`.
+        job: of the run, the one that was just done or has failed.
+        jobs: the records of all jobs, as in state.json.
     """
-    run, measured = job.product.parent, work / "measured" / f"{job.name}.json"
-    done = record["status"] == "done"
+    name = f"{job.run}-{job.seed}"
+    run, measured = work / "runs" / name, work / "measured" / name
+    attempts = {key: jobs[key]["attempts"] for key in jobs if key == name or key.startswith(f"{name}/")}
+    failed = [key for key in attempts if jobs[key]["status"] == "failed"]
     started = read_json(run / "run.json") if (run / "run.json").exists() else {"facts": {}, "starts": []}
-    found = read_json(measured) if done else {"cases": []}
-    log = work / "logs" / f"{job.name}.log"
+    last: dict[str, Any] = started["starts"][-1] if started["starts"] else {}
+    bits = read_json(measured / "bits.json") if (measured / "bits.json").exists() else None
+    samples = [read_json(path) for path in sorted(measured.glob("*-*.json"))]
     content = {
-        "format": FORMAT,
-        "kind": "study run",
-        "name": job.run,
+        "format": results.FORMAT,
+        "run": job.run,
         "seed": job.seed,
-        "status": record["status"],
-        "machine": _machine(),
-        "versions": started["starts"][-1]["versions"] if started["starts"] else {},
-        "revision": sorted({str(start["git"]) for start in started["starts"]}),
-        "command": ["python", *job.words],
+        "status": "failed" if failed else "done" if bits else "trained",
+        "machine": machine("cpu", 1),
+        "versions": last.get("versions", {}),
+        "revision": ", ".join(dict.fromkeys(str(start["git"]) for start in started["starts"])),
+        "command": "python " + " ".join(last.get("command", job.words)),
         "config": yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else {},
-        "protocol": {
-            "bits": "eval mode, running statistics, averaged weights, condition never dropped, clip by clip",
-            "interval": "95%, bootstrap over clips, 10000 draws",
-            "seconds": "of the training command, validation and restarts included; cpu_seconds of all its processes",
-            "facts": started["facts"],
-        },
-        "attempts": record["attempts"],
-        "metrics": _metrics(found, _costs(record)) if done else {},
-        "cases": found["cases"],
+        "protocol": {**PROTOCOL, **started["facts"]},
+        "attempts": attempts,
+        "metrics": _metrics(bits, attempts.get(name, [])) if bits else {},
+        "cases": [*_bits_cases(bits), *map(_samples_case, samples)],
+        "output": {key: _last_lines(work / "logs" / f"{key.replace('/', '-')}.log") for key in failed},
     }
-    if not done:
-        content["output"] = log.read_text(errors="replace").splitlines()[-LINES:] if log.exists() else []
-    path = results / f"{job.name}.json"
-    write_json(path, _without_places(content, {str(work): "WORK", str(code): "CODE", sys.prefix: "VENV"}))
+    path = folder / f"{name}.json"
+    places = {str(work): "WORK", str(code): "CODE", sys.prefix: "VENV"}
+    results.write_result(path, _without_places(content, places))
     return path
 
 
-def _costs(record: dict[str, Any]) -> dict[str, float | None]:
-    """Sums over the training attempts; None if a runner that was killed has left one without its end."""
-    attempts = [attempt for attempt in record["attempts"] if "pretrain_vrc" in attempt["command"][0]]
-    known = all("seconds" in attempt for attempt in attempts)
-    return {
-        name: sum(attempt[name] for attempt in attempts) if known else None
-        for name in ("seconds", "paused", "cpu_seconds")
-    }
-
-
-def _metrics(found: dict[str, Any], costs: dict[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Name -> value, unit, n and interval: what the run cost, and its bits at the last checkpoint."""
-    clips = found["steps"] * found["batch"]
-    plain: dict[str, tuple[float | None, str]] = {
-        "steps": (found["steps"], "steps"),
-        "parameters": (found["parameters"]["total"], "parameters"),
-        "train_flops": (clips * found["flops_per_clip"], "FLOP"),
-        **{name: (value, "s") for name, value in costs.items()},
-    }
+def _metrics(bits: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, results.Metric]:
+    """What the run cost, without seconds if a runner that was killed has left an attempt without its end."""
+    clips = bits["steps"] * bits["batch"]
     metrics = {
-        name: {"value": value, "unit": unit, "n": 1, "low": None, "high": None}
-        for name, (value, unit) in plain.items()
+        "steps": results.metric(bits["steps"]),
+        "parameters": results.metric(bits["parameters"]["total"]),
+        "train_flops": results.metric(clips * bits["flops_per_clip"], "FLOP"),
     }
-    last = max(case["checkpoint"] for case in found["cases"])
-    for case in found["cases"]:
-        if case["checkpoint"] == last:
-            parts = {"total": case["total"], **{f"frame_{k}": part for k, part in enumerate(case["frames"])}}
-            metrics |= {
-                f"bits/{case['set']}/{part}": {"unit": "bits a clip", "n": case["n"], **values}
-                for part, values in parts.items()
-            }
+    if all("seconds" in attempt for attempt in attempts):
+        for name in ("seconds", "paused", "cpu_seconds"):
+            metrics[name] = results.metric(sum(attempt[name] for attempt in attempts), "s", len(attempts))
     return metrics
 
 
-def _machine() -> dict[str, Any]:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "niceness": os.nice(0),
-        "python": platform.python_version(),
+def _bits_cases(bits: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    for found in bits["cases"] if bits else []:
+        parts = {"total": found["total"], **{f"frame_{k}": part for k, part in enumerate(found["frames"])}}
+        metrics = {
+            name: results.metric(part["value"], "bits", found["n"], part["low"], part["high"])
+            for name, part in parts.items()
+        }
+        how = {name: found[name] for name in ("checkpoint", "set", "clips")}
+        row = results.case(f"bits {found['set']} {found['checkpoint']}", metrics, **how)
+        yield {**row, "by_clip": found["by_clip"]}
+
+
+def _samples_case(found: dict[str, Any]) -> dict[str, Any]:
+    scores: dict[str, dict[str, Any]] = found.pop("scores")
+    by_clip = found.pop("by_clip")
+    kind = "modes" if found["draws"] > 1 else found["entry"]
+    metrics = {
+        name: results.metric(value, "", score["n"], low, high)
+        for label, score in scores.items()
+        for name, value, low, high in _points(label, score)
+        if value is not None
     }
+    return {**results.case(f"{kind} {found['checkpoint']}", metrics, **found), "by_clip": by_clip}
+
+
+def _points(label: str, score: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
+    """(name, value, low, high) of a score; of a curve, of each of its points."""
+    if not isinstance(score["value"], list):
+        return [(label, score["value"], score["low"], score["high"])]
+    points = zip(score["value"], score["low"], score["high"], strict=True)
+    return [(f"{label}_{place}", *point) for place, point in enumerate(points)]
+
+
+def _last_lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-LINES:]
 
 
 def _without_places(content: Any, names: dict[str, str]) -> Any:

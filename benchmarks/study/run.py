@@ -11,17 +11,18 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from child import Ended, others_at_work, run_child, stop_on_signals
+from child import others_at_work, run_child, stop_on_signals
 from matrix import Job, Matrix
 from outcome import write_result
 
 from megavrc.config import command, load_config
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import check_format, read_json, write_json
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MATRIX = Path("benchmarks") / "study" / "matrix.yaml"
 RESULTS = CHECKOUT / "benchmarks" / "results" / "study"
+STATE_FORMAT = 1  # of state.json
 
 
 class Runner:
@@ -42,7 +43,7 @@ class Runner:
         self.work, self.code, self.matrix, self.results = work, code, matrix, results
         self.stop, self.pauses = stop, pauses
         self.jobs: dict[str, dict[str, Any]] = read_state(work)
-        self.products = {job.name: job.product for job in matrix.jobs()}
+        self.products = {job.name: job.product for job in matrix.jobs(samples=True)}
 
     def run(self, jobs: list[Job], retry: bool) -> bool:
         """Run what is neither done nor waits. False if something failed."""
@@ -50,8 +51,6 @@ class Runner:
             if self.stop.is_set():
                 break
             status = self.status(job)
-            if status == "done":
-                self._report(job, new=False)
             if status == "done" or (status == "failed" and not retry):
                 continue
             if missing := self.missing(job):
@@ -62,14 +61,10 @@ class Runner:
 
     def status(self, job: Job) -> str:
         """`done`, `failed`, `stopped`, `running` or `new`."""
-        if job.product.exists() and (not job.run or self.measured(job).exists()):
+        if job.product.exists():
             return "done"
         recorded = str(self.jobs.get(job.name, {}).get("status", "new"))
         return "new" if recorded == "done" else recorded  # what it has made was removed
-
-    def measured(self, job: Job) -> Path:
-        """The file that shows that a run is measured."""
-        return self.work / "measured" / f"{job.name}.json"
 
     def missing(self, job: Job) -> str:
         """What a job waits for: jobs before it, a key of the configuration; "" if nothing."""
@@ -91,59 +86,43 @@ class Runner:
         return {**self.matrix.environment, "PYTHONPATH": str(self.code)}
 
     def _execute(self, job: Job) -> None:
-        """A job's command, then, of a run, the measurement; whatever comes of it is recorded."""
-        ended = None
-        if not job.product.exists():
-            ended = self._command(job, job.words)
-        if job.run and job.product.exists() and not self.stop.is_set():
-            words = ["benchmarks/study/measure.py", "bits", f"--run={job.product.parent}"]
-            words += [f"--checkpoints={job.checkpoints}", f"--json={self.measured(job)}"]
-            ended = self._command(job, words)
-        self.jobs[job.name].pop("status")  # of its commands: now what has come of them decides
-        status = self.status(job)
-        if status != "done":
-            status = "stopped" if self.stop.is_set() else "failed"
-        self._save(job, status)
-        if status in ("done", "failed"):
-            self._report(job)
-        how = f"exit code {ended.code}, {self._log(job)}" if ended and status == "failed" else ""
-        print(f"{time.strftime('%H:%M:%S')} {job.name}: {status} {how}".rstrip(), flush=True)
-
-    def _report(self, job: Job, new: bool = True) -> None:
-        """The result file of a run, unless there is one and nothing is new."""
-        if job.run and (new or not (self.results / f"{job.name}.json").exists()):
-            write_result(self.results, job, self.jobs[job.name], self.work, self.code)
-
-    def _log(self, job: Job) -> Path:
-        return self.work / "logs" / f"{job.name.replace('/', '-')}.log"
-
-    def _command(self, job: Job, words: list[str]) -> Ended:
-        print(f"{time.strftime('%H:%M:%S')} {job.name}: {words[0]}", flush=True)
+        """Run a job's command and record what comes of it."""
+        print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
         attempt: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": words,
             "revision": revision(self.code),
         }
-        self.jobs.setdefault(job.name, {"attempts": []})["attempts"].append(attempt)
+        record = self.jobs.setdefault(job.name, {"attempts": []})
+        record["attempts"].append(attempt)
         self._save(job, "running")
-        line = [sys.executable, *words]
-        ended = run_child(line, self.code, self._environment(), self._log(job), self.stop, self._busy)
+        log = self.work / "logs" / f"{job.name.replace('/', '-')}.log"
+        line = [sys.executable, *job.words]
+        ended = run_child(line, self.code, self._environment(), log, self.stop, self._busy)
         attempt |= vars(ended)
-        return ended
+        done = job.product.exists()
+        status = "done" if done else "stopped" if self.stop.is_set() else "failed"
+        self._save(job, status)
+        if job.run and status != "stopped":
+            write_result(self.results, self.work, self.code, job, self.jobs)
+        print(f"{time.strftime('%H:%M:%S')} {job.name}: {status}, exit code {ended.code}; {log}", flush=True)
 
     def _busy(self, session: int) -> str:
         return others_at_work(session, self.work / "pause") if self.pauses else ""
 
     def _save(self, job: Job, status: str) -> None:
         self.jobs[job.name]["status"] = status
-        write_json(self.work / "state.json", {"process": os.getpid(), "jobs": self.jobs})
+        state = {"format": STATE_FORMAT, "process": os.getpid(), "jobs": self.jobs}
+        write_json(self.work / "state.json", state)
 
 
 def read_state(work: Path) -> dict[str, dict[str, Any]]:
     """The record of every job that has been started."""
     file = work / "state.json"
-    jobs: dict[str, dict[str, Any]] = read_json(file)["jobs"] if file.exists() else {}
-    return jobs
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = read_json(file)
+    check_format(file, content.get("format"), STATE_FORMAT)
+    return content["jobs"]
 
 
 def run(
@@ -152,6 +131,7 @@ def run(
     results: Path = RESULTS,
     retry: bool = False,
     update: bool = False,
+    samples: bool = False,
     pauses: bool = True,
     smoke: bool = False,
 ) -> int:
@@ -165,6 +145,7 @@ def run(
         results: folder for a result file a run.
         retry: repeat what has failed.
         update: move the frozen clone to this checkout's revision.
+        samples: draw clips from the finished runs too, and score them.
         pauses: stand still while tests or benchmarks run on this machine, or WORK/pause exists.
         smoke: the whole matrix at toy size, in this checkout as it is.
     """
@@ -178,7 +159,7 @@ def run(
         code = CHECKOUT if smoke else frozen_clone(work, update)
         matrix = Matrix(code / MATRIX, work, smoke)
         runner = Runner(work, code, matrix, results, stop_on_signals(), pauses)
-        fine = runner.run(matrix.jobs(priority), retry)
+        fine = runner.run(matrix.jobs(priority, samples), retry)
     return 0 if fine else 1
 
 
@@ -213,12 +194,13 @@ def revision(checkout: Path) -> str:
     return _git("-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40")
 
 
-def status(work: Path, priority: int = 9) -> None:
+def status(work: Path, priority: int = 9, samples: bool = False) -> None:
     """Print what of the matrix is done, running, stopped, failed or waiting, and the core-minutes of each.
 
     Args:
         work: folder of `run`.
         priority: of the runs, up to this one.
+        samples: also what draws and scores clips.
     """
     if not (work / "state.json").exists():
         raise UserError(f"{work}: has no state.json; no matrix has been started there")
@@ -227,7 +209,7 @@ def status(work: Path, priority: int = 9) -> None:
     runner = Runner(work.resolve(), code, matrix, RESULTS, threading.Event(), False)
     process, total = _process_at_work(work), 0.0
     print(f"{'':28s} core-minutes, estimate")
-    for job in matrix.jobs(priority):
+    for job in matrix.jobs(priority, samples):
         state = runner.status(job)
         if state == "running" and not process:  # its runner was killed
             state = "stopped"
@@ -236,7 +218,7 @@ def status(work: Path, priority: int = 9) -> None:
         attempts = runner.jobs.get(job.name, {}).get("attempts", [])
         minutes = sum(attempt.get("cpu_seconds", 0.0) for attempt in attempts) / 60
         total += minutes
-        estimate = f"{estimated_minutes(job, matrix.gflops):.0f}" if job.run and not job.needs else ""
+        estimate = f"{estimated_minutes(job, matrix.gflops):.0f}" if job.trains and not job.needs else ""
         print(f"{job.name:28s} {minutes:12.1f} {estimate:>9s}  {state}")
     print(f"{total:.1f} core-minutes; {f'process {process} is at work' if process else 'nobody is at work'}")
 

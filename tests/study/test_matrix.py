@@ -1,5 +1,6 @@
 """The study's run matrix: every run is a configuration that loads, and they come in the order that is promised."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,22 @@ def configuration(job: Job) -> RunConfig:
     return load_config(RunConfig, job.words[1:])
 
 
+def checkpoints(jobs: list[Job]) -> dict[str, set[int]]:
+    """What is measured of every run: bits, or samples too."""
+    found: dict[str, set[int]] = {}
+    for job in jobs:
+        for steps in re.findall(r"--checkpoints?=\[?([\d, ]+)", " ".join(job.words)):
+            found.setdefault(f"{job.run}-{job.seed}", set()).update(map(int, steps.split(",")))
+    return found
+
+
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_run_is_a_configuration(smoke: bool) -> None:
     """One that waits for an option is refused for that option alone."""
-    for job in Matrix(FILE, Path("work"), smoke).jobs():
-        if not job.run or job.seed:  # seeds differ in the seed
+    jobs = Matrix(FILE, Path("work"), smoke).jobs(samples=True)
+    measured = checkpoints(jobs)
+    for job in jobs:
+        if not job.trains or job.seed:  # seeds differ in the seed
             continue
         if job.needs:
             with pytest.raises(UserError, match=f"--{job.needs}"):
@@ -30,7 +42,7 @@ def test_every_run_is_a_configuration(smoke: bool) -> None:
         train = configuration(job).train
         if train.keep_every:
             kept = {*range(train.keep_every, train.steps, train.keep_every), train.steps}
-            assert set(job.checkpoints) <= kept, f"{job.name} measures checkpoints that it does not keep"
+            assert measured[job.name] <= kept, f"{job.name} measures checkpoints that it does not keep"
 
 
 def test_a_work_folder_may_have_spaces() -> None:
@@ -42,10 +54,10 @@ def test_a_work_folder_may_have_spaces() -> None:
 
 
 def test_runs_come_by_priority_then_seed_and_after_what_they_need() -> None:
-    jobs = Matrix(FILE, Path("work")).jobs()
+    jobs = Matrix(FILE, Path("work")).jobs(samples=True)
     places = {job.name: place for place, job in enumerate(jobs)}
     assert all(places[name] < places[job.name] for job in jobs for name in job.after)
-    runs = [job for job in jobs if job.run]
+    runs = [job for job in jobs if job.trains]
     assert [(job.priority, job.seed) for job in runs] == sorted((job.priority, job.seed) for job in runs)
     assert [job.name for job in runs[:4]] == [
         "scenes-stage1-0",
@@ -64,7 +76,8 @@ def test_models_of_a_comparison_differ_in_their_overrides_alone() -> None:
 
 def test_the_budgets_are_equal_where_the_page_says_so() -> None:
     """Equal FLOPs: the first kept checkpoint of the other run that has had at least as many."""
-    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs()}
+    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs(samples=True)}
+    measured = checkpoints(list(jobs.values()))
 
     def clip(name: str) -> int:
         return training_flops(configuration(jobs[name]).model)
@@ -72,13 +85,15 @@ def test_the_budgets_are_equal_where_the_page_says_so() -> None:
     for vrc, token, step in (
         ("scenes-vrc-0", "scenes-token-0", 2250),
         ("scenes-vrc-0", "scenes-token-160-0", 1500),
+        ("gameplay-vrc-0", "gameplay-token-0", 1000),
     ):
-        exact = 4000 * clip(vrc) / clip(token)
-        assert step - 250 < exact <= step and step in jobs[token].checkpoints
-    for name, steps in (("scenes", 5000), ("gameplay", 4750)):
-        with_both = 4000 + 2000 * clip(f"{name}-stage1-0") / clip(f"{name}-vrc-0")
+        exact = configuration(jobs[vrc]).train.steps * clip(vrc) / clip(token)
+        assert step - 250 < exact <= step and step in measured[token]
+    for name in ("scenes", "gameplay"):
+        image, video = (configuration(jobs[f"{name}-{run}-0"]).train.steps for run in ("stage1", "vrc"))
+        with_both = video + image * clip(f"{name}-stage1-0") / clip(f"{name}-vrc-0")
+        steps = configuration(jobs[f"{name}-without-stage1-0"]).train.steps
         assert steps - 250 < with_both <= steps
-        assert configuration(jobs[f"{name}-without-stage1-0"]).train.steps == steps
 
 
 def test_a_matrix_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:

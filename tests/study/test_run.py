@@ -3,12 +3,12 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import run as study
@@ -16,11 +16,13 @@ import yaml
 from matrix import Matrix
 
 from megavrc.errors import UserError
+from megavrc.results import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
 SET = {
     "format": 1,
     "checkpoints": [2],
+    "sampled": [],
     "image": "pretrain/configs/scenes_image.yaml",
     "steps": {
         "one": {"product": "{set}/one", "command": "{clips} {set} one"},
@@ -65,7 +67,13 @@ def statuses(made: study.Runner) -> dict[str, str]:
 def test_what_fails_is_recorded_and_repeated_only_when_asked(tmp_path: Path) -> None:
     made = runner(tmp_path)
     jobs = made.matrix.jobs(0)
-    assert [job.name for job in jobs] == ["toys/one", "toys/two", "toy-0", "next-0", "toy-1"]
+    assert [job.name for job in jobs] == [
+        "toys/one",
+        "toys/two",
+        *("toy-0", "toy-0/bits"),
+        *("next-0", "next-0/bits"),
+        *("toy-1", "toy-1/bits"),
+    ]
     assert not made.run(jobs, retry=False)
     expected = {"toys/one": "done", "toys/two": "failed"}
     assert {name: status for name, status in statuses(made).items() if status != "new"} == expected
@@ -86,19 +94,20 @@ def test_a_failed_run_has_a_result_that_names_no_folder_of_the_machine(tmp_path:
     (tmp_path / "sets" / "toys").mkdir(parents=True)
     (tmp_path / "sets" / "toys" / "allowed").touch()
     made = runner(tmp_path)
-    assert not made.run(made.matrix.jobs(0)[:4], retry=False)
-    assert statuses(made)["toy-0"] == "failed" and statuses(made)["next-0"] == "new"
+    assert not made.run(made.matrix.jobs(0)[:6], retry=False)
+    found = statuses(made)
+    assert (found["toy-0"], found["toy-0/bits"], found["next-0"]) == ("failed", "new", "new")
     text = (tmp_path / "results" / "toy-0.json").read_text()
     result = json.loads(text)
-    assert (result["status"], result["name"], result["seed"]) == ("failed", "toy", 0)
-    assert result["attempts"][0]["code"] == 2 and result["metrics"] == {}
-    assert result["output"][-1].startswith("error: WORK/sets/toys/tokenizer/model")
+    assert (result["status"], result["run"], result["seed"]) == ("failed", "toy", 0)
+    assert result["attempts"]["toy-0"][0]["code"] == 2 and result["metrics"] == {}
+    assert result["output"]["toy-0"][-1].startswith("error: WORK/sets/toys/tokenizer/model")
     assert str(tmp_path) not in text and str(ROOT) not in text and sys.prefix not in text
 
 
 def test_a_run_waits_for_a_key_of_the_configuration(tmp_path: Path) -> None:
     made = runner(tmp_path)
-    waiting = made.matrix.jobs()[-1]
+    [waiting] = [job for job in made.matrix.jobs() if job.name == "new-0"]
     assert waiting.needs == "model.wings" and "model.wings" in made.missing(waiting)
     assert "--model.grid " in made._options
 
@@ -145,7 +154,7 @@ def test_one_runner_a_folder_and_outside_of_the_checkout(tmp_path: Path) -> None
         study.status(tmp_path)
 
 
-def start(work: Path, priority: int = 0) -> "subprocess.Popen[str]":
+def start(work: Path, *more: str) -> "subprocess.Popen[str]":
     words = [
         sys.executable,
         "benchmarks/study/run.py",
@@ -153,7 +162,7 @@ def start(work: Path, priority: int = 0) -> "subprocess.Popen[str]":
         f"--work={work}",
         f"--results={work / 'results'}",
     ]
-    words += [f"--priority={priority}", "--smoke", "--pauses=false"]
+    words += ["--priority=0", "--smoke", "--pauses=false", *more]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -162,40 +171,30 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
     first = start(tmp_path)
     assert first.stdout
     for line in first.stdout:
-        if "scenes-vrc-0: pretrain" in line:
+        if line.split()[1:] == ["scenes-vrc-0"]:
             os.kill(first.pid, signal.SIGTERM)
     assert first.wait() == 0
     state = json.loads((tmp_path / "state.json").read_text())["jobs"]
     assert state["scenes-vrc-0"]["status"] == "stopped" and state["scenes-stage1-0"]["status"] == "done"
-    second = start(tmp_path)
-    assert second.communicate()[0].splitlines()[-1] == "scenes-refine-0: waits for model.refine"
+    second = start(tmp_path, "--samples")
+    assert "scenes-refine-0: waits for model.refine" in second.communicate()[0].splitlines()
     assert second.returncode == 0
-    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
+    results = {path.stem: read_result(path) for path in (tmp_path / "results").iterdir()}
     assert sorted(results) == ["scenes-stage1-0", "scenes-token-0", "scenes-vrc-0"]
-    for name, result in results.items():
-        assert result["status"] == "done" and result["metrics"]["steps"]["value"] == 4
-        assert_bits_are_those_of_the_validation(tmp_path, name, result)
-    vrc, token = results["scenes-vrc-0"], results["scenes-token-0"]
-    assert vrc["cases"][0]["clips"] == token["cases"][0]["clips"], "they can be compared clip by clip"
-    assert (
-        "scenes-vrc-0"
-        in subprocess.run(
-            [sys.executable, "benchmarks/study/run.py", "status", f"--work={tmp_path}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
-
-
-def assert_bits_are_those_of_the_validation(work: Path, name: str, result: dict[str, Any]) -> None:
-    """The training's own validation saw as many samples of `heldout`, in larger batches."""
-    lines = (work / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    if "val/heldout/first" not in last:
-        return
-    for frame in range(5):
-        nats = last[f"val/heldout/{f'frame_{frame}' if frame else 'first'}"]
-        measured = result["metrics"][f"bits/heldout/frame_{frame}"]["value"]
-        assert measured == pytest.approx(64 * nats / math.log(2), rel=1e-5)
+    assert all(found["status"] == "done" for found in results.values())
+    assert all(found["metrics"]["steps"]["value"] == 4 for found in results.values())
+    for name in ("scenes-vrc-0", "scenes-token-0"):
+        cases = {case["name"]: case for case in results[name]["cases"]}
+        bits = [f"bits {split} {step}" for step in (2, 4) for split in ("val", "heldout")]
+        assert sorted(cases) == sorted([*bits, "given 4", "free 4", "modes 4"])
+        assert cases["free 4"]["metrics"]["whole"]["n"] == 2 and "modes_whole" in cases["modes 4"]["metrics"]
+        last = json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for frame in range(5):  # of all clips of the split; the training measured them in larger batches
+            nats = last[f"val/heldout/{f'frame_{frame}' if frame else 'first'}"]
+            measured = cases["bits heldout 4"]["metrics"][f"frame_{frame}"]["value"]
+            assert measured == pytest.approx(64 * nats / math.log(2), rel=1e-5)
+    paired = [results[name]["cases"][0]["config"]["clips"] for name in ("scenes-vrc-0", "scenes-token-0")]
+    assert paired[0] == paired[1], "they can be compared clip by clip"
+    words = [sys.executable, "benchmarks/study/run.py", "status", f"--work={tmp_path}"]
+    table = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^scenes-token-0 .* done$", table, re.MULTILINE) and "nobody is at work" in table
