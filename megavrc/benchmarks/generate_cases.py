@@ -11,7 +11,7 @@ from torch import nn
 from megavrc.errors import UserError
 from megavrc.generation.folder import cast, load_folder
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig, SamplingSettings
-from megavrc.model.clips import on_device, sampling_settings
+from megavrc.model.clips import sampling_settings
 from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerNet
@@ -129,7 +129,7 @@ def trained_cases(
             condition = model.null_condition(batch)
             if prompts:
                 given = folder.condition([prompts[i % len(prompts)] for i in range(batch)], None)
-                condition = on_device(given, model.tokens.weight.device)
+                condition = given.to(model.tokens.weight.device)
             for scale in scales:
                 for count in _possible(drafts, model):
                     chosen = {"guidance": scale, "speculative": count}

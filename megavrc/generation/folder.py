@@ -70,15 +70,16 @@ class Folder:
             UserError: the other kind of condition, a prompt that is too long, or a label outside the classes.
         """
         config = self.model.config.condition
-        if labels is not None and prompts is None and config.kind == "class":
+        if labels is not None and prompts is None and config.is_class:
             return _user_error(label_condition, labels, config)
         if prompts is not None and labels is None and self.text_tokenizer is not None:
-            return torch.tensor([self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts])
+            rows = [self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts]
+            return Condition(torch.tensor(rows))
         if prompts is not None and labels is None and self.text_encoder is not None:
             features = [prompt_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
             return pad_features(features, config.slots - 1)
-        wanted = "labels" if config.kind == "class" else "prompts"
-        if config.kind == "text" and config.text == "features":
+        wanted = "labels" if config.is_class else "prompts"
+        if config.features:
             wanted += " and the text encoder that it was trained with (tools/generate.py --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
@@ -121,7 +122,7 @@ class Folder:
                 generate_clips,
                 self.model,
                 self.video_tokenizer.net,
-                _rows(condition, part),
+                condition[part],
                 list(seeds[part]),
                 settings,
                 given if given is None else given[part],
@@ -218,7 +219,7 @@ def load_folder(
     check_weights(path)
     condition = model.config.condition
     text = None
-    if condition.kind == "text" and condition.text == "learned":
+    if condition.learned_text:
         if not (path / TEXT_TOKENIZER).is_file():
             raise UserError(f"{path / TEXT_TOKENIZER}: missing; the folder is incomplete")
         text = TextTokenizer(path / TEXT_TOKENIZER)
@@ -254,10 +255,6 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
         if not isinstance(module, BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-
-
-def _rows(condition: Condition, part: slice) -> Condition:
-    return (condition[0][part], condition[1][part]) if isinstance(condition, tuple) else condition[part]
 
 
 def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ def open_encoder(
     path: Path, condition: ConditionConfig, trained_with: str | None, device: torch.device
 ) -> TextEncoder:
     """The text encoder that a model was trained with (its SHA-256, if known); UserError for another one."""
-    if condition.kind != "text" or condition.text != "features":
+    if not condition.features:
         raise UserError(f"text_encoder: {path}: this model is not conditioned on text features")
     if trained_with not in (None, encoder_identity(path)["sha256"]):
         raise UserError(

@@ -84,8 +84,8 @@ def model_card(
     """README.md of a folder; `training` holds the rows of its training table."""
     frames, side = 1 + config.frames * tokenizer.temporal_patch, config.grid * tokenizer.patch
     condition = config.condition
-    learned = condition.kind == "text" and condition.text == "learned"
-    example = "label=0" if condition.kind == "class" else "condition=features"
+    learned = condition.learned_text
+    example = "label=0" if condition.is_class else "condition=features"
     model_rows = {
         "parameters": f"{parameters / 1e6:.1f} M (generator)",
         "layers, heads, width": f"{config.layers}, {config.heads}, {config.width}",
@@ -97,7 +97,7 @@ def model_card(
         else "none",
     }
     return CARD.format(
-        pipeline="text-to-video" if condition.kind == "text" else "other",
+        pipeline="other" if condition.is_class else "text-to-video",
         title=title,
         text_note=", the text tokenizer" if learned else "",
         example='"a red square moves left"' if learned else example,

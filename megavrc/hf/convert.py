@@ -152,7 +152,7 @@ def publish(
 def check_parts(source: Run, video: OmniTokenizer, text: TextTokenizer | None) -> None:
     """Raise UserError unless the tokenizers are those that the model was trained with."""
     condition = source.model.condition
-    if (condition.kind == "text" and condition.text == "learned") != (text is not None):
+    if condition.learned_text != (text is not None):
         wanted = "takes no text tokenizer" if text else "needs the text tokenizer that it was trained with"
         raise UserError(f"{source.folder}: this run's model {wanted}")
     if video.config.codes != source.model.vocab:

@@ -69,7 +69,7 @@ def _with_classes(
 ) -> tuple[ModelConfig, Tensor]:
     """The configuration for another number of classes, and its table: fresh rows, then the null class as it was."""
     values = config.to_dict()
-    if config.condition.kind != "class" or classes < 1:
+    if not config.condition.is_class or classes < 1:
         raise UserError(f"classes: {classes} for {folder}, a model conditioned on {config.condition.kind}")
     values["condition"]["classes"] = classes
     null = parameters[CLASS_TABLE][-1:]

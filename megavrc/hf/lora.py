@@ -14,6 +14,7 @@ from megavrc.errors import UserError
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.hardware import check_device
+from megavrc.model.condition import Condition
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
 from megavrc.progress import progress
 from megavrc.tokenizers import OmniTokenizer
@@ -80,7 +81,7 @@ def finetune(
     batches = _batches(parts, dataset, options)
     steps = progress(range(options.steps), "fine-tune", options.steps, lambda: f"loss {losses[-1]:.4f}")
     for _ in steps:
-        ids, condition, drop = (tensor.to(where) for tensor in next(batches))
+        ids, condition, drop = (part.to(where) for part in next(batches))
         loss = adapted(ids=ids, condition=condition, drop=drop, logits=False).loss
         optimizer.zero_grad()
         loss.backward()
@@ -106,7 +107,7 @@ def _check_shape(folder: Folder, dataset: TokenDataset) -> None:
     expected = (1 + config.frames, config.grid, config.grid)
     if dataset.shape != expected:
         raise UserError(f"{dataset.folder}: samples of {dataset.shape} tokens, the model takes {expected}")
-    if config.condition.kind == "text" and folder.text_tokenizer is None:
+    if config.condition.features:
         raise UserError(
             f"{folder.path}: a model of text features cannot be fine-tuned here, only text and classes"
         )
@@ -114,7 +115,7 @@ def _check_shape(folder: Folder, dataset: TokenDataset) -> None:
 
 def _batches(
     folder: Folder, dataset: TokenDataset, options: LoraOptions
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Condition, Tensor]]:
     """Endless batches of random samples: ids, condition, and where it is dropped."""
     config = folder.model.config.condition
     generator = torch.Generator().manual_seed(options.seed)
@@ -130,8 +131,7 @@ def _batches(
         else:
             encode = folder.text_tokenizer.encode
             rows = [encode(item["caption"], config.slots, truncate=True) for item in items]
-            condition = torch.tensor(rows)
-        assert isinstance(condition, Tensor)
+            condition = Condition(torch.tensor(rows))
         drop = torch.rand(options.batch_size, generator=generator) < config.drop
         yield torch.stack([item["ids"] for item in items]), condition, drop
 

@@ -40,10 +40,8 @@ class Given:
 
     @property
     def condition(self) -> Condition:
-        """As `VRC.forward` takes it."""
-        if "features" in self.tensors:
-            return self.tensors["features"], self.tensors["real"]
-        return self.tensors["condition"]
+        """Of all samples."""
+        return Condition(self.tensors["condition"], self.tensors.get("real"))
 
 
 def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> Given:
@@ -53,9 +51,9 @@ def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> 
     shape = (CLIPS, 1 + config.frames, config.grid, config.grid)
     tensors = {"ids": torch.randint(config.vocab, shape, generator=generator)}
     prompts, labels = [], []
-    if condition.kind == "class":
+    if condition.is_class:
         labels = [0, condition.classes - 1]
-        tensors["condition"] = label_condition(labels, condition)
+        tensors["condition"] = label_condition(labels, condition).values
     elif text is not None:
         kept = [prompt for prompt in PROMPTS if len(text.ids(prompt)) < condition.slots]
         prompts = (kept or [""]) * CLIPS
@@ -63,7 +61,7 @@ def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> 
         tensors["condition"] = torch.tensor([text.encode(prompt, condition.slots) for prompt in prompts])
     else:
         slots = (CLIPS, condition.slots - 1)
-        tensors["features"] = torch.randn(*slots, condition.feature_dim, generator=generator)
+        tensors["condition"] = torch.randn(*slots, condition.feature_dim, generator=generator)
         tensors["real"] = torch.rand(slots, generator=generator) < 0.5
     if config.tokens_per_frame > LONG_FRAME and config.frames:
         side = config.grid * net.config.patch

@@ -28,7 +28,7 @@ def main(folder: str, exchange: Path) -> None:
     torch.set_num_threads(spec["threads"])
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "vrc"
     model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
-    condition = (given["features"], given["real"]) if "features" in given else given["condition"]
+    condition = (given["condition"], given["real"]) if "real" in given else given["condition"]
     with torch.no_grad():
         got = dict(model(given["ids"], condition))
     source: dict[str, Any] = {"condition": condition}

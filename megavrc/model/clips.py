@@ -50,8 +50,8 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
-def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> Tensor:
-    """Text ids without special tokens to the condition, long [B, C]: left-padded, begin-video in the last slot.
+def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> Condition:
+    """The condition of text ids without special tokens: left-padded, begin-video in the last slot.
 
     Raises:
         ValueError: more text than the model has slots for.
@@ -61,15 +61,17 @@ def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> 
         raise ValueError(
             f"the prompt has {longest} text tokens, the model takes at most {config.slots - 1}: shorten it"
         )
-    return torch.tensor([[PAD] * (config.slots - 1 - len(ids)) + [*ids, BEGIN] for ids in tokens])
+    rows = [[PAD] * (config.slots - 1 - len(ids)) + [*ids, BEGIN] for ids in tokens]
+    return Condition(torch.tensor(rows))
 
 
-def label_condition(labels: Sequence[int], config: ConditionConfig) -> Tensor:
-    """Class labels to the condition, long [B]; ValueError for a label outside the classes."""
+def label_condition(label: int | Sequence[int], config: ConditionConfig) -> Condition:
+    """The condition of one class or B classes; ValueError for a label outside them."""
+    labels = [label] if isinstance(label, int) else list(label)
     wrong = [label for label in labels if not 0 <= label < config.classes]
     if wrong:
         raise ValueError(f"label {wrong[0]} is not one of the model's classes 0..{config.classes - 1}")
-    return torch.tensor(list(labels))
+    return Condition(torch.tensor(labels))
 
 
 def generate_clips(
@@ -106,14 +108,7 @@ def generate_clips(
         raise ValueError(f"frames: {frames} asked for, the model generates at most {most}")
     prefix = None if given_BTHWC is None else encode_beginning(vrc, tokenizer, given_BTHWC, latent)
     device = vrc.tokens.weight.device
-    return generate(vrc, on_device(condition, device), settings, seeds, prefix, latent - 1, on_frame)
-
-
-def on_device(condition: Condition, device: torch.device) -> Condition:
-    """The condition, there."""
-    if isinstance(condition, tuple):
-        return condition[0].to(device), condition[1].to(device)
-    return condition.to(device)
+    return generate(vrc, condition.to(device), settings, seeds, prefix, latent - 1, on_frame)
 
 
 def encode_beginning(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:

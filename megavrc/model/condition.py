@@ -4,6 +4,9 @@ Text is left-padded with a learned pad embedding that stays visible, and its las
 begin-video token, so that every sequence of a model has the same layout and mask.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,43 @@ from .config import ConditionConfig
 
 PAD, BEGIN = 0, 2  # ids of the pad and begin-video tokens in the text vocabulary
 
-Condition = Tensor | tuple[Tensor, Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What B samples are generated from.
+
+    Attributes:
+        values: long [B, C] text tokens, long [B] class labels, or float [B, C - 1, Df] text features.
+        real: bool [B, C - 1], where text features are real and not padding; None for tokens and labels.
+    """
+
+    values: Tensor
+    real: Tensor | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> "Condition":
+        """A condition from plain tensors too: `values`, or a pair of `values` and `real`."""
+        if isinstance(given, Tensor):
+            return cls(given)
+        if isinstance(given, tuple):
+            return cls(*given)
+        return cls(given.values, given.real)  # perhaps of the class in another copy of this file
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    __iter__ = None  # unpacking would give samples, not the tensors
+
+    def __getitem__(self, samples: slice) -> "Condition":
+        return Condition(self.values[samples], None if self.real is None else self.real[samples])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Condition":
+        """The condition, there."""
+        real = None if self.real is None else self.real.to(device, non_blocking=non_blocking)
+        return Condition(self.values.to(device, non_blocking=non_blocking), real)
+
+
+ConditionLike = Condition | Tensor | tuple[Tensor, Tensor]  # what `Condition.of` takes
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
@@ -22,19 +61,15 @@ def embedding(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(weight, freeze=False)
 
 
-def pad_features(features: list[Tensor], slots: int) -> tuple[Tensor, Tensor]:
-    """Text features [tokens, width] of samples as a condition: cut to the slots, and to the right of the padding.
-
-    Returns:
-        float32 [B, slots, width], and bool [B, slots] where they are real.
-    """
+def pad_features(features: list[Tensor], slots: int) -> Condition:
+    """Text features [tokens, width] of samples as a float32 condition: cut to the slots, right of the padding."""
     padded_BLF = torch.zeros(len(features), slots, features[0].shape[1])
     real_BL = torch.zeros(len(features), slots, dtype=torch.bool)
     for row, each in enumerate(features):
         count = min(len(each), slots)
         padded_BLF[row, slots - count :] = each[:count]
         real_BL[row, slots - count :] = True
-    return padded_BLF, real_BL
+    return Condition(padded_BLF, real_BL)
 
 
 class ConditionEmbedding(nn.Module):
@@ -44,9 +79,9 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.slots = nn.Parameter(torch.zeros(config.slots, width))
-        if config.kind == "class":
+        if config.is_class:
             self.table = embedding(config.classes + 1, width)
-        elif config.text == "learned":
+        elif config.learned_text:
             self.table = embedding(config.vocab, width)
         else:
             self.pad = nn.Parameter(torch.zeros(width))
@@ -64,27 +99,26 @@ class ConditionEmbedding(nn.Module):
             nn.init.normal_(parameter, std=std)
 
     def forward(self, condition: Condition, drop: Tensor | None = None) -> Tensor:
-        """See `VRC.forward` for the forms of `condition`; `drop` (bool [B]) selects the null condition.
+        """`drop` (bool [B]) selects the null condition.
 
         Raises:
-            ValueError: a condition that does not have the model's slots, or a label outside the classes.
+            ValueError: a condition that does not have the model's slots, or is of another kind.
         """
-        if self.config.text == "features" and self.config.kind == "text":
-            return self._features(condition, drop)
-        assert isinstance(condition, Tensor)
-        ids_BC = condition[:, None] if self.config.kind == "class" else condition
+        if (condition.real is not None) != self.config.features:
+            wanted = "text features and where they are real" if self.config.features else "ids alone"
+            raise ValueError(f"the condition of this model is {wanted}")
+        if condition.real is not None:
+            return self._features(condition.values, condition.real, drop)
+        ids_BC = condition.values[:, None] if self.config.is_class else condition.values
         if ids_BC.shape[1] != self.config.slots:
             raise ValueError(
                 f"the condition has {ids_BC.shape[1]} slots, the model takes {self.config.slots}"
             )
         if drop is not None:
-            null = self.null(len(ids_BC))
-            assert isinstance(null, Tensor)
-            ids_BC = torch.where(drop[:, None], null.view_as(ids_BC), ids_BC)
+            ids_BC = torch.where(drop[:, None], self.null(len(ids_BC)).values.view_as(ids_BC), ids_BC)
         return self.table(ids_BC) + self.slots
 
-    def _features(self, condition: Condition, drop: Tensor | None) -> Tensor:
-        features_BLF, real_BL = condition
+    def _features(self, features_BLF: Tensor, real_BL: Tensor, drop: Tensor | None) -> Tensor:
         if features_BLF.shape[1] != self.config.slots - 1:
             raise ValueError(
                 f"the condition has {features_BLF.shape[1]} feature slots, the model takes {self.config.slots - 1}"
@@ -98,15 +132,12 @@ class ConditionEmbedding(nn.Module):
 
     def null(self, batch: int) -> Condition:
         """The null condition: all pads (and begin-video), or the class after the last one."""
-        device = self.slots.device
-        if self.config.kind == "class":
-            return torch.full((batch,), self.config.classes, device=device)
-        if self.config.text == "features":
-            shape = (batch, self.config.slots - 1)
-            return (
-                torch.zeros(*shape, self.config.feature_dim, device=device),
-                torch.zeros(shape, dtype=torch.bool, device=device),
-            )
-        ids = torch.full((batch, self.config.slots), PAD, device=device)
+        device, config = self.slots.device, self.config
+        if config.is_class:
+            return Condition(torch.full((batch,), config.classes, device=device))
+        if config.features:
+            features = torch.zeros(batch, config.slots - 1, config.feature_dim, device=device)
+            return Condition(features, torch.zeros(features.shape[:2], dtype=torch.bool, device=device))
+        ids = torch.full((batch, config.slots), PAD, device=device)
         ids[:, -1] = BEGIN
-        return ids
+        return Condition(ids)

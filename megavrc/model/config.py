@@ -43,6 +43,18 @@ class ConditionConfig:
     drop: float = 0.1
     attention: Literal["causal", "bidirectional"] = "causal"
 
+    @property
+    def is_class(self) -> bool:
+        return self.kind == "class"
+
+    @property
+    def learned_text(self) -> bool:
+        return self.kind == "text" and self.text == "learned"
+
+    @property
+    def features(self) -> bool:
+        return self.kind == "text" and self.text == "features"
+
 
 @dataclass
 class CompressionConfig:
@@ -120,7 +132,7 @@ class ModelConfig:
             if not getattr(self, name):
                 setattr(self, name, preset.get(name, 0))
         if not self.condition.slots:
-            self.condition.slots = 1 if self.condition.kind == "class" else preset["slots"]
+            self.condition.slots = 1 if self.condition.is_class else preset["slots"]
         self.loss_weights = (float(self.loss_weights[0]), float(self.loss_weights[1]))
         problems = self.problems()
         if problems:
@@ -149,23 +161,23 @@ class ModelConfig:
                 "compression.kind: identity needs compression.rate 1",
             ),
             (
-                condition.kind != "text" or condition.text != "learned" or condition.vocab > 0,
+                not condition.learned_text or condition.vocab > 0,
                 "condition.vocab: the size of the text vocabulary is needed",
             ),
             (
-                condition.kind != "text" or condition.text != "features" or condition.feature_dim > 0,
+                not condition.features or condition.feature_dim > 0,
                 "condition.feature_dim: the width of the text features is needed",
             ),
             (
-                condition.kind != "class" or condition.classes > 0,
+                not condition.is_class or condition.classes > 0,
                 "condition.classes: the number of classes is needed",
             ),
             (
-                condition.kind != "class" or condition.slots == 1,
+                not condition.is_class or condition.slots == 1,
                 f"condition.slots: a class takes 1 slot, not {condition.slots}",
             ),
             (
-                condition.kind != "text" or condition.slots >= 2,
+                condition.is_class or condition.slots >= 2,
                 "condition.slots: text needs at least 2 (the last is begin-video)",
             ),
             (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import SegmentMask
 from .cache import DeviceStep, KVCache
-from .condition import Condition
+from .condition import ConditionLike
 from .fused_step import FusedStep, obstacle
 from .rope import qkv_table
 from .vrc import VRC
@@ -71,7 +71,7 @@ class Decoder:
     def __init__(
         self,
         model: VRC,
-        condition: Condition,
+        condition: ConditionLike,
         batch: int,
         guidance: float = 1.0,
         memory: Memory | None = None,

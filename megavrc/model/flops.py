@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .condition import Condition, ConditionEmbedding
 from .config import ModelConfig
 from .vrc import VRC
 
@@ -43,18 +44,12 @@ def training_flops(config: ModelConfig) -> int:
     return (1 + BACKWARD) * sum(forward_flops(config).values())
 
 
-def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Any, Tensor]:
+def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Condition, Tensor]:
     """Arguments of `VRC.forward` without content: ids, condition, drop."""
-    condition = config.condition
     with torch.device("meta"):
         ids = torch.zeros(batch, 1 + config.frames, config.grid, config.grid, dtype=torch.long)
         drop = torch.zeros(batch, dtype=torch.bool)
-        if condition.kind == "class":
-            return ids, torch.zeros(batch, dtype=torch.long), drop
-        if condition.text == "learned":
-            return ids, torch.zeros(batch, condition.slots, dtype=torch.long), drop
-        features = torch.zeros(batch, condition.slots - 1, condition.feature_dim)
-        return ids, (features, torch.zeros(batch, condition.slots - 1, dtype=torch.bool)), drop
+        return ids, ConditionEmbedding(config.condition, 1).null(batch), drop
 
 
 def _products(module: nn.Module, x: Tensor, out: Tensor) -> int:

@@ -22,7 +22,7 @@ from .clips import (
     text_condition,
 )
 from .compressor import BatchNorm
-from .condition import Condition
+from .condition import Condition, ConditionLike
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
@@ -144,7 +144,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             )
 
     def forward(
-        self, ids: Tensor, condition: Condition, drop: Tensor | None = None, logits: bool = True, **_: Any
+        self, ids: Tensor, condition: ConditionLike, drop: Tensor | None = None, logits: bool = True, **_: Any
     ) -> VRCModelOutput:
         """Teacher-forced losses and logits of token ids, long [B, 1 + F, g, g]; see `VRC.forward`."""
         return VRCModelOutput(**vars(self.vrc(ids, condition, drop, logits)))
@@ -192,18 +192,18 @@ class VRCForVideoGeneration(PreTrainedModel):
                 shutil.copyfile(source, target)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _condition(self, prompt: Any, label: Any, condition: Condition | None) -> Condition:
+    def _condition(self, prompt: Any, label: Any, condition: ConditionLike | None) -> Condition:
         """The condition of exactly one of the three inputs."""
         if sum(given is not None for given in (prompt, label, condition)) != 1:
             raise ValueError("give exactly one of prompt, label and condition")
         if condition is not None:
-            return condition
-        kind, config = self.vrc.config.condition.kind, self.vrc.config.condition
-        if (kind == "class") != (label is not None) or (kind == "text" and config.text != "learned"):
-            wanted = "label" if kind == "class" else "prompt" if config.text == "learned" else "condition"
-            raise ValueError(f"this model is conditioned on {kind} ({wanted}=)")
+            return Condition.of(condition)
+        config = self.vrc.config.condition
+        if config.is_class != (label is not None) or config.features:
+            wanted = "label" if config.is_class else "condition" if config.features else "prompt"
+            raise ValueError(f"this model is conditioned on {config.kind} ({wanted}=)")
         if label is not None:
-            return label_condition([label] if isinstance(label, int) else list(label), config)
+            return label_condition(label, config)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         return text_condition(tokens, config)
@@ -263,7 +263,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         self,
         prompt: str | Sequence[str] | None,
         label: int | Sequence[int] | None = None,
-        condition: Condition | None = None,
+        condition: ConditionLike | None = None,
         first_frame: Tensor | None = None,
         clip: Tensor | None = None,
         frames: int | None = None,
@@ -275,7 +275,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         if first_frame is not None and clip is not None:
             raise ValueError("give first_frame or clip, not both")
         rows = self._condition(prompt, label, condition)
-        count = len(rows[0] if isinstance(rows, tuple) else rows)
+        count = len(rows)
         seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise ValueError(f"seed: {len(seeds)} seeds for {count} clips")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .clips import decode_clips, encode_beginning, on_device
+from .clips import decode_clips, encode_beginning
 from .condition import Condition
 from .generate import generate_frames
 from .omnitokenizer import OmniTokenizerNet
@@ -62,7 +62,7 @@ def stream_clips(
             f"given frames: {given} of a video of {frames}; the model continues from at most {window}: give the last"
         )
     by_frame = by_frame and tokenizer.config.temporal_peg == "causal"
-    condition = on_device(condition, vrc.tokens.weight.device)
+    condition = condition.to(vrc.tokens.weight.device)
     return _windows(
         vrc, tokenizer, condition, seeds, settings, given_BTHWC, frames, window, overlap, by_frame
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import SegmentMask
 from .compressor import RESETTABLE, Compressor, Decompressor
-from .condition import Condition, ConditionEmbedding, embedding
+from .condition import Condition, ConditionEmbedding, ConditionLike, embedding
 from .config import ModelConfig
 from .layout import COMPRESSED, RAW, Layout, make_layout
 from .rope import rope_table
@@ -107,9 +107,9 @@ class VRC(nn.Module):
                 self._tables[key] = (layout, table.to(key[1]), layout.mask())
         return self._tables[key]
 
-    def embed_condition(self, condition: Condition, drop: Tensor | None = None) -> Tensor:
-        """[B, C, D] condition rows, with the null condition where `drop` (bool [B]) is True."""
-        return self.condition(condition, drop) + self.types.weight[0]
+    def embed_condition(self, condition: ConditionLike, drop: Tensor | None = None) -> Tensor:
+        """[B, C, D] condition rows (see `forward`), with the null condition where `drop` (bool [B]) is True."""
+        return self.condition(Condition.of(condition), drop) + self.types.weight[0]
 
     def embed_raw(self, ids: Tensor) -> Tensor:
         """Raw token rows [..., D]."""
@@ -142,7 +142,7 @@ class VRC(nn.Module):
     def forward(
         self,
         ids_BTHW: Tensor,
-        condition: Condition,
+        condition: ConditionLike,
         drop: Tensor | None = None,
         logits: bool = False,
         backend: str = "auto",
@@ -151,8 +151,8 @@ class VRC(nn.Module):
 
         Args:
             ids_BTHW: long [B, 1 + F, g, g] tokens.
-            condition: long [B, C] text tokens; (float [B, C - 1, Df], bool [B, C - 1]) text features and where they
-                are real; or long [B] class labels.
+            condition: a `Condition`, or its tensors: long [B, C] text tokens; (float [B, C - 1, Df], bool [B, C - 1])
+                text features and where they are real; or long [B] class labels.
             drop: bool [B], True where the condition is replaced by the null condition.
             logits: also return the logits.
             backend: of `segment_attention`.

@@ -283,7 +283,7 @@ class RunConfig:
         if self.stage == "video" and self.model.frames == 0:
             yield "model.frames: stage video needs at least 1"
         condition = self.model.condition
-        if condition.kind == "text" and condition.text == "learned" and not self.data.text_tokenizer:
+        if condition.learned_text and not self.data.text_tokenizer:
             yield "data.text_tokenizer: condition.kind text needs one (tools/train_text_tokenizer.py)"
 
 

@@ -153,8 +153,8 @@ def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch of nested dictionaries and tuples of tensors, on the device."""
-    if isinstance(batch, torch.Tensor):
+    """A batch of nested dictionaries and tuples of tensors (and conditions), on the device."""
+    if hasattr(batch, "to"):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {name: to_device(value, device) for name, value in batch.items()}

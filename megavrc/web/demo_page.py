@@ -178,7 +178,7 @@ def _number(name: str, value: Any, kind: type) -> Any:
 def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
     """For this model; UserError if a page cannot give it what it is generated from."""
     model, tokenizer = folder.model.config, folder.video_tokenizer.config
-    classes = model.condition.classes if model.condition.kind == "class" else 0
+    classes = model.condition.classes if model.condition.is_class else 0
     if not classes and folder.text_tokenizer is None:
         raise UserError(
             f"{folder.path}: this model is generated from text features, which a page cannot give"

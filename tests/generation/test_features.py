@@ -52,8 +52,10 @@ def test_clips_are_those_of_the_encoder_s_features(of_features, encoder) -> None
     folder = load_folder(of_features, text_encoder=encoder)
     settings = sampling_settings(folder.sampling, {"guidance": 2.0})
     assert torch.equal(folder.generate(PROMPTS, seeds=[3, 4], settings=settings, batch_size=1)[1], expected)
-    empty, real = folder.condition(["", *PROMPTS], None)
-    assert not real[0].any() and not empty[0].any() and torch.equal(empty[1:], features), "as in training"
+    empty = folder.condition(["", *PROMPTS], None)
+    assert not empty[:1].real.any() and not empty[:1].values.any(), "as in training"
+    assert torch.equal(empty[1:].values, features)
+    assert torch.equal(model.generate_video(condition=empty[1:], seed=3, guidance=2.0), expected)
     (streamed,) = folder.stream(PROMPTS, seeds=[3, 4], settings=settings, by_frame=False)
     assert torch.equal(streamed, expected)
 

@@ -16,6 +16,7 @@ from megavrc.hardware import GPUS, gpu_named, gpu_of
 from megavrc.launch.memory import activations, count_saved, state_bytes
 from megavrc.launch.plan import Job, make_plan, problems
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
+from megavrc.model.condition import Condition
 from megavrc.model.flops import forward_flops, meta_batch, training_flops
 from megavrc.training.config import RunConfig
 
@@ -30,6 +31,8 @@ MODELS = {
 
 
 def on_cpu(inputs: Any) -> Any:
+    if isinstance(inputs, Condition):
+        return Condition(on_cpu(inputs.values))
     if isinstance(inputs, torch.Tensor):
         return torch.zeros(inputs.shape, dtype=inputs.dtype)
     return tuple(on_cpu(item) for item in inputs)

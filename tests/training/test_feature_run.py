@@ -85,7 +85,8 @@ def test_a_batch_has_the_features_of_its_captions(made: Path, tmp_path: Path) ->
     tokens = TokenDataset(made / "video")
     features = TextFeatures(tokens)
     items = [{**task.source[index], "position": index} for index in range(3)]
-    condition, real = task.collate(items)["condition"]
+    collated = task.collate(items)["condition"]
+    condition, real = collated.values, collated.real
     assert condition.shape == (3, 7, 16) and real.shape == (3, 7), "8 slots, the last is begin-video"
     for row, caption in enumerate(CAPTIONS):
         assert tokens[row]["caption"] == caption
@@ -95,9 +96,9 @@ def test_a_batch_has_the_features_of_its_captions(made: Path, tmp_path: Path) ->
 
 
 def test_features_are_cut_to_the_slots_and_may_be_none() -> None:
-    padded, real = pad_features([torch.ones(9, 2), torch.empty(0, 2)], 4)
-    assert real.tolist() == [[True] * 4, [False] * 4]
-    assert padded.sum() == 8
+    padded = pad_features([torch.ones(9, 2), torch.empty(0, 2)], 4)
+    assert padded.real.tolist() == [[True] * 4, [False] * 4]
+    assert padded.values.sum() == 8
 
 
 def test_features_that_do_not_fit_are_refused(made: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def video_run(folder: Path, **model: Any) -> RunConfig:
     return RunConfig(str(folder / "run"), "video", ModelConfig(**settings), data)
 
 
-def batch_of(task: VRCTask, positions: range) -> dict[str, torch.Tensor]:
+def batch_of(task: VRCTask, positions: range) -> dict[str, Any]:
     return task.collate([task.source[p % len(task.source)] | {"position": p} for p in positions])
 
 
@@ -77,9 +77,9 @@ def test_a_batch_of_clips(tmp_path: Path) -> None:
     task = VRCTask(video_run(tmp_path))
     batch = batch_of(task, range(4))
     assert batch["ids"].shape == (4, 5, 8, 8) and batch["ids"].dtype == torch.long
-    assert batch["condition"].shape == (4, 8)
+    assert batch["condition"].values.shape == (4, 8)
     assert task.text is not None
-    assert batch["condition"][1].tolist() == task.text.encode(CAPTIONS[1], 8)
+    assert batch["condition"].values[1].tolist() == task.text.encode(CAPTIONS[1], 8)
     loss, metrics = task.loss(task.build(), batch, 0)
     assert loss.requires_grad
     assert set(metrics) == {"first", "later", "frame_1", "frame_2", "frame_3", "frame_4"}
@@ -112,7 +112,7 @@ def test_labels_are_the_condition_of_class_models(tmp_path: Path) -> None:
     model = ModelConfig(frames=0, layers=1, condition=ConditionConfig(kind="class", classes=3))
     task = VRCTask(RunConfig(str(tmp_path), "image", model, data))
     batch = batch_of(task, range(3))
-    assert batch["condition"].tolist() == [2, 2, 2]
+    assert batch["condition"].values.tolist() == [2, 2, 2]
     assert set(task.loss(task.build(), batch, 0)[1]) == {"first"}
     data.path = str(make_tokens(tmp_path / "unlabelled", 1))
     with pytest.raises(UserError, match="no label"):

@@ -38,12 +38,10 @@ class VRCTask:
         if data.video_tokenizer:
             self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
         expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
-        features = model.condition.kind == "text" and model.condition.text == "features"
-        self.source, self.order = open_training(data, config.seed, expected, features)
+        self.source, self.order = open_training(data, config.seed, expected, model.condition.features)
         self.validation = open_validation(data, expected, self.source.text_encoder)
         self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
-        learned = model.condition.kind == "text" and not features
-        self.text = TextTokenizer(data.text_tokenizer) if learned else None
+        self.text = TextTokenizer(data.text_tokenizer) if model.condition.learned_text else None
         problems = [problem for fine, problem in self._checks() if not fine]
         if problems:
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
@@ -94,7 +92,7 @@ class VRCTask:
                 f"{self.text.vocab if self.text else 0} ids",
             ),
             (
-                model.condition.kind == "text" or classes <= model.condition.classes,
+                not model.condition.is_class or classes <= model.condition.classes,
                 f"model.condition.classes: is {model.condition.classes}, the dataset has {classes} classes",
             ),
             (
@@ -117,23 +115,22 @@ class VRCTask:
         return list(module.trunk.layers)
 
     def condition(self, items: list[dict[str, Any]]) -> Condition:
-        """Long [B, C] text ids or features (cut to the slots), or long [B] labels; see `VRC.forward`.
+        """Of captions (cut to the slots) or labels.
 
         Raises:
             UserError: a sample without what the model is conditioned on.
         """
         wanted = self.config.model.condition
-        key = "label" if wanted.kind == "class" else "caption"
+        key = "label" if wanted.is_class else "caption"
         missing = [item["key"] for item in items if item[key] is None]
         if missing:
             raise UserError(f"{self.source.address}: sample {missing[0]} has no {key}, which the model needs")
-        if wanted.kind == "class":
-            return torch.tensor([item["label"] for item in items])
+        if wanted.is_class:
+            return Condition(torch.tensor([item["label"] for item in items]))
         if self.text is None:
             return pad_features([item["features"] for item in items], wanted.slots - 1)
-        return torch.tensor(
-            [self.text.encode(item["caption"], wanted.slots, truncate=True) for item in items]
-        )
+        rows = [self.text.encode(item["caption"], wanted.slots, truncate=True) for item in items]
+        return Condition(torch.tensor(rows))
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -199,9 +196,7 @@ class VRCTask:
         return [list(chosen.values())[index % len(chosen)] for index in range(count if chosen else 0)]
 
     def _label(self, item: dict[str, Any]) -> str:
-        return (
-            f"class {item['label']}" if self.config.model.condition.kind == "class" else str(item["caption"])
-        )
+        return f"class {item['label']}" if self.config.model.condition.is_class else str(item["caption"])
 
     def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
         return {}
