@@ -6,12 +6,7 @@ from typing import TypedDict
 
 import torch
 
-from megavrc.model import VRC, SamplingSettings
-from megavrc.model.condition import Condition
-from megavrc.model.cuda_graphs import keep, workspace
-from megavrc.model.decoder import Decoder, Memory
-from megavrc.model.generate import generate_frames
-from megavrc.model.sampling import draw, probabilities
+from megavrc.model import VRC, ClipRequest, VideoPipeline
 
 POINTS = 5  # cache lengths at which token steps are sampled
 FLOOR = "(bytes of trunk and head x passes + bytes of the keys and values seen by each) / measured bandwidth"
@@ -47,30 +42,24 @@ def clock(device: str) -> Callable[[], float]:
     return now
 
 
-def clip_phases(model: VRC, condition: Condition, settings: SamplingSettings, seeds: list[int]) -> Phases:
-    """Generate a batch of clips, one per seed, and time its phases."""
-    config, device, batch, job = model.config, str(model.tokens.weight.device), len(seeds), str(settings)
+@torch.no_grad()
+def clip_phases(pipeline: VideoPipeline, request: ClipRequest) -> Phases:
+    """Generate a batch of clips and time its phases."""
+    config, device = pipeline.vrc.config, str(pipeline.vrc.tokens.weight.device)
     now = clock(device)
     if device.startswith("cuda"):  # graphs are captured in the first clip of a job
-        list(generate_frames(model, condition, settings, seeds))
-    space = workspace(model, batch, job, settings.guidance)  # on CUDA that clip's; the next one takes it too
-    start = now()
-    _prefill(model, settings, batch, space.memory)
-    prefill = now() - start
-    keep(model, batch, job, space)
-    del space
+        pipeline.generate(request, "ids")
+    with pipeline.sampler(request) as sampler:  # on CUDA in that clip's memory; the next one takes it too
+        start = now()
+        sampler.prefill()
+        prefill = now() - start
     passes: list[float] = []
+    pipeline.on_speculation = lambda _, counts: passes.append(counts.double().mean().item())
     times = [now()]
-    for _ in generate_frames(
-        model,
-        condition,
-        settings,
-        seeds,
-        on_speculation=lambda _, counts: passes.append(counts.double().mean().item()),
-    ):
+    for _ in pipeline.stream(request, "ids"):
         times.append(now())
     first, later = times[1] - times[0] - prefill, times[-1] - times[1]
-    steps = len(token_passes(model)) if not passes else sum(passes) - 1
+    steps = len(token_passes(pipeline.vrc)) if not passes else sum(passes) - 1
     return Phases(
         prefill=prefill,
         first_frame=first,
@@ -81,46 +70,35 @@ def clip_phases(model: VRC, condition: Condition, settings: SamplingSettings, se
 
 
 @torch.no_grad()
-def sampled_phases(model: VRC, settings: SamplingSettings, batch: int, count: int) -> Phases:
+def sampled_phases(pipeline: VideoPipeline, request: ClipRequest, count: int) -> Phases:
     """As `clip_phases`, from `count` token steps at each of a few cache lengths; the steps between are interpolated."""
-    config, now = model.config, clock(str(model.tokens.weight.device))
-    memory = Memory(model, batch, settings.guidance)
-    start = now()
-    decoder = _prefill(model, settings, batch, memory)
-    prefill = now() - start
-    slots, tokens = config.condition.slots, config.tokens_per_frame
-    rows = token_passes(model)
-    token = torch.zeros(batch, 1, dtype=torch.long, device=model.tokens.weight.device)
-    points = torch.linspace(0, len(rows) - count, POINTS).long().tolist()
+    config, now = pipeline.vrc.config, clock(str(pipeline.vrc.tokens.weight.device))
+    tokens, steps = config.tokens_per_frame, len(token_passes(pipeline.vrc))
+    points = torch.linspace(0, steps - count, POINTS).long().tolist()
     seconds = []
-    for point in points:
+    with pipeline.sampler(request) as sampler:
         start = now()
-        for step in range(count):
-            decoder.cache.truncate(slots + point + step)
-            decoder.push_raw(token)
-            probs = probabilities(decoder.raw_logits()[:, 0], settings.first)
-            uniform = torch.rand(batch, dtype=torch.float64, device=token.device)
-            token = draw(probs, uniform)[:, None]
-        seconds.append((now() - start) / count)
+        sampler.prefill()
+        prefill = now() - start
+        for point in points:
+            start = now()
+            sampler.seek(1 + point)
+            for token in range(1 + point, 1 + point + count):
+                sampler.cells(token, token + 1, request.settings.first)
+            seconds.append((now() - start) / count)
+        start = now()
+        if config.has_segments:
+            sampler.seek(tokens)
+            for index in range(1, 1 + config.frames):
+                sampler.frame(index)
+        later = now() - start
     middles = torch.tensor(points).double() + (count - 1) / 2
-    whole = _integral(middles, torch.tensor(seconds).double(), len(rows))
-    start = now()
-    if config.has_segments:
-        decoder.cache.truncate(slots + tokens - 1)
-        decoder.push_raw(token)
-        for _ in range(config.frames):
-            decoder.push_segment(model.tokens(token.expand(-1, tokens)))
-            logits, _ = decoder.segment_logits()
-            draw(probabilities(logits, settings.later), torch.rand(batch, tokens).double().to(token.device))
-    later = now() - start
+    whole = _integral(middles, torch.tensor(seconds).double(), steps)
+    first = whole
     if config.prediction == "token":
         first = _integral(middles, torch.tensor(seconds).double(), tokens - 1)
         later = whole - first
-    else:
-        first = whole
-    return Phases(
-        prefill=prefill, first_frame=first, later_frames=later, step=whole / len(rows), accepted=0.0
-    )
+    return Phases(prefill=prefill, first_frame=first, later_frames=later, step=whole / steps, accepted=0.0)
 
 
 def _integral(steps: torch.Tensor, seconds: torch.Tensor, count: int) -> float:
@@ -129,13 +107,6 @@ def _integral(steps: torch.Tensor, seconds: torch.Tensor, count: int) -> float:
     left = (torch.searchsorted(steps, every) - 1).clamp(0, len(steps) - 2)
     slope = (seconds[left + 1] - seconds[left]) / (steps[left + 1] - steps[left])
     return float((seconds[left] + slope * (every - steps[left])).sum())
-
-
-@torch.no_grad()
-def _prefill(model: VRC, settings: SamplingSettings, batch: int, memory: Memory) -> Decoder:
-    decoder = Decoder(model, model.null_condition(batch), batch, settings.guidance, memory)
-    decoder.raw_logits()
-    return decoder
 
 
 def token_passes(model: VRC) -> list[int]:

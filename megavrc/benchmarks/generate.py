@@ -22,9 +22,8 @@ from megavrc.benchmarks.llama import llama_generator
 from megavrc.errors import UserError
 from megavrc.files import write_result
 from megavrc.hardware import check_device, machine, peak_memory, reset_peak_memory
-from megavrc.model import VRC, ModelConfig
+from megavrc.model import VRC, ModelConfig, VideoPipeline
 from megavrc.model.clips import decode_clips
-from megavrc.model.cuda_graphs import forget
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.progress import progress
 
@@ -137,14 +136,11 @@ def _rounds(
     ]
     for number, work in progress(turns, f"measure {repeats} rounds", len(turns)):
         if isinstance(work, Case):
-            for case in cases:  # their keys, values and graphs would be counted
-                forget(case.model)
             before = reset_peak_memory(device)
             if sampled_steps and work.model.config.first_frame == "token":
-                phases = cost.sampled_phases(work.model, work.settings, work.batch, sampled_steps)
+                phases = cost.sampled_phases(VideoPipeline(work.model), work.request(number), sampled_steps)
             else:
-                seeds = list(range(number * work.batch, (number + 1) * work.batch))
-                phases = cost.clip_phases(work.model, work.condition, work.settings, seeds)
+                phases = cost.clip_phases(VideoPipeline(work.model), work.request(number))
             peak = peak_memory(device)
             own = None if before is None else _bytes(work.model) + peak - before
             measured[work].append((phases, own))

@@ -10,7 +10,7 @@ from torch import nn
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import cast, load_folder
-from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig, SamplingSettings
+from megavrc.model import VRC, ClipRequest, CompressionConfig, ConditionConfig, ModelConfig, SamplingSettings
 from megavrc.model.clips import sampling_settings
 from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
@@ -39,6 +39,12 @@ class Case:
     condition: Condition  # of the whole batch
     batch: int
     trained: bool = False
+
+    def request(self, number: int) -> ClipRequest:
+        """The batch of a round, each with seeds of its own."""
+        return ClipRequest(
+            self.condition, range(number * self.batch, (number + 1) * self.batch), self.settings
+        )
 
 
 def random_model(preset: str, frames: int, device: str, dtype: torch.dtype) -> VRC:

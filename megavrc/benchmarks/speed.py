@@ -14,8 +14,7 @@ from megavrc.errors import UserError
 from megavrc.files import write_result
 from megavrc.generation.evaluate import sampling_settings
 from megavrc.generation.folder import load_folder
-from megavrc.model import VRC, SamplingSettings
-from megavrc.model import generate as generate_ids
+from megavrc.model import VRC, ClipRequest, SamplingSettings, VideoPipeline
 from megavrc.model.decoder import store_for_generation
 
 
@@ -135,5 +134,5 @@ def token_baseline(vrc: VRC) -> VRC:
 
 def clip_maker(model: VRC, settings: SamplingSettings) -> Callable[[int], torch.Tensor]:
     """A callable that makes the tokens of one clip from a seed."""
-    condition = model.null_condition(1)
-    return lambda seed: generate_ids(model, condition, settings, [seed])
+    pipeline, condition = VideoPipeline(model), model.null_condition(1)
+    return lambda seed: pipeline.generate(ClipRequest(condition, [seed], settings), "ids")

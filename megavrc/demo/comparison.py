@@ -32,8 +32,7 @@ def write_comparison(
     real = np.stack([read_clip(manifest.parent / entry["path"], 0, 17, size=None) for entry in entries])
     tokenizer = loaded.video_tokenizer
     rebuilt = tokenizer.decode(tokenizer.encode(torch.from_numpy(real))).numpy()
-    seeds = list(range(seed, seed + len(prompts)))
-    made = np.asarray(loaded.generate(prompts=prompts, seeds=seeds, settings=settings)[1])
+    made = np.asarray(loaded.generate(prompts, seed=seed, settings=settings)[1])
     cells = []
     for index, entry in enumerate(entries):
         note = " (held out)" if entry["split"] == "heldout" else ""

@@ -69,7 +69,7 @@ def alignment(
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
         settings = sampling_settings(first, later, scale, speculative)
-        return loaded.generate(texts, seeds=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
+        return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
         real=[(combination, read(manifest, path)) for combination, path in entries["val"]],

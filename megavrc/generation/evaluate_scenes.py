@@ -157,7 +157,7 @@ def generate(
     ):
         first = None if first_frames is None else torch.from_numpy(first_frames[part])
         _, frames = folder.generate(
-            captions[part], seeds=seeds[part], settings=settings, first_frame=first, batch_size=batch
+            captions[part], seed=seeds[part], settings=settings, first_frame=first, batch_size=batch
         )
         made.append(frames.cpu().numpy())
     return np.concatenate(made)

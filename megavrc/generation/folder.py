@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,12 @@ from megavrc.generation.folder_format import CHECKSUMS, check_weights, fill, rea
 from megavrc.generation.keymap import from_folder
 from megavrc.generation.prompts import open_encoder, prompt_features
 from megavrc.hardware import check_device
-from megavrc.model import VRC, ModelConfig, SamplingSettings
-from megavrc.model.clips import (
-    SAMPLING_OPTIONS,
-    decode_clips,
-    generate_clips,
-    label_condition,
-    sampling_settings,
-)
+from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
+from megavrc.model.clips import SAMPLING_OPTIONS, decode_clips, label_condition
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.model.rollout import stream_clips
 from megavrc.quantization.int8 import quantize_int8
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.tokenizers.text_encoder import TextEncoder
@@ -34,6 +28,7 @@ from megavrc.tokenizers.text_encoder import TextEncoder
 TEXT_TOKENIZER = "tokenizer.model"
 SAMPLING = "generation_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FORMER_NAMES = {"prompts": "prompt", "labels": "label", "seeds": "seed"}  # of arguments, which still work
 
 
 @dataclass(frozen=True)
@@ -63,47 +58,69 @@ class Folder:
         files = [sums] if sums.is_file() else sorted(self.path.glob("*.safetensors"))
         return sha256_json([sha256_file(file) for file in files])[:16]
 
-    def condition(self, prompts: Sequence[str] | None, labels: Sequence[int] | None) -> Condition:
+    @cached_property
+    def pipeline(self) -> VideoPipeline:
+        """Generates with this model; what it keeps on the device goes with the folder."""
+        return VideoPipeline(self.model, self.video_tokenizer.net)
+
+    def condition(
+        self, prompt: str | Sequence[str] | None = None, label: int | Sequence[int] | None = None
+    ) -> Condition:
         """Prompts or labels as the model's condition, on the CPU.
 
         Raises:
             UserError: the other kind of condition, a prompt that is too long, or a label outside the classes.
         """
         config = self.model.config.condition
-        if labels is not None and prompts is None and config.is_class:
-            return _user_error(label_condition, labels, config)
-        if prompts is not None and labels is None and self.text_tokenizer is not None:
-            rows = [self.text_tokenizer.encode(prompt, config.slots) for prompt in prompts]
+        if label is not None and prompt is None and config.is_class:
+            return _user_error(label_condition, label, config)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        if prompts and label is None and self.text_tokenizer is not None:
+            rows = [self.text_tokenizer.encode(text, config.slots) for text in prompts]
             return Condition(torch.tensor(rows))
-        if prompts is not None and labels is None and self.text_encoder is not None:
-            features = [prompt_features(self.text_encoder, prompt, config.slots - 1) for prompt in prompts]
+        if prompts and label is None and self.text_encoder is not None:
+            features = [prompt_features(self.text_encoder, text, config.slots - 1) for text in prompts]
             return pad_features(features, config.slots - 1)
         wanted = "labels" if config.is_class else "prompts"
         if config.features:
             wanted += " and the text encoder that it was trained with (tools/generate.py --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
-    def generate(
+    def request(
         self,
-        prompts: Sequence[str] | None = None,
-        labels: Sequence[int] | None = None,
-        *,
-        seeds: Sequence[int],
-        settings: SamplingSettings | None = None,
-        first_frame: Tensor | None = None,
-        clip: Tensor | None = None,
-        frames: int | None = None,
-        batch_size: int = 8,
-    ) -> tuple[Tensor, Tensor]:
-        """Generate one clip per prompt or label.
+        prompt: str | Sequence[str] | None = None,
+        label: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> ClipRequest:
+        """What `generate` and `stream` hand to the pipeline.
 
         Args:
-            prompts, labels: B texts or B classes.
-            seeds: B integers; the same seeds give the clips of `generate_video` in transformers.
-            settings: sampling (default: the folder's).
-            first_frame: uint8 [B, H, W, 3], the first frame of each clip.
-            clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
-            frames: frames of a clip (default and most: what the model was trained for).
+            prompt: one text or B texts.
+            label: one class or B classes, of a model of classes.
+            options: `seed`, `first_frame`, `clip`, `frames`, `overlap` and the sampling, all as for `generate_video` in
+                transformers; or `settings`, the whole sampling.
+
+        Raises:
+            UserError: inputs that do not fit the model.
+        """
+        for name, now in FORMER_NAMES.items():
+            if name in options:
+                options[now] = options.pop(name)
+        condition = self.condition(options.pop("prompt", prompt), options.pop("label", label))
+        return _user_error(ClipRequest.of, condition, self.sampling, **options)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        label: int | Sequence[int] | None = None,
+        *,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Generate one clip per prompt or label, of at most as many frames as the model was trained for.
+
+        Args:
+            prompt, label, options: see `request`; the same ones give the clips of `generate_video` in transformers.
             batch_size: clips generated at once.
 
         Returns:
@@ -112,73 +129,33 @@ class Folder:
         Raises:
             UserError: inputs that do not fit the model.
         """
-        condition = self._condition_of(prompts, labels, seeds)
-        given = clip if first_frame is None else first_frame[:, None]
-        settings = settings or sampling_settings(self.sampling)
-        batches = []
-        for start in range(0, len(seeds), batch_size):
-            part = slice(start, start + batch_size)
-            ids = _user_error(
-                generate_clips,
-                self.model,
-                self.video_tokenizer.net,
-                condition[part],
-                list(seeds[part]),
-                settings,
-                given if given is None else given[part],
-                frames,
-            )
+        request, batches = self.request(prompt, label, **options), []
+        for start in range(0, len(request), batch_size):
+            ids = _user_error(self.pipeline.generate, request[start : start + batch_size], "ids")
             batches.append((ids, decode_clips(self.video_tokenizer.net, ids)))
         ids, pixels = (torch.cat(items).cpu() for items in zip(*batches, strict=True))
         return ids, pixels
 
     def stream(
         self,
-        prompts: Sequence[str] | None = None,
-        labels: Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        label: int | Sequence[int] | None = None,
         *,
-        seeds: Sequence[int],
-        settings: SamplingSettings | None = None,
-        clip: Tensor | None = None,
-        frames: int | None = None,
-        overlap: int | None = None,
+        output: str = "uint8",
         by_frame: bool = True,
+        **options: Any,
     ) -> Iterator[Tensor]:
-        """As `generate`, of any length: yields uint8 [B, t, H, W, 3] when frames are ready; together they are all.
+        """As `generate`, of any length, but yields uint8 [B, t, H, W, 3] when frames are ready; together they are all.
 
         Args:
-            prompts, labels, seeds, settings, clip: as for `generate`; a first frame is a clip of one.
-            frames: frames of the video, 1 + 4k (default: what the model was trained for; more are made in windows).
-            overlap, by_frame: see `megavrc.model.rollout.stream_clips`.
+            prompt, label, options: see `request`.
+            output, by_frame: see `VideoPipeline.stream`.
 
         Raises:
             UserError: inputs that do not fit the model.
         """
-        condition = self._condition_of(prompts, labels, seeds)
-        settings = settings or sampling_settings(self.sampling)
-        chunks = _user_error(
-            stream_clips,
-            self.model,
-            self.video_tokenizer.net,
-            condition,
-            list(seeds),
-            settings,
-            clip,
-            frames,
-            overlap,
-            by_frame,
-        )
-        return _user_errors(chunks)
-
-    def _condition_of(
-        self, prompts: Sequence[str] | None, labels: Sequence[int] | None, seeds: Sequence[int]
-    ) -> Condition:
-        condition = self.condition(prompts, labels)
-        given = labels if prompts is None else prompts
-        clips = 0 if given is None else len(given)
-        if len(seeds) != clips:
-            raise UserError(f"seeds: {len(seeds)} for {clips} clips")
-        return condition
+        request = self.request(prompt, label, **options)
+        return _on_cpu(_user_error(self.pipeline.stream, request, output, by_frame))
 
 
 def load_folder(
@@ -257,8 +234,8 @@ def cast(model: VRC, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The chunks on the CPU; ValueErrors on the way are the user's."""
+def _on_cpu(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The chunks; ValueErrors on the way are the user's."""
     try:
         for chunk in chunks:
             yield chunk.cpu()
@@ -266,9 +243,9 @@ def _user_errors(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
         raise UserError(str(error)) from None
 
 
-def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "") -> Any:
+def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "", **options: Any) -> Any:
     """Call a part of the model, whose ValueErrors about its arguments are here the user's."""
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from None

@@ -170,7 +170,7 @@ def _generate(
     chunks = folder.stream(
         [wish.caption for wish in wanted if wish.caption is not None] or None,
         [wish.label for wish in wanted if wish.label is not None] or None,
-        seeds=[wish.seed for wish in wanted],
+        seed=[wish.seed for wish in wanted],
         settings=settings,
         clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
         frames=frames,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.files import write_json
-from megavrc.model import VRC
+from megavrc.model import VRC, ClipRequest, VideoPipeline
 from megavrc.model.attention import BackendError
-from megavrc.model.clips import decode_clips, generate_clips, label_condition, sampling_settings
+from megavrc.model.clips import decode_clips, label_condition
 from megavrc.model.condition import Condition
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import TextTokenizer
@@ -78,9 +78,8 @@ def expected_outputs(
     """What the probe must write, computed here from the source."""
     vrc, net = vrc.eval(), net.eval()
     outputs = asdict(vrc(given.tensors["ids"], given.condition, logits=True))
-    ids = generate_clips(
-        vrc, net, given.condition, SEEDS, sampling_settings(SAMPLING), given.tensors.get("clip")
-    )
+    request = ClipRequest.of(given.condition, SAMPLING, SEEDS, clip=given.tensors.get("clip"))
+    ids = VideoPipeline(vrc, net).generate(request, "ids")
     outputs |= {"generated": ids, "pixels": decode_clips(net, ids)}
     if text is not None:
         outputs["text"] = given.tensors["condition"]

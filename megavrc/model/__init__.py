@@ -2,12 +2,13 @@
 
 from .attention import SegmentMask, segment_attention
 from .config import CompressionConfig, ConditionConfig, ModelConfig
-from .generate import generate
+from .pipeline import ClipRequest, VideoPipeline
 from .sampling import Sampling, SamplingSettings
 from .vrc import VRC, VRCOutput
 
 __all__ = [
     "VRC",
+    "ClipRequest",
     "CompressionConfig",
     "ConditionConfig",
     "ModelConfig",
@@ -15,6 +16,6 @@ __all__ = [
     "SamplingSettings",
     "SegmentMask",
     "VRCOutput",
-    "generate",
+    "VideoPipeline",
     "segment_attention",
 ]

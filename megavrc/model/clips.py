@@ -1,9 +1,9 @@
-"""From a condition to pixels: the generator and the video tokenizer together.
+"""What people give and get, as tensors: sampling options, text ids and labels, and the pixels of clips.
 
 Shared by the transformers wrapper and by the loader that needs no transformers, so that both give the same clips.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from .condition import BEGIN, PAD, Condition
 from .config import ConditionConfig
-from .generate import generate
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
-from .vrc import VRC
 
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
@@ -72,66 +70,6 @@ def label_condition(label: int | Sequence[int], config: ConditionConfig) -> Cond
     if wrong:
         raise ValueError(f"label {wrong[0]} is not one of the model's classes 0..{config.classes - 1}")
     return Condition(torch.tensor(labels))
-
-
-def generate_clips(
-    vrc: VRC,
-    tokenizer: OmniTokenizerNet,
-    condition: Condition,
-    seeds: list[int],
-    settings: SamplingSettings,
-    given_BTHWC: Tensor | None = None,
-    frames: int | None = None,
-    on_frame: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
-    """Generate the ids of one clip per seed.
-
-    Args:
-        vrc, tokenizer: on one device.
-        condition: of B samples, on any device, as for `VRC.forward`.
-        seeds: B integers.
-        settings: sampling and guidance.
-        given_BTHWC: uint8 [B, 1 + 4k, H, W, 3], the clip's beginning (one frame: image to video).
-        frames: frames of the whole clip (default: what the model was trained for, which is also the most).
-        on_frame: called with (index, ids [B, g, g]) after each finished latent frame.
-
-    Returns:
-        long [B, T, g, g] with T latent frames.
-
-    Raises:
-        ValueError: a size that the model cannot take, with the rule.
-    """
-    config = vrc.config
-    latent = 1 + config.frames if frames is None else tokenizer.config.latent_frames(frames)
-    if latent > 1 + config.frames:
-        most = 1 + config.frames * tokenizer.config.temporal_patch
-        raise ValueError(f"frames: {frames} asked for, the model generates at most {most}")
-    prefix = None if given_BTHWC is None else encode_beginning(vrc, tokenizer, given_BTHWC, latent)
-    device = vrc.tokens.weight.device
-    return generate(vrc, condition.to(device), settings, seeds, prefix, latent - 1, on_frame)
-
-
-def encode_beginning(vrc: VRC, tokenizer: OmniTokenizerNet, given_BTHWC: Tensor, latent: int) -> Tensor:
-    """Ids of the first frames of a clip of `latent` latent frames, long [B, K, g, g]; ValueError if they do not fit."""
-    given_BTHWC = given_BTHWC.to(vrc.tokens.weight.device)
-    side = vrc.config.grid * tokenizer.config.patch
-    if (
-        given_BTHWC.dim() != 5
-        or tuple(given_BTHWC.shape[2:]) != (side, side, 3)
-        or given_BTHWC.dtype != torch.uint8
-    ):
-        raise ValueError(
-            f"given frames: {given_BTHWC.dtype} {list(given_BTHWC.shape)}, expected uint8 [B, T, {side}, {side}, 3]"
-        )
-    known = tokenizer.config.latent_frames(given_BTHWC.shape[1])
-    if known > latent:
-        raise ValueError(f"given frames: {given_BTHWC.shape[1]} are more than the clip to generate")
-    if (
-        tokenizer.config.temporal_peg == "original"
-    ):  # its ids depend on later frames, so it sees a clip of full length
-        missing = (latent - known) * tokenizer.config.temporal_patch
-        given_BTHWC = torch.cat([given_BTHWC, given_BTHWC[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-    return encode_clips(tokenizer, given_BTHWC)[:, :known]
 
 
 @torch.no_grad()

@@ -9,10 +9,8 @@ import functools
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from .decoder import Decoder, Memory
 from .vrc import VRC
@@ -94,35 +92,3 @@ _CAPTURING = threading.Lock()  # one capture at a time is all that torch promise
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all graphs of a device: captures share the memory of a pool, and cuBLAS its workspace, by stream."""
     return torch.cuda.Stream(device)
-
-
-_KEPT: WeakKeyDictionary[VRC, tuple[Hashable, Workspace]] = WeakKeyDictionary()
-
-
-def workspace(model: VRC, batch: int, job: Hashable, guidance: float) -> Workspace:
-    """A workspace for the job: on CUDA the one that the model's last job left with `keep`, when it was such a one.
-
-    It is taken away from there, so that a clip that is begun before this one is finished gets its own.
-    """
-    key, kept = _KEPT.pop(model, (None, None))
-    if kept is not None and key == _key(model, batch, job):
-        return kept
-    kept = None  # gone before its successor takes memory
-    return Workspace(model, batch, guidance)
-
-
-def keep(model: VRC, batch: int, job: Hashable, used: Workspace) -> None:
-    """Leave a workspace for the next job. Only one a model is kept: its cache may be large."""
-    if used.steps == "graph":
-        _KEPT[model] = _key(model, batch, job), used
-
-
-def forget(model: VRC) -> None:
-    """Free what the model's last job has left: keys and values, and on CUDA the graphs with their memory."""
-    _KEPT.pop(model, None)
-
-
-def _key(model: VRC, batch: int, job: Hashable) -> Hashable:
-    """What graphs depend on. They read the weights where these were at capture, so the addresses are part of it."""
-    tensors = (*model.parameters(), *model.buffers())
-    return batch, job, tuple(t.data_ptr() if type(t.data) is Tensor else id(t) for t in tensors)

@@ -1,135 +1,18 @@
-"""Generation (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
+"""The draws of one clip (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
 
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from .condition import Condition
-from .cuda_graphs import Workspace, keep, workspace
+from .cuda_graphs import Workspace
 from .decoder import Decoder
-from .sampling import Sampling, SamplingSettings, draw, probabilities, uniforms
-from .speculation import numbers_shape, speculative_frame
-from .vrc import VRC
+from .sampling import Sampling, SamplingSettings, draw, probabilities
+from .speculation import speculative_frame
 
 log = logging.getLogger("megavrc.speculation")
 
 OnSpeculation = Callable[[int, Tensor], None]
-
-
-def generate(
-    model: VRC,
-    condition: Condition,
-    settings: SamplingSettings,
-    seeds: list[int],
-    prefix: Tensor | None = None,
-    frames: int | None = None,
-    on_frame: Callable[[int, Tensor], None] | None = None,
-    window: int = 0,
-    on_speculation: OnSpeculation | None = None,
-) -> Tensor:
-    """Generate the tokens of one clip per seed.
-
-    Args:
-        model: generates in eval mode (running statistics of BatchNorm, no dropout), whatever mode it is in.
-        condition: of B samples, as for `VRC.forward`.
-        settings: sampling of the first frame and of the later ones, guidance.
-        seeds: B integers; a sample depends on its own seed only.
-        prefix: long [B, K, g, g], tokens of the first K frames to continue from (K = 1: image to video).
-        frames: latent frames after the first to generate (default: the model's; at most that).
-        on_frame: called with (index, ids [B, g, g]) after each finished frame.
-        window: of a rollout: each draws with the next numbers of its samples' seeds.
-        on_speculation: called with (index, passes [B]) after each frame drawn speculatively: N / passes tokens of a
-            sample were accepted a pass.
-
-    Returns:
-        long [B, 1 + frames, g, g].
-
-    Raises:
-        ValueError: more frames than the model was trained for, a prefix of the wrong shape, or speculation where no
-            frame is drawn token by token.
-    """
-    done: list[Tensor] = []
-    for ids_BHW in generate_frames(model, condition, settings, seeds, prefix, frames, window, on_speculation):
-        if on_frame:
-            on_frame(len(done), ids_BHW)
-        done.append(ids_BHW)
-    return torch.stack(done, dim=1)
-
-
-def generate_frames(
-    model: VRC,
-    condition: Condition,
-    settings: SamplingSettings,
-    seeds: list[int],
-    prefix: Tensor | None = None,
-    frames: int | None = None,
-    window: int = 0,
-    on_speculation: OnSpeculation | None = None,
-) -> Iterator[Tensor]:
-    """As `generate`, frame by frame: yields long [B, g, g] as soon as a frame is ready, given ones included."""
-    config = model.config
-    frames = config.frames if frames is None else frames
-    if not 0 <= frames <= config.frames:
-        raise ValueError(
-            f"frames: {frames} asked for, the model generates 0..{config.frames} after the first"
-        )
-    known = _check_prefix(prefix, len(seeds), 1 + frames, config.grid)
-    shape = numbers_shape(config, settings)
-    return _run(model, condition, settings, seeds, known, frames, window, shape, on_speculation)
-
-
-def _check_prefix(prefix: Tensor | None, batch: int, total: int, grid: int) -> Tensor | None:
-    """Known frames as [B, K, N]."""
-    if prefix is None:
-        return None
-    fits = prefix.dim() == 4 and len(prefix) == batch and 1 <= prefix.shape[1] <= total
-    if not fits or tuple(prefix.shape[2:]) != (grid, grid):
-        raise ValueError(
-            f"prefix: shape {tuple(prefix.shape)}, expected ({batch}, 1..{total}, {grid}, {grid})"
-        )
-    return prefix.flatten(2)
-
-
-@torch.no_grad()
-def _run(
-    model: VRC,
-    condition: Condition,
-    settings: SamplingSettings,
-    seeds: list[int],
-    known_BKN: Tensor | None,
-    frames: int,
-    window: int,
-    shape: tuple[int, ...],
-    on_speculation: OnSpeculation | None,
-) -> Iterator[Tensor]:
-    """The frames in order; the model is in eval mode until the last one is out."""
-    job = str(settings)
-    space = workspace(model, len(seeds), job, settings.guidance)
-    # Passes compute in the dtype of their cache.
-    plain = torch.autocast(space.ids_BTN.device.type, enabled=False)
-    count, more = space.uniform_BTN[0].numel(), math.prod(shape)
-    numbers = uniforms(seeds, (window + 1) * (count + more), "cpu")[:, -count - more :]
-    drawn = numbers[:, :count].view_as(space.uniform_BTN)
-    space.uniform_BTN.copy_(drawn.pin_memory() if space.ids_BTN.is_cuda else drawn, non_blocking=True)
-    was_training = model.training
-    model.eval()
-    try:
-        speculation = numbers[:, count:].unflatten(1, shape).to(space.ids_BTN.device)
-        with plain:
-            decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
-            sampler = Sampler(decoder, settings, space, speculation, on_speculation)
-            sampler.take(known_BKN)
-        for index in range(1 + frames):
-            if known_BKN is None or index >= known_BKN.shape[1]:
-                with plain:
-                    sampler.frame(index)
-            yield space.ids_BTN[:, index].unflatten(1, (model.config.grid, -1)).clone()
-    finally:
-        model.train(was_training)
-        keep(model, len(seeds), job, space)
 
 
 class Sampler:
@@ -167,14 +50,28 @@ class Sampler:
         for index in range(1, self.known):
             self._push_segment(index)
 
+    def ids(self, index: int) -> Tensor:
+        """The tokens of a frame that is there, long [B, g, g]."""
+        return self.space.ids_BTN[:, index].unflatten(1, (self.config.grid, -1)).clone()
+
+    def prefill(self) -> None:
+        """Run the condition in a pass of its own, which drawing does together with the first token's: to measure it."""
+        self.decoder.raw_logits()
+
+    def seek(self, token: int) -> None:
+        """Go on as if the tokens before this one were drawn, whatever they are: to measure a pass anywhere."""
+        self.decoder.cache.truncate(self.config.condition.slots + token - 1)
+
     def frame(self, index: int) -> None:
         """Draw a frame; those before it are there."""
         run, decoder = self.space.run, self.decoder
         if self.config.prediction == "token" or (index == 0 and self.config.first_frame == "token"):
             self._token_frame(index)
         elif index == 0:
-            for row in range(self.config.grid):
-                run(("row", row), decoder, lambda row=row: self._row(row))  # type: ignore[misc]
+            side, sampling = self.config.grid, self.settings.first
+            for row in range(side):
+                start, stop = row * side, (row + 1) * side
+                run(("row", row), decoder, lambda start=start, stop=stop: self.cells(start, stop, sampling))  # type: ignore[misc]
         else:
             run(("segment", index), decoder, lambda: self._segment(index))
 
@@ -185,10 +82,10 @@ class Sampler:
         if self.settings.speculative:
             self._speculate(index, sampling)
             return
-        self._token(start, sampling)
+        self.cells(start, start + 1, sampling)
         if self.space.steps == "host":
             for token in range(start + 1, stop):
-                self._token(token, sampling)
+                self.cells(token, token + 1, sampling)
             return
         slots = self.config.condition.slots
         self.space.index.fill_(start + 1)
@@ -212,15 +109,15 @@ class Sampler:
         if self.on_speculation:
             self.on_speculation(index, passes)
 
-    def _token(self, token: int, sampling: Sampling) -> None:
-        """One pass for one token at a position that the host knows."""
-        if token:
-            self.decoder.push_raw(self.ids_BS[:, token - 1 : token])
-        probs = probabilities(self.decoder.raw_logits()[:, 0], sampling)
-        self.ids_BS[:, token] = draw(probs, self.uniform_BS[:, token])
+    def cells(self, start: int, stop: int, sampling: Sampling) -> None:
+        """One pass for a token, or for a row of the first frame, from as many cells before it."""
+        if start:
+            self.decoder.push_raw(self.ids_BS[:, 2 * start - stop : start])
+        probs = probabilities(self.decoder.raw_logits(stop - start), sampling)
+        self.ids_BS[:, start:stop] = draw(probs, self.uniform_BS[:, start:stop])
 
     def _token_on_device(self, keys: int, sampling: Sampling) -> None:
-        """The same at the position in `space.index`, which moves on: the body of a CUDA graph."""
+        """The same for a token at the position in `space.index`, which moves on: the body of a CUDA graph."""
         index = self.space.index
         before = self.ids_BS.index_select(1, index - 1)
         position = index + (self.config.condition.slots - 1)
@@ -228,15 +125,6 @@ class Sampler:
         drawn = draw(probs, self.uniform_BS.index_select(1, index)[:, 0])
         self.ids_BS.index_copy_(1, index, drawn[:, None])
         index.add_(1)
-
-    def _row(self, row: int) -> None:
-        """One pass for one row of the first frame."""
-        side = self.config.grid
-        if row:
-            self.decoder.push_raw(self.ids_BS[:, (row - 1) * side : row * side])
-        cells = slice(row * side, (row + 1) * side)
-        probs = probabilities(self.decoder.raw_logits(side), self.settings.first)
-        self.ids_BS[:, cells] = draw(probs, self.uniform_BS[:, cells])
 
     def _segment(self, index: int) -> None:
         """One pass for a later frame, from the frame before it."""

@@ -13,22 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput, cached_file
 
 # transformers 4 copies only the files that this one names itself: those of the second block are named for that alone.
-from .clips import (
-    SAMPLING_OPTIONS,
-    decode_clips,
-    generate_clips,
-    label_condition,
-    sampling_settings,
-    text_condition,
-)
+from .clips import SAMPLING_OPTIONS, decode_clips, label_condition, text_condition
 from .compressor import BatchNorm
 from .condition import Condition, ConditionLike
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from .rollout import stream_clips
-from .sampling import SamplingSettings
+from .pipeline import ClipRequest, VideoPipeline
 from .vrc import VRC
 
 # isort: split
@@ -37,10 +29,11 @@ from .attention_sdpa import rects_attention as _attention_sdpa  # noqa: F401
 from .cache import KVCache as _cache  # noqa: F401
 from .cuda_graphs import Workspace as _graphs  # noqa: F401
 from .fused_step import FusedStep as _fused_step  # noqa: F401
-from .generate import generate as _generate  # noqa: F401
+from .generate import Sampler as _generate  # noqa: F401
 from .layout import Layout as _layout  # noqa: F401
 from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
 from .rope import rope_table as _rope  # noqa: F401
+from .sampling import SamplingSettings as _sampling  # noqa: F401
 from .segment_mask import SegmentMask as _segment_mask  # noqa: F401
 from .speculation import couple as _speculation  # noqa: F401
 from .transformer import Trunk as _transformer  # noqa: F401
@@ -63,10 +56,6 @@ COMPANIONS = (
 )
 
 HUB = ("revision", "cache_dir", "token", "local_files_only")  # where on a hub `from_pretrained` looks
-
-Job = tuple[  # the arguments of `stream_clips`, in order
-    VRC, OmniTokenizerNet, Condition, list[int], SamplingSettings, Tensor | None, int | None, int | None
-]
 
 
 @dataclass
@@ -97,6 +86,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         super().__init__(config)
         self.vrc = VRC(ModelConfig.from_dict(config.vrc))
         self.video_tokenizer = OmniTokenizerNet(OmniTokenizerConfig.from_dict(config.video_tokenizer))
+        self._pipeline: VideoPipeline | None = None
         self._text_tokenizer: Any = None
         self._hub: dict[str, Any] = {}
         self._from_file = self.vrc.tokens.weight.is_meta
@@ -192,6 +182,14 @@ class VRCForVideoGeneration(PreTrainedModel):
                 shutil.copyfile(source, target)
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    @property
+    def pipeline(self) -> VideoPipeline:
+        """Generates with this model; what it keeps on the device goes with it."""
+        parts, last = (self.vrc, self.video_tokenizer), self._pipeline
+        if last is None or (last.vrc, last.video_tokenizer) != parts:
+            self._pipeline = last = VideoPipeline(*parts)
+        return last
+
     def _condition(self, prompt: Any, label: Any, condition: ConditionLike | None) -> Condition:
         """The condition of exactly one of the three inputs."""
         if sum(given is not None for given in (prompt, label, condition)) != 1:
@@ -208,7 +206,6 @@ class VRCForVideoGeneration(PreTrainedModel):
         tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         return text_condition(tokens, config)
 
-    @torch.no_grad()
     def generate_video(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -244,10 +241,14 @@ class VRCForVideoGeneration(PreTrainedModel):
         """
         if output not in ("uint8", "ids"):
             raise ValueError(f"output: {output!r} is neither uint8 nor ids")
-        job = self._job(prompt, **options)
-        if output == "uint8" and on_frame is None:
-            return torch.cat(list(stream_clips(*job, by_frame=False)), dim=1)
-        ids = generate_clips(*job[:7], on_frame)
+        request = self._request(prompt, **options)
+        if on_frame is None:
+            return self.pipeline.generate(request, output)
+        frames: list[Tensor] = []
+        for ids_B1HW in self.pipeline.stream(request, "ids"):
+            on_frame(len(frames), ids_B1HW[:, 0])
+            frames.append(ids_B1HW)
+        ids = torch.cat(frames, dim=1)
         return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)
 
     def stream_video(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[Tensor]:
@@ -257,31 +258,17 @@ class VRCForVideoGeneration(PreTrainedModel):
             prompt: one text or B texts.
             options: see `generate_video`.
         """
-        return stream_clips(*self._job(prompt, **options))
+        return self.pipeline.stream(self._request(prompt, **options))
 
-    def _job(
+    def _request(
         self,
         prompt: str | Sequence[str] | None,
         label: int | Sequence[int] | None = None,
         condition: ConditionLike | None = None,
-        first_frame: Tensor | None = None,
-        clip: Tensor | None = None,
-        frames: int | None = None,
-        overlap: int | None = None,
-        seed: int | Sequence[int] = 0,
-        **sampling: Any,
-    ) -> Job:
-        """Arguments of `stream_clips` from those of `generate_video`."""
-        if first_frame is not None and clip is not None:
-            raise ValueError("give first_frame or clip, not both")
-        rows = self._condition(prompt, label, condition)
-        count = len(rows)
-        seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
-        if len(seeds) != count:
-            raise ValueError(f"seed: {len(seeds)} seeds for {count} clips")
-        if first_frame is not None:
-            clip = first_frame.unsqueeze(1) if first_frame.dim() == 4 else first_frame[None, None]
-        settings = sampling_settings(self.sampling_defaults, sampling)
+        **options: Any,
+    ) -> ClipRequest:
+        given = self._condition(prompt, label, condition)
+        request = ClipRequest.of(given, self.sampling_defaults, **options)
         if not self.training:
             store_for_generation(self.vrc)
-        return self.vrc, self.video_tokenizer, rows, seeds, settings, clip, frames, overlap
+        return request

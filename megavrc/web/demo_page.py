@@ -5,10 +5,8 @@ told otherwise, and it reads no file but those that were uploaded to it (`upload
 """
 
 import os
-import queue
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
-from megavrc.model.clips import decode_clips, generate_clips, sampling_settings
+from megavrc.model.clips import sampling_settings
 from megavrc.video import VideoError, read_picture, write_mp4
 from megavrc.web.uploads import only_uploads, read_upload
 
@@ -33,10 +31,6 @@ SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 PENDING = 225  # grey of a frame that is not there yet
 CSS = "footer {display: none !important} #clip img, #frames img {image-rendering: pixelated}"
-
-
-class _Stopped(Exception):
-    """Nobody waits for the clip any more."""
 
 
 def stream(
@@ -59,42 +53,10 @@ def stream(
     Raises:
         UserError: inputs that do not fit the model.
     """
-    condition = folder.condition(None if prompt is None else [prompt], None if label is None else [label])
-    try:
-        settings = sampling_settings(folder.sampling, sampling)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    given = None if first is None else first[None, None]
-    net = folder.video_tokenizer.net
-    arrived: queue.Queue[Tensor | BaseException | None] = queue.Queue()
-    stop = threading.Event()
-
-    def on_frame(_: int, ids_BHW: Tensor) -> None:
-        if stop.is_set():
-            raise _Stopped
-        arrived.put(ids_BHW)
-
-    def work() -> None:
-        try:
-            generate_clips(folder.model, net, condition, [seed], settings, given, on_frame=on_frame)
-            arrived.put(None)
-        except BaseException as error:  # for the one who waits
-            arrived.put(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
     ids: list[Tensor] = []
-    try:
-        while (item := arrived.get()) is not None:
-            if isinstance(item, ValueError):
-                raise UserError(str(item)) from None
-            if isinstance(item, BaseException):
-                raise item
-            ids.append(item)
-            yield decode_clips(net, torch.stack(ids, dim=1))[0].cpu()
-    finally:
-        stop.set()
-        worker.join()
+    for ids_B1HW in folder.stream(prompt, label, seed=seed, first_frame=first, output="ids", **sampling):
+        ids.append(ids_B1HW)
+        yield folder.video_tokenizer.decode(torch.cat(ids, dim=1))[0].cpu()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from megavrc.benchmarks import generate as benchmark_generate
 from megavrc.benchmarks.generate_cases import random_model, trained_cases, variants_of
 from megavrc.config import run_command
 from megavrc.hardware import reset_peak_memory
-from megavrc.model import VRC, ConditionConfig, ModelConfig, SamplingSettings, generate
+from megavrc.model import VRC, ClipRequest, ConditionConfig, ModelConfig, VideoPipeline
 from megavrc.model.compressor import BatchNorm
+from megavrc.model.condition import Condition
+from megavrc.model.decoder import Decoder
 
 SMALL = {"layers": 1, "heads": 1, "width": 16, "vocab": 32, "grid": 4, "frames": 2}
 
@@ -36,12 +38,12 @@ def test_the_passes_that_the_floor_counts_are_those_that_are_made(
     changes: dict[str, object], others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    step = cost.Decoder.step
+    step = Decoder.step
     monkeypatch.setattr(
-        cost.Decoder, "step", lambda self, *args: (step(self, *args), made.append(self.cache.length))[0]
+        Decoder, "step", lambda self, *args: (step(self, *args), made.append(self.cache.length))[0]
     )
     measured = model(**changes)
-    generate(measured, torch.tensor([0]), SamplingSettings(), [0])
+    VideoPipeline(measured).generate(ClipRequest(Condition(torch.tensor([0])), [0]), "ids")
     drawing = made[: len(made) - others] if others else made
     row = changes.get("first_frame") == "row"
     assert cost.token_passes(measured) == (drawing if row else drawing[1:])
@@ -68,7 +70,7 @@ def test_models_of_one_preset_share_their_trunk() -> None:
     assert models["vrc-4"] is base
     assert len({id(each.trunk) for each in models.values()}) == 1
     for each in models.values():
-        ids = generate(each, each.null_condition(1), SamplingSettings(), [0], frames=0)
+        ids = VideoPipeline(each).generate(ClipRequest(each.null_condition(1), [0], frames=1), "ids")
         assert ids.shape == (1, 1, 8, 8)
         assert all(torch.isfinite(parameter).all() for parameter in each.parameters())
 

@@ -51,12 +51,12 @@ def test_clips_are_those_of_the_encoder_s_features(of_features, encoder) -> None
     expected = model.generate_video(condition=(features, real), seed=3, guidance=2.0)
     folder = load_folder(of_features, text_encoder=encoder)
     settings = sampling_settings(folder.sampling, {"guidance": 2.0})
-    assert torch.equal(folder.generate(PROMPTS, seeds=[3, 4], settings=settings, batch_size=1)[1], expected)
+    assert torch.equal(folder.generate(PROMPTS, seed=[3, 4], settings=settings, batch_size=1)[1], expected)
     empty = folder.condition(["", *PROMPTS], None)
     assert not empty[:1].real.any() and not empty[:1].values.any(), "as in training"
     assert torch.equal(empty[1:].values, features)
     assert torch.equal(model.generate_video(condition=empty[1:], seed=3, guidance=2.0), expected)
-    (streamed,) = folder.stream(PROMPTS, seeds=[3, 4], settings=settings, by_frame=False)
+    (streamed,) = folder.stream(PROMPTS, seed=[3, 4], settings=settings, by_frame=False)
     assert torch.equal(streamed, expected)
 
 
@@ -79,4 +79,4 @@ def test_other_encoders_and_long_prompts_are_refused(of_features, encoder, folde
     with pytest.raises(UserError, match="not conditioned on text features"):
         load_folder(folder, text_encoder=encoder)
     with pytest.raises(UserError, match="more than 7 text tokens, which is what the model takes: shorten it"):
-        load_folder(of_features, text_encoder=encoder).generate([f"{PROMPTS[0]} a circle"], seeds=[0])
+        load_folder(of_features, text_encoder=encoder).generate([f"{PROMPTS[0]} a circle"], seed=[0])

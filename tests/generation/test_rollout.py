@@ -12,7 +12,7 @@ from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import read_end
-from megavrc.model import generate
+from megavrc.model import ClipRequest
 from megavrc.model.clips import decode_clips, encode_clips, sampling_settings
 from megavrc.video import count_frames, read_clip, read_frames
 
@@ -31,32 +31,33 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_frames_come_as_they_are_ready_and_make_the_same_clip(loaded) -> None:
-    _, whole = loaded.generate(PROMPTS, seeds=[5, 6])
-    chunks = list(loaded.stream(PROMPTS, seeds=[5, 6]))
+    _, whole = loaded.generate(PROMPTS, seed=[5, 6])
+    chunks = list(loaded.stream(PROMPTS, seed=[5, 6]))
     assert [chunk.shape[1] for chunk in chunks] == [1, 4, 4, 4, 4]
     assert near(torch.cat(chunks, dim=1), whole)
-    (once,) = loaded.stream(PROMPTS, seeds=[5, 6], by_frame=False)
+    (once,) = loaded.stream(PROMPTS, seed=[5, 6], by_frame=False)
     assert torch.equal(once, whole)
 
 
 def test_a_longer_video_continues_from_its_own_encoded_end(loaded) -> None:
     """The second window, written out: the last 9 frames encoded, continued with the next random numbers."""
-    chunks = list(loaded.stream(PROMPTS, seeds=[5, 6], frames=29, overlap=9, by_frame=False))
+    chunks = list(loaded.stream(PROMPTS, seed=[5, 6], frames=29, overlap=9, by_frame=False))
     assert [chunk.shape[1] for chunk in chunks] == [17, 8, 4]
-    _, first = loaded.generate(PROMPTS, seeds=[5, 6])
+    _, first = loaded.generate(PROMPTS, seed=[5, 6])
     assert torch.equal(chunks[0], first)
-    net, model = loaded.video_tokenizer.net, loaded.model
+    net = loaded.video_tokenizer.net
     settings = sampling_settings(loaded.sampling)
     prefix = encode_clips(net, first[:, -9:])
-    condition = loaded.condition(PROMPTS, None)
-    ids = generate(model, condition, settings, [5, 6], prefix=prefix, window=1)
+    request = ClipRequest(loaded.condition(PROMPTS), [5, 6], settings, prefix)
+    with torch.no_grad():
+        ids = torch.stack(list(loaded.pipeline._window(request, 5, number=1)), dim=1)
     assert torch.equal(chunks[1], decode_clips(net, ids)[:, 9:])
-    again = generate(model, condition, settings, [5, 6], prefix=prefix)
+    again = loaded.pipeline.generate(request, "ids")
     assert not torch.equal(ids, again), "every window has its own random numbers"
 
 
 def test_windows_of_a_stream_by_frame_and_of_one_sample(loaded) -> None:
-    options = dict(frames=33, overlap=5, seeds=[6])
+    options = dict(frames=33, overlap=5, seed=[6])
     whole = torch.cat(list(loaded.stream(PROMPTS[1:], by_frame=False, **options)), dim=1)
     chunks = list(loaded.stream(PROMPTS[1:], **options))
     assert [chunk.shape[1] for chunk in chunks] == [1] + 8 * [4]
@@ -65,8 +66,8 @@ def test_windows_of_a_stream_by_frame_and_of_one_sample(loaded) -> None:
 
 
 def test_a_given_clip_as_long_as_a_window_is_continued(loaded) -> None:
-    _, clip = loaded.generate(PROMPTS, seeds=[5, 6])
-    video = torch.cat(list(loaded.stream(PROMPTS, seeds=[1, 2], clip=clip, frames=21)), dim=1)
+    _, clip = loaded.generate(PROMPTS, seed=[5, 6])
+    video = torch.cat(list(loaded.stream(PROMPTS, seed=[1, 2], clip=clip, frames=21)), dim=1)
     assert video.shape[1] == 21
     assert torch.equal(video[:, :17], loaded.video_tokenizer.decode(loaded.video_tokenizer.encode(clip)))
 
@@ -93,7 +94,7 @@ def cells(frames):
 )
 def test_impossible_videos_are_one_line(loaded, options, message) -> None:
     with pytest.raises(UserError, match=message) as error:
-        list(loaded.stream(["a"], seeds=[0], **options))
+        list(loaded.stream(["a"], seed=[0], **options))
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +102,7 @@ def test_the_same_in_transformers(folder, loaded) -> None:
     from megavrc.model.modeling_vrc import VRCForVideoGeneration
 
     model = VRCForVideoGeneration.from_pretrained(folder)
-    expected = list(loaded.stream(PROMPTS, seeds=[5, 6], frames=25))
+    expected = list(loaded.stream(PROMPTS, seed=[5, 6], frames=25))
     chunks = list(model.stream_video(PROMPTS, seed=5, frames=25))
     assert all(torch.equal(one, other) for one, other in zip(chunks, expected, strict=True))
     assert model.generate_video(PROMPTS, seed=5, frames=25).shape[1] == 25
@@ -145,7 +146,7 @@ def test_speculation_through_transformers(folder, loaded) -> None:
     drawn = clips(speculative=4)
     assert not torch.equal(drawn, clips()), "other clips for a seed"
     settings = sampling_settings(loaded.sampling, {"guidance": 1.5, "speculative": 4})
-    assert torch.equal(drawn, loaded.generate(PROMPTS, seeds=[5, 6], settings=settings)[0])
+    assert torch.equal(drawn, loaded.generate(PROMPTS, seed=[5, 6], settings=settings)[0])
     with pytest.raises(ValueError, match="draft one of neighbour, repeat, random"):
         clips(draft="magic")
 
@@ -172,7 +173,7 @@ def test_bf16_and_int8_stay_close(folder, loaded) -> None:
             other = load_folder(folder, **options)
             got = other.model(ids, condition, logits=True).logits_later.float()
             assert 0 < (got - expected).norm() / expected.norm() < limit, options
-            assert other.generate(PROMPTS, seeds=[5, 6])[1].shape == (2, 17, 16, 16, 3)
+            assert other.generate(PROMPTS, seed=[5, 6])[1].shape == (2, 17, 16, 16, 3)
 
 
 def test_int8_without_torchao_is_one_line(folder, monkeypatch) -> None:

@@ -134,7 +134,7 @@ def test_the_command(folder, loaded, tmp_path, capsys) -> None:
     ]
     assert run_command(generate, common + options) == 0
     assert "2 clips generated, 0 were there" in capsys.readouterr().out
-    _, frames = loaded.generate(PROMPTS[:2], seeds=[7, 8], frames=5, settings=sampling_settings({"top_k": 1}))
+    _, frames = loaded.generate(PROMPTS[:2], seed=[7, 8], frames=5, settings=sampling_settings({"top_k": 1}))
     shown = read_frames(tmp_path / "out" / "0001-a-blue-dog.mp4", range(5))[:, 2::4, 2::4]
     assert torch.tensor(shown.astype(int)).sub(frames[1].int()).abs().float().mean() < 12
     assert run_command(generate, common) == 2

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megavrc.model import Sampling, SamplingSettings
-from megavrc.model.clips import encode_clips, generate_clips, sampling_settings
+from megavrc.model import ClipRequest, Sampling, SamplingSettings, VideoPipeline
+from megavrc.model.clips import encode_clips, sampling_settings
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 
 
@@ -28,10 +28,10 @@ def test_a_tokenizer_that_looks_ahead_sees_a_clip_of_full_length(source) -> None
     config = OmniTokenizerConfig.from_dict(source.video.config.to_dict() | {"temporal_peg": "original"})
     net = OmniTokenizerNet(config).eval()
     given = torch.randint(256, (1, 5, 16, 16, 3), dtype=torch.uint8)
-    condition = source.model.null_condition(1)
-    ids = generate_clips(source.model, net, condition, [0], SamplingSettings(), given, frames=9)
+    pipeline, condition = VideoPipeline(source.model, net), source.model.null_condition(1)
+    ids = pipeline.generate(ClipRequest(condition, [0], beginning=given, frames=9), "ids")
     full = torch.cat([given, given[:, -1:].expand(-1, 4, -1, -1, -1)], dim=1)
     assert ids.shape == (1, 3, 4, 4)
     assert torch.equal(ids[:, :2], encode_clips(net, full)[:, :2])
     with pytest.raises(ValueError, match="more than the clip to generate"):
-        generate_clips(source.model, net, condition, [0], SamplingSettings(), given, frames=1)
+        pipeline.generate(ClipRequest(condition, [0], beginning=given, frames=1), "ids")

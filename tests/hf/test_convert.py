@@ -217,7 +217,7 @@ def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
     model = VRCForVideoGeneration.from_pretrained(out, dtype="auto")
     assert folder.model.head.weight.dtype == model.vrc.head.weight.dtype == torch.bfloat16
     assert folder.model.compressor.net[1].running_var.dtype == torch.float32
-    frames = folder.generate(labels=[0, 2], seeds=[1, 2])[1]
+    frames = folder.generate(label=[0, 2], seed=[1, 2])[1]
     assert torch.equal(frames, model.generate_video(label=[0, 2], seed=1))
     with pytest.raises(UserError, match=r"label 3 is not one of the model's classes 0\.\.2"):
-        folder.generate(labels=[3], seeds=[0])
+        folder.generate(label=[3], seed=[0])

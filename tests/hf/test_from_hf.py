@@ -144,8 +144,8 @@ def test_format_1_is_migrated_or_refused_by_name(source, folder, tmp_path) -> No
     """Format 1 did not say how the images of stage 1 were tokenized."""
     old = shutil.copytree(folder, tmp_path / "old")
     make_format_1(old)
-    ids = load_folder(folder).generate(["a blue dog"], seeds=[0])[0]
-    assert torch.equal(load_folder(old).generate(["a blue dog"], seeds=[0])[0], ids)
+    ids = load_folder(folder).generate(["a blue dog"], seed=[0])[0]
+    assert torch.equal(load_folder(old).generate(["a blue dog"], seed=[0])[0], ids)
     from_hf(old, tmp_path / "start")
     model = VRC(source.model.config)
     assert not start_from(model, source.facts, tmp_path / "start")["fresh"]

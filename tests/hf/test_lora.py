@@ -60,7 +60,7 @@ def test_the_merged_folder_needs_neither_peft_nor_megavrc(tuned, tmp_path) -> No
     environment = os.environ | {"HF_HOME": str(tmp_path)}
     command = [sys.executable, "-I", "-c", script, tuned[0], tmp_path / "ids.pt"]
     subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
-    ids, _ = load_folder(tuned[0]).generate(["a blue dog"], seeds=[3])
+    ids, _ = load_folder(tuned[0]).generate(["a blue dog"], seed=[3])
     assert torch.equal(torch.load(tmp_path / "ids.pt"), ids)
 
 

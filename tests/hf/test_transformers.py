@@ -1,6 +1,8 @@
 """A converted folder in transformers, and the same folder without it."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -39,22 +41,22 @@ def loaded(folder: Path) -> Folder:
 
 
 def test_the_same_clips_with_and_without_transformers(results, loaded) -> None:
-    _, frames = loaded.generate(PROMPTS, seeds=[5, 6])
+    _, frames = loaded.generate(PROMPTS, seed=[5, 6])
     assert frames.shape == (2, 17, 16, 16, 3) and frames.dtype == torch.uint8
     assert torch.equal(frames, results["default"])
     layers = dict(temperature=0.0, guidance=2.0, later_temperature=1.0)
-    ids, _ = loaded.generate(PROMPTS, seeds=[5, 9], settings=sampling_settings(layers))
+    ids, _ = loaded.generate(PROMPTS, seed=[5, 9], settings=sampling_settings(layers))
     assert torch.equal(ids, results["cold"])
-    one = loaded.generate(PROMPTS[:1], seeds=[5], frames=9)[1]
+    one = loaded.generate(PROMPTS[:1], seed=[5], frames=9)[1]
     assert one.shape[1] == 9 and torch.equal(one, results["one"])
 
 
 def test_given_frames_are_kept(results, loaded) -> None:
     clip = results["default"]
-    ids, frames = loaded.generate(PROMPTS, seeds=[5, 6], first_frame=clip[:, 0])
+    ids, frames = loaded.generate(PROMPTS, seed=[5, 6], first_frame=clip[:, 0])
     assert torch.equal(frames, results["image"])
     assert torch.equal(ids[:, :1], loaded.video_tokenizer.encode(clip[:, :1]))
-    ids, frames = loaded.generate(PROMPTS, seeds=[5, 6], clip=clip[:, :5])
+    ids, frames = loaded.generate(PROMPTS, seed=[5, 6], clip=clip[:, :5])
     assert torch.equal(frames, results["clip"])
     assert torch.equal(ids[:, :2], loaded.video_tokenizer.encode(clip[:, :5]))
 
@@ -65,19 +67,19 @@ def test_text_ids_and_half_precision(results, source) -> None:
 
 
 def test_batches_do_not_change_a_clip(loaded) -> None:
-    whole = loaded.generate(PROMPTS, seeds=[5, 6])[0]
-    assert torch.equal(loaded.generate(PROMPTS, seeds=[5, 6], batch_size=1)[0], whole)
+    whole = loaded.generate(PROMPTS, seed=[5, 6])[0]
+    assert torch.equal(loaded.generate(PROMPTS, seed=[5, 6], batch_size=1)[0], whole)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(prompts=["a red square moves left " * 4], seeds=[0]), "shorten it"),
-        (dict(labels=[1], seeds=[0]), "generated from prompts"),
-        (dict(prompts=["a"], seeds=[0, 1]), "2 for 1 clips"),
-        (dict(prompts=["a"], seeds=[0], frames=21), "at most 17"),
-        (dict(prompts=["a"], seeds=[0], frames=6), r"1 \+ 4k"),
-        (dict(prompts=["a"], seeds=[0], first_frame=torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
+        (dict(prompt=["a red square moves left " * 4], seed=[0]), "shorten it"),
+        (dict(label=[1], seed=[0]), "generated from prompts"),
+        (dict(prompt=["a"], seed=[0, 1]), "2 for 1 clips"),
+        (dict(prompt=["a"], seed=[0], frames=21), "at most 17"),
+        (dict(prompt=["a"], seed=[0], frames=6), r"1 \+ 4k"),
+        (dict(prompt=["a"], seed=[0], first_frame=torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
     ],
 )
 def test_wrong_inputs_are_one_line(loaded, arguments, message) -> None:
@@ -98,6 +100,45 @@ def test_wrong_inputs_in_transformers(folder) -> None:
         model.generate_video("a", heat=1)
     with pytest.raises(ValueError, match="exactly one"):
         model.generate_video()
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_used_model_is_copied_and_pickled_without_what_its_pipeline_keeps(folder, how) -> None:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model = VRCForVideoGeneration.from_pretrained(folder)
+    names, modules = list(model.state_dict()), list(model.modules())
+    expected = model.generate_video(PROMPTS, seed=5, output="ids")
+    model.pipeline._kept["a job"] = torch.zeros(2**22)  # as on CUDA: a workspace
+    assert list(model.state_dict()) == names and list(model.modules()) == modules
+    assert len(pickle.dumps(model)) < 2**22
+    other = how(model)
+    assert other.pipeline is not model.pipeline and not other.pipeline._kept and model.pipeline._kept
+    assert other.pipeline.vrc is other.vrc and other.pipeline.video_tokenizer is other.video_tokenizer
+    with torch.no_grad():
+        model.vrc.tokens.weight.zero_()
+    assert torch.equal(other.generate_video(PROMPTS, seed=5, output="ids"), expected)
+
+
+def test_a_model_whose_generator_is_replaced_generates_with_the_new_one(folder) -> None:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model, other = (VRCForVideoGeneration.from_pretrained(folder) for _ in range(2))
+    torch.nn.init.normal_(other.vrc.head.weight)
+    expected = other.generate_video(PROMPTS, seed=5, output="ids")
+    assert not torch.equal(model.generate_video(PROMPTS, seed=5, output="ids"), expected)
+    model.vrc = other.vrc
+    assert torch.equal(model.generate_video(PROMPTS, seed=5, output="ids"), expected)
+
+
+def test_arguments_have_the_names_of_generate_video_and_the_former_ones_still_work(loaded) -> None:
+    ids, _ = loaded.generate(PROMPTS, seed=5, guidance=2.0, later_top_k=3)
+    settings = sampling_settings(loaded.sampling, {"guidance": 2.0, "later_top_k": 3})
+    former = loaded.generate(prompts=PROMPTS, seeds=[5, 6], settings=settings)[0]
+    assert torch.equal(former, ids)
+    assert torch.equal(loaded.generate(PROMPTS[1], seed=6, settings=settings)[0], ids[1:])
+    with pytest.raises(UserError, match="unknown sampling option heat"):
+        loaded.generate("a", heat=1)
 
 
 def test_a_folder_that_lacks_tensors_does_not_load_with_random_ones(folder, tmp_path) -> None:
@@ -137,7 +178,7 @@ def test_push_to_hub_sends_the_whole_folder_and_nothing_of_this_machine(folder, 
         "SHA256SUMS"
     }
     assert_names_no_machine(pushed, folder, tmp_path)
-    clips = [load_folder(path).generate(PROMPTS, seeds=[1, 2])[1] for path in (folder, pushed)]
+    clips = [load_folder(path).generate(PROMPTS, seed=[1, 2])[1] for path in (folder, pushed)]
     assert torch.equal(*clips)
 
 

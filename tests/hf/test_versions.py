@@ -40,7 +40,7 @@ def test_a_folder_in_the_oldest_transformers(old_python, folder, tmp_path) -> No
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[0] == OLD[0].replace("==", " ")
-    _, frames = load_folder(folder).generate(["a red square moves left", "a blue dog"], seeds=[5, 6])
+    _, frames = load_folder(folder).generate(["a red square moves left", "a blue dog"], seed=[5, 6])
     assert torch.equal(load_file(tmp_path / "results.safetensors")["default"], frames)
 
 

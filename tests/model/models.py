@@ -1,8 +1,20 @@
 """Small models of every kind, shared by the model tests."""
 
-import torch
+from collections.abc import Callable, Sequence
 
-from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
+import torch
+from torch import Tensor
+
+from megavrc.model import (
+    VRC,
+    ClipRequest,
+    CompressionConfig,
+    ConditionConfig,
+    ModelConfig,
+    SamplingSettings,
+    VideoPipeline,
+)
+from megavrc.model.condition import Condition
 
 VARIANTS = {
     "paper": {},
@@ -51,3 +63,19 @@ def inputs(model: VRC, batch: int = 2, seed: int = 1):
         features = torch.randn(batch, slots - 1, config.condition.feature_dim, generator=generator)
         return ids, (features.double(), torch.arange(slots - 1).expand(batch, -1) >= 3)
     return ids, torch.randint(config.condition.vocab, (batch, slots), generator=generator)
+
+
+def generate(
+    model: VRC | VideoPipeline,
+    condition,
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    prefix: Tensor | None = None,
+    frames: int | None = None,
+    on_speculation: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Ids of clips, long [B, 1 + frames, g, g], from a pipeline or one of their own; `prefix`: ids they begin with."""
+    pipeline = model if isinstance(model, VideoPipeline) else VideoPipeline(model)
+    pipeline.on_speculation = on_speculation
+    latent = None if frames is None else 1 + frames
+    return pipeline.generate(ClipRequest(Condition.of(condition), seeds, settings, prefix, latent), "ids")

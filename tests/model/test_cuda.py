@@ -6,23 +6,25 @@ from importlib.util import find_spec
 import attention_cases as cases
 import pytest
 import torch
-from models import build, inputs
+from models import build, generate, inputs
 
 from megavrc.benchmarks import cost
 from megavrc.model import (
     VRC,
+    ClipRequest,
     ConditionConfig,
     ModelConfig,
     Sampling,
     SamplingSettings,
-    generate,
+    VideoPipeline,
     segment_attention,
 )
 from megavrc.model import cuda_graphs as graphs
 from megavrc.model.attention import choose
+from megavrc.model.condition import Condition
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder
-from megavrc.model.generate import Sampler, generate_frames
+from megavrc.model.generate import Sampler
 from megavrc.model.sampling import uniforms
 
 pytestmark = pytest.mark.gpu
@@ -138,9 +140,10 @@ def eager(model: VRC, condition, settings: SamplingSettings, seeds: list[int]) -
     return space.ids_BTN.unflatten(2, (model.config.grid, -1))
 
 
-def kept(model: VRC) -> Workspace:
+def kept(pipeline: VideoPipeline) -> Workspace:
     """What the last job has left."""
-    return graphs._KEPT[model][1]
+    (space,) = pipeline._kept.values()
+    return space
 
 
 GREEDY = SamplingSettings(Sampling(top_k=1), Sampling(top_k=1), guidance=1.5)
@@ -153,9 +156,10 @@ def test_graphs_draw_what_eager_steps_draw(variant, monkeypatch):
     model = build(variant).cuda()
     _, condition = inputs(model)
     settings = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), guidance=1.5)
+    pipeline = VideoPipeline(model)
     for seeds in ([0, 1], [2, 3], [0, 1]):
         expected = eager(model, condition.cuda(), settings, seeds)
-        assert torch.equal(generate(model, condition.cuda(), settings, seeds), expected)
+        assert torch.equal(generate(pipeline, condition.cuda(), settings, seeds), expected)
 
 
 @pytest.mark.parametrize("variant", ["paper", "token", "class"])
@@ -164,8 +168,9 @@ def test_fused_graphs_take_the_tokens_of_eager_steps(variant, monkeypatch):
     monkeypatch.setattr(graphs, "KEY_STEP", 24)
     model = build(variant).float().cuda()
     _, condition = inputs(model)
-    got = generate(model, condition.cuda(), GREEDY, [0, 1])
-    assert kept(model).memory.fused is not None
+    pipeline = VideoPipeline(model)
+    got = generate(pipeline, condition.cuda(), GREEDY, [0, 1])
+    assert kept(pipeline).memory.fused is not None
     assert torch.equal(got, eager(model, condition.cuda(), GREEDY, [0, 1]))
 
 
@@ -174,8 +179,9 @@ def test_a_frame_of_fused_graphs_has_the_most_likely_tokens(dtype, limit):
     """A whole frame at full size: what was drawn is within rounding the best that the training forward pass sees."""
     model = sized(dtype=dtype, frames=0)
     label = torch.zeros(1, dtype=torch.long, device="cuda")
-    ids = generate(model, label, SamplingSettings(GREEDY.first), [0])
-    assert kept(model).memory.fused is not None
+    pipeline = VideoPipeline(model)
+    ids = generate(pipeline, label, SamplingSettings(GREEDY.first), [0])
+    assert kept(pipeline).memory.fused is not None
     logits = model(ids, label, logits=True).logits_first.float()
     drawn = logits.gather(-1, ids.flatten(1)[..., None])[..., 0]
     assert (logits.amax(-1) - drawn).max() < limit * logits.std()
@@ -186,9 +192,10 @@ def test_modes_around_generation_change_nothing(mode):
     model = build().float().cuda()
     _, condition = inputs(model)
     around = torch.inference_mode() if mode == "inference" else torch.autocast("cuda", torch.bfloat16)
+    pipeline = VideoPipeline(model)
     with around:
-        first = generate(model, condition.cuda(), GREEDY, [0, 1])
-    assert torch.equal(generate(model, condition.cuda(), GREEDY, [0, 1]), first)
+        first = generate(pipeline, condition.cuda(), GREEDY, [0, 1])
+    assert torch.equal(generate(pipeline, condition.cuda(), GREEDY, [0, 1]), first)
 
 
 def test_another_thread_may_use_the_gpu_while_graphs_are_captured():
@@ -212,28 +219,28 @@ def test_another_thread_may_use_the_gpu_while_graphs_are_captured():
     assert sums and set(sums) == {1.0}
 
 
-def test_what_a_job_leaves_can_be_forgotten():
+def test_what_a_job_leaves_goes_with_the_pipeline():
     model = sized(frames=0)
     label = torch.zeros(1, dtype=torch.long, device="cuda")
     generate(model, label, SamplingSettings(), [0])  # libraries keep some memory
-    graphs.forget(model)
     before = torch.cuda.memory_allocated()
-    generate(model, label, SamplingSettings(), [0])
-    buffers = kept(model).memory.cache.layers
+    pipeline = VideoPipeline(model)
+    generate(pipeline, label, SamplingSettings(), [0])
+    buffers = kept(pipeline).memory.cache.layers
     assert torch.cuda.memory_allocated() - before > sum(buffer.nbytes for buffer in buffers)
-    del buffers
-    graphs.forget(model)
+    del buffers, pipeline
     assert torch.cuda.memory_allocated() - before < 2**20
 
 
 def test_a_new_job_takes_memory_when_the_old_one_has_given_its_own_back():
-    model = sized(frames=0)
-    graphs.keep(model, 64, "old", graphs.workspace(model, 64, "old", 1.0))
-    size = sum(buffer.nbytes for buffer in kept(model).memory.cache.layers)
+    pipeline = VideoPipeline(sized(frames=0))
+    with pipeline._workspace(64, SamplingSettings()):
+        pass
+    size = sum(buffer.nbytes for buffer in kept(pipeline).memory.cache.layers)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    graphs.workspace(model, 64, "new", 1.0)
-    assert torch.cuda.max_memory_allocated() - before < size / 2
+    with pipeline._workspace(64, SamplingSettings(Sampling(0.5))):
+        assert torch.cuda.max_memory_allocated() - before < size / 2
 
 
 def test_prefill_is_timed_in_the_memory_of_the_clips():
@@ -241,8 +248,9 @@ def test_prefill_is_timed_in_the_memory_of_the_clips():
     labels = torch.zeros(batch, dtype=torch.long, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    cost.clip_phases(model, labels, SamplingSettings(), list(range(batch)))
-    size = sum(buffer.nbytes for buffer in kept(model).memory.cache.layers)
+    pipeline = VideoPipeline(model)
+    cost.clip_phases(pipeline, ClipRequest(Condition(labels), range(batch)))
+    size = sum(buffer.nbytes for buffer in kept(pipeline).memory.cache.layers)
     assert size < torch.cuda.max_memory_allocated() - before < 1.8 * size
 
 
@@ -250,21 +258,24 @@ def test_prefill_is_timed_in_the_memory_of_the_clips():
 def test_a_model_on_the_second_device():
     model = build().float().to("cuda:1")
     _, condition = inputs(model)
-    got = generate(model, condition.to("cuda:1"), GREEDY, [0, 1])
-    assert kept(model).memory.fused is not None
+    pipeline = VideoPipeline(model)
+    got = generate(pipeline, condition.to("cuda:1"), GREEDY, [0, 1])
+    assert kept(pipeline).memory.fused is not None
     assert torch.equal(got, eager(model, condition.to("cuda:1"), GREEDY, [0, 1]))
 
 
 def test_captured_graphs_follow_weights_that_move():
     model = build().cuda()
     _, condition = inputs(model)
-    first = generate(model, condition.cuda(), SamplingSettings(), [0, 1])
+    pipeline = VideoPipeline(model)
+    first = generate(pipeline, condition.cuda(), SamplingSettings(), [0, 1])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data = parameter.data * 0.5
-    halved = generate(model, condition.cuda(), SamplingSettings(), [0, 1])
+    halved = generate(pipeline, condition.cuda(), SamplingSettings(), [0, 1])
     assert not torch.equal(first, halved)
-    assert torch.equal(halved.cpu(), generate(model.cpu(), condition, SamplingSettings(), [0, 1]))
+    model.cpu()
+    assert torch.equal(halved.cpu(), generate(pipeline, condition, SamplingSettings(), [0, 1]))
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
@@ -291,7 +302,7 @@ def test_kernels_of_a_token_step(guidance):
     label = torch.zeros(1, dtype=torch.long, device="cuda")
     sampler = Sampler(Decoder(model, label, 1, guidance, space.memory), SamplingSettings(), space)
     sampler.take(None)
-    sampler._token(0, sampler.settings.first)
+    sampler.cells(0, 1, sampler.settings.first)
     space.index.fill_(1)
     sampler._token_on_device(256, sampler.settings.first)
     torch.cuda.synchronize()
@@ -309,8 +320,9 @@ def test_a_second_clip_never_waits_for_the_host(variant):
     model = build(variant).float().cuda()
     _, condition = inputs(model)
     settings = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), guidance=1.5)
-    generate(model, condition.cuda(), settings, [0, 1])
-    frames = generate_frames(model, condition.cuda(), settings, [2, 3])
+    pipeline = VideoPipeline(model)
+    generate(pipeline, condition.cuda(), settings, [0, 1])
+    frames = pipeline.stream(ClipRequest(Condition(condition.cuda()), [2, 3], settings), "ids")
     torch.cuda.set_sync_debug_mode("error")
     try:
         count = len(list(frames))

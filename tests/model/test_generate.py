@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from models import VARIANTS, build, inputs
+from models import VARIANTS, build, generate, inputs
 
-from megavrc.model import Sampling, SamplingSettings, generate
+from megavrc.model import ClipRequest, Sampling, SamplingSettings, VideoPipeline
+from megavrc.model.condition import Condition
 from megavrc.model.sampling import draw, probabilities, uniforms
 
 
@@ -58,12 +59,10 @@ def test_a_prefix_is_kept_and_continued_as_if_generated(variant):
 def test_fewer_frames_are_the_beginning_of_more():
     model = build()
     _, condition = inputs(model)
-    seen = []
-    whole = generate(
-        model, condition, SamplingSettings(), [0, 1], on_frame=lambda i, ids: seen.append((i, ids))
-    )
-    assert [index for index, _ in seen] == [0, 1, 2]
-    assert torch.equal(torch.stack([ids for _, ids in seen], dim=1), whole)
+    whole = generate(model, condition, SamplingSettings(), [0, 1])
+    seen = list(VideoPipeline(model).stream(ClipRequest(Condition.of(condition), [0, 1]), "ids"))
+    assert [ids.shape[1] for ids in seen] == [1, 1, 1]
+    assert torch.equal(torch.cat(seen, dim=1), whole)
     assert torch.equal(whole[:, :2], generate(model, condition, SamplingSettings(), [0, 1], frames=1))
 
 
@@ -87,9 +86,9 @@ def test_feedback_options_change_only_frames_after_the_first_segment(feedback):
 def test_impossible_requests_are_refused():
     model = build()
     ids, condition = inputs(model)
-    with pytest.raises(ValueError, match=r"frames: 3 asked for, the model generates 0\.\.2"):
+    with pytest.raises(ValueError, match="frames: 4 asked for, the model generates at most 3"):
         generate(model, condition, SamplingSettings(), [0, 1], frames=3)
-    with pytest.raises(ValueError, match="prefix: shape"):
+    with pytest.raises(ValueError, match="beginning: ids"):
         generate(model, condition, SamplingSettings(), [0, 1], prefix=ids[:, :, :4])
     with pytest.raises(ValueError, match="top_p"):
         Sampling(top_p=0.0)

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from models import build, inputs
+from models import build, generate, inputs
 
-from megavrc.model import Sampling, SamplingSettings, generate
+from megavrc.model import Sampling, SamplingSettings
 from megavrc.model import cuda_graphs as graphs
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder, store_for_generation
@@ -123,19 +122,6 @@ def test_a_workspace_made_in_inference_mode_serves_clips_outside_of_it():
         run(space, model, condition, [0, 1])
     expected = generate(model, condition, SETTINGS, [2, 3])
     assert torch.equal(run(space, model, condition, [2, 3]), expected)
-
-
-def test_what_a_job_leaves_can_be_forgotten():
-    model = build()
-    space = Workspace(model, 2, steps="graph")
-    left = weakref.ref(space.memory)
-    graphs.keep(model, 2, "job", space)
-    assert graphs.workspace(model, 2, "job", 1.0) is space
-    graphs.keep(model, 2, "job", space)
-    del space
-    assert left() is not None
-    graphs.forget(model)
-    assert left() is None
 
 
 class Adapted(torch.nn.Linear):

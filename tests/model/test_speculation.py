@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import build, inputs
+from models import build, generate, inputs
 from torch import Tensor
 
-from megavrc.model import VRC, Sampling, SamplingSettings, generate, speculation
+from megavrc.model import VRC, Sampling, SamplingSettings, speculation
 from megavrc.model.decoder import Decoder
 from megavrc.model.sampling import draw, probabilities, uniforms
 

@@ -91,7 +91,7 @@ def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(
             if len(drawn) > 2:
                 break
         assert len(drawn) > 2
-        expected = load_folder(folder).generate(["a blue dog"], seeds=[6])[1][0].numpy()
+        expected = load_folder(folder).generate(["a blue dog"], seed=[6])[1][0].numpy()
         assert np.array_equal(shown_clip(page), expected)
         with page.expect_download() as download:
             page.get_by_role("button", name="Save as mp4").click()
@@ -126,7 +126,7 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
         page.get_by_role("button", name="Generate").click()
         wait_for_status(page, "done")
         first = torch.from_numpy(picture)[None]
-        expected = load_folder(folder).generate(labels=[2], seeds=[0], first_frame=first)[1][0].numpy()
+        expected = load_folder(folder).generate(label=[2], seed=[0], first_frame=first)[1][0].numpy()
         assert np.array_equal(shown_clip(page), expected)
 
 
@@ -134,13 +134,13 @@ def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> Non
     loaded = load_folder(folder)
     clips = list(stream(loaded, "a red square", None, 4, {}, None))
     assert [len(clip) for clip in clips] == [1, 5, 9, 13, 17]
-    assert torch.equal(clips[-1], loaded.generate(["a red square"], seeds=[4])[1][0])
+    assert torch.equal(clips[-1], loaded.generate(["a red square"], seed=[4])[1][0])
     growing = stream(loaded, "a red square", None, 4, {"guidance": 2.0}, None)
     assert len(next(growing)) == 1
     growing.close()
     settings = sampling_settings(loaded.sampling, {"guidance": 2.0})
     last = list(stream(loaded, "a red square", None, 4, {"guidance": 2.0}, None))[-1]
-    assert torch.equal(last, loaded.generate(["a red square"], seeds=[4], settings=settings)[1][0])
+    assert torch.equal(last, loaded.generate(["a red square"], seed=[4], settings=settings)[1][0])
 
 
 @pytest.mark.parametrize(

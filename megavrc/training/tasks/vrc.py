@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
-from megavrc.model import VRC, Sampling, SamplingSettings, generate
+from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
 from megavrc.model.condition import Condition, pad_features
-from megavrc.model.cuda_graphs import forget
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.config import RunConfig
-from megavrc.training.metrics import to_device
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
@@ -165,9 +163,8 @@ class VRCTask:
             first=Sampling(temperature=self.config.preview.first_temperature),
             later=Sampling(temperature=self.config.preview.later_temperature),
         )
-        condition = to_device(self.condition(items), next(module.parameters()).device)
-        ids = generate(module, condition, settings, seeds=list(range(count)))
-        forget(module)  # training needs the memory
+        request = ClipRequest(self.condition(items), range(count), settings)
+        ids = VideoPipeline(module).generate(request, "ids")  # and its memory goes, which training needs
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
         write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
 
