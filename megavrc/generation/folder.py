@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Folder:
             if name in options:
                 options[now] = options.pop(name)
         condition = self.condition(options.pop("prompt", prompt), options.pop("label", label))
-        return _user_error(ClipRequest.of, condition, self.sampling, **options)
+        return _user_error(partial(ClipRequest.of, condition, self.sampling, **options))
 
     def generate(
         self,
@@ -243,9 +243,9 @@ def _on_cpu(chunks: Iterator[Tensor]) -> Iterator[Tensor]:
         raise UserError(str(error)) from None
 
 
-def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "", **options: Any) -> Any:
+def _user_error(function: Callable[..., Any], *arguments: Any, prefix: str = "") -> Any:
     """Call a part of the model, whose ValueErrors about its arguments are here the user's."""
     try:
-        return function(*arguments, **options)
+        return function(*arguments)
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from None
