@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -173,13 +174,21 @@ def _hold(lock: TextIO, work: Path) -> None:
 def frozen_clone(work: Path, update: bool) -> Path:
     """The clone in the work folder, made of this checkout's last commit if it is missing, or with `update`."""
     clone = work / "code"
-    if clone.exists() and not update:
-        return clone
     if not clone.exists():
-        _git("clone", "--quiet", "--no-checkout", str(CHECKOUT), str(clone))
-    _git("-C", str(clone), "fetch", "--quiet", "origin", "HEAD")
-    _git("-C", str(clone), "checkout", "--quiet", "--detach", "FETCH_HEAD")
+        unfinished = work / "code.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _git("clone", "--quiet", "--no-checkout", str(CHECKOUT), str(unfinished))
+        _freeze(unfinished)
+        unfinished.rename(clone)
+    elif update:
+        _freeze(clone)
     return clone
+
+
+def _freeze(clone: Path) -> None:
+    """At this checkout's last commit: it need not be the one that the clone was made of."""
+    _git("-C", str(clone), "fetch", "--quiet", str(CHECKOUT), "HEAD")
+    _git("-C", str(clone), "checkout", "--quiet", "--detach", "FETCH_HEAD")
 
 
 def _git(*words: str) -> str:
