@@ -16,7 +16,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.scene_modes import score_modes
 from megavrc.evaluation.scene_scores import Score, score_scenes
 from megavrc.files import sha256_json, write_json
-from megavrc.model import VRC, Sampling, SamplingSettings, generate
+from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
 from megavrc.progress import progress
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.averaging import AVERAGE
@@ -73,15 +73,14 @@ def sample(
     model = task.build()
     assert isinstance(model, VRC)
     model.load_state_dict(read_weights(run / "checkpoints" / f"step-{checkpoint:08d}", AVERAGE)[0])
-    model.eval()
-    ids = []
+    pipeline, ids = VideoPipeline(model), []
     for start in progress(range(0, len(jobs), BATCH), f"{run.name} step {checkpoint}, {entry}"):
         items = [data[row] for row, _ in jobs[start : start + BATCH]]
         true = torch.stack([item["ids"] for item in items])
         if entry != "real":
-            prefix = true[:, :1] if entry == "given" else None
+            first = true[:, :1] if entry == "given" else None
             seeds = [number for _, number in jobs[start : start + BATCH]]
-            true = generate(model, task.condition(items), settings, seeds, prefix)
+            true = pipeline.generate(ClipRequest(task.condition(items), seeds, settings, first), "ids")
         ids.append(true.numpy().astype(np.int16))
     out.parent.mkdir(parents=True, exist_ok=True)
     how = {
