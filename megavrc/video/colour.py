@@ -1,6 +1,7 @@
 """RGB of decoded frames: the matrix and the range of every frame are told to swscale, nothing is left to a default.
 
-Primaries and transfer functions are not converted: the RGB of BT.2020 stays that of BT.2020.
+Primaries and transfer functions are not converted: the RGB of BT.2020 stays that of BT.2020. The two transfer functions
+of HDR, whose codes would come out grey, are refused.
 """
 
 from typing import Any
@@ -24,6 +25,7 @@ MATRICES = {
     9: 9,  # BT.2020; PyAV 17.0 has no name for it
 }
 UNTAGGED = {0, 2, 3}  # 0 is RGB, which says nothing of a YCbCr picture
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions
 UNSPECIFIED = 2  # transfer function and primaries
 FULL, LIMITED = ColorRange.JPEG, ColorRange.MPEG
 EXPANDED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
@@ -33,8 +35,10 @@ def to_rgb(reformatter: Any, frame: Any, height: int, width: int) -> NDArray[np.
     """Convert a decoded frame to RGB and resize it (bicubic, antialiased): uint8 [height, width, 3].
 
     Raises:
-        ValueError: a matrix that swscale does not know (YCgCo, ICtCp, constant luminance).
+        ValueError: HDR, or a matrix that swscale does not know (YCgCo, ICtCp, constant luminance).
     """
+    if frame.color_trc in HDR:
+        raise ValueError(f"HDR ({HDR[frame.color_trc]}) is not read; convert the video to SDR")
     frame.color_trc = frame.color_primaries = UNSPECIFIED  # PyAV 17.0 refuses frames with reserved codes
     kind, tags = frame.format, {}
     grey = len(kind.components) < 3 and not kind.has_palette

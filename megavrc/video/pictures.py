@@ -14,8 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from megavrc.video.errors import VideoError, reason
 from megavrc.video.files import regular_file
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+HEIF = {b"heic", b"heix", b"heim", b"heis", b"mif1"}  # brands of pictures; FFmpeg would give one tile of them
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # what Pillow raises
 STREAMS = {".mjpeg", ".mjpg"}  # begin like one picture, and hold many
 
@@ -36,13 +37,21 @@ def _last_number(path: Path) -> tuple[int, str]:
 
 
 def holds_picture(path: str | Path, file: BinaryIO) -> bool:
-    """Whether a file's content, whatever its name, is one picture (animated PNG and GIF are videos)."""
+    """Whether a file's content, whatever its name, is one picture (animated PNG, AVIF and GIF are videos).
+
+    Raises:
+        VideoError: a HEIC picture, which is not read.
+    """
     if Path(path).suffix.lower() in STREAMS:
         return False
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return image.format != "PNG" or not getattr(image, "is_animated", False)
+            return image.format not in ("PNG", "AVIF") or not getattr(image, "is_animated", False)
     except UnidentifiedImageError:
+        file.seek(0)
+        head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:] in HEIF:
+            raise VideoError(path, "open", "a HEIC picture; make a JPEG or PNG of it") from None
         return False
     except DAMAGE:  # also a bomb: reading it says so
         return True

@@ -5,6 +5,7 @@ frames that a decoder conceals or drops are not passed on silently. Of a folder 
 """
 
 import io
+from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -23,6 +25,8 @@ from megavrc.video.files import open_container, regular_file
 from megavrc.video.pictures import Pictures, holds_picture, read_pixels
 
 MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 352x576)
+
+STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 FRAME_DATA_TYPES = 64  # more than FFmpeg has
 
@@ -126,20 +130,26 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 class _Decoder(Iterator[Any]):
-    """The frames of the first video stream in display order; any damage raises VideoError."""
+    """The frames of the video in display order; any damage raises VideoError."""
 
     def __init__(self, path: str | Path, container: Any) -> None:
-        if not container.streams.video:
-            raise VideoError(path, "open", "no video stream")
         self.path = path
-        self.stream = container.streams.video[0]
+        self.stream = _main_stream(path, container)
         self.stream.thread_type = "NONE"  # decoder threads do not mix with forked workers
         self.stream.codec_context.thread_count = 1
         self.position = 0
         self.rate, self.length = float(self.stream.average_rate or 0), int(self.stream.frames)
         stated = self.stream.sample_aspect_ratio  # of the container if it has one, else of the codec
         self._stated = None if stated == self.stream.codec_context.sample_aspect_ratio else stated
-        self._frames = container.decode(self.stream)
+        self._frames = self._decoded(container)
+        self._slots: deque[int] = deque()
+        self.slot: int | None = None  # of the newest frame, in the order of decoding; of the time base
+
+    def _decoded(self, container: Any) -> Iterator[Any]:
+        for packet in container.demux(self.stream):
+            if packet.size and packet.dts is not None:  # an empty one says that the picture before stays
+                self._slots.append(packet.dts)
+            yield from packet.decode()
 
     def __next__(self) -> Any:
         try:
@@ -154,6 +164,7 @@ class _Decoder(Iterator[Any]):
         if frame.is_corrupt:
             raise VideoError(self.path, "decode", f"frame {self.position}: damaged picture data")
         self.position += 1
+        self.slot = self._slots.popleft() if self._slots else None
         return frame
 
     @property
@@ -162,6 +173,19 @@ class _Decoder(Iterator[Any]):
         known = (self._stated, self.stream.codec_context.sample_aspect_ratio)
         sane = (float(aspect) for aspect in known if aspect and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT)
         return next(sane, 1.0)
+
+
+def _main_stream(path: str | Path, container: Any) -> Any:
+    """The stream that players show: no cover or thumbnail; a default one, the largest, the longest, the first."""
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & STILLS
+    ]
+    if not streams:
+        raise VideoError(path, "open", "no video stream")
+    default = Disposition.default
+    return max(streams, key=lambda s: (bool(s.disposition & default), s.width * s.height, s.frames, -s.index))
 
 
 @contextmanager
@@ -222,7 +246,8 @@ def _shown(
     if size is not None:
         scale = size / min(height, width)
         height, width = (size, size) if crop == "squash" else (height * scale, width * scale)
-    picture = _upright(to_rgb(reformatter, frame, round(height), round(width)), frame)
+    whole = _deinterlaced(frame) if frame.interlaced_frame else frame
+    picture = _upright(to_rgb(reformatter, whole, round(height), round(width)), frame)
     if size is not None:
         top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
         picture = picture[top : top + size, left : left + size]
@@ -251,11 +276,22 @@ def _display_matrix(frame: Any) -> Any:
 
 def _without_unnamed_data(frame: Any) -> Any:
     """The frame less the side data whose types PyAV (to 18.1) does not know."""
+    unnamed = set(range(FRAME_DATA_TYPES)).difference(kind.value for kind in SideDataType)
+    return _filtered(frame, [("sidedata", f"mode=delete:type={number}") for number in unnamed])
+
+
+def _deinterlaced(frame: Any) -> Any:
+    """The first of its two fields, with lines between that follow its edges: no other frame counts, so that a frame is
+    the same wherever reading begins."""
+    return _filtered(frame, [("estdif", "mode=frame:deint=all")])
+
+
+def _filtered(frame: Any, filters: list[tuple[str, str]]) -> Any:
     graph = av.filter.Graph()
     base = frame.time_base or Fraction(1, 1000)
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
-    unnamed = set(range(FRAME_DATA_TYPES)).difference(kind.value for kind in SideDataType)
-    removers = [graph.add("sidedata", f"mode=delete:type={number}") for number in unnamed]
-    graph.link_nodes(source, *removers, graph.add("buffersink")).configure()
+    steps = [graph.add(name, options) for name, options in filters]
+    graph.link_nodes(source, *steps, graph.add("buffersink")).configure()
     source.push(frame)
+    source.push(None)
     return graph.pull()

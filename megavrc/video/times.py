@@ -24,7 +24,7 @@ INDEXED = {
     "mov,mp4,m4a,3gp,3g2,mj2",
     "matroska,webm",
 }  # say when each frame is shown, and jump to where they are told
-UNTIMED = {"avi"}  # knows the order of decoding only
+UNTIMED = {"avi"}  # knows the order of decoding only, and where a picture stays for longer
 
 
 def frame_times(
@@ -98,9 +98,10 @@ class _Timed(Iterator[tuple[Any, float]]):
 
     def __next__(self) -> tuple[Any, float]:
         frame = next(self.decoder)
-        if frame.pts is None or self._untimed:
+        stamp = self.decoder.slot if self._untimed else frame.pts
+        if stamp is None:
             return frame, (self.decoder.position - 1) / float(self.stream.average_rate or 25)
-        return frame, self.seconds(frame.pts)
+        return frame, self.seconds(stamp)
 
     def seconds(self, stamp: int) -> float:
         return float((stamp - (self.stream.start_time or 0)) * self.stream.time_base)

@@ -135,7 +135,7 @@ def test_damage_is_reported_with_stage_and_reason() -> None:
 
 
 @real_clips
-@pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 250), ("nasa_13013.mp4", 325)])
+@pytest.mark.parametrize(("name", "count"), [("bikes.mp4", 250), ("nasa_13013.mp4", 390)])
 def test_real_videos(name: str, count: int) -> None:
     assert count_frames(CLIPS / name) == count
     end = read_clip(CLIPS / name, count - 17, 17, size=64)
