@@ -1,5 +1,7 @@
 """The study's run matrix: every run is a configuration that loads, and they come in the order that is promised."""
 
+import copy
+import functools
 import re
 from pathlib import Path
 
@@ -15,7 +17,12 @@ FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "study" / "matrix.ya
 
 
 def configuration(job: Job) -> RunConfig:
-    return load_config(RunConfig, job.words[1:])
+    return copy.deepcopy(loaded(tuple(job.words[1:])))
+
+
+@functools.cache  # it takes a while, for forty of them
+def loaded(words: tuple[str, ...]) -> RunConfig:
+    return load_config(RunConfig, list(words))
 
 
 def checkpoints(jobs: list[Job]) -> dict[str, set[int]]:
