@@ -12,6 +12,7 @@ import yaml
 from megavrc.errors import UserError
 
 SEEDS = [0, 1, 2]
+LENT = ("tokenizer", "reconstructed", "gate", "text")  # steps of the set that another borrows from
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Matrix:
         content = self._content["sets"][name]
         lender = content.get("borrows")
         before = self._steps(lender) if lender else []
-        without = [*content.get("without", []), *(["tokenizer", "text"] if lender else [])]
+        without = [*content.get("without", []), *(LENT if lender else [])]
         places = {"set": str(self._set(name)), "lender": str(self._set(lender or name))}
         quoted = {key: shlex.quote(place) for key, place in places.items()}
         jobs: list[Job] = []

@@ -1,4 +1,4 @@
-"""What a finished run of the study is worth: `measure.py {captions,bits,sample,score}`."""
+"""What a finished run of the study is worth: `measure.py {captions,gate,bits,sample,score}`."""
 
 import json as json_format
 from pathlib import Path
@@ -12,7 +12,7 @@ from megavrc.checkpoint import read_weights
 from megavrc.config import command, load_config
 from megavrc.data.stream import evaluation_batches
 from megavrc.errors import UserError
-from megavrc.files import sha256_json, write_json
+from megavrc.files import read_json, sha256_json, write_json
 from megavrc.model import VRC
 from megavrc.progress import progress
 from megavrc.tokenizers import TextTokenizer
@@ -42,6 +42,32 @@ def captions(manifest: Path, text: Path, config: Path, json: Path) -> None:
     if needed > slots:
         raise UserError(f"{config}: model.condition.slots: is {slots}, {needed} are needed for {longest!r}")
     write_json(json, {"captions": len(texts), "slots": slots, "needed": needed, "longest": longest})
+
+
+def gate(scores: Path, json: Path, least: dict[str, float], most: dict[str, float]) -> None:
+    """Refuse a tokenizer that leaves too little of the clips.
+
+    Args:
+        scores: what `tools/evaluate.py scenes` wrote.
+        json: gets the scores of the reconstructed clips that were asked for.
+        least: score to the least value that passes.
+        most: score to the most.
+    """
+    found = read_json(scores)["scores"]["reconstructed"]
+    values = {name: found[name]["value"] for name in (*least, *most)}
+    wrong = [
+        f"{name} {values[name]:.3f}, at least {bound}"
+        for name, bound in least.items()
+        if values[name] < bound
+    ]
+    wrong += [
+        f"{name} {values[name]:.3f}, at most {bound}" for name, bound in most.items() if values[name] > bound
+    ]
+    if wrong:
+        raise UserError(
+            f"{scores}: reconstructed clips do not pass: {'; '.join(wrong)}; train the tokenizer better"
+        )
+    write_json(json, values)
 
 
 def bits(run: Path, checkpoints: list[int], json: Path) -> None:
@@ -119,4 +145,4 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 if __name__ == "__main__":
     from sampling import sample, score
 
-    command({"captions": captions, "bits": bits, "sample": sample, "score": score})
+    command({"captions": captions, "gate": gate, "bits": bits, "sample": sample, "score": score})
