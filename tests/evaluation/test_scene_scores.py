@@ -68,6 +68,7 @@ def test_many_real_clips_reach_every_score(kind: str, count: int, tmp_path: Path
     assert_real([through_h264(render(each), tmp_path) for each in shown], shown)
 
 
+@pytest.mark.slow
 def test_every_object_that_passes_the_bar_is_asked_for(tmp_path: Path) -> None:
     shown = faults.scenes_that(faults.passes_the_bar, 12)
     scores = score_scenes([through_h264(render(each), tmp_path) for each in shown], shown)

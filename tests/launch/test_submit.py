@@ -102,7 +102,7 @@ def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     done = subprocess.run(
         words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "code")}, cwd=tmp_path
     )
-    assert done.stdout.strip() == str(tmp_path / "code" / "megavrc" / "recipes" / "submit.py"), done.stderr
+    assert done.stdout.strip() == str(tmp_path / "code" / "megavrc" / "launch" / "submit.py"), done.stderr
     assert (tmp_path / "code" / PRETRAIN).is_file()
 
 

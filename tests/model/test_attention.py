@@ -270,6 +270,7 @@ def test_wrong_lengths_are_refused():
         segment_attention(torch.cat([q, q[:, :, :1]], dim=2), k, v, mask)
 
 
+@pytest.mark.slow
 def test_compiled_code_keeps_one_graph(fresh):
     mask = cases.layout(6, 2, 3)
     tensors = qkv(mask)

@@ -58,6 +58,7 @@ def test_more_properties(interpret):
     interpret(cases.check_large_logits, "triton", torch.float16)
 
 
+@pytest.mark.slow
 def test_forbidden_keys_do_not_leak(interpret):
     interpret(cases.check_leaks, "triton", torch.float32)
 
@@ -97,6 +98,7 @@ def _operator() -> None:
     assert torch.equal(load("triton")(transposed, k, v, mask) + 1, outs[1])
 
 
+@pytest.mark.slow
 def test_operator(interpret):
     interpret(_operator)
 

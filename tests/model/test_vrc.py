@@ -234,6 +234,7 @@ def test_configuration_round_trip_and_unknown_key():
         ModelConfig.from_dict({"compression": {"ratee": 4}})
 
 
+@pytest.mark.slow
 def test_fresh_segments_do_not_spike_a_warm_model():
     """A head trained on images meets fresh segments without a loss above the fresh start's (ln V)."""
     torch.manual_seed(0)
