@@ -20,9 +20,10 @@ import jsonargparse  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import yaml
 
-from megavrc.training.config import RunConfig
+from megavrc.benchmarks.faulty_task import FaultyTask
 from megavrc.training.entry import pretrain
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 
 assert deepspeed.ops.__compatible_ops__  # looks at compilers once, and not in every rank
 
@@ -85,7 +86,7 @@ def start(run: Path, ranks: int, fault: str, *options: str, address: str = "127.
         os.environ |= {"MASTER_ADDR": address, "MEGAVRC_FAULT": fault} | {k: str(v) for k, v in place.items()}
         sys.argv = ["pretrain_vrc.py", f"--config={run.parent}/config.yaml", f"--run_dir={run}", *options]
         with open(run / f"rank{rank}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
-            pretrain(RunConfig, lambda config, rank: VRCTask(config))
+            pretrain(RunConfig, lambda config, rank: FaultyTask(VRCTask(config)))
     return stay
 
 

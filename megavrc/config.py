@@ -4,8 +4,10 @@ This file knows no component of megavrc. An unknown key is an error wherever it 
 in one line and exit code 2 (`UserError`), never in a traceback.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import json
@@ -166,7 +168,7 @@ def load_config(cls: type[T], argv: list[str] | None = None) -> T:
     parser.add_class_arguments(cls, as_group=False)
     for path in _config_files(argv):
         _check_keys(cls, path)
-    parsed = _parse_args(parser, argv)
+    parsed = _parse_args(parser, _without_retired(cls, argv))
     parsed.pop("config", None)
     try:
         built = parser.instantiate(parsed)
@@ -215,6 +217,8 @@ def _check_keys(cls: type, path: Path) -> None:
         raise UserError(f"{path}: not valid YAML: {_one_line(str(error))}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
+    if replaced := drop_retired(cls, content):
+        raise UserError(f"{path}: {'; '.join(replaced)}")
     unknown = list(_unknown_keys(cls, content, ""))
     if unknown:
         raise UserError(f"{path}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
@@ -238,6 +242,69 @@ def _unknown_keys(cls: type, content: dict[str, Any], prefix: str) -> Iterator[s
             if isinstance(inner, dict):
                 where = f"{prefix}{key}.{name}." if by_name else f"{prefix}{key}."
                 yield from _unknown_keys(typing.cast(type, nested[0]), inner, where)
+
+
+# --- what configurations once held -----------------------------------------------------------------------------
+
+
+def retired_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Fields that a dataclass, or one inside it, had once: (dotted name, value that says nothing, what replaced it).
+
+    They stand in the table `retired` of a class: {dotted name: (value, what replaced it)}.
+    """
+    for name, (nothing, instead) in getattr(cls, "retired", {}).items():
+        yield prefix + name, nothing, instead
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from retired_fields(hints[field.name], f"{prefix}{field.name}.")
+
+
+def drop_retired(cls: type, content: dict[str, Any]) -> list[str]:
+    """Remove retired fields that say nothing from what an older version wrote.
+
+    Returns:
+        What replaced each of those that do say something; they stay.
+    """
+    replaced = []
+    for name, nothing, instead in retired_fields(cls):
+        *path, key = name.split(".")
+        inner: Any = content
+        for part in path:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or key not in inner:
+            continue
+        if inner[key] == nothing:
+            del inner[key]
+        else:
+            replaced.append(f"{name}: {inner[key]!r} is no longer possible: {instead}")
+    return replaced
+
+
+def _without_retired(cls: type, argv: list[str]) -> list[str]:
+    """A command line without retired options; a file that holds such fields becomes its content without them."""
+    import yaml
+
+    retired = {name for name, *_ in retired_fields(cls)}
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if name != "config" and name not in retired:
+            words.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if name == "config":
+            before = yaml.safe_load(Path(value).read_text())
+            drop_retired(cls, content := copy.deepcopy(before))
+            words.append(f"--config={value if content == before else json.dumps(content)}")
+        else:
+            nested = functools.reduce(
+                lambda inner, part: {part: inner}, name.split(".")[::-1], yaml.safe_load(value)
+            )
+            if replaced := drop_retired(cls, nested):
+                raise UserError(f"--{replaced[0]}")
+    return words
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -108,12 +108,12 @@ def test_model_files_are_self_contained(path: Path) -> None:
             assert module.partition(".")[0] in allowed, f"imports {module}"
 
 
-def test_tensorboard_stays_in_metrics() -> None:
+def test_tensorboard_stays_in_the_reporter() -> None:
     """torch.utils.tensorboard too, which the import contract cannot tell from torch."""
     users = {
         name(path) for path in sources("megavrc") for module, _ in imports(path) if "tensorboard" in module
     }
-    assert users <= {"megavrc/training/metrics.py"}
+    assert users <= {"megavrc/training/reporter.py"}
 
 
 def test_tracked_files_name_no_machine() -> None:

@@ -95,9 +95,9 @@ def import_deepspeed(checkpoint: Path, config: Path, tag: str = "") -> None:
         tag: of the checkpoint (default: what the file `latest` names).
     """
     from megavrc.config import load_config
-    from megavrc.training.config import RunConfig
     from megavrc.training.import_deepspeed import import_run
     from megavrc.training.tasks.vrc import VRCTask
+    from megavrc.training.tasks.vrc_config import RunConfig
 
     run = load_config(RunConfig, ["--config", str(config)])
     print(f"{import_run(checkpoint, tag, run, VRCTask(run))}: imported; resume with --config {config}")

@@ -17,9 +17,9 @@ from megavrc.model import VRC
 from megavrc.progress import progress
 from megavrc.tokenizers import TextTokenizer
 from megavrc.training.averaging import AVERAGE
-from megavrc.training.config import RunConfig
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 
 DRAWS = 10_000  # of the bootstrap
 CLIPS = 512  # of a validation set, at most

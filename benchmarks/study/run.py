@@ -235,7 +235,7 @@ def status(work: Path, priority: int = 9, samples: bool = False) -> None:
 def estimated_minutes(job: Job, gflops: float) -> float:
     """Of one core, for the training of a run."""
     from megavrc.model.flops import training_flops
-    from megavrc.training.config import RunConfig
+    from megavrc.training.tasks.vrc_config import RunConfig
 
     with contextlib.chdir(CHECKOUT):
         config = load_config(RunConfig, job.words[1:])

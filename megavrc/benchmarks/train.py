@@ -21,7 +21,7 @@ from megavrc.hardware import gpu_of, machine
 from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.progress import progress
-from megavrc.training.config import PreviewConfig, RunConfig, TokenDataConfig, TrainConfig
+from megavrc.training.tasks.vrc_config import ClipPreviewConfig, RunConfig, TokenDataConfig, VRCTrainConfig
 
 CLASSES = 101  # of UCF101
 SAMPLES = 256  # of the generated dataset
@@ -82,7 +82,7 @@ def train(
     warmup = warmup if warmup is not None else 5 if on_gpu else 1
     if min(steps, warmup, rounds, processes, threads, *(micro_batch or [1])) < 1 or saves < 0 or frames < 1:
         raise UserError("all numbers must be at least 1, only --saves may be 0")
-    settings = TrainConfig(
+    settings = VRCTrainConfig(
         steps=steps,
         precision=precision or ("bf16" if on_gpu else "fp32"),
         attention=attention,
@@ -123,7 +123,7 @@ def train(
 
 
 def _config(
-    folder: Path, case: Case, frames: int, grid: int, train: TrainConfig, processes: int
+    folder: Path, case: Case, frames: int, grid: int, train: VRCTrainConfig, processes: int
 ) -> RunConfig:
     """A run on generated shards of the model's shape, which are written if they are not there."""
     preset, micro_batch, prediction = case
@@ -137,7 +137,7 @@ def _config(
             model=model,
             data=TokenDataConfig(path=str(data)),
             train=replace(train, micro_batch=micro_batch, global_batch=micro_batch * processes),
-            preview=PreviewConfig(count=0),
+            preview=ClipPreviewConfig(count=0),
         )
     except ValueError as error:
         raise UserError(str(error)) from None

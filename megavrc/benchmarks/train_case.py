@@ -20,9 +20,9 @@ from megavrc.errors import EXIT_USER, UserError
 from megavrc.files import write_json
 from megavrc.hardware import peak_memory
 from megavrc.model.attention import BackendError
-from megavrc.training.config import RunConfig
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 from megavrc.training.trainer import Trainer
 from megavrc.training.watchdog import Watchdog
 
@@ -58,7 +58,7 @@ def measure(config: RunConfig, warmup: int, saves: int, rank: Rank) -> dict[str,
 def _stall(trainer: Trainer) -> float:
     """Seconds that training waits for a checkpoint that is written in the background, all of it."""
     trainer.saver.stalled = 0.0
-    trainer.save(last=False, validation={})
+    trainer.save(wait=False, validation={})
     stall = trainer.saver.stalled
     trainer.saver.finish()
     return stall

@@ -10,7 +10,7 @@ from megavrc.files import write_result
 from megavrc.hardware import GPU, gpu_named
 from megavrc.launch.plan import GPU_HOURS_PER_FAILURE, HEADROOM, Job, gib, make_plan, problems
 from megavrc.model.flops import BACKWARD
-from megavrc.training.config import RunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 
 def plan_run(

@@ -144,7 +144,8 @@ def _understand(command: tuple[str, ...], resources: Resources) -> tuple[Path, l
 
 
 def _training_config(script: str, options: tuple[str, ...], resources: Resources) -> Any:
-    from megavrc.training.config import RunConfig, TokenizerRunConfig
+    from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+    from megavrc.training.tasks.vrc_config import RunConfig
 
     cls: Any = RunConfig if script == TRAINING[0] else TokenizerRunConfig
     config = load_config(cls, list(options))

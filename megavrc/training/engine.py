@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint.shards import Groups
-from megavrc.distributed import Rank, fault
+from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.training.averaging import AVERAGE, Average
 from megavrc.training.config import OptimizerConfig, TrainConfig
@@ -45,11 +45,6 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = self._loss(self.core, batch, step)
-        match fault.point("loss", step).split(":"):
-            case ["scale", factor]:
-                loss = loss * float(factor)
-            case ["add", value]:
-                loss = loss + float(value)
         # A loss that is not finite can have gradients that are. Now it has none, and the step is skipped everywhere.
         return loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype), metrics
 
@@ -109,28 +104,11 @@ class Engine:
         """Loss and detached metrics of one micro-batch."""
         return self._engine(batch, step)
 
-    def backward(self, loss: Tensor, step: int) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch accumulate."""
-        with self._gradient_fault(step):
-            self._engine.backward(loss)
+        self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch, nothing more
-
-    @contextlib.contextmanager
-    def _gradient_fault(self, step: int) -> Iterator[None]:
-        """For tests: one element of one gradient of this rank becomes NaN."""
-        if fault.point("gradient", step) != "nan":
-            yield
-            return
-
-        def poison(gradient: Tensor) -> Tensor:
-            poisoned = gradient.clone()
-            poisoned.view(-1)[0] = float("nan")
-            return poisoned
-
-        handle = next(iter(self._parameters.values())).register_hook(poison)
-        yield
-        handle.remove()
 
     def snapshot_buffers(self) -> list[Tensor]:
         """Copies of the buffers, to undo what a forward pass that is then skipped did to them."""

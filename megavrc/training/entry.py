@@ -12,13 +12,13 @@ from megavrc.config import load_config
 from megavrc.distributed import AbsentRank, Rank, connect, own_words, same_error_on_all_ranks
 from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
 from megavrc.model.attention import BackendError
-from megavrc.training.config import AnyRunConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
 from megavrc.training.tasks import Task
 from megavrc.training.watchdog import LostRank, exit_code_of
 
-C = TypeVar("C", bound=AnyRunConfig)
+C = TypeVar("C", bound=BaseRunConfig)
 
 
 def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:

@@ -5,13 +5,22 @@ All ranks decide alike, because they decide from the same numbers.
 
 import json
 import logging
+import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megavrc.distributed import Rank
 from megavrc.training.config import TrainConfig
+from megavrc.training.metrics import by_rank
 
 log = logging.getLogger("megavrc")
 
@@ -22,50 +31,128 @@ class Diverged(Exception):
     """Training cannot go on by itself; the message says what to change."""
 
 
-class SpikeGuard:
-    """Tells whether a loss lies far above those before it.
+@dataclass(frozen=True)
+class BadStep:
+    """A step that was skipped, or whose loss is a spike: far above those before it.
 
     Attributes:
-        losses: the last applied steps' losses, means over the global batch; part of a run's state.
+        step: which.
+        reason: what is wrong with it.
+        losses: of the step's micro-batches, by rank.
+        samples: of the step, on this rank.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.threshold = config.spike_threshold
-        self.losses: deque[float] = deque(maxlen=config.spike_window)
+    step: int
+    reason: str
+    losses: list[list[float]]
+    samples: list[int]
 
-    def spikes(self, loss: float) -> str:
+
+class Guards:
+    """Judges every step of a run, on every rank alike, and keeps the record.
+
+    Args:
+        train: `spike_threshold`, `spike_window`, `spike_rollbacks`.
+        run_dir: gets audit.jsonl.
+        rank: of this process.
+
+    Attributes:
+        rollbacks: how often the run has gone back to a checkpoint.
+    """
+
+    def __init__(self, train: TrainConfig, run_dir: Path, rank: Rank) -> None:
+        self._train, self._run_dir, self._rank = train, run_dir, rank
+        self.rollbacks = self._skipped_in_a_row = 0
+        self._losses: deque[float] = deque(
+            maxlen=train.spike_window
+        )  # of applied steps, means over all samples
+
+    @property
+    def recent_losses(self) -> list[float]:
+        """Those that the next one is compared with: part of a run's state."""
+        return list(self._losses)
+
+    def restore(self, recent_losses: Iterable[float]) -> None:
+        self._losses.clear()
+        self._losses.extend(recent_losses)
+
+    def judge(self, step: int, applied: bool, losses: list[Tensor], samples: list[int]) -> BadStep | None:
+        """Judge a step (collective, unless all is well and spikes are not looked for).
+
+        Args:
+            step: that was done.
+            applied: False if it was skipped, because a loss or gradient was not finite.
+            losses, samples: of this rank's micro-batches.
+
+        Returns:
+            A spike: go back to a checkpoint. None: go on.
+
+        Raises:
+            Diverged: too many steps were skipped in a row, or the run has gone back too often.
+        """
+        if applied:
+            self._skipped_in_a_row = 0
+            if not self._train.spike_threshold:
+                return None
+        everyones = by_rank(torch.stack(losses).tolist(), self._rank)
+        if not applied:
+            self._count_skipped(step, everyones, samples)
+            return None
+        reason = self._why_spike(statistics.fmean(loss for each in everyones for loss in each))
+        if not reason:
+            return None
+        spike = BadStep(step, reason, everyones, samples)
+        if self.rollbacks == self._train.spike_rollbacks:
+            self._audit(spike, "stopped")
+            raise Diverged(
+                f"step {step}: {reason}; the run has gone back {self.rollbacks} times, as often as "
+                "train.spike_rollbacks allows; audit.jsonl names the samples; lower optimizer.lr, or raise "
+                "train.spike_rollbacks or train.spike_threshold, and resume"
+            )
+        return spike
+
+    def record_rollback(self, spike: BadStep, **more: Any) -> None:
+        """The run goes back from a spike (collective); `more` is for audit.jsonl: where to, what is left out."""
+        self._audit(spike, "went back", **more)
+        self.rollbacks += 1
+
+    def _why_spike(self, loss: float) -> str:
         """Why `loss` is a spike, or "" and it is taken into the statistics."""
-        if len(self.losses) == self.losses.maxlen:
-            mean, deviation = statistics.fmean(self.losses), statistics.pstdev(self.losses)
-            if loss > mean + self.threshold * deviation:
+        if len(self._losses) == self._losses.maxlen:
+            mean, deviation = statistics.fmean(self._losses), statistics.pstdev(self._losses)
+            if loss > mean + self._train.spike_threshold * deviation:
                 return (
                     f"loss {loss:.4g}, mean {mean:.4g} and standard deviation {deviation:.2g} "
-                    f"of the last {len(self.losses)}"
+                    f"of the last {len(self._losses)}"
                 )
-        self.losses.append(loss)
+        self._losses.append(loss)
         return ""
 
-
-class SkipGuard:
-    """Counts steps that were skipped one after another. Raises Diverged when they are too many."""
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-
-    def count(self, applied: bool) -> None:
-        self._in_a_row = 0 if applied else self._in_a_row + 1
-        if self._in_a_row == MAX_SKIPPED:
+    def _count_skipped(self, step: int, losses: list[list[float]], samples: list[int]) -> None:
+        ranks = [rank for rank, each in enumerate(losses) if not all(map(math.isfinite, each))]
+        reason = f"non-finite loss on ranks {ranks}" if ranks else "non-finite gradient"
+        self._audit(BadStep(step, reason, losses, samples), "skipped")
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MAX_SKIPPED:
             raise Diverged(
                 f"{MAX_SKIPPED} steps in a row had non-finite losses or gradients; audit.jsonl names their samples; "
                 "resume with a lower optimizer.lr"
             )
 
-
-def write_audit(run_dir: Path, step: int, event: str, reason: str, **more: Any) -> None:
-    """One line of audit.jsonl: what was done at a step and why."""
-    line = {"step": step, "event": event, "reason": reason, **more, "time": time.time()}
-    try:
-        with open(run_dir / "audit.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        log.warning("audit.jsonl cannot be written (%s): %s", error, json.dumps(line))
+    def _audit(self, found: BadStep, event: str, **more: Any) -> None:
+        """Log and record what was done about a step and why, with the samples of all ranks (collective)."""
+        log.warning("step %d %s: %s", found.step, event, found.reason)
+        samples: list[list[int]] = [[]] * self._rank.world_size
+        dist.all_gather_object(samples, found.samples)
+        if not self._rank.main:
+            return
+        ranks = [
+            {"rank": rank, "losses": mine, "samples": theirs}
+            for rank, (mine, theirs) in enumerate(zip(found.losses, samples, strict=True))
+        ]
+        line = {"step": found.step, "event": event, "reason": found.reason, **more, "ranks": ranks}
+        try:
+            with open(self._run_dir / "audit.jsonl", "a") as file:
+                file.write(json.dumps(line | {"time": time.time()}) + "\n")
+        except OSError as error:
+            log.warning("audit.jsonl cannot be written (%s): %s", error, json.dumps(line))

@@ -19,7 +19,7 @@ from megavrc.checkpoint import Lease, newest_good, write, write_record
 from megavrc.config import to_dict
 from megavrc.errors import UserError
 from megavrc.tokenizers.published import load_without_running
-from megavrc.training.config import AnyRunConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.state import MOMENTS
 from megavrc.training.tasks import Task
 
@@ -48,7 +48,7 @@ class Native:
     groups: dict[str, Tensors]
 
 
-def import_run(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path:
+def import_run(source: Path, tag: str, config: BaseRunConfig, task: Task) -> Path:
     """Write a native checkpoint as the first one of a new run, which then resumes from it.
 
     Args:
@@ -69,7 +69,7 @@ def import_run(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path
         lease.release()
 
 
-def _import(source: Path, tag: str, config: AnyRunConfig, task: Task) -> Path:
+def _import(source: Path, tag: str, config: BaseRunConfig, task: Task) -> Path:
     native = read_native(_tagged(source, tag))
     groups = _renamed(native.groups, task.build(), source)
     state = {

@@ -4,7 +4,7 @@ import contextlib
 import logging
 
 from megavrc.distributed import Rank, StopSignal, any_rank
-from megavrc.training.config import AnyRunConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.tasks import Task
 from megavrc.training.trainer import Trainer
@@ -13,7 +13,7 @@ from megavrc.training.watchdog import Watchdog
 log = logging.getLogger("megavrc")
 
 
-def train(config: AnyRunConfig, task: Task, rank: Rank) -> None:
+def train(config: BaseRunConfig, task: Task, rank: Rank) -> None:
     """Train until `train.steps`, or until a signal or the time limit stops it; resumes what is in the run folder.
 
     Raises:
@@ -38,35 +38,49 @@ def train(config: AnyRunConfig, task: Task, rank: Rank) -> None:
 
 def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
     settings = trainer.config.train
-    reported, values = trainer.step, {}
     if settings.spike_threshold and trainer.run.checkpoint is None:
-        trainer.save(last=True, validation={})  # to have where to go back to
+        trainer.save(
+            wait=True, validation={}
+        )  # a spike before the first checkpoint needs somewhere to go back to
+    reported, values = trainer.step, {}
     while trainer.step < settings.steps:
         update = trainer.train_step()
+
+        # Is the run still well? All ranks judge the same numbers, so either all go back or none does.
         trainer.watchdog.at(trainer.step, "agreement")
-        trainer.saver.poll()
-        if trainer.guard(update):
+        trainer.saver.poll()  # moves the checkpoint that is being written on
+        if spike := trainer.judge(update):
+            trainer.go_back(spike)
             reported = trainer.step
             continue
-        last = trainer.step == settings.steps
+
+        # A signal reaches ranks at different moments: as soon as one of them was asked to stop, all do, at this step.
         [stopping] = any_rank(stop.asked())
-        due = last or stopping
-        measured = last or (_every(settings.validate_every, trainer.step) and not stopping)
-        validation = trainer.validate() if measured else {}
-        if due or validation or trainer.step % settings.log_every == 0:
+        last = trainer.step == settings.steps
+
+        # Once in a while: validate. Not when stopping: there may be less time left than that takes.
+        validation: dict[str, float] = {}
+        if last or (_every(settings.validate_every, trainer.step) and not stopping):
+            validation = trainer.validate()
+
+        # Once in a while: report. What was just validated is part of the line, and so is the end of what was done.
+        if last or stopping or validation or _every(settings.log_every, trainer.step):
             values = trainer.report(update, trainer.step - reported, validation)
             reported = trainer.step
-        if due or trainer.step % settings.save_every == 0:
-            trainer.save(last=due, validation=validation)
+
+        # Once in a while: save. The process ends after the last one, so it must be whole by then.
+        if last or stopping or _every(settings.save_every, trainer.step):
+            trainer.save(wait=last or stopping, validation=validation)
         if stopping and not last:
-            return log.info(
-                "stopped by %s after step %d; saved", stop.received or "another rank", trainer.step
-            )
+            log.info("stopped by %s after step %d; saved", stop.received or "another rank", trainer.step)
+            return
+
+        # Once in a while: preview. After the checkpoint, so that nothing is lost if it takes too much memory.
         if not last and _every(settings.preview_every, trainer.step):
             trainer.preview()
-    trainer.preview()
+
+    trainer.preview()  # out of the loop, for a run that ended between its last step and here
     trainer.finish(values)
-    return None
 
 
 def _every(steps: int, step: int) -> bool:

@@ -3,12 +3,13 @@
 config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ complete.json (of a finished run only)
 """
 
+import copy
+import dataclasses
 import logging
 import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +26,12 @@ from megavrc.checkpoint import (
     read_record,
     write_record,
 )
-from megavrc.config import dump_yaml, to_dict
+from megavrc.config import drop_retired, dump_yaml, to_dict
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import write_json
 from megavrc.results import revision
-from megavrc.training.config import AnyRunConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState
 
@@ -59,7 +60,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, config: AnyRunConfig, identity: dict[str, Any], facts: dict[str, Any], rank: Rank
+        self, config: BaseRunConfig, identity: dict[str, Any], facts: dict[str, Any], rank: Rank
     ) -> None:
         self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
         self.path = Path(config.run_dir)
@@ -111,7 +112,7 @@ class RunFolder:
     def _open_leased(self) -> Path | None:
         starts: list[dict[str, Any]] = []
         if record := read_record(self.path):
-            _refuse_another(self.path, record["identity"], self.identity)
+            _refuse_another(self.path, current_identity(self.config, record["identity"]), self.identity)
             starts = record["starts"]
         found = newest_good(self.store)
         dump_yaml(self.config, self.path / "config.yaml")
@@ -136,7 +137,7 @@ class RunFolder:
         train = self.config.train
         retention = Retention(train.keep, train.keep_every, train.keep_best)
         first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
-        most = replace(retention, best=train.keep_best and validates).most(
+        most = dataclasses.replace(retention, best=train.keep_best and validates).most(
             [*range(first, train.steps, train.save_every), train.steps]
         )
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
@@ -171,10 +172,9 @@ def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
     return outcome[0]
 
 
-def _refuse_other_ranks(config: AnyRunConfig, identity: dict[str, Any], rank: Rank) -> None:
+def _refuse_other_ranks(config: BaseRunConfig, identity: dict[str, Any], rank: Rank) -> None:
     """UserError on all ranks if not all have what the main rank has (collective)."""
-    mine = {"configuration": to_dict(config), "identity": identity}
-    mine["configuration"]["data"].pop("cache_dir", None)  # a disk of this machine
+    mine = {"configuration": config.shared(), "identity": identity}
     everyones: list[dict[str, Any]] = [{}] * rank.world_size
     dist.all_gather_object(everyones, mine)
     different = [number for number, theirs in enumerate(everyones) if theirs != everyones[0]]
@@ -184,6 +184,19 @@ def _refuse_other_ranks(config: AnyRunConfig, identity: dict[str, Any], rank: Ra
             f"rank{'s' * (len(different) > 1)} {', '.join(map(str, different))} would train another run than rank 0 "
             f"({'; '.join(first[:4])}); all nodes must see the same configuration file and the same datasets"
         )
+
+
+def current_identity(config: BaseRunConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a run that an older version may have started: without the fields that are no more.
+
+    Sections of it that have the name of one of the configuration's (`model`, `objective`) hold that one's fields.
+    """
+    found = copy.deepcopy(identity)
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        if dataclasses.is_dataclass(section) and isinstance(found.get(field.name), dict):
+            drop_retired(type(section), found[field.name])
+    return found
 
 
 def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

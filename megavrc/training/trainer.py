@@ -5,7 +5,6 @@ stopped anywhere goes on exactly as if it had not been.
 """
 
 import logging
-import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -19,21 +18,21 @@ from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
 from megavrc.hardware import peak_memory
 from megavrc.training.compile_blocks import prepare_blocks
-from megavrc.training.config import AnyRunConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.engine import Engine, Update
-from megavrc.training.guards import Diverged, SkipGuard, SpikeGuard, write_audit
+from megavrc.training.guards import BadStep, Guards
 from megavrc.training.metrics import (
     Clock,
     Meter,
-    Reporter,
     by_rank,
     slow_ranks,
-    to_device,
     utilisation,
 )
+from megavrc.training.reporter import Reporter
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.schedule import learning_rate
 from megavrc.training.tasks import Task
+from megavrc.training.tasks.base import to_device
 from megavrc.training.validation import validate
 from megavrc.training.watchdog import Watchdog
 
@@ -46,25 +45,24 @@ class Trainer:
     Attributes:
         step: optimiser steps done.
         skipped: steps without an update, because a loss or gradient was not finite.
-        rollbacks: how often training went back to a checkpoint.
         data_offset: steps by which the data is ahead, because of what was left out when training went back.
     """
 
     def __init__(
-        self, config: AnyRunConfig, task: Task, run: RunFolder, rank: Rank, watchdog: Watchdog
+        self, config: BaseRunConfig, task: Task, run: RunFolder, rank: Rank, watchdog: Watchdog
     ) -> None:
         self.config, self.task, self.run, self.rank, self.watchdog = config, task, run, rank, watchdog
-        self.step = self.skipped = self.rollbacks = self.data_offset = 0
+        self.step = self.skipped = self.data_offset = 0
         torch.manual_seed(seed_for(config.seed, "weights"))
         core = task.build()
         if run.checkpoint is None:
             task.initialise(core)
         prepare_blocks(task.blocks(core), config.train)
         self.engine = Engine(core, task.loss, config.train, config.optimizer, rank, config.deepspeed)
-        self.spikes, self.skips = SpikeGuard(config.train), SkipGuard()
+        self.guards = Guards(config.train, run.path, rank)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
-            self.rollbacks = run.checkpoint.state.get("rollbacks", 0)
+            self.guards.rollbacks = run.checkpoint.state.get("rollbacks", 0)
             self.data_offset = run.checkpoint.state.get("data_offset", 0)
         on_gpu = rank.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(rank.device) if on_gpu else None
@@ -73,7 +71,7 @@ class Trainer:
         self.samples: list[int] = []  # of this step on this rank, as indices into the source
         self.saver = run.saver(self.engine.state, validates=bool(task.validation))
         self.meter, self.clock = Meter(), Clock()
-        self.clock.leave_out_meetings(core)
+        self.clock.exclude_collectives(core)
         self.stream = Stream(
             task.source,
             task.order,
@@ -94,8 +92,7 @@ class Trainer:
         if missing:
             log.warning("%s has no %s", checkpoint.path, ", ".join(sorted(missing)))
         self.step, self.skipped = checkpoint.step, checkpoint.state["skipped"]
-        self.spikes.losses.clear()
-        self.spikes.losses.extend(checkpoint.state.get("losses", []))
+        self.guards.restore(checkpoint.state.get("losses", []))
 
     def _open(self) -> None:
         """Data and reports from this step on."""
@@ -123,7 +120,7 @@ class Trainer:
                 loss, metrics = self.engine.forward(batch, self.step)
             self.watchdog.at(self.step, "backward")
             fault.point("backward", self.step)
-            self.engine.backward(loss, self.step)
+            self.engine.backward(loss)
             self.losses.append(loss.detach())
             self.meter.add(loss.detach(), metrics)
         self.watchdog.at(self.step, "update")
@@ -135,62 +132,20 @@ class Trainer:
         self.step += 1
         return update
 
-    # --- guards ----------------------------------------------------------------------------------------------
+    def judge(self, update: Update) -> BadStep | None:
+        """What the guards say of the last step (collective): a spike to go back from, or None. Raises Diverged."""
+        return self.guards.judge(self.step - 1, update.applied, self.losses, self.samples)
 
-    def guard(self, update: Update) -> bool:
-        """Judge the last step (collective). True if training went back to a checkpoint.
-
-        Raises:
-            Diverged: too many steps were skipped in a row, or training went back too often.
-        """
-        spike_guard = self.config.train.spike_threshold > 0
-        if update.applied and not spike_guard:
-            self.skips.count(True)
-            return False
-        losses = by_rank(torch.stack(self.losses).tolist(), self.rank)
-        if not update.applied:
-            ranks = [rank for rank, mine in enumerate(losses) if not all(map(math.isfinite, mine))]
-            what = f"non-finite loss on ranks {ranks}" if ranks else "non-finite gradient"
-            self._audit("skipped", what, losses)
-            self.skips.count(False)
-            return False
-        self.skips.count(True)
-        spike = self.spikes.spikes(statistics.fmean(loss for mine in losses for loss in mine))
-        if spike:
-            self._go_back(spike, losses)
-        return bool(spike)
-
-    def _go_back(self, spike: str, losses: list[list[float]]) -> None:
-        """To the newest checkpoint; the data since is left out."""
-        if self.rollbacks == self.config.train.spike_rollbacks:
-            self._audit("stopped", spike, losses)
-            raise Diverged(
-                f"step {self.step - 1}: {spike}; the run has gone back {self.rollbacks} times, as often as "
-                "train.spike_rollbacks allows; audit.jsonl names the samples; lower optimizer.lr, or raise "
-                "train.spike_rollbacks or train.spike_threshold, and resume"
-            )
+    def go_back(self, spike: BadStep) -> None:
+        """To the newest checkpoint (collective); the data since is left out, for it is what the spike came from."""
         self.saver.finish()
         checkpoint = self.run.newest()
         window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
-        self._audit("went back", spike, losses, to=checkpoint.step, left_out_data_of_steps=window)
-        self.rollbacks += 1
+        self.guards.record_rollback(spike, to=checkpoint.step, left_out_data_of_steps=window)
         self.data_offset += self.step - checkpoint.step
         self._restore(checkpoint)
         self.meter, self.clock.own = Meter(), 0.0
         self._open()
-
-    def _audit(self, event: str, reason: str, losses: list[list[float]], **more: Any) -> None:
-        """Log and record what was done about the last step, with the samples of all ranks (collective)."""
-        step = self.step - 1
-        log.warning("step %d %s: %s", step, event, reason)
-        samples: list[list[int]] = [[]] * self.rank.world_size
-        dist.all_gather_object(samples, self.samples)
-        if self.rank.main:
-            ranks = [
-                {"rank": rank, "losses": mine, "samples": theirs}
-                for rank, (mine, theirs) in enumerate(zip(losses, samples, strict=True))
-            ]
-            write_audit(self.run.path, step, event, reason, **more, ranks=ranks)
 
     # --- what is written -------------------------------------------------------------------------------------
 
@@ -208,7 +163,7 @@ class Trainer:
             **utilisation(clips / self.rank.world_size * self.task.flops, self.device_name),
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
-            "rollbacks": float(self.rollbacks),
+            "rollbacks": float(self.guards.rollbacks),
             "replaced": float(sum_over_ranks(self.stream.replaced)),
             **more,
         }
@@ -227,25 +182,26 @@ class Trainer:
             self.reporter.write(self.step, values, {"rank_s": everyones, "rank_GiB": memory})
         return values
 
-    def save(self, last: bool, validation: dict[str, float]) -> None:
-        """A checkpoint of this step (collective), written in the background unless it is the run's last.
+    def save(self, wait: bool, validation: dict[str, float]) -> None:
+        """A checkpoint of this step (collective).
 
         Args:
+            wait: until it is whole, rather than write it in the background.
             validation: measured at this step, or empty.
         """
         self.watchdog.at(self.step, "checkpoint")
         progress = {
             "updates": self.engine.updates,
             "skipped": self.skipped,
-            "rollbacks": self.rollbacks,
+            "rollbacks": self.guards.rollbacks,
             "data_offset": self.data_offset,
-            "losses": list(self.spikes.losses),
+            "losses": self.guards.recent_losses,
         }
         losses = [value for name, value in validation.items() if name.endswith("/loss")]
         if losses:
             progress["validation_loss"] = statistics.fmean(losses)
         with self.clock.excluded():
-            write = self.saver.save_and_wait if last else self.saver.save
+            write = self.saver.save_and_wait if wait else self.saver.save
             write(self.step, self.run.describe(progress))
 
     def validate(self) -> dict[str, float]:

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from megavrc.data.stream import evaluation_batches
 from megavrc.distributed import Rank
-from megavrc.training.metrics import to_device
 from megavrc.training.tasks import Task
-from megavrc.training.tasks.base import Samples
+from megavrc.training.tasks.base import Samples, to_device
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from megavrc.launch.plan import Job, make_plan, problems
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.condition import Condition
 from megavrc.model.flops import forward_flops, meta_batch, training_flops
-from megavrc.training.config import RunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 CLASS = ConditionConfig(kind="class", classes=3)
 MODELS = {

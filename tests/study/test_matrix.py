@@ -11,7 +11,7 @@ from matrix import Job, Matrix
 from megavrc.config import load_config
 from megavrc.errors import UserError
 from megavrc.model.flops import training_flops
-from megavrc.training.config import RunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "study" / "matrix.yaml"
 

@@ -12,8 +12,8 @@ from toy import toy_config
 from megavrc.data.mirror import NetworkError
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
-from megavrc.training.config import RunConfig
 from megavrc.training.run_folder import RunFolder
+from megavrc.training.tasks.vrc_config import RunConfig
 
 
 def told(work: Callable[[], Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from toy import ToyTask
 
+from megavrc.benchmarks.faulty_task import FaultyTask
 from megavrc.distributed import Rank, connect, seed_for
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.training.compile_blocks import prepare_blocks
@@ -26,7 +27,7 @@ State = dict[str, dict[str, torch.Tensor]]
 def new_engine(rank: Rank, zero: Any, precision: Any, task: ToyTask, micro: int = 2) -> Engine:
     torch.manual_seed(0)
     train = TrainConfig(global_batch=8, micro_batch=micro, zero=zero, precision=precision, ema=0.5)
-    return Engine(task.build(), task.loss, train, OptimizerConfig(), rank)
+    return Engine(task.build(), FaultyTask(task).loss, train, OptimizerConfig(), rank)
 
 
 def run(engine: Engine, rank: Rank, task: ToyTask, steps: range) -> list[list[float]]:
@@ -40,7 +41,7 @@ def run(engine: Engine, rank: Rank, task: ToyTask, steps: range) -> list[list[fl
             first = step * 8 + rank.rank * mine + micro * size
             items = [task.source[i % 37] | {"position": i} for i in range(first, first + size)]
             loss, _ = engine.forward(task.collate(items), step)
-            engine.backward(loss, step)
+            engine.backward(loss)
         update = engine.step(1e-2, before)
         rows.append([float(loss), update.applied, float(update.grad_norm)])
     return rows
@@ -141,7 +142,7 @@ def train_vrc(
         for micro_step in range(engine.accumulation):
             first = step * 8 + (micro_step * rank.world_size + rank.rank) * micro
             each, _ = engine.forward(clips(range(first, first + micro)), step)
-            engine.backward(each, step)
+            engine.backward(each)
             losses.append(float(each.detach()))
         mean = statistics.fmean(each for mine in by_rank(losses, rank) for each in mine)
         rows.append([mean, float(engine.step(1e-3, before).grad_norm)])

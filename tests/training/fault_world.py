@@ -5,8 +5,10 @@ import os
 
 from toy import ToyTask
 
-from megavrc.training.config import RunConfig
+from megavrc.benchmarks.faulty_task import FaultyTask
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.entry import pretrain
 
 if __name__ == "__main__":
-    pretrain(RunConfig, lambda config, rank: ToyTask(**json.loads(os.environ.get("TOY", "{}"))))
+    options = json.loads(os.environ.get("TOY", "{}"))
+    pretrain(BaseRunConfig, lambda config, rank: FaultyTask(ToyTask(**options)))

@@ -16,7 +16,7 @@ from megavrc.generation.keymap import from_folder
 from megavrc.model import CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.training.config import RunConfig, TokenDataConfig
+from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, writ
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
-from megavrc.training.config import RunConfig
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 

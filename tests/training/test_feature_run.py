@@ -18,8 +18,8 @@ from megavrc.errors import UserError
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.condition import pad_features
-from megavrc.training.config import RunConfig, TokenDataConfig, ValidationDataConfig
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig, ValidationDataConfig
 
 ENCODER = "import sys, pathlib, encoders; encoders.make_encoder(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megavrc.training.metrics import Meter, Reporter, utilisation
+from megavrc.training.metrics import Meter, utilisation
+from megavrc.training.reporter import Reporter
 
 
 def test_means_are_over_the_applied_steps_that_have_the_metric() -> None:

@@ -7,9 +7,11 @@ import pytest
 
 from megavrc.config import dump_yaml, load_config
 from megavrc.errors import UserError
-from megavrc.training.config import OptimizerConfig, RunConfig, TokenizerRunConfig, TrainConfig
+from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate
+from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "pretrain" / "configs").glob("*.yaml"))
 

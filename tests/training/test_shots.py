@@ -13,8 +13,8 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.sampling import Settings
-from megavrc.training.config import ClipDataConfig
 from megavrc.training.tasks.clips import ClipSource
+from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import read_clip, write_png
 from megavrc.video.manifest import write_manifest
 

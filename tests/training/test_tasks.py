@@ -23,9 +23,10 @@ from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.attention import BackendError
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
-from megavrc.training.config import ClipDataConfig, RunConfig, TokenDataConfig, TokenizerRunConfig
 from megavrc.training.tasks.tokenizer import TokenizerTask
+from megavrc.training.tasks.tokenizer_config import ClipDataConfig, TokenizerRunConfig
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig
 from megavrc.video import write_png
 
 CAPTIONS = ["a red square moves left", "a blue circle moves up", "a green square moves down"]

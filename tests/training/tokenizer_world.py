@@ -11,9 +11,9 @@ from megavrc.checkpoint import read
 from megavrc.config import load_config
 from megavrc.distributed import Rank, connect
 from megavrc.errors import UserError
-from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.loop import train
 from megavrc.training.tasks.tokenizer import TokenizerTask
+from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
 
 SIZES = [
     "--model.width=16",

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from megavrc.data.mirror import NetworkError
 from megavrc.data.order import InOrder, Order
 from megavrc.data.shards import DataError
-from megavrc.model import ConditionConfig, ModelConfig
-from megavrc.training.config import RunConfig, TokenDataConfig
+from megavrc.training.config import BaseRunConfig
 from megavrc.training.tasks.base import Samples
 
 
@@ -115,10 +114,9 @@ class ToyTask:
         return {"exported": True}
 
 
-def toy_config(run_dir: Path, steps: int = 10, **train: Any) -> RunConfig:
+def toy_config(run_dir: Path, steps: int = 10, **train: Any) -> BaseRunConfig:
     """Global batch 8 in micro-batches of 2; no warm-up, so that ten steps move the weights."""
-    model = ModelConfig(frames=0, condition=ConditionConfig(kind="class", classes=1))
-    config = RunConfig(str(run_dir), "image", model, TokenDataConfig("toy"))
+    config = BaseRunConfig(run_dir=str(run_dir))
     settings = {
         "global_batch": 8,
         "micro_batch": 2,

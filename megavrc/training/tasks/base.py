@@ -1,9 +1,10 @@
-"""What the loop needs to know of a task."""
+"""What the loop needs to know of a task, and how it moves a task's batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from megavrc.data.order import SampleOrder
@@ -17,6 +18,15 @@ class Samples:
     source: Source
     order: SampleOrder
     count: int
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of nested dictionaries and tuples of tensors (and conditions), on the device."""
+    if hasattr(batch, "to"):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    return tuple(to_device(value, device) for value in batch)
 
 
 class Task(Protocol):

@@ -14,7 +14,7 @@ from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, sha256_json, write_json
 from megavrc.progress import progress
-from megavrc.training.config import ClipDataConfig
+from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import VideoError
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.shots import read_start, shot

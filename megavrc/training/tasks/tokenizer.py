@@ -18,10 +18,10 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.perceptual import Perceptual
-from megavrc.training.config import TokenizerRunConfig
 from megavrc.training.previews import write_preview
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import ClipSource, window
+from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
 
 log = logging.getLogger("megavrc")
 

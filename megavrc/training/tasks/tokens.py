@@ -11,8 +11,8 @@ from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
-from megavrc.training.config import BlendPart, TokenDataConfig, ValidationDataConfig
 from megavrc.training.tasks.base import Samples
+from megavrc.training.tasks.vrc_config import BlendPart, TokenDataConfig, ValidationDataConfig
 
 
 def open_training(

@@ -14,10 +14,11 @@ from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPip
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
-from megavrc.training.config import RunConfig
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
+from megavrc.training.tasks.base import to_device
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
+from megavrc.training.tasks.vrc_config import RunConfig
 
 log = logging.getLogger("megavrc")
 

@@ -1,0 +1,167 @@
+"""The configuration of a VRC run: what the YAML files of stages 1 and 2 hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from megavrc.model import ModelConfig
+from megavrc.training.config import BaseRunConfig, PreviewConfig, TrainConfig
+
+
+@dataclass
+class BlendPart:
+    """One dataset of a blend.
+
+    Attributes:
+        path: as `data.path`.
+        weight: its share of the samples, relative to the other weights.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class ValidationDataConfig:
+    """Samples that are never trained on.
+
+    Attributes:
+        path, blend, split: as in `TokenDataConfig`; with neither path nor blend, the training data's.
+        samples: of one pass; the first so many.
+    """
+
+    path: str = ""
+    blend: list[BlendPart] = field(default_factory=list)
+    split: str = "val"
+    samples: int = 256
+
+    def problems(self, key: str, training_split: str) -> Iterator[str]:
+        if self.path and self.blend:
+            yield f"{key}.path: give either it or {key}.blend"
+        if not self.path and not self.blend and self.split == training_split:
+            yield f"{key}.split: {self.split!r} is what is trained on"
+        if self.samples < 1:
+            yield f"{key}.samples: {self.samples} must be at least 1"
+
+
+@dataclass
+class TokenDataConfig:
+    """Tokenized clips and what belongs to them.
+
+    Attributes:
+        path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage), or the URL of one.
+        blend: instead of a path, several of them: [{path: ..., weight: 0.7}, {path: ..., weight: 0.3}].
+        text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
+        video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
+            decoded with it. Empty: neither.
+        split: of the dataset.
+        shuffle: `global` shuffles all samples of an epoch together, `window` those of `window` shards at a time, in
+            a new order of the shards; for datasets at a URL that are larger than the cache.
+        on_damage: what a damaged sample does: `fail` ends the run, `replace` puts another one in its place and logs it.
+        max_damaged: how many different damaged samples a rank may replace between start and end of a process.
+        cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
+        cache_gb: how much of them (10^9 bytes).
+        validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
+    """
+
+    path: str = ""
+    text_tokenizer: str = ""
+    video_tokenizer: str = ""
+    split: str = "train"
+    blend: list[BlendPart] = field(default_factory=list)
+    shuffle: Literal["global", "window"] = "global"
+    window: int = 16
+    on_damage: Literal["fail", "replace"] = "fail"
+    max_damaged: int = 100
+    cache_dir: str = "~/.cache/megavrc"
+    cache_gb: float = 100.0
+    validation: dict[str, ValidationDataConfig] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[str]:
+        if bool(self.path) == bool(self.blend):
+            yield "data.path: give either it or data.blend"
+        for name in ("window", "max_damaged", "cache_gb"):
+            if getattr(self, name) <= 0:
+                yield f"data.{name}: {getattr(self, name)} must be positive"
+        for name, chosen in self.validation.items():
+            yield from chosen.problems(f"data.validation.{name}", self.split)
+
+
+@dataclass
+class VRCTrainConfig(TrainConfig):
+    """The loop, and how VRC computes in it.
+
+    Attributes:
+        attention: backend of the segment attention; `auto` is MEGAVRC_ATTENTION or what suits the device
+            (docs/attention.md). One that cannot run is an error.
+    """
+
+    attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto"
+
+
+@dataclass
+class ClipPreviewConfig(PreviewConfig):
+    """Clips generated while training.
+
+    Attributes:
+        first_temperature, later_temperature: of the first frame's and the later frames' tokens.
+    """
+
+    first_temperature: float = 0.7
+    later_temperature: float = 0.5
+
+
+# Shipped files that are options of another one now, for command lines that name them: six for UCF101 became two.
+RETIRED_FILES = {
+    f"ucf101_{preset}_{stage}.yaml": [
+        f"ucf101_{stage}.yaml",
+        f"--model.preset={preset}",
+        f"--run_dir=runs/ucf101_{preset}/{folder}",
+        *more,
+    ]
+    for preset, micro_batch in (("b", 12), ("l", 6), ("xl", 4))
+    for stage, folder, more in (
+        ("image", "stage1", []),
+        (
+            "video",
+            "stage2",
+            [f"--init_from=runs/ucf101_{preset}/stage1", f"--train.micro_batch={micro_batch}"],
+        ),
+    )
+}
+
+
+@dataclass(kw_only=True)
+class RunConfig(BaseRunConfig):
+    """A VRC run, `pretrain/pretrain_vrc.py`.
+
+    Attributes:
+        stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
+        model, data, train, preview: see their classes.
+        init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
+            the same stage on other data, or what tools/convert_checkpoint.py from-hf wrote.
+    """
+
+    stage: Literal["image", "video"]
+    model: ModelConfig
+    data: TokenDataConfig
+    train: VRCTrainConfig = field(default_factory=VRCTrainConfig)
+    preview: ClipPreviewConfig = field(default_factory=ClipPreviewConfig)
+    init_from: str = ""
+    retired_files: ClassVar = RETIRED_FILES
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self.data.problems()
+        if self.stage == "image" and self.model.frames != 0:
+            yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
+        if self.stage == "video" and self.model.frames == 0:
+            yield "model.frames: stage video needs at least 1"
+        condition = self.model.condition
+        if condition.learned_text and not self.data.text_tokenizer:
+            yield "data.text_tokenizer: condition.kind text needs one (tools/train_text_tokenizer.py)"
+
+    def shared(self) -> dict[str, Any]:
+        content = super().shared()
+        del content["data"]["cache_dir"]  # a disk of each machine
+        return content
