@@ -6,6 +6,7 @@ python examples/finetune_lora.py --model runs/demo/hf --data tokens/video --out 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from megavrc.config import command
 from megavrc.errors import UserError
@@ -23,6 +24,8 @@ def finetune_lora(
     seed: int = 0,
     split: str = "train",
     device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    run_dir: Path | None = None,
 ) -> None:
     """Train adapters on the trunk's matrices, merge them, and write a checked folder.
 
@@ -38,6 +41,8 @@ def finetune_lora(
         seed: of adapters, data order and condition dropout.
         split: of the dataset.
         device: cpu or cuda.
+        precision: bf16 computes faster on GPUs; the adapters' master weights stay float32.
+        run_dir: checkpoints and metrics (default: OUT.run). The same command goes on from there after it was stopped.
     """
     try:
         import peft  # noqa: F401
@@ -45,7 +50,11 @@ def finetune_lora(
         raise UserError("peft is not installed: pip install -e '.[lora]'") from None
     from megavrc.hf.lora import LoraOptions, finetune
 
-    losses = finetune(model, data, out, LoraOptions(steps, rank, alpha, lr, batch_size, seed), device, split)
+    options = LoraOptions(steps, rank, alpha, lr, batch_size, seed, precision)
+    losses = finetune(model, data, out, options, device, split, run_dir)
+    if not out.exists():
+        print(f"{out}: stopped after {len(losses)} of {steps} steps; run the same command again to go on")
+        return
     print(f"{out}: loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last; merged and checked")
 
 

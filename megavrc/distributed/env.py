@@ -131,7 +131,9 @@ class AbsentRank(Exception):
 
 
 @contextlib.contextmanager
-def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterator[Rank]:
+def connect(
+    timeout_minutes: float = 30.0, join_minutes: float = 15.0, device: torch.device | None = None
+) -> Iterator[Rank]:
     """Join the ranks of this run: torch's default process group, NCCL on GPUs and gloo on CPUs.
 
     The group is destroyed on the way out, also after an error, so that the other ranks fail at once.
@@ -139,6 +141,7 @@ def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterat
     Args:
         timeout_minutes: of communication.
         join_minutes: how long to wait for ranks that have not started yet.
+        device: of this rank (default: the GPU of its local rank, or the CPU where there is none).
 
     Raises:
         UserError: see `discover`; or the first rank's address does not resolve.
@@ -151,9 +154,10 @@ def connect(timeout_minutes: float = 30.0, join_minutes: float = 15.0) -> Iterat
     except OSError:  # torch would try until the timeout
         raise UserError(f"MASTER_ADDR: {address!r} does not resolve on {socket.gethostname()}") from None
     rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    if device is None or (device.type == "cuda" and device.index is None):
+        gpus = torch.cuda.device_count()
+        device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = _roll_call(rank, world_size, timedelta(minutes=join_minutes))

@@ -1,27 +1,188 @@
-"""LoRA fine-tuning of a converted folder with peft; the result is merged and published as a folder like any other."""
+"""LoRA fine-tuning of a converted folder with peft, a task of the training loop; the result is published merged."""
 
+import copy
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.utils import logging
+from torch import Tensor, nn
 
-from megavrc.data.dataset import TokenDataset
+from megavrc.distributed import Rank, connect
 from megavrc.errors import UserError
-from megavrc.generation.folder import Folder, load_folder
+from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.hardware import check_device
-from megavrc.model.condition import Condition
-from megavrc.model.modeling_vrc import VRCForVideoGeneration
-from megavrc.progress import progress
-from megavrc.tokenizers import OmniTokenizer
+from megavrc.model import VRC
+from megavrc.training.config import BaseRunConfig, OptimizerConfig, TrainConfig
+from megavrc.training.entry import run_task
+from megavrc.training.guards import Diverged
+from megavrc.training.tasks.base import Samples
+from megavrc.training.tasks.tokens import open_training
+from megavrc.training.tasks.vrc import conditions_of, is_dropped
+from megavrc.training.tasks.vrc_config import TokenDataConfig
 
 from .convert import publish, refuse_existing
 
-TARGETS = r"vrc\.trunk\.layers\..*\.(qkv|out|gate_up|down)"  # the matrices of attention and feed-forward
+TARGETS = r"trunk\.layers\..*\.(qkv|out|gate_up|down)"  # the matrices of attention and feed-forward
+
+
+@dataclass
+class AdapterConfig:
+    """The adapters.
+
+    Attributes:
+        rank: of the two matrices that each is a product of.
+        alpha: it is scaled by alpha / rank.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+
+
+@dataclass(kw_only=True)
+class LoraRunConfig(BaseRunConfig):
+    """A fine-tuning.
+
+    Attributes:
+        folder: in Hugging Face format, that is fine-tuned. out: new folder for the result.
+        data: finished token dataset, made by the folder's video tokenizer. split: of it.
+        adapters: see their class.
+    """
+
+    folder: str
+    out: str
+    data: str
+    split: str = "train"
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.train.zero == 3 or self.train.ema:
+            yield "train: adapters are trained at ZeRO stages 0 to 2, without averages"
+
+
+class Adapted(nn.Module):
+    """The model with its adapters, which alone are trained: dropout is off and batch norms keep their statistics."""
+
+    def __init__(self, model: VRC, config: AdapterConfig) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__()
+        options = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=TARGETS)
+        self.model: Any = get_peft_model(model, options)
+
+    def train(self, mode: bool = True) -> "Adapted":
+        self.training = mode
+        self.model.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Without the folder's weights, so that checkpoints hold adapters only."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        everything = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in everything.items() if name in trained}
+
+    def merged(self) -> VRC:
+        return self.model.merge_and_unload()
+
+
+class LoraTask:
+    """Trains adapters on the trunk of a folder's model; see `Task` for the parts.
+
+    Raises:
+        UserError: folder and dataset do not fit together.
+    """
+
+    def __init__(self, config: LoraRunConfig) -> None:
+        self.config = config
+        self.folder = load_folder(config.folder)
+        self.model = self.folder.model.config
+        sha256 = self.folder.video_tokenizer.sha256
+        data = TokenDataConfig(path=config.data, split=config.split)
+        self.source, self.order = open_training(data, config.seed, sha256)
+        self._check()
+        self.max_damaged, self.flops = 0, 0
+        self.tokens = (1 + self.model.frames) * self.model.tokens_per_frame
+        self.facts: dict[str, Any] = {}
+        self.validation: dict[str, Samples] = {}
+        self.identity = {
+            "stage": "lora",
+            "seed": config.seed,
+            "folder": self.folder.identity(),
+            "data": self.source.identity,
+            "global_batch": config.train.global_batch,
+            "adapters": [config.adapters.rank, config.adapters.alpha],
+        }
+
+    def _check(self) -> None:
+        expected = (1 + self.model.frames, self.model.grid, self.model.grid)
+        if self.source.shape != expected:
+            raise UserError(
+                f"{self.source.address}: samples of {self.source.shape} tokens, the model takes {expected}"
+            )
+        if self.model.condition.features:
+            raise UserError(
+                f"{self.folder.path}: a model of text features cannot be fine-tuned here, only text and classes"
+            )
+
+    def build(self) -> Adapted:
+        model = copy.deepcopy(self.folder.model).float()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # as ranks send them
+        return Adapted(model, self.config.adapters)
+
+    def initialise(self, module: nn.Module) -> None: ...
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        condition = self.model.condition
+        drop = [is_dropped(item["position"], condition.drop, self.config.seed) for item in items]
+        return {
+            "ids": torch.stack([item["ids"] for item in items]),
+            "condition": conditions_of(items, condition, self.folder.text_tokenizer, self.source.address),
+            "drop": torch.tensor(drop),
+        }
+
+    def loss(self, module: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        drop = batch["drop"] if module.training else None
+        out = module.get_submodule("model")(batch["ids"], batch["condition"], drop)
+        return out.loss, {"first": out.loss_first}
+
+    def preview(self, module: nn.Module, folder: Path, step: int) -> None: ...
+
+    @torch.no_grad()
+    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+        """Merge the adapters into the folder's own float32 weights, and publish the result."""
+        whole = self.build()
+        whole.load_state_dict(module.state_dict(), strict=False)
+        training = read_config(self.folder.path)["training"]
+        summary = [*training.get("summary", ()), ["fine-tuned", self._note(losses(run_dir))]]
+        publish(
+            Path(self.config.out),
+            whole.merged(),
+            self.folder.video_tokenizer,
+            self.folder.text_tokenizer,
+            training | {"summary": summary},
+        )
+        return {"folder": self.config.out}
+
+    def _note(self, losses: list[float]) -> str:
+        last, train = losses[-10:], self.config.train
+        return (
+            f"LoRA of rank {self.config.adapters.rank}, {train.steps} steps of {train.global_batch} clips, "
+            f"{len(self.source)} samples, loss {sum(last) / len(last):.4f}"
+        )
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of every step that a run has reported."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @dataclass(frozen=True)
@@ -30,9 +191,11 @@ class LoraOptions:
 
     Attributes:
         steps: of the optimiser.
-        rank: of the adapters. alpha: they are scaled by alpha / rank.
-        lr: constant learning rate of AdamW. batch_size: clips of a step.
+        rank, alpha: see `AdapterConfig`.
+        lr: constant learning rate of AdamW. batch_size: clips of a step, over all ranks.
         seed: of adapters, data order and condition dropout.
+        precision: `fp32`, or `bf16` with fp32 master weights of the adapters.
+        save_every: steps between checkpoints.
     """
 
     steps: int = 500
@@ -41,104 +204,79 @@ class LoraOptions:
     lr: float = 1e-3
     batch_size: int = 8
     seed: int = 0
+    precision: str = "fp32"
+    save_every: int = 100
 
 
 def finetune(
-    folder: Path, data: Path, out: Path, options: LoraOptions, device: str = "cpu", split: str = "train"
+    folder: Path,
+    data: Path,
+    out: Path,
+    options: LoraOptions,
+    device: str = "cpu",
+    split: str = "train",
+    run_dir: Path | None = None,
 ) -> list[float]:
     """Train adapters on the trunk, merge them and publish the result through the gate of to-hf.
 
-    Weights are float32 from here on. The model stays in eval mode: no dropout, and batch norms keep their statistics.
+    Runs under any launcher. Called again after it was stopped, it goes on from the last checkpoint.
 
     Args:
         folder: in Hugging Face format.
         data: finished token dataset, made by the folder's video tokenizer.
-        out: new folder.
+        out: new folder. It is not there yet when a signal stopped the training.
         options: of the training.
         device: to train on.
         split: of the dataset.
+        run_dir: checkpoints and metrics (default: `out` with `.run` after its name).
 
     Returns:
         The loss of every step.
 
     Raises:
-        UserError: folder, dataset, options or device do not fit; `out` exists.
+        UserError: folder, dataset, options or device do not fit, `out` exists, or the training has diverged.
     """
-    refuse_existing(out)
     where = check_device(device)
-    if min(options.steps, options.rank, options.batch_size) < 1:
+    if min(options.steps, options.rank, options.batch_size, options.save_every) < 1:
         raise UserError("steps, rank and batch_size must be positive")
-    training = read_config(folder)["training"]
-    parts = load_folder(folder)
-    dataset = TokenDataset(data, parts.video_tokenizer.sha256, split=split)
-    _check_shape(parts, dataset)
-    torch.manual_seed(options.seed)
-    logging.disable_progress_bar()
-    model = VRCForVideoGeneration.from_pretrained(folder, dtype=torch.float32)
-    adapted = add_adapters(model, options).to(where)
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=options.lr)
-    losses: list[float] = []
-    batches = _batches(parts, dataset, options)
-    steps = progress(range(options.steps), "fine-tune", options.steps, lambda: f"loss {losses[-1]:.4f}")
-    for _ in steps:
-        ids, condition, drop = (part.to(where) for part in next(batches))
-        loss = adapted(ids=ids, condition=condition, drop=drop, logits=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    merged = adapted.merge_and_unload().to("cpu")
-    summary = [*training.get("summary", ()), ["fine-tuned", _note(options, dataset, losses)]]
-    record = training | {"summary": summary}
-    publish(out, merged.vrc, OmniTokenizer(merged.video_tokenizer), parts.text_tokenizer, record)
-    return losses
+    refuse_existing(out)
+    run_dir = run_dir or out.with_name(f"{out.name}.run")
+    with connect(device=where) as rank:
+        if rank.main:
+            (run_dir / "complete.json").unlink(missing_ok=True)  # without its folder it is not
+        config = _config(folder, data, out, options, split, run_dir, rank)
+        try:
+            run_task(config, lambda config, _: LoraTask(config), rank)
+        except Diverged as error:
+            raise UserError(str(error)) from None
+    return losses(run_dir)
 
 
-def add_adapters(model: VRCForVideoGeneration, options: LoraOptions) -> Any:
-    """The model as peft wraps it, in eval mode; only adapters of the trunk's matrices are trainable."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS)
-    return get_peft_model(model, config).eval()
-
-
-def _check_shape(folder: Folder, dataset: TokenDataset) -> None:
-    config = folder.model.config
-    expected = (1 + config.frames, config.grid, config.grid)
-    if dataset.shape != expected:
-        raise UserError(f"{dataset.folder}: samples of {dataset.shape} tokens, the model takes {expected}")
-    if config.condition.features:
-        raise UserError(
-            f"{folder.path}: a model of text features cannot be fine-tuned here, only text and classes"
-        )
-
-
-def _batches(
-    folder: Folder, dataset: TokenDataset, options: LoraOptions
-) -> Iterator[tuple[Tensor, Condition, Tensor]]:
-    """Endless batches of random samples: ids, condition, and where it is dropped."""
-    config = folder.model.config.condition
-    generator = torch.Generator().manual_seed(options.seed)
-    while True:
-        picks = torch.randint(len(dataset), (options.batch_size,), generator=generator).tolist()
-        items = [dataset[index] for index in picks]
-        key = "label" if folder.text_tokenizer is None else "caption"
-        missing = [item["key"] for item in items if item[key] is None]
-        if missing:
-            raise UserError(f"{dataset.folder}: sample {missing[0]} has no {key}, which the model needs")
-        if folder.text_tokenizer is None:
-            condition = folder.condition(None, [item["label"] for item in items])
-        else:
-            encode = folder.text_tokenizer.encode
-            rows = [encode(item["caption"], config.slots, truncate=True) for item in items]
-            condition = Condition(torch.tensor(rows))
-        drop = torch.rand(options.batch_size, generator=generator) < config.drop
-        yield torch.stack([item["ids"] for item in items]), condition, drop
-
-
-def _note(options: LoraOptions, dataset: TokenDataset, losses: list[float]) -> str:
-    last = losses[-10:]
-    return (
-        f"LoRA of rank {options.rank}, {options.steps} steps of {options.batch_size} clips, {len(dataset)} samples, "
-        f"loss {sum(last) / len(last):.4f}"
+def _config(
+    folder: Path, data: Path, out: Path, options: LoraOptions, split: str, run_dir: Path, rank: Rank
+) -> LoraRunConfig:
+    train = TrainConfig(
+        steps=options.steps,
+        global_batch=options.batch_size,
+        micro_batch=max(1, options.batch_size // rank.world_size),
+        clip=0.0,
+        log_every=1,
+        save_every=options.save_every,
+        preview_every=0,
+        keep=1,
+        precision=options.precision,  # type: ignore[arg-type]
+    )
+    optimizer = OptimizerConfig(
+        lr=options.lr, betas=(0.9, 0.999), weight_decay=0.01, warmup=0, schedule="constant"
+    )
+    return LoraRunConfig(
+        run_dir=str(run_dir),
+        seed=options.seed,
+        train=train,
+        optimizer=optimizer,
+        folder=str(folder),
+        out=str(out),
+        data=str(data),
+        split=split,
+        adapters=AdapterConfig(options.rank, options.alpha),
     )

@@ -56,19 +56,26 @@ def _say(error: Exception, code: int) -> int:
 def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
     config = load_config(cls, own_words(sys.argv[1:]))
     with connect() as rank:
-        _log_on_main_rank(rank)
         try:
-            with same_error_on_all_ranks(rank):
-                task = make_task(config, rank)
-            train(config, task, rank)
+            run_task(config, make_task, rank)
         except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it
             code = EXIT_USER if isinstance(error, BackendError) else exit_code_of(error)
             return _say(error, code) if rank.main else code
     return 0
 
 
+def run_task(config: C, make_task: Callable[[C, Rank], Task], rank: Rank) -> None:
+    """Make a task and train it, on every rank; the main one logs. Raises as `train`, or what making the task raises."""
+    _log_on_main_rank(rank)
+    with same_error_on_all_ranks(rank):
+        task = make_task(config, rank)
+    train(config, task, rank)
+
+
 def _log_on_main_rank(rank: Rank) -> None:
     logger = logging.getLogger("megavrc")
+    if logger.handlers:  # of a run before this one, in the same process
+        return
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if rank.main else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)

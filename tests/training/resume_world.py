@@ -60,7 +60,7 @@ def steps(
         parts: list[Any] = [None] * rank.world_size
         dist.all_gather_object(parts, task.delivered)
         samples.append(sorted(sample for part in parts for micro_batch in part for sample in micro_batch))
-    trainer.save(last=True, validation={})
+    trainer.save(wait=True, validation={})
     trainer.close()
     run.close()
     losses = [[line["loss"], line["grad_norm"]] for line in said]
@@ -136,7 +136,7 @@ def saves_natively(rank: Rank, folder: Path, zero: int) -> None:
         trainer.train_step()
     engine: Any = trainer.engine._engine
     engine.save_checkpoint(str(folder / "native"), tag="four")
-    trainer.save(last=True, validation={})
+    trainer.save(wait=True, validation={})
     trainer.close()
 
 

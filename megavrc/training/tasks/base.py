@@ -43,14 +43,18 @@ class Task(Protocol):
         validation: sets of samples by name that the loss is measured on (maybe none).
     """
 
-    source: Source
-    order: SampleOrder
     max_damaged: int
     tokens: int
     flops: int
     identity: dict[str, Any]
     facts: dict[str, Any]
     validation: dict[str, Samples]
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def order(self) -> SampleOrder: ...
 
     def build(self) -> nn.Module:
         """The module with random weights, on the CPU."""

@@ -10,17 +10,48 @@ from torch import Tensor, nn
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
-from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
+from megavrc.model import VRC, ConditionConfig, Sampling, SamplingSettings
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
-from megavrc.training.tasks.base import to_device
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 from megavrc.training.tasks.vrc_config import RunConfig
 
 log = logging.getLogger("megavrc")
+
+
+def conditions_of(
+    items: list[dict[str, Any]], config: ConditionConfig, text: TextTokenizer | None, address: str
+) -> Condition:
+    """Of captions (cut to the slots) or labels.
+
+    Args:
+        items: samples with their caption or label.
+        config: of the model's condition.
+        text: tokenizer of a model that learns text embeddings.
+        address: of the dataset, for errors.
+
+    Raises:
+        UserError: a sample without what the model is conditioned on.
+    """
+    key = "label" if config.is_class else "caption"
+    missing = [item["key"] for item in items if item[key] is None]
+    if missing:
+        raise UserError(f"{address}: sample {missing[0]} has no {key}, which the model needs")
+    if config.is_class:
+        return Condition(torch.tensor([item["label"] for item in items]))
+    if text is None:
+        return pad_features([item["features"] for item in items], config.slots - 1)
+    return Condition(
+        torch.tensor([text.encode(item["caption"], config.slots, truncate=True) for item in items])
+    )
+
+
+def is_dropped(position: int, share: float, seed: int) -> bool:
+    """Whether the sample at a position trains without its condition."""
+    return seed_for(seed, "drop", position) / 2**63 < share
 
 
 class VRCTask:
@@ -114,22 +145,8 @@ class VRCTask:
         return list(module.trunk.layers)
 
     def condition(self, items: list[dict[str, Any]]) -> Condition:
-        """Of captions (cut to the slots) or labels.
-
-        Raises:
-            UserError: a sample without what the model is conditioned on.
-        """
-        wanted = self.config.model.condition
-        key = "label" if wanted.is_class else "caption"
-        missing = [item["key"] for item in items if item[key] is None]
-        if missing:
-            raise UserError(f"{self.source.address}: sample {missing[0]} has no {key}, which the model needs")
-        if wanted.is_class:
-            return Condition(torch.tensor([item["label"] for item in items]))
-        if self.text is None:
-            return pad_features([item["features"] for item in items], wanted.slots - 1)
-        rows = [self.text.encode(item["caption"], wanted.slots, truncate=True) for item in items]
-        return Condition(torch.tensor(rows))
+        """See `conditions_of`."""
+        return conditions_of(items, self.config.model.condition, self.text, self.source.address)
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -139,9 +156,7 @@ class VRCTask:
         }
 
     def dropped(self, position: int) -> bool:
-        """Whether the sample at a position trains without its condition."""
-        draw = seed_for(self.config.seed, "drop", position) / 2**63
-        return draw < self.config.model.condition.drop
+        return is_dropped(position, self.config.model.condition.drop, self.config.seed)
 
     def loss(self, module: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         drop = batch["drop"] if module.training else None
