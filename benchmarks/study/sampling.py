@@ -20,8 +20,8 @@ from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPip
 from megavrc.progress import progress
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.averaging import AVERAGE
-from megavrc.training.config import RunConfig
 from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 from megavrc.video.scenes import Scene, from_attributes
 
 BATCH = 32  # clips drawn together; a clip does not depend on the others

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
-from megavrc.model import VRC, ConditionConfig, Sampling, SamplingSettings
+from megavrc.model import VRC, ClipRequest, ConditionConfig, Sampling, SamplingSettings, VideoPipeline
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
