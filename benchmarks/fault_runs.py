@@ -104,7 +104,7 @@ def write_configuration(folder: Path) -> None:
         "model": {"layers": 1, "heads": 2, "width": 32, "vocab": 32, "grid": 4, "frames": 1, "dropout": 0.0}
         | {"condition": {"kind": "class", "classes": 101}},
         "data": {"path": str(folder / "tokens")},
-        "train": train | {"watchdog_s": WATCHDOG, "preview_every": 0, "straggler_factor": 3.0},
+        "train": train | {"watchdog_s": WATCHDOG, "preview_every": 0},
         "optimizer": {"lr": 1e-3, "warmup": 2, "schedule": "constant"},
         "preview": {"count": 0},
     }

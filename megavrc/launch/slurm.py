@@ -51,14 +51,13 @@ class Resources:
         cpus: cores of each process (default: SLURM's).
         mem: memory of a node, such as 200G; 0 is all of it (default: SLURM's).
         time: limit of one stay on the nodes, such as 24:00:00 (default: the partition's).
-        partition: as sbatch's. account: as sbatch's. qos: as sbatch's. constraint: as sbatch's.
-        exclude: nodes to avoid.
+        partition: as sbatch's.
         array: tokenization only: array tasks that share the work.
         grace: seconds before the time limit at which the job is told to save and stop.
         name: of the job (default: from the run folder).
         setup: lines of shell before anything runs, such as "module load cuda; source .venv/bin/activate".
         python: the interpreter (default: the one that submits).
-        sbatch: more options of sbatch, such as "--exclusive --mail-type=FAIL".
+        sbatch: more options of sbatch, such as "--account=A --qos=Q --exclusive --mail-type=FAIL".
     """
 
     nodes: int = 1
@@ -68,10 +67,6 @@ class Resources:
     mem: str = ""
     time: str = ""
     partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    exclude: str = ""
     array: int = 0
     grace: int = 600
     name: str = ""
@@ -103,10 +98,6 @@ class Resources:
             "mem": self.mem,
             "time": self.time,
             "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "constraint": self.constraint,
-            "exclude": self.exclude,
         }.items():
             if value:
                 yield f"--{option}={value}"

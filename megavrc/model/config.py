@@ -4,7 +4,7 @@ Values left at 0 come from the preset. Every ablation of the paper is a field he
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 # Sizes of the paper's appendix A, which are those of LlamaGen (arXiv 2406.06525); `debug` is for tests and the demo.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -100,7 +100,6 @@ class ModelConfig:
         dropout: on embeddings, residual branches and feed-forward outputs.
         loss_reduction: `term` = mean over the first frame + mean over the later ones; `token` = mean over all
             tokens; `block` = Eq. 7 literally, a later frame being one outcome (a sum over its tokens).
-        loss_weights: weights of the first-frame and later-frame terms.
         frame_loss_weight: 1 + frames weights of the frames within their terms (empty: all 1).
     """
 
@@ -123,8 +122,8 @@ class ModelConfig:
     rope_base: float = 0.0
     dropout: float = 0.1
     loss_reduction: Literal["term", "token", "block"] = "term"
-    loss_weights: tuple[float, float] = (1.0, 1.0)
     frame_loss_weight: list[float] = field(default_factory=list)
+    retired: ClassVar = {"loss_weights": ([1.0, 1.0], "frame_loss_weight has a factor for every frame")}
 
     def __post_init__(self) -> None:
         preset: dict[str, Any] = PAPER | PRESETS[self.preset] if self.preset in PRESETS else PAPER
@@ -133,7 +132,6 @@ class ModelConfig:
                 setattr(self, name, preset.get(name, 0))
         if not self.condition.slots:
             self.condition.slots = 1 if self.condition.is_class else preset["slots"]
-        self.loss_weights = (float(self.loss_weights[0]), float(self.loss_weights[1]))
         problems = self.problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -216,9 +214,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        values = asdict(self)
-        values["loss_weights"] = list(self.loss_weights)
-        return values
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -228,6 +224,10 @@ class ModelConfig:
 
 def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     known = {item.name: item for item in fields(cls)}
+    for name, (nothing, instead) in getattr(cls, "retired", {}).items():
+        if values.get(name, nothing) != nothing:
+            raise ValueError(f"{prefix}{name}: {values[name]!r} is no longer possible: {instead}")
+        values = {key: value for key, value in values.items() if key != name}
     unknown = [f"{prefix}{name}" for name in values if name not in known]
     if unknown:
         raise ValueError(f"unknown key {', '.join(unknown)}")

@@ -231,12 +231,12 @@ class VRC(nn.Module):
             frames_T = frames_T * frames_T.new_tensor(config.frame_loss_weight)
         first, later = frames_T[0], frames_T[1:]
         if not config.frames:
-            return config.loss_weights[0] * first
+            return first
         if config.loss_reduction == "token":
             return frames_T.mean()
         if config.loss_reduction == "block":
             later = later * config.tokens_per_frame
-        return config.loss_weights[0] * first + config.loss_weights[1] * later.mean()
+        return first + later.mean()
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part: `body` is the layers and the final norm, as LlamaGen counts."""

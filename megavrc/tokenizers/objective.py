@@ -9,6 +9,7 @@ optimizers; see `gan_terms` for how the two sides stay apart).
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.tokenizers.quality import psnr, ssim
 
 LAPLACE = 1e-7
+DIFFERS = 0.1  # of 1: pixels further apart than that count as different, and as changed
 
 
 @dataclasses.dataclass
@@ -35,7 +37,6 @@ class ObjectiveConfig:
         first_frame: factor on the errors of frame 0 (1 of 17 frames, but 1 of 5 latent frames).
         foreground: added to the weight 1 of pixels that differ from the background (the median of frame 0).
         motion: added to the weight of pixels that changed since the frame before.
-        threshold: the difference, of 1, above which a pixel differs or changed.
         decay: of the codebook's moving averages.
         warmup_steps: first steps without quantisation; the codebook is then seeded by k-means++ with the last
             vectors. 0 keeps the codebook that the network has.
@@ -51,7 +52,6 @@ class ObjectiveConfig:
         gan_threshold: the discriminators' weighted loss below which their gradients are dropped.
         gan_width: channels of a discriminator's first layer.
         feature_matching: weight of the difference of the discriminators' features, for each in use.
-        seed: of all random draws.
     """
 
     l1: float = 1.0
@@ -60,7 +60,6 @@ class ObjectiveConfig:
     first_frame: float = 1.0
     foreground: float = 0.0
     motion: float = 0.0
-    threshold: float = 0.1
     decay: float = 0.99
     warmup_steps: int = 100
     seed_vectors: int = 8192
@@ -75,7 +74,10 @@ class ObjectiveConfig:
     gan_threshold: float = 0.001
     gan_width: int = 64
     feature_matching: float = 0.0
-    seed: int = 0
+    retired: ClassVar = {
+        "threshold": (0.1, "pixels that differ by more than 0.1 differ"),
+        "seed": (0, "draws depend on the step alone"),
+    }
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each."""
@@ -177,7 +179,7 @@ class TokenizerObjective(nn.Module):
 
     def _generator(self, step: int) -> torch.Generator:
         """Of draws that all ranks and devices share."""
-        return torch.Generator().manual_seed((self.config.seed << 32 ^ step) % 2**63)
+        return torch.Generator().manual_seed(step)
 
     def _perceptual(self, frames: Tensor, recon: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.perceptual is None:
@@ -216,10 +218,10 @@ class TokenizerObjective(nn.Module):
         weights = torch.ones_like(x_BCTHW[:, :1])
         if config.foreground:
             background = x_BCTHW[:, :, 0].flatten(2).median(-1).values[..., None, None, None]
-            differs = (x_BCTHW - background).abs().amax(1, keepdim=True) > config.threshold
+            differs = (x_BCTHW - background).abs().amax(1, keepdim=True) > DIFFERS
             weights = weights + config.foreground * differs
         if config.motion:
-            changed = (x_BCTHW[:, :, 1:] - x_BCTHW[:, :, :-1]).abs().amax(1, keepdim=True) > config.threshold
+            changed = (x_BCTHW[:, :, 1:] - x_BCTHW[:, :, :-1]).abs().amax(1, keepdim=True) > DIFFERS
             weights[:, :, 1:] += config.motion * changed
         weights[:, :, 0] *= config.first_frame
         return weights
@@ -249,7 +251,7 @@ class TokenizerObjective(nn.Module):
     @torch.no_grad()
     def _seed_codebook(self) -> None:
         book = self.net.codebook
-        rows = kmeans_plus_plus(self.pool[len(self.pool) - int(self.pooled) :], len(book.N), self.config.seed)
+        rows = kmeans_plus_plus(self.pool[len(self.pool) - int(self.pooled) :], len(book.N), seed=0)
         book.embeddings.copy_(rows)
         book.z_avg.copy_(rows)
         book.N.fill_(1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megavrc.config import to_dict
 
@@ -37,7 +37,6 @@ class TrainConfig:
             goes back to the last checkpoint and leaves out the data since (0: no guard).
         spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
         spike_rollbacks: how often a run may go back before it ends as diverged.
-        straggler_factor: a rank whose own work takes so many times the median rank's is named (0: none is).
         watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
             code 85; longer than a preview or a checkpoint takes (0: no watchdog).
     """
@@ -64,8 +63,8 @@ class TrainConfig:
     spike_threshold: float = 0.0
     spike_window: int = 100
     spike_rollbacks: int = 3
-    straggler_factor: float = 1.5
     watchdog_s: float = 1200.0
+    retired: ClassVar = {"straggler_factor": (1.5, "a rank is slow at 1.5 times the median rank's work")}
 
     def problems(self) -> Iterator[str]:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep"):
@@ -80,7 +79,7 @@ class TrainConfig:
             "exit_duration",
             "watchdog_s",
         )
-        for name in (*not_negative, "spike_threshold", "spike_rollbacks", "straggler_factor"):
+        for name in (*not_negative, "spike_threshold", "spike_rollbacks"):
             if getattr(self, name) < 0:
                 yield f"train.{name}: {getattr(self, name)} is negative"
         if self.spike_window < 2:

@@ -17,6 +17,8 @@ from megavrc.distributed import Rank
 from megavrc.hardware import gpu_of
 from megavrc.model.compressor import BatchNorm
 
+SLOW = 1.5  # times the median rank's work
+
 
 class Meter:
     """Sums of losses and metrics since the last line; skipped steps are left out.
@@ -133,11 +135,9 @@ def utilisation(flops_per_s: float, device_name: str | None) -> dict[str, float]
     return {"TFLOP/s/rank": flops_per_s / 1e12, **share}
 
 
-def slow_ranks(own: list[float], step_seconds: float, factor: float) -> set[int]:
-    """Ranks whose own work a step takes `factor` times the median, by at least a tenth of the step."""
+def slow_ranks(own: list[float], step_seconds: float) -> set[int]:
+    """Ranks whose own work a step takes SLOW times the median, by at least a tenth of the step."""
     median = statistics.median_low(own)
     return {
-        rank
-        for rank, mine in enumerate(own)
-        if factor and mine > factor * median and mine - median > 0.1 * step_seconds
+        rank for rank, mine in enumerate(own) if mine > SLOW * median and mine - median > 0.1 * step_seconds
     }

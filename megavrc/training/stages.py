@@ -29,7 +29,6 @@ FREE = {
     "feedback",
     "dropout",
     "loss_reduction",
-    "loss_weights",
     "frame_loss_weight",
 }
 FRESH = ("compressor", "decompressor", "decompressor_head")

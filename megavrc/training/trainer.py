@@ -174,7 +174,7 @@ class Trainer:
         mine = [own / steps, peak_memory(self.rank.device) / 2**30]
         everyones, memory = map(list, zip(*by_rank(mine, self.rank), strict=True))
         values["memory_GiB"] = max(memory)
-        slow = slow_ranks(everyones, seconds / steps, self.config.train.straggler_factor)
+        slow = slow_ranks(everyones, seconds / steps)
         for rank in slow & self.slow:  # twice in a row: not a hiccup
             log.warning("step %d: rank %d is slow: %s", self.step, rank, _seconds(everyones, rank))
         self.slow = slow

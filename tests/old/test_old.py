@@ -83,6 +83,25 @@ def test_stage_2_starts_from_an_old_stage_1(old: Path) -> None:
     assert (old / "new/complete.json").is_file()
 
 
+def test_saved_configurations_are_read(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The resolved ones, with every field of then; fields that are no more are ignored where they say nothing."""
+    plan = ["--gpu=a100", "--gpus=1", "--"]
+    assert run("tools/plan_run.py", *plan, "--config=stage2/config.yaml") == 0
+    render = ["render", "--gpus=1", "--", "pretrain/pretrain_tokenizer.py"]
+    assert run("tools/submit_slurm.py", *render, "--config=tokenizer/config.yaml") == 0
+    changed = Path("stage2/config.yaml").read_text().replace("straggler_factor: 1.5", "straggler_factor: 3.0")
+    Path("changed.yaml").write_text(changed)
+    capsys.readouterr()
+    for words in (["--config=changed.yaml"], ["--config=stage2/config.yaml", "--train.straggler_factor=3"]):
+        assert run("tools/plan_run.py", *plan, *words) == 2
+        error = capsys.readouterr().err
+        assert (
+            "train.straggler_factor: 3" in error
+            and "1.5 times the median" in error
+            and error.count("\n") == 1
+        )
+
+
 def test_runs_are_verified_and_compared(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("tokenizer", "stage1", "stage2"):
         assert run("tools/convert_checkpoint.py", "verify", f"--model={name}") == 0

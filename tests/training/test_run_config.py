@@ -4,9 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megavrc.config import dump_yaml, load_config
 from megavrc.errors import UserError
+from megavrc.model import ModelConfig
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate
@@ -30,6 +32,33 @@ def test_the_paper_s_batch_fits_eight_ranks() -> None:
         if not path.name.startswith(("demo", "scenes")) and "tokenizer" not in path.name:
             train = load_config(RunConfig, ["--config", str(path)]).train
             assert train.global_batch == 96 and train.global_batch % (8 * train.micro_batch) == 0, path.name
+
+
+def test_fields_that_are_no_more_are_read_where_they_say_nothing(tmp_path: Path) -> None:
+    path = next(path for path in CONFIGS if path.name == "demo_tokenizer.yaml")
+    content = yaml.safe_load(path.read_text())
+    content["train"] |= {"attention": "auto", "straggler_factor": 1.5}
+    content["objective"] |= {"seed": 0, "threshold": 0.1}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(content))
+    old = ["--config", str(tmp_path / "old.yaml")]
+    assert load_config(TokenizerRunConfig, old) == load_config(TokenizerRunConfig, ["--config", str(path)])
+    words = ["--objective.seed", "0", "--train.straggler-factor=1.5", "--train.steps=7"]
+    assert load_config(TokenizerRunConfig, [*old, *words]).train.steps == 7
+    with pytest.raises(
+        UserError, match=r"objective.seed: 1 is no longer possible: draws depend on the step alone"
+    ):
+        load_config(TokenizerRunConfig, [*old, "--objective.seed=1"])
+    content["preview"]["first_temperature"] = 0.9
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"old.yaml: preview.first_temperature: 0.9 is no longer possible"):
+        load_config(TokenizerRunConfig, old)
+
+
+def test_weights_of_the_two_terms_are_factors_of_frames_now() -> None:
+    values = ModelConfig(preset="debug").to_dict()
+    assert ModelConfig.from_dict(values | {"loss_weights": [1.0, 1.0]}).to_dict() == values
+    with pytest.raises(ValueError, match=r"loss_weights: .* frame_loss_weight has a factor for every frame"):
+        ModelConfig.from_dict(values | {"loss_weights": [1.0, 2.0]})
 
 
 def test_options_after_a_retired_file_win() -> None:
