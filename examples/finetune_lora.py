@@ -25,6 +25,7 @@ def finetune_lora(
     split: str = "train",
     device: str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
+    save_every: int = 100,
     run_dir: Path | None = None,
 ) -> None:
     """Train adapters on the trunk's matrices, merge them, and write a checked folder.
@@ -42,6 +43,7 @@ def finetune_lora(
         split: of the dataset.
         device: cpu or cuda.
         precision: bf16 computes faster on GPUs; the adapters' master weights stay float32.
+        save_every: steps between checkpoints.
         run_dir: checkpoints and metrics (default: OUT.run). The same command goes on from there after it was stopped.
     """
     try:
@@ -50,7 +52,7 @@ def finetune_lora(
         raise UserError("peft is not installed: pip install -e '.[lora]'") from None
     from megavrc.hf.lora import LoraOptions, finetune
 
-    options = LoraOptions(steps, rank, alpha, lr, batch_size, seed, precision)
+    options = LoraOptions(steps, rank, alpha, lr, batch_size, seed, precision, save_every)
     losses = finetune(model, data, out, options, device, split, run_dir)
     if not out.exists():
         print(f"{out}: stopped after {len(losses)} of {steps} steps; run the same command again to go on")

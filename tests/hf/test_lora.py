@@ -1,11 +1,14 @@
 """examples/finetune_lora.py on a tiny folder and a tiny dataset."""
 
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ from hf_source import make_tokens
 from safetensors.torch import load_file
 
 from megavrc.config import run_command
+from megavrc.distributed.fault import FaultError
 from megavrc.generation.folder import load_folder
 from megavrc.hf.from_hf import from_hf
+from megavrc.hf.lora import LoraOptions, finetune
 
 pytest.importorskip("peft", reason="needs the extra lora")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_lora.py"
@@ -69,6 +74,46 @@ def test_training_goes_on_from_the_merged_folder(tuned, source, tmp_path) -> Non
     assert (tmp_path / "start" / "complete.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_broken_training_goes_on_as_if_nothing_had_happened(
+    precision: str, folder: Path, source, tmp_path: Path
+) -> None:
+    data, options = (
+        make_tokens(tmp_path / "tokens", source.video.sha256),
+        LoraOptions(6, lr=0.01, save_every=2),
+    )
+    options = replace(options, precision=precision)
+    with patch.dict(os.environ):  # it sets a launcher's variables
+        whole = finetune(folder, data, tmp_path / "whole", options)
+        os.environ["MEGAVRC_FAULT"] = "forward:0:3:raise"
+        with pytest.raises(FaultError):
+            finetune(folder, data, tmp_path / "parts", options)
+        assert not (tmp_path / "parts").exists()
+        del os.environ["MEGAVRC_FAULT"]
+        parts = finetune(folder, data, tmp_path / "parts", options)
+        (tmp_path / "parts").rename(tmp_path / "moved")  # then it is made again from the end of the run
+        assert finetune(folder, data, tmp_path / "parts", options) == parts
+    assert parts == whole and len(whole) == 6
+    first, *others = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts", "moved")
+    )
+    assert all(torch.equal(other[name], tensor) for other in others for name, tensor in first.items())
+    before = load_file(folder / "model.safetensors")
+    assert 0 < sum(not torch.equal(before[name], tensor) for name, tensor in first.items()) <= 8, (
+        "the adapted ones"
+    )
+    starts = [
+        line["step"] for line in json.loads((tmp_path / "parts.run" / "run.json").read_text())["starts"]
+    ]
+    assert starts == [0, 2, 6]
+    size = sum(
+        file.stat().st_size for file in (tmp_path / "parts.run" / "checkpoints").rglob("*.safetensors")
+    )
+    assert size < (folder / "model.safetensors").stat().st_size, "checkpoints hold the adapters alone"
+
+
+@patch.dict(os.environ)  # it sets a launcher's variables
 def test_data_that_does_not_fit_is_refused_and_nothing_is_written(folder, source, tmp_path, capsys) -> None:
     example = runpy.run_path(str(EXAMPLE))["finetune_lora"]
     common = ["--model", str(folder), "--out", str(tmp_path / "out"), "--data"]
