@@ -96,7 +96,7 @@ with connect() as rank:
     core = torch.nn.Linear(2, 2)
     engine = Engine(core, lambda core, batch, step: (core(batch).sum(), {}), TrainConfig(), OptimizerConfig(), rank)
     loss, _ = engine.forward(torch.ones(8, 2), 0)
-    engine.backward(loss, 0)
+    engine.backward(loss)
 os._exit("torch._inductor.compile_fx" in sys.modules)  # as pretraining ends: ZeRO may abort after that
 """
 
