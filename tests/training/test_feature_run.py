@@ -51,7 +51,7 @@ def features_run(made: Path, run_dir: Path, width: int = 16) -> RunConfig:
     condition = ConditionConfig(text="features", feature_dim=width)
     model = ModelConfig(frames=4, layers=1, condition=condition)
     data = TokenDataConfig(str(made / "video"), validation={"held_out": ValidationDataConfig(samples=5)})
-    config = RunConfig(str(run_dir), "video", model, data)
+    config = RunConfig(run_dir=str(run_dir), stage="video", model=model, data=data)
     for name, value in {
         "steps": 6,
         "micro_batch": 4,

@@ -8,7 +8,7 @@ import yaml
 
 from megavrc.config import dump_yaml, load_config
 from megavrc.errors import UserError
-from megavrc.model import ModelConfig
+from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate
@@ -55,7 +55,7 @@ def test_fields_that_are_no_more_are_read_where_they_say_nothing(tmp_path: Path)
 
 
 def test_weights_of_the_two_terms_are_factors_of_frames_now() -> None:
-    values = ModelConfig(preset="debug").to_dict()
+    values = ModelConfig(preset="debug", condition=ConditionConfig(vocab=40)).to_dict()
     assert ModelConfig.from_dict(values | {"loss_weights": [1.0, 1.0]}).to_dict() == values
     with pytest.raises(ValueError, match=r"loss_weights: .* frame_loss_weight has a factor for every frame"):
         ModelConfig.from_dict(values | {"loss_weights": [1.0, 2.0]})

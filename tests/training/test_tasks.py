@@ -67,7 +67,7 @@ def text_tokenizer(folder: Path) -> str:
 def video_run(folder: Path, **model: Any) -> RunConfig:
     settings: dict[str, Any] = {"frames": 4, "layers": 1, "condition": ConditionConfig(vocab=64)} | model
     data = TokenDataConfig(str(make_tokens(folder / "video", 5)), text_tokenizer(folder))
-    return RunConfig(str(folder / "run"), "video", ModelConfig(**settings), data)
+    return RunConfig(run_dir=str(folder / "run"), stage="video", model=ModelConfig(**settings), data=data)
 
 
 def batch_of(task: VRCTask, positions: range) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def test_the_condition_is_dropped_by_position_alone(tmp_path: Path) -> None:
 def test_labels_are_the_condition_of_class_models(tmp_path: Path) -> None:
     data = TokenDataConfig(str(make_tokens(tmp_path / "image", 1, label=2)))
     model = ModelConfig(frames=0, layers=1, condition=ConditionConfig(kind="class", classes=3))
-    task = VRCTask(RunConfig(str(tmp_path), "image", model, data))
+    task = VRCTask(RunConfig(run_dir=str(tmp_path), stage="image", model=model, data=data))
     batch = batch_of(task, range(3))
     assert batch["condition"].values.tolist() == [2, 2, 2]
     assert set(task.loss(task.build(), batch, 0)[1]) == {"first"}
     data.path = str(make_tokens(tmp_path / "unlabelled", 1))
     with pytest.raises(UserError, match="no label"):
-        batch_of(VRCTask(RunConfig(str(tmp_path), "image", model, data)), range(3))
+        batch_of(VRCTask(RunConfig(run_dir=str(tmp_path), stage="image", model=model, data=data)), range(3))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_preview_leaves_damaged_samples_out_where_they_may_be_replaced(
 
 def clip_run(folder: Path, schedule: dict[int, int]) -> TokenizerRunConfig:
     data = ClipDataConfig(str(folder / "videos" / "manifest.jsonl"), frames_schedule=schedule)
-    config = TokenizerRunConfig(str(folder / "run"), tiny(), data)
+    config = TokenizerRunConfig(run_dir=str(folder / "run"), model=tiny(), data=data)
     config.train.global_batch = config.train.micro_batch = 2
     return config
 
