@@ -33,7 +33,12 @@ def train(root: Path, name: str, sha256: str, ranks: int, zero: int) -> Path:
         condition=ConditionConfig(vocab=64),
         compression=CompressionConfig(norm="rms"),
     )
-    config = RunConfig(run_dir=str(root / name), stage="video", model=model, data=TokenDataConfig(str(tokens), text_tokenizer(root)))
+    config = RunConfig(
+        run_dir=str(root / name),
+        stage="video",
+        model=model,
+        data=TokenDataConfig(str(tokens), text_tokenizer(root)),
+    )
     settings = {"steps": 4, "global_batch": 4, "micro_batch": 4 // ranks, "save_every": 2, "log_every": 1}
     for key, value in {**settings, "zero": zero, "ema": 0.5}.items():
         setattr(config.train, key, value)
