@@ -28,10 +28,10 @@ $(READY): setup.py requirements.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m megavrc.demo.run
+	$(BIN)/python -m megavrc demo
 
 demo-quick: $(READY)
-	$(BIN)/python -m megavrc.demo.run --part=0.25 --out=runs/demo-quick
+	$(BIN)/python -m megavrc demo --part=0.25 --out=runs/demo-quick
 
 # --dist loadfile: a file's tests run in one process, so what they share is built once
 test: $(READY)

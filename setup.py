@@ -32,7 +32,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megavrc", "megavrc.*"]),
-    package_data={"megavrc": ["**/*.html", "**/*.md"]},
+    package_data={"megavrc": ["**/*.html", "**/*.md", "configs/**/*.yaml"]},
+    entry_points={"console_scripts": ["megavrc = megavrc.__main__:main"]},
     install_requires=requirements(),
     extras_require={
         "int8": ["torchao>=0.15,<1"],  # tested 0.18.0

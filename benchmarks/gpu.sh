@@ -34,16 +34,16 @@ generate() { # NAME OPTIONS..
 step tests "tests" "$PYTHON" -m pytest -m gpu -p no:cacheprovider tests/model/test_cuda.py
 step attention "attention" "$PYTHON" tools/benchmark.py attention --device cuda --json benchmarks/results/attention-cuda.json
 generate l --preset l --speculative 16
-generate b --preset b --variants '[vrc-4,token,row]' --transformers false
-generate xl --preset xl --variants '[vrc-4,row]' --transformers false
-generate 1.2b --preset 1.2b --variants '[vrc-4,row]' --transformers false
-generate l-batch --preset l --variants '[vrc-4]' --batch '[16,64]' --transformers false
+generate b --preset b --variants vrc-4 token row --transformers false
+generate xl --preset xl --variants vrc-4 row --transformers false
+generate 1.2b --preset 1.2b --variants vrc-4 row --transformers false
+generate l-batch --preset l --variants vrc-4 --batch 16 64 --transformers false
 # Its planned_GiB beside memory_GiB is the check of tools/plan_run.py's estimate.
-step train "train" "$PYTHON" tools/benchmark.py train --preset '[xl,1.2b]' --micro_batch '[1,8]' --precision bf16 \
+step train "train" "$PYTHON" tools/benchmark.py train --preset xl 1.2b --micro_batch 1 8 --precision bf16 \
     --json benchmarks/results/train-cuda.json
 # The search compiles 48 kernels.
-step tune "attention with searched tiles" "$PYTHON" tools/benchmark.py attention --device cuda --tune --shapes '[[8,12],[8,32]]' \
-    --backends '[flex,triton]' --json benchmarks/results/attention-tuned-cuda.json
+step tune "attention with searched tiles" "$PYTHON" tools/benchmark.py attention --device cuda --tune --shapes '[8,12]' '[8,32]' \
+    --backends flex triton --json benchmarks/results/attention-tuned-cuda.json
 
 if ((${#FAILED[@]})); then
     printf 'FAILED: %s\n' "${FAILED[@]}"

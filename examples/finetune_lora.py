@@ -1,7 +1,7 @@
 """Fine-tune a converted folder on a token dataset with LoRA (peft) and write the merged model as a folder of its own.
 
 pip install -e '.[lora]'
-python tools/tokenize_videos.py plan --tokenizer ...     # with the folder's own video tokenizer: docs/huggingface.md
+megavrc tokenize_videos plan --tokenizer ...     # with the folder's own video tokenizer: docs/huggingface.md
 python examples/finetune_lora.py --model runs/demo/hf --data tokens/video --out runs/tuned
 """
 
@@ -31,7 +31,7 @@ def finetune_lora(
     """Train adapters on the trunk's matrices, merge them, and write a checked folder.
 
     Args:
-        model: folder written by tools/convert_checkpoint.py to-hf.
+        model: folder written by megavrc convert_checkpoint to-hf.
         data: finished token dataset (`<out>/video`) made with the folder's video tokenizer.
         out: the new folder.
         steps: of the optimiser.

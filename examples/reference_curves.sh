@@ -2,7 +2,7 @@
 # Three short trainings whose loss curves are in docs/curves/, in about a minute and a half on one core.
 #
 #   OUT=runs/curves SEED=0 PYTHON=python bash examples/reference_curves.sh
-#   python tools/compare_runs.py docs/curves/short_stage2.jsonl runs/curves/stage2 --tolerance=0.02 --keys='[loss]'
+#   megavrc compare_runs docs/curves/short_stage2.jsonl runs/curves/stage2 --tolerance=0.02 --keys loss
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/curves} SEED=${SEED:-0} PYTHON=${PYTHON:-python}

@@ -8,32 +8,39 @@ import copy
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import itertools
 import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megavrc.command_line import Options, help_text, one_line
 from megavrc.errors import EXIT_USER, UserError
 from megavrc.files import write_atomic
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).parent / "configs"  # shipped
+
 
 # --- commands --------------------------------------------------------------------------------------------------
 
+Function = Callable[..., Any]
+Main = Function | str | Mapping[str, Any]  # a string is "module:function", imported when it is wanted
 
-def command(
-    main: Callable[..., Any] | dict[str, Callable[..., Any]], prog: str | None = None
-) -> typing.NoReturn:
-    """Run a function (or, for a dictionary, one of several subcommands) as a command line program and exit.
 
-    Options come from the signature, their help from the Google-style docstring. The exit code is the integer that
-    the function returns (0 for None), 2 for a `UserError`, a wrong option, or a file that cannot be read or written.
+def command(main: Main, prog: str | None = None) -> typing.NoReturn:
+    """Run a function (or, for a mapping, one of several subcommands) as a command line program and exit.
+
+    Options come from the signature, in its order, their help from the Google-style docstring. Values of the first
+    parameters, as far as they are paths, may stand first without their names. A function with `*words` is handed there
+    the options that it does not know, and all that stands after `--`. The exit code is the integer that the function
+    returns (0 for None), 2 for a `UserError`, a wrong option, or a file that cannot be read or written.
     """
     try:
         code = run_command(main, sys.argv[1:], prog)
@@ -43,85 +50,71 @@ def command(
     sys.exit(code)
 
 
-def run_command(
-    main: Callable[..., Any] | dict[str, Callable[..., Any]], argv: list[str], prog: str | None = None
-) -> int:
+def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
     """`command` without the exit: parse `argv`, call, return the exit code."""
     try:
-        function, arguments = _parse(main, argv, prog)
-        return int(function(**arguments) or 0)
+        return _run(main, argv, prog or Path(sys.argv[0]).name)
     except UserError as error:
         message = str(error)
     except OSError as error:
         if error.filename is None:  # a connection, a pipe: nothing that the user named
             raise
         message = f"{error.filename}: {error.strerror or error}"
-    print(f"error: {_one_line(message)}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return EXIT_USER
 
 
-def _parse(
-    main: Callable[..., Any] | dict[str, Callable[..., Any]], argv: list[str], prog: str | None
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _run(main: Main, argv: list[str], prog: str) -> int:
+    main = load(main)
+    if isinstance(main, Mapping):
+        if argv[:1] in (["-h"], ["--help"]):
+            print(f"usage: {prog} SUBCOMMAND [options]\n")
+            for name, target in main.items():
+                print(f"  {name:22}{one_line(_summary(load(target)))}")
+            return 0
+        name = find_name(argv[0] if argv else "", main, "subcommand")
+        main, argv, prog = main[name], argv[1:], f"{prog} {name}"
+    function = typing.cast(Function, load(main))
+    parameters = inspect.signature(function).parameters.values()
+    places = itertools.takewhile(
+        lambda item: Path in (item.annotation, *typing.get_args(item.annotation)), parameters
+    )
+    open_end = any(item.kind is item.VAR_POSITIONAL for item in parameters)
     parser = _parser(prog)
-    functions = list(main.values()) if isinstance(main, dict) else [main]
-    argv = _bare_flags(functions, _underscores(argv))
-    if isinstance(main, dict):
-        subcommands = parser.add_subcommands(dest="subcommand")
-        for name, function in main.items():
-            child = _parser(None)
-            child.description = _summary(function)
-            child.add_function_arguments(function, as_group=False)
-            subcommands.add_subcommand(name, child, help=_summary(function))
-    else:
-        parser.description = _summary(main)
-        parser.add_function_arguments(main, as_group=False)
-    parsed = parser.instantiate(_parse_args(parser, argv))
-    if isinstance(main, dict):
-        chosen = parsed.subcommand
-        return main[chosen], _arguments(parsed[chosen])
-    return main, _arguments(parsed)
+    parser.add_function_arguments(function, as_group=False)
+    options = Options(parser, [item.name for item in places], open_end)
+    if wants_help(argv):
+        print(help_text(prog, _summary(function), options))
+        return 0
+    parsed, words = options.parse(argv)
+    values = vars(parser.instantiate(parsed))
+    # the parser hides a zero-width space in names that its namespace has methods of, such as `keys`
+    return int(
+        function(*words, **{name.removeprefix("\u200b"): value for name, value in values.items()}) or 0
+    )
 
 
-def _arguments(parsed: Any) -> dict[str, Any]:
-    """By name; the parser hides a zero-width space in names that its namespace has methods of, such as `keys`."""
-    return {name.removeprefix("\u200b"): value for name, value in vars(parsed).items()}
+def load(main: Main) -> Function | Mapping[str, Any]:
+    """What "module:name" names."""
+    if isinstance(main, str):
+        module, _, name = main.partition(":")
+        return typing.cast(Function, getattr(importlib.import_module(module), name))
+    return main
 
 
-def _underscores(argv: list[str]) -> list[str]:
-    """Let `--top-k` mean `--top_k`."""
-
-    def plain(word: str) -> str:
-        name, equals, value = word.partition("=")
-        return name[:2] + name[2:].replace("-", "_") + equals + value
-
-    return [plain(word) if word.startswith("--") else word for word in argv]
-
-
-def _bare_flags(functions: list[Callable[..., Any]], argv: list[str]) -> list[str]:
-    """Let `--flag` alone mean `--flag=true`: the parser wants a value of every option."""
-    parameters = [item for function in functions for item in inspect.signature(function).parameters.values()]
-    flags = {f"--{item.name}" for item in parameters if item.annotation is bool}
-    following = [*argv, "--"][1:]
-    return [
-        f"{word}=true" if word in flags and after.startswith("--") else word
-        for word, after in zip(argv, following, strict=True)
-    ]
+def find_name(word: str, names: Iterable[str], what: str) -> str:
+    """The one of `names` that a word spells, with `-` or `_`; UserError with the nearest."""
+    spelled = {name.replace("_", "-"): name for name in names}
+    if (plain := word.replace("_", "-")) in spelled:
+        return spelled[plain]
+    near = difflib.get_close_matches(plain, spelled, n=1)
+    said = f"did you mean {spelled[near[0]]}?" if near else f"one of {', '.join(names)}"
+    raise UserError(f"unknown {what} {word} ({said})" if word else f"which {what}? {said}")
 
 
-def trailing_words(argv: list[str], option: str) -> list[str]:
-    """Let the words after `--` be the value, a list, of an option: a command line within a command line."""
-    if "--" not in argv:
-        return argv
-    at = argv.index("--")
-    return [*argv[:at], f"{option}={json.dumps(argv[at + 1 :])}"]
-
-
-def leading_words(argv: list[str], *options: str) -> list[str]:
-    """Let the words before the first option be the values of these options, in their order."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[1:]))
-    named = [f"{option}={word}" for option, word in zip(options, words, strict=False)]
-    return [argv[0], *named, *argv[1 + len(named) :]]
+def wants_help(argv: list[str]) -> bool:
+    """Whether the words ask for help: not those of another command line, after `--`."""
+    return not {"-h", "--help"}.isdisjoint(itertools.takewhile(lambda word: word != "--", argv))
 
 
 def _parser(prog: str | None) -> Any:
@@ -130,91 +123,104 @@ def _parser(prog: str | None) -> Any:
     return jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
 
 
-def _parse_args(parser: Any, argv: list[str]) -> Any:
-    import argparse
-
-    try:
-        return parser.parse_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{_one_line(str(error))} (see --help)") from None
-
-
-def _summary(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _summary(of: Any) -> str:
+    return (of.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
 
 
 # --- configuration files ---------------------------------------------------------------------------------------
 
 
-def load_config(cls: type[T], argv: list[str] | None = None) -> T:
+def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str] = (), prog: str = "") -> T:
     """Build the dataclass `cls` from `--config FILE.yaml` and `--dotted.key value` overrides.
 
     Args:
         cls: a dataclass, possibly nested; its `__post_init__` may raise ValueError with all its problems joined.
         argv: the command line without the program's name (default: that of this process).
+        first: keys that everyone needs: `--help`, which prints all and exits, has them first, where the class has them.
+        prog: name of the command, for its help.
 
     Raises:
         UserError: a missing file, unknown keys (all of them, each with the nearest known one), a value of the wrong
             type, or what `__post_init__` found.
     """
-    argv = _current_files(cls, _underscores(sys.argv[1:] if argv is None else argv))
-    parser = _parser(None)
-    parser.description = f"Every key of {cls.__name__} can stand in the YAML file or be given as an option."
-    parser.add_argument("--config", action="config", help="YAML file; options after it override its values")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(prog or None)
+    parser.add_argument(
+        "--config", action="config", help="YAML file, or the name of a shipped one; options override it"
+    )
     parser.add_class_arguments(cls, as_group=False)
-    for path in _config_files(argv):
+    options = Options(parser)
+    if wants_help(argv):
+        print(
+            help_text(
+                parser.prog, f"{_summary(cls)} Every key can stand in the YAML file too.", options, first
+            )
+        )
+        sys.exit(0)
+    argv, files = _find_files(cls, argv)
+    for path in files:
         _check_keys(cls, path)
-    parsed = _parse_args(parser, _without_retired(cls, argv))
+    parsed, _ = options.parse(_without_retired(cls, argv))
     parsed.pop("config", None)
     try:
-        built = parser.instantiate(parsed)
-        return cls(**vars(built))
+        return cls(**vars(parser.instantiate(parsed)))
     except ValueError as error:
-        where = ", ".join(str(path) for path in _config_files(argv)) or "options"
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{', '.join(map(str, files)) or 'options'}: {error}") from None
 
 
-def _current_files(cls: type, argv: list[str]) -> list[str]:
-    """Let `--config` name a shipped file that has become options of another one: `retired_files` of the class."""
+def _find_files(cls: type, argv: list[str]) -> tuple[list[str], list[Path]]:
+    """The command line with paths where it has names of configurations, and these paths.
+
+    A shipped file that has become options of another one (`retired_files` of the class) is replaced by them.
+    """
     retired: dict[str, list[str]] = getattr(cls, "retired_files", {})
     words: list[str] = []
+    files: list[Path] = []
     for word, previous in zip(argv, ["", *argv], strict=False):
-        prefix = "--config=" if word.startswith("--config=") else ""
-        path = Path(word.removeprefix(prefix))
-        if not (prefix or previous == "--config") or path.is_file() or path.name not in retired:
+        if not word.startswith("--config=") and previous != "--config":
             words.append(word)
             continue
-        file, *options = retired[path.name]
-        words += [f"{prefix}{path.with_name(file)}", *options]
-        print(f"{path}: read as {path.with_name(file)} {' '.join(options)}", file=sys.stderr)
-    return words
+        name = word.removeprefix("--config=")
+        file, options = name, []
+        if not Path(name).is_file() and (now := retired.get(f"{Path(name).name.removesuffix('.yaml')}.yaml")):
+            file, options = str(Path(name).with_name(now[0])), now[1:]
+        files.append(find_config(file))
+        words += [f"{word.removesuffix(name)}{files[-1]}", *options]
+        if options:
+            print(f"{name}: read as {file} {' '.join(options)}", file=sys.stderr)
+    return words, files
 
 
-def _config_files(argv: list[str]) -> list[Path]:
-    pairs = zip(argv, [*argv, ""][1:], strict=True)
-    named = [
-        value if word == "--config" else word.partition("=")[2] for word, value in pairs if _is_config(word)
-    ]
-    return [Path(name) for name in named]
-
-
-def _is_config(word: str) -> bool:
-    return word == "--config" or word.startswith("--config=")
+def find_config(name: str) -> Path:
+    """The file at a path; where there is none, the shipped one of this name, or whose name alone begins so."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {
+        path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))
+    }
+    wanted = name.rpartition("pretrain/configs/")[2].removesuffix(".yaml")
+    found = [full for full in shipped if wanted in (full, full.rpartition("/")[2])]
+    found = found or [full for full in shipped if full.startswith(wanted)]
+    if not found:
+        near = difflib.get_close_matches(wanted, shipped, n=1)
+        hint = f" (did you mean {near[0]}, which is shipped?)" if near else ""
+        raise UserError(f"{name}: no such configuration file{hint}")
+    if len(found) > 1:
+        raise UserError(
+            f"{name}: no such configuration file, and of several shipped ones: {', '.join(found)}"
+        )
+    if name.removesuffix(".yaml") not in (found[0], found[0].rpartition("/")[2]):
+        print(f"{name}: taken from the package, configuration {found[0]}", file=sys.stderr)
+    return shipped[found[0]]
 
 
 def _check_keys(cls: type, path: Path) -> None:
     import yaml
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(str(error))}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
     if replaced := drop_retired(cls, content):
@@ -290,6 +296,7 @@ def _without_retired(cls: type, argv: list[str]) -> list[str]:
     rest = iter(argv)
     for word in rest:
         name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
         if name != "config" and name not in retired:
             words.append(word)
             continue

@@ -4,9 +4,7 @@ Runs under torchrun, srun, mpirun or plain python; the same command resumes. The
 `<run_dir>/model`. See `--help` for every key.
 """
 
-from megavrc.training.entry import pretrain
-from megavrc.training.tasks.tokenizer import TokenizerTask
-from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+from megavrc.__main__ import main
 
 if __name__ == "__main__":
-    pretrain(TokenizerRunConfig, TokenizerTask)
+    main("pretrain_tokenizer")

@@ -3,9 +3,7 @@
 Runs under torchrun, srun, mpirun or plain python; the same command resumes. See `--help` for every key.
 """
 
-from megavrc.training.entry import pretrain
-from megavrc.training.tasks.vrc import VRCTask
-from megavrc.training.tasks.vrc_config import RunConfig
+from megavrc.__main__ import main
 
 if __name__ == "__main__":
-    pretrain(RunConfig, lambda config, rank: VRCTask(config))
+    main("pretrain_vrc")

@@ -73,6 +73,7 @@ NEEDED = [
         "training/engine.py",
         "no build of CPU collectives at start-up",
     ),
+    ("jsonargparse._typehints", "ActionTypeHint", "self._typehint", "command_line.py", "types of options"),
     (
         f"{ZERO}.muon.original_muon",
         "",

@@ -3,95 +3,102 @@
 import contextlib
 import functools
 import io
-import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from megavrc.__main__ import COMMANDS, main
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# rows like: | `python tools/x.py {one,two}` | what it does |
-ROWS = dict(
-    re.findall(r"^\| `(?:python |bash )?((?:tools|pretrain)/\w+\.(?:py|sh))([^`]*)` \|", README, re.MULTILINE)
-)
-MODULES = re.findall(r"^\| `python -m (megavrc[\w.]*)", README, re.MULTILINE)
-
-
-SCRIPT = r"(?<!/)\b((?:tools|pretrain|examples|benchmarks)/\w+\.py)\b"
+ENTRIES = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+# rows like: | `megavrc x {one,two}` | what it does |
+ROWS = dict(re.findall(r"^\| `(?:megavrc |bash )([\w/.]+)([^`]*)` \|", README, re.MULTILINE))
+SCRIPT = rf"((?<!/)\b(?:tools|pretrain|examples|benchmarks)/\w+\.py\b|\bmegavrc (?:{'|'.join(ENTRIES)})\b)"
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
-    """(script, the words after it) of every command on a page; also of one that another command or launcher runs."""
+    """(command, the words after it) of every command on a page; also of one that another command or launcher runs."""
     text = page.read_text().replace("\\\n", " ")
     for line in re.split(r"[`\n]| # ", text):
         parts = re.split(SCRIPT, line)
-        for script, words in zip(parts[1::2], parts[2::2], strict=True):
-            own, _, training = words.partition(" -- ")
-            yield script, own
-            yield "pretrain/pretrain_vrc.py", training
+        for found, words in zip(parts[1::2], parts[2::2], strict=True):
+            own, _, inner = words.partition(" -- ")
+            yield name_of(found), own
+            other, _, more = inner.partition(" ")
+            yield (other, f" {more}") if other in ENTRIES else ("pretrain_vrc", inner)
+
+
+def name_of(found: str) -> str:
+    """`tools/x.py` and `megavrc x` are the command x; other scripts stay."""
+    if found.startswith("megavrc "):
+        return found.removeprefix("megavrc ")
+    return found if found.startswith(("examples", "benchmarks")) else Path(found).stem
 
 
 @functools.cache
-def known_options(script: str, subcommand: str) -> set[str]:
+def help_text(command: str, subcommand: str = "") -> str:
     """What the command's own parser prints as help, in this process."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr(sys, "argv", [script, *subcommand.split(), "--help"])
-        patch.setattr(os, "_exit", sys.exit)  # how pretraining ends
-        patch.syspath_prepend((ROOT / script).parent)
         patch.setenv("DS_ACCELERATOR", "cpu")  # which benchmarks/faults.py sets: gone afterwards
-        with pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    return set(re.findall(r"--[\w.]+", output.getvalue()))
+        patch.setattr(sys, "argv", [command, *subcommand.split(), "--help"])
+        with pytest.raises(SystemExit) as end:
+            if command in ENTRIES:
+                main(command)
+            patch.syspath_prepend((ROOT / command).parent)
+            runpy.run_path(str(ROOT / command), run_name="__main__")
+    assert not end.value.code
+    return output.getvalue()
+
+
+def known_options(command: str, subcommand: str) -> set[str]:
+    known = {"--help", *re.findall(r"--[\w.]+", help_text(command, subcommand))}
+    return known | known_options("pretrain_vrc", "") if command == "plan_run" else known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_know_the_options_that_pages_give_them(page: Path) -> None:
     unknown = []
-    for script, words in commands(page):
-        assert (ROOT / script).is_file(), script
-        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if "{" in ROWS.get(script, "") else None
+    for command, words in commands(page):
+        assert command in ENTRIES or (ROOT / command).is_file(), command
+        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if "{" in ROWS.get(command, "") else None
         for option in re.findall(r"(?<=\s--)[a-z][\w.-]*", f" {words}"):
-            if "--" + option.replace("-", "_") not in known_options(script, subcommand or ""):
-                unknown.append(f"{script} {subcommand or ''} --{option}")
+            if "--" + option.replace("-", "_") not in known_options(command, subcommand or ""):
+                unknown.append(f"{command} {subcommand or ''} --{option}")
     assert unknown == []
 
 
-def help_text(*command: str) -> str:
-    run = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_commands_that_exist(page: Path) -> None:
+    named = re.findall(r"(?:`|^    )megavrc ([a-z_]+)", page.read_text(), re.MULTILINE)
+    assert set(named) <= set(ENTRIES)
 
 
 def test_table_names_every_command() -> None:
-    present = {
-        path.relative_to(ROOT).as_posix()
-        for pattern in ("tools/*.py", "pretrain/*.py", "pretrain/*.sh")
-        for path in ROOT.glob(pattern)
-    }
-    assert set(ROWS) == present
+    assert set(ROWS) == {*ENTRIES, "pretrain/two_stage.sh"}
 
 
-@pytest.mark.parametrize("script", [script for script in ROWS if script.endswith(".py")])
-def test_help(script: str) -> None:
-    text = help_text(script)
-    braces = re.search(r"\{([^}]*)\}", ROWS[script])
-    subcommands = braces[1].split(",") if braces else []
-    assert [name for name in subcommands if not re.search(rf"\b{re.escape(name)}\b", text)] == []
+def test_scripts_are_entries_of_the_same_table() -> None:
+    """Each runs the command of its name; what has no script is reached by `megavrc` alone."""
+    scripts = [path for folder in ("tools", "pretrain") for path in (ROOT / folder).glob("*.py")]
+    for path in scripts:
+        assert f'main("{path.stem}")' in path.read_text() and path.read_text().count("\n") < 16, path
+    assert {path.stem for path in scripts} == set(ENTRIES) - {"demo"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_help(module: str) -> None:
-    help_text("-m", module)
+@pytest.mark.parametrize("command", ENTRIES)
+def test_help(command: str) -> None:
+    text = help_text(command)
+    braces = re.search(r"\{([^}]*)\}", ROWS[command])
+    subcommands = re.findall(r"^  (\S+) +\S", text, re.MULTILINE) if "SUBCOMMAND" in text else []
+    assert subcommands == (braces[1].split(",") if braces else [])
 
 
 def test_make_targets_exist() -> None:

@@ -1,9 +1,6 @@
 """Evaluate generated clips: do they show what the prompts say, and how long does one take."""
 
-from megavrc.benchmarks.speed import speed
-from megavrc.config import command
-from megavrc.generation.evaluate import alignment
-from megavrc.generation.evaluate_scenes import scenes
+from megavrc.__main__ import main
 
 if __name__ == "__main__":
-    command({"alignment": alignment, "speed": speed, "scenes": scenes})
+    main("evaluate")

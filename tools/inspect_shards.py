@@ -1,7 +1,6 @@
 """What is in a token dataset: counts, one sample, and with a tokenizer decoded samples beside their videos."""
 
-from megavrc.config import command
-from megavrc.tokenization.inspect import inspect
+from megavrc.__main__ import main
 
 if __name__ == "__main__":
-    command(inspect)
+    main("inspect_shards")

@@ -1,7 +1,6 @@
 """Make captioned clips of six scenarios of ViZDoom: H.264 files and a manifest."""
 
-if __name__ == "__main__":  # the playing processes load this file too
-    from megavrc.config import command
-    from megavrc.video.gameplay_set import make_gameplay
+from megavrc.__main__ import main
 
-    command(make_gameplay)
+if __name__ == "__main__":
+    main("make_gameplay")

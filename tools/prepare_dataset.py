@@ -1,49 +1,6 @@
 """Make the list of videos, manifest.jsonl, that the other tools read, from a public data set or your own videos."""
 
-import functools
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-
-from megavrc.config import command
-from megavrc.tokenization import datasets
-from megavrc.tokenization.datasets import Listing
-from megavrc.tokenization.v3c import v3c
-from megavrc.video.manifest import write_manifest
-
-KINDS: dict[str, Callable[..., Listing]] = {
-    "ucf101": datasets.ucf101,
-    "skytimelapse": datasets.skytimelapse,
-    "taichi": datasets.taichi,
-    "faceforensics": datasets.faceforensics,
-    "msrvtt": datasets.msrvtt,
-    "v3c": v3c,
-    "videofolder": datasets.videofolder,
-    "framefolder": datasets.framefolder,
-    "list": datasets.list_,
-}
-
-
-def writing(prepare: Callable[..., Listing]) -> Callable[..., None]:
-    """A reader as a command with the same options, which writes the list and prints its counts."""
-
-    @functools.wraps(prepare)
-    def run(out: Path, **options: object) -> None:
-        entries, notes = prepare(out=out, **options)
-        write_manifest(out, entries)
-        for note in notes:
-            print(note)
-        splits = ", ".join(
-            f"{count} {split}" for split, count in sorted(Counter(e["split"] for e in entries).items())
-        )
-        captions = sum(entry["caption"] is not None for entry in entries)
-        labels = len({entry["label"] for entry in entries} - {None})
-        print(f"{out}: {len(entries)} videos ({splits}), {captions} with a caption, {labels} classes")
-
-    return run
-
-
-COMMANDS = {kind: writing(prepare) for kind, prepare in KINDS.items()}
+from megavrc.__main__ import main
 
 if __name__ == "__main__":
-    command(COMMANDS)
+    main("prepare_dataset")

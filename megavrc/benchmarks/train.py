@@ -204,7 +204,7 @@ def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _planned(config: RunConfig, processes: int) -> dict[str, float]:
-    """What `tools/plan_run.py` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
+    """What `megavrc plan_run` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
     comes on top of the libraries' memory, `before_GiB` of a round and about 0.2 GiB that are loaded later.
     """
     model, train = config.model, config.train

@@ -1,4 +1,4 @@
-"""One case of `tools/benchmark.py train`, in its own process (or one a rank): train, measure, write JSON, end.
+"""One case of `megavrc benchmark train`, in its own process (or one a rank): train, measure, write JSON, end.
 
 python -m megavrc.benchmarks.train_case RESULT.json WARMUP SAVES --config=RUN.yaml
 """

@@ -62,7 +62,7 @@ class ShardReader:
             self.mirror.refresh("manifest.json", "dataset.json")
         if not (self.folder / "manifest.json").is_file():
             raise UserError(
-                f"{self.address}: no manifest.json; finish it with tools/tokenize_videos.py {finish}"
+                f"{self.address}: no manifest.json; finish it with megavrc tokenize_videos {finish}"
             )
         self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
         manifest = read_json(self.folder / "manifest.json")

@@ -1,11 +1,10 @@
 """The demo: every step from mp4 files to a report, each one the command that a user would type.
 
-    python -m megavrc.demo.run [--part 0.25] [--seed N] [--out DIR]
+    megavrc demo [--part 0.25] [--seed N] [--out DIR]
 
 A step whose result is there is skipped, so a stopped demo goes on where it was.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from megavrc.config import CONFIGS as SHIPPED
 from megavrc.config import command
 from megavrc.demo.comparison import write_comparison
 from megavrc.demo.report import write_report
@@ -24,11 +24,11 @@ from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, write_json
 from megavrc.model import Sampling, SamplingSettings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # the demo runs the commands of a checkout, two_stage.sh among them
 FORMAT = 1  # of demo.json, timing.json and alignment.json
 CLIPS, HELDOUT = 4096, 6
 CONFIGS = {
-    name: ROOT / "pretrain" / "configs" / f"demo_{file}.yaml"
+    name: SHIPPED / f"demo_{file}.yaml"
     for name, file in {"tokenizer": "tokenizer", "stage1": "image", "stage2": "video"}.items()
 }
 # glibc then reuses large blocks instead of returning them to the kernel: page faults are a tenth of a small step.
@@ -70,6 +70,8 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
     """
     if not 0 < part <= 1:
         raise UserError(f"--part: {part} is not in (0, 1]")
+    if not (ROOT / "pretrain" / "two_stage.sh").is_file():
+        raise UserError(f"{ROOT}: is no checkout of megavrc, whose pretrain/two_stage.sh the demo runs")
     out, started = out.resolve(), time.monotonic()
     _refuse_another(out / "demo.json", {"part": part, "seed": seed, "processes": processes})
     timing = read_json(out / "timing.json") if (out / "timing.json").exists() else []
@@ -145,7 +147,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
                 f"--out={run / 'samples'}",
                 f"--seed={seed}",
             ]
-            + [f"--prompt={json.dumps(EXAMPLES)}"],
+            + ["--prompt", *EXAMPLES],
             run / "samples" / "sheet.png",
         ),
         Step(
@@ -226,4 +228,4 @@ def _print_scores(alignment: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    command(main, prog="python -m megavrc.demo.run")
+    command(main, prog="megavrc demo")

@@ -32,7 +32,7 @@ def alignment(
     json: Path | None = None,
     sheet: Path | None = None,
 ) -> None:
-    """Detect colour, shape and direction in real, reconstructed and generated clips (made by tools/make_shapes.py).
+    """Detect colour, shape and direction in real, reconstructed and generated clips (made by megavrc make_shapes).
 
     Scores are fractions of clips, 0 to 1. `generated_t1` samples at temperature 1 throughout, as the paper does;
     `heldout` asks for combinations that training never showed together.
@@ -57,7 +57,7 @@ def alignment(
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
         raise UserError(
-            f"{manifest}: needs clips of the splits train and val; make them with tools/make_shapes.py"
+            f"{manifest}: needs clips of the splits train and val; make them with megavrc make_shapes"
         )
 
     def reconstruct(clips: Clips) -> Clips:
@@ -106,7 +106,7 @@ def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
         return [(Combination(**row["attributes"]), row["path"]) for row in rows]
     except (KeyError, TypeError):
         raise UserError(
-            f"{manifest}: a clip without attributes; alignment needs tools/make_shapes.py's clips"
+            f"{manifest}: a clip without attributes; alignment needs megavrc make_shapes's clips"
         ) from None
 
 

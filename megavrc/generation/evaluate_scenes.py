@@ -1,4 +1,4 @@
-"""Scores of scenes (tools/make_scenes.py): real clips, what a video tokenizer makes of them, and generated ones."""
+"""Scores of scenes (megavrc make_scenes): real clips, what a video tokenizer makes of them, and generated ones."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def scenes(
     json: Path | None = None,
     sheet: Path | None = None,
 ) -> None:
-    """Score clips of scenes (made by tools/make_scenes.py): attributes, whole objects, paths, permanence, drift.
+    """Score clips of scenes (made by megavrc make_scenes): attributes, whole objects, paths, permanence, drift.
 
     The sets: `real`; `reconstructed` by the video tokenizer, which is the ceiling for every model on it; with --model
     `from_first_frame`, generated from the caption and the true first frame, and `generated`, from the caption alone.
@@ -115,7 +115,7 @@ def scene_rows(manifest: Path, split: str) -> list[tuple[str, str, Scene]]:
         found = [(row["caption"], row["path"], from_attributes(row["attributes"])) for row in rows]
     except (KeyError, TypeError):
         raise UserError(
-            f"{manifest}: a clip without a scene; make the clips with tools/make_scenes.py"
+            f"{manifest}: a clip without a scene; make the clips with megavrc make_scenes"
         ) from None
     if not found:
         raise UserError(f"{manifest}: no clips of the split {split}")

@@ -83,7 +83,7 @@ class Folder:
             return pad_features(features, config.slots - 1)
         wanted = "labels" if config.is_class else "prompts"
         if config.features:
-            wanted += " and the text encoder that it was trained with (tools/generate.py --text_encoder)"
+            wanted += " and the text encoder that it was trained with (megavrc generate --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 
     def request(
@@ -165,7 +165,7 @@ def load_folder(
     quantize: str | None = None,
     text_encoder: str | Path | None = None,
 ) -> Folder:
-    """Load a folder written by `tools/convert_checkpoint.py to-hf`.
+    """Load a folder written by `megavrc convert_checkpoint to-hf`.
 
     Its weights are compared with SHA256SUMS where there is one, which takes a second a GB or less.
 

@@ -20,7 +20,7 @@ CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a converted folder; UserError when it is none or of a format version that is not known."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; expected one written by tools/convert_checkpoint.py to-hf")
+        raise UserError(f"{path}: no such folder; expected one written by megavrc convert_checkpoint to-hf")
     config = read_json(path / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != MODEL_TYPE or not all(

@@ -1,15 +1,18 @@
-"""What this machine and this installation can do: the findings behind `tools/doctor.py`.
+"""`megavrc doctor`: what this machine and this installation can do.
 
 Only the standard library is imported at the top: the doctor has to speak where a requirement is missing or broken.
 """
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 import zipfile
@@ -18,6 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megavrc.files import RESULT_FORMAT
+
+DESCRIPTION = (
+    "What this machine and installation can do, which files you brought are whole. "
+    "Exit code 0: the CPU demo can run."
+)
 State = Literal["ok", "note", "warn", "FAIL"]  # note: absent and not required
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
@@ -32,7 +41,7 @@ OPTIONAL = {
     "apex": "apex FusedAdam, used when asked for",
     "mpi4py": "launching under mpirun",
     "peft": "LoRA fine-tuning of a converted folder",
-    "gradio": "the web page, tools/serve.py",
+    "gradio": "the web page, megavrc serve",
 }
 USER_FILES = {  # name -> (environment variable, what it is for)
     "omnitokenizer": (
@@ -72,6 +81,53 @@ def examine(files: dict[str, str | None]) -> list[Finding]:
 def able(findings: list[Finding]) -> bool:
     """Whether the CPU demo can run here."""
     return all(finding.state != "FAIL" for finding in findings)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    """The command. Exit code 0: the CPU demo can run."""
+    # The standard library's parser, not megavrc.config.command: jsonargparse may be what is missing.
+    parser = argparse.ArgumentParser(prog="megavrc doctor", description=DESCRIPTION)
+    for name, (variable, purpose) in USER_FILES.items():
+        parser.add_argument(f"--{name}", metavar="PATH", help=f"{purpose}; default: ${variable}")
+    parser.add_argument("--json", metavar="FILE", help="write the findings there too")
+    options = vars(parser.parse_args(argv))
+    report = options.pop("json")
+    findings = examine(options)
+    for line in table(findings):
+        print(line)
+    if report:
+        content = {
+            "format": RESULT_FORMAT,
+            "able": able(findings),
+            "findings": [vars(finding) for finding in findings],
+        }
+        try:
+            Path(report).write_text(json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            print(f"error: --json {report}: {error.strerror}", file=sys.stderr)
+            return 2
+    return 0 if able(findings) else 1
+
+
+def table(findings: list[Finding]) -> list[str]:
+    widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("name", "found")]
+    lines, group = [], ""
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
+            lines += ["", group]
+        cells = f"  {finding.state:4}  {finding.name:{widths[0]}}  {finding.found:{min(widths[1], 44)}}"
+        lines.append(f"{cells}  {finding.advice}".rstrip())
+    failures = sum(finding.state == "FAIL" for finding in findings)
+    verdict = (
+        "The CPU demo can run here: make demo"
+        if not failures
+        else f"The CPU demo cannot run here: {failures} FAIL"
+    )
+    return [*lines[1:], "", verdict]
 
 
 # --- machine ------------------------------------------------------------------------------------------------------
@@ -274,8 +330,6 @@ def damage(path: Path) -> str:
 
 
 def _safetensors_damage(path: Path) -> str:
-    import json
-
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if not 2 <= header_size <= path.stat().st_size - 8:

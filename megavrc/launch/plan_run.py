@@ -14,7 +14,7 @@ from megavrc.training.tasks.vrc_config import RunConfig
 
 
 def plan_run(
-    config: tuple[str, ...] = (),
+    *training: str,
     gpu: str = "h100",
     gpus: int = 1,
     tflops: float = 0.0,
@@ -28,7 +28,7 @@ def plan_run(
     """Memory, throughput, time and GPU-hours of a configuration on N GPUs, from shapes alone.
 
     Args:
-        config: after `--`: --config=FILE and options of the training command.
+        training: --config FILE and options of the training command.
         gpu: its type, such as h100, h200, a100, a100-40, rtx-4090; with tflops and gib_memory any name.
         gpus: how many, over all nodes.
         tflops: dense bf16 peak of a type that is not known, in 10^12 operations a second.
@@ -39,9 +39,9 @@ def plan_run(
         check: exit with code 2 if it will not fit, naming what.
         json: write the numbers there too.
     """
-    settings = load_config(RunConfig, list(config)) if config else None
-    if settings is None:
-        raise UserError("after `--` comes --config=FILE and options of the training command")
+    if not training:
+        raise UserError("required: --config FILE; options of the training command may follow")
+    settings = load_config(RunConfig, list(training))
     if gpus < 1 or not 0 < mfu <= 1:
         raise UserError("--gpus must be at least 1, --mfu above 0 and at most 1")
     kind = GPU(gpu, "", tflops, gib_memory) if tflops and gib_memory else gpu_named(gpu)

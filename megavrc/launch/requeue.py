@@ -149,7 +149,7 @@ def diagnose(run_dir: Path, history: list[Attempt], reason: str, task: str | Non
             f"exit code {attempt.exit_code} ({meaning})"
         )
     lines += ["", f"The end of {log}:", *(_tail(log, 60) if log.is_file() else [])]
-    lines += ["", "When the cause is mended: python tools/submit_slurm.py requeue --run_dir=" + str(run_dir)]
+    lines += ["", "When the cause is mended: megavrc submit_slurm requeue --run_dir=" + str(run_dir)]
     file = run_dir / "slurm" / ("diagnosis.txt" if task is None else f"diagnosis-{task}.txt")
     write_atomic(file, "".join(line + "\n" for line in lines).encode())
     return file

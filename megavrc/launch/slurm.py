@@ -20,7 +20,7 @@ export TRITON_CACHE_DIR=${TMPDIR:-/tmp}/triton-$SLURM_JOB_ID # on the node's own
 TEMPLATE = """\
 #!/bin/bash
 {directives}
-# Rendered by tools/submit_slurm.py. SLURM sends USR1 {grace} s before the time limit; the trap hands it on and
+# Rendered by megavrc submit_slurm. SLURM sends USR1 {grace} s before the time limit; the trap hands it on and
 # {on_signal}. Then `requeue` puts the job back into the queue,
 # unless it is done, wrong, or failing without progress.
 set -uo pipefail

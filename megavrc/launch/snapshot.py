@@ -5,23 +5,37 @@ import subprocess
 from pathlib import Path
 
 import megavrc
-from megavrc.errors import UserError
 
 FOLDERS = ("megavrc", "pretrain", "tools")  # what a job runs
+ENTRIES = (
+    "pretrain/pretrain_vrc.py",
+    "pretrain/pretrain_tokenizer.py",
+    "tools/tokenize_videos.py",
+    "tools/submit_slurm.py",
+)
+ENTRY = """from megavrc.__main__ import main
+
+if __name__ == "__main__":
+    main("{name}")
+"""
 
 
 def snapshot(target: Path) -> str | None:
     """Copy the code as it lies there, uncommitted edits included, to `target`.
 
+    Of an installed package, without a checkout, the package is copied, and the scripts that jobs start are written
+    beside it.
+
     Returns:
         The git revision, with "-dirty" after it where files differ from it; None outside a repository.
-
-    Raises:
-        UserError: megavrc is installed without its commands.
     """
     root = Path(megavrc.__file__).parents[1]
-    if not all((root / folder).is_dir() for folder in FOLDERS):
-        raise UserError(f"{root}: has no {', '.join(FOLDERS)}; submit from a checkout of megavrc")
+    if not all((root / folder).is_dir() for folder in FOLDERS[1:]):
+        shutil.copytree(root / "megavrc", target / "megavrc", ignore=shutil.ignore_patterns("__pycache__"))
+        for entry in ENTRIES:
+            (target / entry).parent.mkdir(exist_ok=True)
+            (target / entry).write_text(ENTRY.format(name=Path(entry).stem))
+        return None
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *FOLDERS)
     if listed is None:
         for folder in FOLDERS:

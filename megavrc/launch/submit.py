@@ -17,7 +17,7 @@ from megavrc.files import check_format, read_json, write_json
 from megavrc.launch import requeue as again
 from megavrc.launch.slurm import Resources, new_submission, submissions
 from megavrc.launch.slurm import render as render_script
-from megavrc.launch.snapshot import snapshot
+from megavrc.launch.snapshot import ENTRIES, snapshot
 
 TRAINING = ("pretrain/pretrain_vrc.py", "pretrain/pretrain_tokenizer.py")
 JOB = "job.json"  # what was submitted, and SLURM's number of it
@@ -25,22 +25,22 @@ JOB_FORMAT = 1  # of it and of attempts.jsonl
 TOKENIZATION = ["tools/tokenize_videos.py", "run"]
 
 
-def render(command: tuple[str, ...] = (), **resources: Any) -> None:
+def render(*command: str, **resources: Any) -> None:
     """Print the script that `submit` would submit; nothing is written.
 
     Args:
-        command: what to run, after `--`: a pretraining script and its options, or tools/tokenize_videos.py run.
+        command: what to run, after `--`: pretrain_vrc or pretrain_tokenizer and its options, or tokenize_videos run.
         resources: see `Resources`.
     """
     run_dir, words, _ = _understand(command, wanted := Resources(**resources))
     print(render_script(words, run_dir, new_submission(run_dir), wanted), end="")
 
 
-def submit(command: tuple[str, ...] = (), **resources: Any) -> None:
+def submit(*command: str, **resources: Any) -> None:
     """Check the configuration, copy code and configuration into the run folder, and submit.
 
     Args:
-        command: what to run, after `--`: a pretraining script and its options, or tools/tokenize_videos.py run.
+        command: what to run, after `--`: pretrain_vrc or pretrain_tokenizer and its options, or tokenize_videos run.
         resources: see `Resources`.
     """
     run_dir, words, config = _understand(command, wanted := Resources(**resources))
@@ -108,7 +108,7 @@ def status(run_dir: Path) -> None:
     job = _read_job(known[-1])["job"]
     print(f"job        {job} (submission {known[-1].name}): {_job_state(job) or 'not in the queue'}")
     if (run_dir / "plan.json").is_file():
-        print(f"progress   python tools/tokenize_videos.py status --out={run_dir}")
+        print(f"progress   megavrc tokenize_videos status --out={run_dir}")
     else:
         complete = again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir)))
         print(f"step       {again.saved_step(run_dir)} saved{', complete' if complete else ''}")
@@ -129,7 +129,8 @@ def status(run_dir: Path) -> None:
 
 def _understand(command: tuple[str, ...], resources: Resources) -> tuple[Path, list[str], Any]:
     """The run folder, the words to run in the job, and the configuration of a training run."""
-    script = command[0].removeprefix("./") if command else ""
+    command = command[command[:1] == ("megavrc",) :]
+    script = _entry(command[0]) if command else ""
     if script in TRAINING:
         config = _training_config(script, command[1:], resources)
         run_dir = Path(config.run_dir)
@@ -141,6 +142,12 @@ def _understand(command: tuple[str, ...], resources: Resources) -> tuple[Path, l
         return _option(command, "--out"), [script, *command[1:]], None
     known = ", ".join((*TRAINING, " ".join(TOKENIZATION)))
     raise UserError(f"after `--` comes one of: {known}; not {' '.join(command[:2]) or 'nothing'}")
+
+
+def _entry(word: str) -> str:
+    """The script of a command that jobs can start, named by its path or as `megavrc` knows it."""
+    names = {Path(entry).stem: entry for entry in ENTRIES}
+    return names.get(word.replace("-", "_"), word.removeprefix("./"))
 
 
 def _training_config(script: str, options: tuple[str, ...], resources: Resources) -> Any:
@@ -197,7 +204,7 @@ def _submit(script: Path, record: dict[str, Any]) -> None:
     for file in logs.glob("diagnosis*.txt"):
         file.unlink()
     print(f"submitted job {job}: {script}")
-    print(f"to watch: python tools/submit_slurm.py status --run_dir={script.parents[2]}")
+    print(f"to watch: megavrc submit_slurm status --run_dir={script.parents[2]}")
 
 
 def _slurm(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ def inspect(
     their frames above the decoded ones, and how many of the ids they give again is printed.
 
     Args:
-        folder: a dataset (OUT/video or OUT/image of tools/tokenize_videos.py).
+        folder: a dataset (OUT/video or OUT/image of megavrc tokenize_videos).
         split: which split.
         sample: index of the sample to print.
         tokenizer: folder or .ckpt file of the tokenizer that made the dataset.

@@ -31,7 +31,7 @@ def plan(manifest: Path, tokenizer: Path, out: Path, **settings: Any) -> None:
     """Freeze what is to be tokenized and how, in OUT/plan.json.
 
     Args:
-        manifest: manifest.jsonl with the videos (tools/prepare_dataset.py makes one).
+        manifest: manifest.jsonl with the videos (megavrc prepare_dataset makes one).
         tokenizer: folder or .ckpt file of the video tokenizer.
         out: folder of the job; OUT/video and OUT/image become the datasets.
         settings: see `Settings`.
@@ -91,7 +91,7 @@ def run_all(
     """Plan, run and finalize on this machine, with several processes.
 
     Args:
-        manifest: manifest.jsonl with the videos (tools/prepare_dataset.py makes one).
+        manifest: manifest.jsonl with the videos (megavrc prepare_dataset makes one).
         tokenizer: folder or .ckpt file of the video tokenizer.
         out: folder of the job; OUT/video and OUT/image become the datasets.
         workers: encoding processes; each takes whole shards, so use at least as many shards (clips_per_shard).

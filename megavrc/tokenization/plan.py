@@ -156,7 +156,7 @@ def load_plan(out: Path) -> Plan:
         UserError: there is none, or it was damaged or changed.
     """
     if not (out / "plan.json").is_file():
-        raise UserError(f"{out}: no plan.json; make one with tools/tokenize_videos.py plan")
+        raise UserError(f"{out}: no plan.json; make one with megavrc tokenize_videos plan")
     content = _read_plan(out)
     try:
         lines = (out / "plan.jsonl").read_bytes()

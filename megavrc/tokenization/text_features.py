@@ -108,7 +108,7 @@ def _plan(out: Path, settings: dict[str, Any]) -> list[Job]:
             jobs.append(Job(tokens, settings | {"tokens": {"kind": kind, "manifest_id": tokens.manifest_id}}))
             _freeze(jobs[-1].folder / "plan.json", jobs[-1].plan)
     if not jobs:
-        raise UserError(f"{out}: no finished dataset; tools/tokenize_videos.py finalize makes one")
+        raise UserError(f"{out}: no finished dataset; megavrc tokenize_videos finalize makes one")
     return jobs
 
 

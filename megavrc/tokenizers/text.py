@@ -32,7 +32,7 @@ class TextTokenizer:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(
-                f"{self.path}: no such text tokenizer; train one with tools/train_text_tokenizer.py"
+                f"{self.path}: no such text tokenizer; train one with megavrc train_text_tokenizer"
             )
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -43,7 +43,7 @@ class TextTokenizer:
         if ids != (PAD, UNKNOWN, BEGIN):
             raise UserError(
                 f"{self.path}: pad, unknown, begin have ids {ids}, expected {(PAD, UNKNOWN, BEGIN)}; "
-                "train the model with tools/train_text_tokenizer.py"
+                "train the model with megavrc train_text_tokenizer"
             )
 
     @property

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from megavrc.config import load_config
 from megavrc.distributed import AbsentRank, Rank, connect, own_words, same_error_on_all_ranks
@@ -15,13 +15,36 @@ from megavrc.model.attention import BackendError
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.guards import Diverged
 from megavrc.training.loop import train
-from megavrc.training.tasks import Task
+from megavrc.training.tasks.base import Task
+from megavrc.training.tasks.tokenizer import TokenizerTask
+from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+from megavrc.training.tasks.vrc import VRCTask
+from megavrc.training.tasks.vrc_config import RunConfig
 from megavrc.training.watchdog import LostRank, exit_code_of
 
 C = TypeVar("C", bound=BaseRunConfig)
 
 
-def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
+# keys that everyone needs
+FIRST = tuple(
+    "config run_dir init_from data.path data.video_tokenizer train.steps train.global_batch train.micro_batch "
+    "train.precision seed".split()
+)
+
+
+def pretrain_vrc(argv: list[str]) -> NoReturn:
+    """Train VRC, stage 1 (images) or stage 2 (clips)."""
+    pretrain(RunConfig, lambda config, rank: VRCTask(config), argv, "megavrc pretrain_vrc")
+
+
+def pretrain_tokenizer(argv: list[str]) -> NoReturn:
+    """Train a video tokenizer; the finished one is in `<run_dir>/model`."""
+    pretrain(TokenizerRunConfig, TokenizerTask, argv, "megavrc pretrain_tokenizer")
+
+
+def pretrain(
+    cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str] | None = None, prog: str = ""
+) -> NoReturn:
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
 
     Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
@@ -29,7 +52,7 @@ def pretrain(cls: type[C], make_task: Callable[[C, Rank], Task]) -> NoReturn:
     error with its traceback.
     """
     try:
-        code = _run(cls, make_task)
+        code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog)
     except UserError as error:
         code = _say(error, exit_code_of(error))
     except LostRank as error:
@@ -53,8 +76,8 @@ def _say(error: Exception, code: int) -> int:
     return code
 
 
-def _run(cls: type[C], make_task: Callable[[C, Rank], Task]) -> int:
-    config = load_config(cls, own_words(sys.argv[1:]))
+def _run(cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str) -> int:
+    config = load_config(cls, own_words(argv), FIRST, prog)
     with connect() as rank:
         try:
             run_task(config, make_task, rank)

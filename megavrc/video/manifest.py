@@ -48,7 +48,7 @@ def read_manifest(path: Path) -> list[Entry]:
         UserError: missing file, a line that is not an object with a `path`, or two lines with one id.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; make one with tools/prepare_dataset.py")
+        raise UserError(f"{path}: no such manifest; make one with megavrc prepare_dataset")
     entries = [_entry(path, number, fields) for number, fields in read_jsonl(path, "path")]
     _check_unique(path, entries)
     return entries

@@ -1,4 +1,4 @@
-"""The web page of `tools/serve.py`: prompt or class, first picture, seed and sampling; shows frames as they arrive.
+"""The web page of `megavrc serve`: prompt or class, first picture, seed and sampling; shows frames as they arrive.
 
 Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, it listens on this host alone unless
 told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`).

@@ -175,8 +175,8 @@ def test_mistakes(
             "temperature >= 0",
         ),
         (("alignment", *model, "--manifest", tmp_path / "none", "--speculative=-1"), "speculative"),
-        (("scenes", "--manifest", tmp_path / "plain.jsonl"), "tools/make_scenes.py"),
-        (("scenes", "--manifest", world / "manifest.jsonl"), "tools/make_scenes.py"),  # of shapes
+        (("scenes", "--manifest", tmp_path / "plain.jsonl"), "megavrc make_scenes"),
+        (("scenes", "--manifest", world / "manifest.jsonl"), "megavrc make_scenes"),  # of shapes
         (("scenes", "--manifest", scenes_manifest, "--split", "test"), "split test"),
         (("scenes", "--manifest", scenes_manifest, "--n", 0), "at least 1"),
         (("scenes", "--manifest", scenes_manifest, "--tokenizer", tmp_path / "none"), "no video tokenizer"),

@@ -1,7 +1,6 @@
 """Models of text features: prompts through the text encoder that they were trained with."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.generation.command import generate
 from megavrc.generation.folder import load_folder
 from megavrc.hf.convert import build, read_run, write_folder
 from megavrc.model import ConditionConfig
@@ -19,7 +19,6 @@ from megavrc.model.clips import sampling_settings
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
 from megavrc.tokenizers.text_encoder import encoder_identity
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
 PROMPTS = ["a red square moves left", "a blue circle"]
 
 
@@ -61,11 +60,10 @@ def test_clips_are_those_of_the_encoder_s_features(of_features, encoder) -> None
 
 
 def test_the_command_takes_the_encoder(of_features, encoder, tmp_path, capsys) -> None:
-    generate = runpy.run_path(str(TOOL))["generate"]
     words = ["--model", str(of_features), "--prompt", json.dumps(PROMPTS), "--out", str(tmp_path / "out")]
     assert run_command(generate, words) == 2
     assert (
-        "prompts and the text encoder that it was trained with (tools/generate.py" in capsys.readouterr().err
+        "prompts and the text encoder that it was trained with (megavrc generate" in capsys.readouterr().err
     )
     words += ["--text_encoder", str(encoder)]
     assert run_command(generate, words) == 0

@@ -1,7 +1,6 @@
 """Video in windows and frame by frame, through the folder and through transformers."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.generation import command
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import read_end
 from megavrc.model import ClipRequest
 from megavrc.model.clips import decode_clips, encode_clips, sampling_settings
 from megavrc.video import count_frames, read_clip, read_frames
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
 PROMPTS = ["a red square moves left", "a blue dog"]
 
 
@@ -111,12 +110,11 @@ def test_the_same_in_transformers(folder, loaded) -> None:
 
 
 def test_the_command_continues_a_clip(folder, loaded, tmp_path, capsys) -> None:
-    generate = runpy.run_path(str(TOOL))["generate"]
     common = ["--model", str(folder), "--scale", "4", "--prompt", json.dumps(PROMPTS[:1])]
-    assert run_command(generate, [*common, "--out", str(tmp_path / "a")]) == 0
+    assert run_command(command.generate, [*common, "--out", str(tmp_path / "a")]) == 0
     clip = next((tmp_path / "a").glob("*.mp4"))
     more = [*common, "--out", str(tmp_path / "b"), "--clip", str(clip), "--frames", "21", "--overlap", "5"]
-    assert run_command(generate, more) == 0
+    assert run_command(command.generate, more) == 0
     made = next((tmp_path / "b").glob("*.mp4"))
     assert count_frames(made) == 21
     begin = read_frames(made, range(5))
@@ -127,9 +125,9 @@ def test_the_command_continues_a_clip(folder, loaded, tmp_path, capsys) -> None:
     assert abs(cells(begin) - expected).mean() < 25, "the written video is lossy"
     assert abs(cells(begin) - cells(begin)[::-1]).mean() > 35
     capsys.readouterr()
-    assert run_command(generate, [*more, "--clip_frames", "25"]) == 2
+    assert run_command(command.generate, [*more, "--clip_frames", "25"]) == 2
     assert "has 17 frames, 25 are to be continued" in capsys.readouterr().err
-    assert run_command(generate, [*more, "--first_image", str(clip)]) == 2
+    assert run_command(command.generate, [*more, "--first_image", str(clip)]) == 2
     assert capsys.readouterr().err == "error: give --first_image or --clip, not both\n"
 
 
@@ -152,11 +150,10 @@ def test_speculation_through_transformers(folder, loaded) -> None:
 
 
 def test_speculation_in_the_command(folder, tmp_path) -> None:
-    generate = runpy.run_path(str(TOOL))["generate"]
     common = ["--model", str(folder), "--prompt", json.dumps(PROMPTS), "--frames", "5"]
 
     def clips(name: str, *words: str) -> list[bytes]:
-        assert run_command(generate, [*common, "--out", str(tmp_path / name), *words]) == 0
+        assert run_command(command.generate, [*common, "--out", str(tmp_path / name), *words]) == 0
         return [path.read_bytes() for path in sorted((tmp_path / name).glob("*.gif"))]
 
     assert clips("a", "--top_k", "1") == clips("b", "--top_k", "1", "--speculative", "4")

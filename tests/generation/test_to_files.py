@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from PIL import Image
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.generation.command import generate
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import generate_files, read_image, read_prompts, wishes
 from megavrc.model.clips import sampling_settings
 from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
 PROMPTS = ["a red square moves left", "A blue DOG!", "a red square moves left"]
 
 
@@ -118,7 +117,6 @@ def test_prompt_files(tmp_path) -> None:
 
 
 def test_the_command(folder, loaded, tmp_path, capsys) -> None:
-    generate = runpy.run_path(str(TOOL))["generate"]
     common = ["--model", str(folder), "--out", str(tmp_path / "out")]
     options = [
         "--prompt",
@@ -143,7 +141,6 @@ def test_the_command(folder, loaded, tmp_path, capsys) -> None:
 
 def test_pictures_and_clips_that_name_other_files_are_one_line(folder, tmp_path, capsys) -> None:
     """Nothing is opened but the file itself: neither the secret beside it nor a host is asked."""
-    generate = runpy.run_path(str(TOOL))["generate"]
     words = ["--model", str(folder), "--prompt", "a", "--out", str(tmp_path / "out")]
     write_mp4(tmp_path / "secret.mp4", np.full((17, 16, 16, 3), 200, np.uint8))
     os.mkfifo(tmp_path / "pipe.mp4")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_tensors
+from megavrc.hf import commands
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
 from megavrc.hf.from_hf import CLASS_TABLE, from_hf
 from megavrc.model import VRC, ConditionConfig, ModelConfig
@@ -133,8 +133,7 @@ def test_damaged_folders_are_one_line_and_nothing_is_written(
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     damage(copy)
-    command = runpy.run_path(str(TOOL))["from_hf"]
-    assert run_command(command, ["--model", str(copy), "--out", str(tmp_path / "start")]) == 2
+    assert run_command(commands.from_hf, ["--model", str(copy), "--out", str(tmp_path / "start")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]

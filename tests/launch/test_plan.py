@@ -208,7 +208,7 @@ def test_the_command(
     said = capsys.readouterr().err
     assert "memory: " in said and said.count("\n") == 1
     assert tool(monkeypatch, script, "--gpu=l4") == 2
-    assert "after `--` comes" in capsys.readouterr().err
+    assert "required: --config FILE" in capsys.readouterr().err
 
 
 def described(path: Path) -> list[tuple[str, str, int, str]]:

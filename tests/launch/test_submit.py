@@ -1,5 +1,6 @@
 """What is submitted: the script's text, the snapshot, refusals; and when a job goes back into the queue."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,11 @@ import pytest
 import torch
 from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
 
+import megavrc
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.launch.requeue import Attempt, attempts, attempts_file, diagnose, record, saved_step, stop_reason
-from megavrc.launch.snapshot import snapshot
+from megavrc.launch.snapshot import ENTRIES, snapshot
 from megavrc.training.watchdog import Watchdog
 
 TOOL = "tools/submit_slurm.py"
@@ -24,7 +26,7 @@ def example_command(script: Path) -> list[str]:
     lines = (EXAMPLES / "README.md").read_text().replace("\\\n", " ").splitlines()
     [line] = [line for line in lines if line.rstrip().endswith(f"> examples/slurm/{script.name}")]
     words = line.strip().partition(" > ")[0].split()
-    assert words[:2] == ["python", TOOL]
+    assert words[:2] == ["megavrc", Path(TOOL).stem]
     return words[2:]
 
 
@@ -104,6 +106,21 @@ def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == str(tmp_path / "code" / "megavrc" / "launch" / "submit.py"), done.stderr
     assert (tmp_path / "code" / PRETRAIN).is_file()
+
+
+def test_the_snapshot_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no scripts beside the package, they are written."""
+    site = tmp_path / "site" / "megavrc"
+    shutil.copytree(ROOT / "megavrc", site, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(megavrc, "__file__", str(site / "__init__.py"))
+    assert snapshot(tmp_path / "code") is None
+    words = [sys.executable, tmp_path / "code" / TOOL, "requeue", f"--run_dir={tmp_path}"]
+    environment = {"PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "was never submitted" in done.stderr
+    for script in ENTRIES:
+        assert f'main("{Path(script).stem}")' in (ROOT / script).read_text()
+        assert f'main("{Path(script).stem}")' in (tmp_path / "code" / script).read_text()
 
 
 def history(*ends: tuple[int, int]) -> list[Attempt]:

@@ -1,6 +1,5 @@
 import json
 import re
-import runpy
 import shutil
 import signal
 import time
@@ -20,6 +19,7 @@ from megavrc.tokenization.cut import cut
 from megavrc.tokenization.inspect import inspect
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan
+from megavrc.tokenization.prepare import COMMANDS
 from megavrc.tokenization.result import finalize, status, verify
 from megavrc.tokenization.sampling import Settings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
@@ -289,10 +289,9 @@ def test_inspecting_notices_ids_of_another_video(
 def test_preparing_a_list_of_videos(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = runpy.run_path(str(ROOT / "tools" / "prepare_dataset.py"))["COMMANDS"]
-    commands["videofolder"](folder=manifest.parent, out=tmp_path / "m.jsonl")
+    COMMANDS["videofolder"](folder=manifest.parent, out=tmp_path / "m.jsonl")
     assert "11 videos (11 train), 11 with a caption, 2 classes" in capsys.readouterr().out
-    commands["list"](table=tmp_path / "m.jsonl", out=tmp_path / "again.jsonl")
+    COMMANDS["list"](table=tmp_path / "m.jsonl", out=tmp_path / "again.jsonl")
     assert read_manifest(tmp_path / "again.jsonl") == read_manifest(tmp_path / "m.jsonl")
 
 

@@ -122,7 +122,7 @@ def test_tasks_make_the_same_bytes(
     out = make_tokens(tmp_path / "tokens")
     text_features(out, encoder, batch=2, task=1, of=2)
     assert "2 of 5 shards done\nstill to run: --array=0,2,4 with --of 5" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"finish it with tools/tokenize_videos\.py text-features"):
+    with pytest.raises(UserError, match=r"finish it with megavrc tokenize_videos text-features"):
         TextFeatures(TokenDataset(out / "video"))
     text_features(out, encoder, batch=2, task=0, of=2)
     assert "image/text_features: 20 samples, 0 captions cut" in capsys.readouterr().out

@@ -212,13 +212,11 @@ def test_captions(template: str, about: Entry, caption: str | None) -> None:
 def test_the_documented_selection_runs(collection: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs/datasets.md").read_text()
-    block = re.search(
-        r"^    python (tools/prepare_dataset\.py v3c .*?--clips 300000.*?)$\n\n", page, re.M | re.S
-    )
+    block = re.search(r"^    megavrc (prepare_dataset v3c .*?--clips 300000.*?)$\n\n", page, re.M | re.S)
     assert block
-    script, *options = shlex.split(block[1].replace("\\\n", " "))
+    options = shlex.split(block[1].replace("\\\n", " "))
     places = {"V3C": str(collection), "v3c_300k.jsonl": str(collection / "m.jsonl")}
-    command = [sys.executable, str(root / script), *(places.get(option, option) for option in options)]
+    command = [sys.executable, "-m", "megavrc", *(places.get(option, option) for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     # Of the three videos one is German, one has a caption of one word; of the other, one shot has five frames.

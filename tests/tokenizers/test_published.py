@@ -5,7 +5,6 @@ import collections
 import logging
 import os
 import pickle
-import runpy
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.hf.commands import import_omnitokenizer
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.published import config_from_weights
@@ -342,11 +342,10 @@ def test_import_makes_our_folder(
 ) -> None:
     path = published(tmp_path / "x.ckpt", callbacks=[stranger.Callback()])
     del sys.modules["strangers"]
-    tool = runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"))["import_omnitokenizer"]
     argv = ["--checkpoint", str(path), "--out", str(tmp_path / "t")]
-    assert run_command(tool, argv) == 0
+    assert run_command(import_omnitokenizer, argv) == 0
     assert small().sha256 in capsys.readouterr().out
     assert "strangers.Callback" in caplog.text
     assert OmniTokenizer.from_checkpoint(tmp_path / "t").sha256 == small().sha256
-    assert run_command(tool, argv) == 2
+    assert run_command(import_omnitokenizer, argv) == 2
     assert "exists; choose another folder" in capsys.readouterr().err

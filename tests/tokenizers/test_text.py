@@ -1,7 +1,6 @@
 """The text tokenizer: layout of the condition slots, training, errors."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.tokenizers.text import BEGIN, PAD, UNKNOWN, TextTokenizer
+from megavrc.tokenizers.train_text import train_text_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = [
@@ -104,11 +104,13 @@ def test_command_reads_a_manifest(tmp_path: Path) -> None:
 
 
 def test_command_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = runpy.run_path(str(ROOT / "tools" / "train_text_tokenizer.py"))["train_text_tokenizer"]
     (tmp_path / "bad.jsonl").write_text('{"caption": "x"}\nnot json\n')
     for name, message in (("none.txt", "no such file"), ("bad.jsonl", "line 2")):
         assert (
-            run_command(main, ["--captions", str(tmp_path / name), "--out", str(tmp_path / "t.model")]) == 2
+            run_command(
+                train_text_tokenizer, ["--captions", str(tmp_path / name), "--out", str(tmp_path / "t.model")]
+            )
+            == 2
         )
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and message in error

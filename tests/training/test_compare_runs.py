@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megavrc.config import leading_words, run_command
+from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.training.compare import compare_runs, read_run, relative_difference
 
@@ -34,8 +34,7 @@ def runs(tmp_path: Path) -> dict[str, Path]:
 
 
 def compared(*words: Any) -> int:
-    argv = leading_words(["tool", *map(str, words)], "--run_a", "--run_b")
-    return run_command(compare_runs, argv[1:])
+    return run_command(compare_runs, list(map(str, words)))
 
 
 def test_speed_and_place_are_no_difference(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +101,7 @@ def test_half_a_last_line_is_left_out(runs: dict[str, Path]) -> None:
     [
         (["{a}"], "give two runs"),
         (["{a}", "{tmp}/none"], "none: no such file"),
-        (["{a}", "{other}", "--keys=[nothing]"], "--keys nothing"),
+        (["{a}", "{other}", "--keys", "nothing"], "--keys nothing"),
         (["{a}", "{other}", "--plot=x.gif"], "--plot x.gif"),
         (["{a}", "--save={tmp}/x", "--every=0"], "--every 0"),
         (["{a}", "{late}"], "no metric at a common step"),

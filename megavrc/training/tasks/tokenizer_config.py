@@ -65,7 +65,7 @@ class ClipDataConfig:
 
 @dataclass(kw_only=True)
 class TokenizerRunConfig(BaseRunConfig):
-    """A video tokenizer run, `pretrain/pretrain_tokenizer.py`.
+    """A video tokenizer run, `megavrc pretrain_tokenizer`.
 
     Attributes:
         model: the network.

@@ -133,13 +133,13 @@ RETIRED_FILES = {
 
 @dataclass(kw_only=True)
 class RunConfig(BaseRunConfig):
-    """A VRC run, `pretrain/pretrain_vrc.py`.
+    """A VRC run, `megavrc pretrain_vrc`.
 
     Attributes:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
         model, data, train, preview: see their classes.
         init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
-            the same stage on other data, or what tools/convert_checkpoint.py from-hf wrote.
+            the same stage on other data, or what megavrc convert_checkpoint from-hf wrote.
     """
 
     stage: Literal["image", "video"]
@@ -159,7 +159,7 @@ class RunConfig(BaseRunConfig):
             yield "model.frames: stage video needs at least 1"
         condition = self.model.condition
         if condition.learned_text and not self.data.text_tokenizer:
-            yield "data.text_tokenizer: condition.kind text needs one (tools/train_text_tokenizer.py)"
+            yield "data.text_tokenizer: condition.kind text needs one (megavrc train_text_tokenizer)"
 
     def shared(self) -> dict[str, Any]:
         content = super().shared()

@@ -1,0 +1,160 @@
+"""`megavrc COMMAND`: one table of all commands. Nothing is imported but what the command needs."""
+
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple, NoReturn, cast
+
+from megavrc.config import Function, command, find_name, load
+from megavrc.errors import EXIT_USER, UserError
+
+
+class Entry(NamedTuple):
+    """A command: what it runs, "module:function" or several by their names, and what it is for, in a line."""
+
+    run: str | Mapping[str, str]
+    help: str
+    own_words: bool = False  # the function reads the command line itself
+
+
+COMMANDS: dict[str, dict[str, Entry]] = {
+    "Start": {
+        "doctor": Entry(
+            "megavrc.launch.doctor:main", "what this machine and installation can do", own_words=True
+        ),
+        "demo": Entry(
+            "megavrc.demo.run:main", "the whole path on a CPU, from videos to a report, in minutes"
+        ),
+    },
+    "Videos and tokens": {
+        "make_shapes": Entry("megavrc.video.shapes_set:make_shapes", "synthetic captioned clips"),
+        "make_scenes": Entry("megavrc.video.scene_set:make_scenes", "synthetic clips whose future is open"),
+        "make_gameplay": Entry(
+            "megavrc.video.gameplay_set:make_gameplay", "clips of a game, with what the player does"
+        ),
+        "prepare_dataset": Entry(
+            "megavrc.tokenization.prepare:COMMANDS", "the list of videos of a public data set, or of your own"
+        ),
+        "tokenize_videos": Entry(
+            {
+                "plan": "megavrc.tokenization.job:plan",
+                "run": "megavrc.tokenization.job:run",
+                "status": "megavrc.tokenization.result:status",
+                "finalize": "megavrc.tokenization.result:finalize",
+                "verify": "megavrc.tokenization.result:verify",
+                "all": "megavrc.tokenization.job:run_all",
+                "text-features": "megavrc.tokenization.text_features:text_features",
+            },
+            "videos to token shards, captions to text features, in any number of tasks",
+        ),
+        "inspect_shards": Entry("megavrc.tokenization.inspect:inspect", "what is in a token dataset"),
+    },
+    "Training": {
+        "train_text_tokenizer": Entry(
+            "megavrc.tokenizers.train_text:train_text_tokenizer", "a text tokenizer from captions"
+        ),
+        "pretrain_tokenizer": Entry(
+            "megavrc.training.entry:pretrain_tokenizer", "train a video tokenizer", own_words=True
+        ),
+        "pretrain_vrc": Entry(
+            "megavrc.training.entry:pretrain_vrc", "train VRC, both stages", own_words=True
+        ),
+        "plan_run": Entry(
+            "megavrc.launch.plan_run:plan_run", "memory, throughput, time and cost of a run on N GPUs"
+        ),
+        "submit_slurm": Entry(
+            {
+                "submit": "megavrc.launch.submit:submit",
+                "render": "megavrc.launch.submit:render",
+                "requeue": "megavrc.launch.submit:requeue",
+                "status": "megavrc.launch.submit:status",
+            },
+            "SLURM jobs that come back until they are complete",
+        ),
+        "compare_runs": Entry("megavrc.training.compare:compare_runs", "do two runs agree?"),
+    },
+    "Models and clips": {
+        "convert_checkpoint": Entry(
+            {
+                "to-hf": "megavrc.hf.commands:to_hf",
+                "from-hf": "megavrc.hf.commands:from_hf",
+                "verify": "megavrc.hf.commands:verify",
+                "import-omnitokenizer": "megavrc.hf.commands:import_omnitokenizer",
+                "import-deepspeed": "megavrc.hf.commands:import_deepspeed",
+            },
+            "runs to Hugging Face format and back, their check; what other programs trained",
+        ),
+        "generate": Entry(
+            "megavrc.generation.command:generate", "clips from prompts, classes, an image or a clip"
+        ),
+        "serve": Entry("megavrc.web.serve:serve", "a web page that generates clips"),
+    },
+    "Measurement": {
+        "evaluate": Entry(
+            {
+                "alignment": "megavrc.generation.evaluate:alignment",
+                "speed": "megavrc.benchmarks.speed:speed",
+                "scenes": "megavrc.generation.evaluate_scenes:scenes",
+            },
+            "how often clips show what was asked for; seconds a clip; scores of scenes",
+        ),
+        "benchmark": Entry(
+            {
+                name: f"megavrc.benchmarks.{name}:{name}"
+                for name in ("attention", "generate", "loader", "tokenize", "train")
+            },
+            "what the parts of the pipeline cost on this machine",
+        ),
+        "results": Entry(
+            {"show": "megavrc.results:show", "compare": "megavrc.results:compare"},
+            "any result file as a table; which numbers of two differ, and why",
+        ),
+    },
+}
+
+
+def main(name: str | None = None) -> NoReturn:
+    """Run a command of the table and exit.
+
+    Args:
+        name: of the command (default: the first word of the command line).
+    """
+    entries = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
+    if name is None:
+        if sys.argv[1:2] in ([], ["-h"], ["--help"]):
+            print(overview())
+            sys.exit(0 if sys.argv[1:] else EXIT_USER)
+        try:
+            name = find_name(sys.argv[1], entries, "command")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER)
+        del sys.argv[1]
+    entry = entries[name]
+    try:
+        if entry.own_words:
+            sys.exit(cast(Function, load(entry.run))(sys.argv[1:]))
+        command(entry.run, f"megavrc {name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "megavrc":
+            raise
+        print(
+            f"error: {error.name} is not installed; `megavrc doctor` names all that is missing",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USER)
+
+
+def overview() -> str:
+    """The commands in their groups, one a line."""
+    lines = [
+        "usage: megavrc COMMAND [options]",
+        "",
+        "`megavrc COMMAND --help` names the options of a command.",
+    ]
+    for group, entries in COMMANDS.items():
+        lines += ["", group, *(f"  {name:22}{entry.help}" for name, entry in entries.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

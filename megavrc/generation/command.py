@@ -1,0 +1,104 @@
+"""`megavrc generate`: video from a converted folder, for texts, classes or a file of prompts, which resumes."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
+from megavrc.generation.to_files import generate_files, read_end, read_image, read_prompts, wishes
+from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
+from megavrc.model.sampling import Draft
+
+
+def generate(
+    model: Path,
+    out: Path,
+    prompt: list[str] | str | None = None,
+    prompts: Path | None = None,
+    label: list[int] | int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    frames: int | None = None,
+    device: str = "cpu",
+    first_image: Path | None = None,
+    clip: Path | None = None,
+    clip_frames: int = 5,
+    overlap: int | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    first_temperature: float | None = None,
+    first_top_k: int | None = None,
+    first_top_p: float | None = None,
+    later_temperature: float | None = None,
+    later_top_k: int | None = None,
+    later_top_p: float | None = None,
+    speculative: int | None = None,
+    draft: Draft | None = None,
+    dtype: Literal["fp32", "bf16"] | None = None,
+    quantize: Literal["int8"] | None = None,
+    text_encoder: Path | None = None,
+    batch_size: int = 4,
+    fps: float = 8,
+    scale: int = 1,
+) -> None:
+    """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png of all, and prompts.jsonl.
+
+    Clips that are in the output folder, made from the same model, precision, prompt, seed and sampling, are not made
+    again.
+
+    Args:
+        model: folder written by megavrc convert_checkpoint to-hf.
+        out: output folder.
+        prompt: what the clips show, one or several texts: --prompt "a red square moves left" "a blue circle moves up".
+        prompts: file with one prompt a line, instead of prompt.
+        label: one or several classes, for a class-conditioned model: --label 3 7.
+        seed: clip i uses seed + i.
+        guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
+        temperature: of all tokens; 0 takes the most likely.
+        frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).
+        device: cpu or cuda.
+        first_image: picture that every clip starts with; its centre is cut to a square.
+        clip: video that every clip continues.
+        clip_frames: how many of its last frames the model sees, 1 + 4k; they are the first frames of the result.
+        overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
+        top_k: keep only the k most likely tokens (0: all).
+        top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+        first_temperature: temperature of the first frame only.
+        first_top_k: top_k of the first frame only.
+        first_top_p: top_p of the first frame only.
+        later_temperature: temperature of the later frames only.
+        later_top_k: top_k of the later frames only.
+        later_top_p: top_p of the later frames only.
+        speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
+            passes, other clips for a seed.
+        draft: first guess of a draft token: its neighbour, a repeat of the newest token, or a random one.
+        dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
+        quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
+        text_encoder: for a model of text features, the folder of the encoder that made them.
+        batch_size: clips generated at once.
+        fps: frames a second of the files.
+        scale: enlarge each pixel this many times in the files.
+    """
+    sampling = {name: value for name, value in locals().items() if name in SAMPLING_OPTIONS}
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("megavrc").setLevel(logging.INFO)  # accepted tokens a pass; which kernels run, and why
+    if sum(given is not None for given in (prompt, prompts, label)) != 1:
+        raise UserError("give one of --prompt, --prompts and --label")
+    if first_image and clip:
+        raise UserError("give --first_image or --clip, not both")
+    folder = load_folder(model, device, dtype, quantize, text_encoder)
+    texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
+    labels = [label] if isinstance(label, int) else label or []
+    config = folder.model.config
+    side = config.grid * folder.video_tokenizer.config.patch
+    beginning = read_image(first_image, side)[None] if first_image else None
+    beginning = read_end(clip, side, clip_frames) if clip else beginning
+    try:
+        settings = sampling_settings(folder.sampling, sampling)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    wanted = wishes(texts, labels, seed)
+    count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
+    print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")

@@ -1,0 +1,21 @@
+"""`megavrc train_text_tokenizer`: a sentencepiece model from captions."""
+
+from pathlib import Path
+
+from megavrc.tokenizers.text import DEFAULT_VOCAB, TextTokenizer
+from megavrc.video.manifest import read_captions
+
+
+def train_text_tokenizer(captions: Path, out: Path, vocab: int = DEFAULT_VOCAB) -> None:
+    """Train a sentencepiece model on the captions of a manifest or of a text file.
+
+    Args:
+        captions: manifest.jsonl (split "train", or none) or a .txt file with a caption a line.
+        out: the model file to write, for example tokenizer.model.
+        vocab: number of tokens at most; few captions give fewer.
+    """
+    texts = read_captions(captions, "train")
+    tokenizer = TextTokenizer.train(texts, out, vocab)
+    longest = max(texts, key=lambda text: len(tokenizer.ids(text)))
+    print(f"{out}: {tokenizer.vocab} tokens from {len(texts)} captions")
+    print(f"the longest caption needs {len(tokenizer.ids(longest)) + 1} slots: {longest[:100]!r}")
