@@ -53,7 +53,7 @@ eval "video_options=(${VIDEO_OPTIONS:-})"
 condition=$("$PYTHON" -c '
 import sys
 from megavrc.config import load_config, run_command
-from megavrc.training.config import RunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 def show():
     condition = load_config(RunConfig).model.condition
