@@ -1,6 +1,7 @@
 """`megavrc doctor`: what this machine and this installation can do.
 
-Only the standard library is imported at the top: the doctor has to speak where a requirement is missing or broken.
+What is imported at the top needs the standard library only: the doctor has to speak where a requirement is missing or
+broken.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megavrc.files import RESULT_FORMAT
+from megavrc.user_files import USER_FILES, place
 
+FORMAT = 1  # of what --json writes
 DESCRIPTION = (
     "What this machine and installation can do, which files you brought are whole. "
     "Exit code 0: the CPU demo can run."
@@ -42,14 +44,6 @@ OPTIONAL = {
     "mpi4py": "launching under mpirun",
     "peft": "LoRA fine-tuning of a converted folder",
     "gradio": "the web page, megavrc serve",
-}
-USER_FILES = {  # name -> (environment variable, what it is for)
-    "omnitokenizer": (
-        "MEGAVRC_OMNITOKENIZER",
-        "a published OmniTokenizer checkpoint (.ckpt) or an exported folder",
-    ),
-    "i3d": ("MEGAVRC_I3D", "the I3D TorchScript file (FVD)"),
-    "clip": ("MEGAVRC_CLIP", "a CLIP model folder in transformers format (CLIPSIM)"),
 }
 MEMORY_GIB, DISK_GIB = 4.0, 2.0  # what the CPU demo should find free
 LOCK_MINUTES = 10  # a build of one extension takes two
@@ -100,7 +94,7 @@ def main(argv: list[str]) -> int:
         print(line)
     if report:
         content = {
-            "format": RESULT_FORMAT,
+            "format": FORMAT,
             "able": able(findings),
             "findings": [vars(finding) for finding in findings],
         }
@@ -284,17 +278,17 @@ def _try_gloo() -> str:
 
 def user_files(files: dict[str, str | None]) -> Iterator[Finding]:
     for name, (variable, purpose) in USER_FILES.items():
-        given = files.get(name) or os.environ.get(variable)
-        if not given:
+        path = place(name, files.get(name))
+        if path is None:
             yield Finding("your files", name, "not given", "note", f"{purpose}: --{name} PATH or {variable}")
             continue
-        problem = damage(Path(given))
+        problem = damage(path)
         if not problem and name == "omnitokenizer":
-            problem = _does_not_load(Path(given))
+            problem = _does_not_load(path)
         if problem:
-            yield Finding("your files", name, given, "warn", problem)
+            yield Finding("your files", name, str(path), "warn", problem)
         else:
-            yield Finding("your files", name, f"{given}, whole")
+            yield Finding("your files", name, f"{path}, whole")
 
 
 def _does_not_load(path: Path) -> str:

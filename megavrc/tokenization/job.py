@@ -23,21 +23,23 @@ from megavrc.tokenization.plan import Plan, Shard, check_decoder, load_plan, mak
 from megavrc.tokenization.result import can_be_retried, finalize, is_done, writing
 from megavrc.tokenization.sampling import Settings
 from megavrc.tokenizers import OmniTokenizer
+from megavrc.user_files import resolve
 
 MOST_DECODERS = 16  # unless more are asked for
 
 
-def plan(manifest: Path, tokenizer: Path, out: Path, **settings: Any) -> None:
+def plan(manifest: Path, out: Path, tokenizer: Path | None = None, **settings: Any) -> None:
     """Freeze what is to be tokenized and how, in OUT/plan.json.
 
     Args:
         manifest: manifest.jsonl with the videos (megavrc prepare_dataset makes one).
-        tokenizer: folder or .ckpt file of the video tokenizer.
         out: folder of the job; OUT/video and OUT/image become the datasets.
+        tokenizer: folder or .ckpt file of the video tokenizer (default: MEGAVRC_OMNITOKENIZER).
         settings: see `Settings`.
     """
     with writing(out):
-        made = make_plan(manifest, tokenizer, out, Settings(**settings))
+        found = resolve("omnitokenizer", tokenizer, "--tokenizer").path
+        made = make_plan(manifest, found, out, Settings(**settings))
     print(f"{out}/plan.json: {len(made.units)} shards, plan {made.sha256[:12]}")
 
 
@@ -80,8 +82,8 @@ def run(
 
 def run_all(
     manifest: Path,
-    tokenizer: Path,
     out: Path,
+    tokenizer: Path | None = None,
     workers: int = 1,
     decoders: int = 1,
     timeout: float = 300.0,
@@ -92,15 +94,15 @@ def run_all(
 
     Args:
         manifest: manifest.jsonl with the videos (megavrc prepare_dataset makes one).
-        tokenizer: folder or .ckpt file of the video tokenizer.
         out: folder of the job; OUT/video and OUT/image become the datasets.
+        tokenizer: folder or .ckpt file of the video tokenizer (default: MEGAVRC_OMNITOKENIZER).
         workers: encoding processes; each takes whole shards, so use at least as many shards (clips_per_shard).
         decoders: decoding processes of each worker.
         timeout: seconds that one video may take to decode; then it is recorded as failed.
         threads: CPU threads of each worker.
         settings: see `Settings`.
     """
-    plan(manifest, tokenizer, out, **settings)
+    plan(manifest, out, tokenizer, **settings)
     Stop()
     rate = _Rate()
     work, todo = _todo(out, 0, 1)

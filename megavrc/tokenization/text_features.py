@@ -23,6 +23,7 @@ from megavrc.progress import progress
 from megavrc.tokenization.job import Stop, array_task
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
+from megavrc.user_files import resolve
 
 PLAN_FORMAT = 1  # of plan.json there; not in its hash
 WINDOW = 16  # encoder batches whose captions are sorted by length together
@@ -49,7 +50,7 @@ class Job:
 
 def text_features(
     out: Path,
-    encoder: Path,
+    encoder: Path | None = None,
     max_tokens: int = 127,
     batch: int = 32,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -65,7 +66,8 @@ def text_features(
 
     Args:
         out: folder of a tokenization job whose datasets are finished.
-        encoder: folder of a text encoder (T5 and its kin) in Hugging Face format, with its tokenizer.
+        encoder: folder of a text encoder (T5 and its kin) in Hugging Face format, with its tokenizer
+            (default: MEGAVRC_TEXT_ENCODER).
         max_tokens: longer captions are cut; a model takes as many as it has condition slots less one.
         batch: captions in an encoder batch.
         precision: of the encoder; features are stored in float16.
@@ -80,6 +82,7 @@ def text_features(
     stop = Stop()
     torch.set_num_threads(threads)
     task, of = array_task(task, of)
+    encoder = resolve("text_encoder", encoder, "--encoder").path
     settings = {"encoder": encoder_identity(encoder), "max_tokens": max_tokens, "batch": batch}
     with writing(out):
         jobs = _plan(out, settings | {"precision": precision})

@@ -21,6 +21,7 @@ from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.tokenizers.quality import psnr, ssim
+from megavrc.user_files import place
 
 LAPLACE = 1e-7
 DIFFERS = 0.1  # of 1: pixels further apart than that count as different, and as changed
@@ -44,7 +45,7 @@ class ObjectiveConfig:
         restart: replace codes whose average count in a forward pass falls below 1 by vectors of that pass.
         scales: factors of the resolution, one drawn for every step, as in [0.5, 0.75, 1, 1.25]. Empty: always 1.
         perceptual: weight of the LPIPS distance of a random frame of each clip; needs `vgg`.
-        vgg: state dict of torchvision's vgg16, .pth or .safetensors.
+        vgg: state dict of torchvision's vgg16, .pth or .safetensors (default: MEGAVRC_VGG).
         lpips_heads: the linear heads of LPIPS for VGG16. Empty: all channels weigh 1.
         gan_frame: weight of the discriminator of a random frame, in the network's loss and in its own.
         gan_clip: weight of the discriminator of the clip, likewise; it rests in steps of single frames.
@@ -86,7 +87,7 @@ class ObjectiveConfig:
                 yield f"objective.{name}: {value} is negative"
         if any(scale <= 0 for scale in self.scales):
             yield f"objective.scales: {self.scales} must be positive"
-        if self.perceptual and not self.vgg:
+        if self.perceptual and not place("vgg", self.vgg):
             yield "objective.vgg: objective.perceptual needs the file of torchvision's vgg16 weights"
         if self.feature_matching and not (self.gan_frame or self.gan_clip):
             yield "objective.feature_matching: needs a discriminator; set objective.gan_frame or objective.gan_clip"

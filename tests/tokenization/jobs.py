@@ -31,7 +31,7 @@ def make_tokenizer(folder: Path, seed: int) -> Path:
 
 
 def tokenize(manifest: Path, tokenizer: Path, out: Path, tasks: int = 1, **settings: Any) -> Path:
-    plan(manifest, tokenizer, out, **{**SMALL, **settings})
+    plan(manifest, out, tokenizer, **{**SMALL, **settings})
     for task in reversed(range(tasks)):
         run(out, task=task, of=tasks)
     finalize(out)

@@ -40,7 +40,7 @@ def test_plan_and_datasets_name_the_decoder(done: Path) -> None:
 def test_another_decoder_is_refused(
     manifest: Path, tokenizer: Path, tmp_path: Path, name: str, version: str
 ) -> None:
-    plan(manifest, tokenizer, tmp_path, **FEW)
+    plan(manifest, tmp_path, tokenizer, **FEW)
     here = read_json(tmp_path / "plan.json")["decoder"]
     planned(tmp_path, {"decoder": {**here, name: version}})
     before = files(tmp_path)
@@ -50,8 +50,8 @@ def test_another_decoder_is_refused(
     )
     for start in (
         lambda: run(tmp_path),
-        lambda: plan(manifest, tokenizer, tmp_path, **FEW),
-        lambda: run_all(manifest, tokenizer, tmp_path, **FEW),
+        lambda: plan(manifest, tmp_path, tokenizer, **FEW),
+        lambda: run_all(manifest, tmp_path, tokenizer, **FEW),
     ):
         with pytest.raises(UserError, match=message) as error:
             start()
@@ -62,7 +62,7 @@ def test_another_decoder_is_refused(
 
 def test_what_is_done_may_be_finished_by_another(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     """Only decoding has to be the same: a finished job is finalized, verified and found finished anywhere."""
-    plan(manifest, tokenizer, tmp_path, **FEW)
+    plan(manifest, tmp_path, tokenizer, **FEW)
     planned(tmp_path, {})  # the same again: our way of writing it changes nothing
     run(tmp_path)
     before = read_json(tmp_path / "plan.json")
@@ -83,10 +83,10 @@ def test_what_is_done_may_be_finished_by_another(manifest: Path, tokenizer: Path
 def test_a_plan_of_before_runs_with_one_warning(
     manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan(manifest, tokenizer, tmp_path, **FEW)
+    plan(manifest, tmp_path, tokenizer, **FEW)
     planned(tmp_path, {"decoder": None})
     before = (tmp_path / "plan.json").read_bytes()
-    plan(manifest, tokenizer, tmp_path, **FEW)  # `all` does so each time
+    plan(manifest, tmp_path, tokenizer, **FEW)  # `all` does so each time
     assert (tmp_path / "plan.json").read_bytes() == before
     capsys.readouterr()
     run(tmp_path)

@@ -64,7 +64,7 @@ def test_what_may_work_another_time_is_done_again(
     done: Path, manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One video hangs, one is away; the rest of the job goes on, and a later run mends their shards alone."""
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     first, second = [entry["path"] for entry in planned(tmp_path) if entry["shard"] == 1][:2]
     with Held(manifest.parent / first), absent(manifest.parent / second):
         run(tmp_path, timeout=2)
@@ -89,7 +89,7 @@ def test_a_decoder_that_dies(
     deaths: int, done: Path, manifest: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     """Once is no fault of the video; twice is recorded, and the job goes on."""
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     victim = next(entry["path"] for entry in planned(tmp_path) if entry["shard"] == 1)
 
     path = manifest.parent / victim
@@ -128,7 +128,7 @@ def next_decoder(last: Any) -> Any:
 
 
 def test_decoders_end_with_their_job(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     with Held(manifest.parent / planned(tmp_path)[0]["path"]) as held:
         job = start("run", "--out", tmp_path, start_new_session=True)
         held.wait_for_opener()
@@ -170,7 +170,7 @@ def refused(out: Path, message: str, **options: Any) -> None:
 
 
 def test_a_file_size_limit(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     refused(tmp_path, "File too large", preexec_fn=limited)
     run(tmp_path)
     finalize(tmp_path)
@@ -179,7 +179,7 @@ def test_a_file_size_limit(done: Path, manifest: Path, tokenizer: Path, tmp_path
 
 def test_a_full_disk(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     with tiny_disk(tmp_path):
-        plan(manifest, tokenizer, tmp_path, **SMALL)
+        plan(manifest, tmp_path, tokenizer, **SMALL)
         refused(tmp_path, "No space left on device")
         assert len(done_files(tmp_path)) >= 2  # some shards are done and stay
         subprocess.run(["mount", "-o", "remount,size=10m", str(tmp_path)], check=True)
@@ -201,7 +201,7 @@ LONG = {"clips_per_shard": 1, "images_per_video": 9}  # many shards: many moment
 def test_random_kills(tasks: int, long_job: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     """Tasks and their decoders are killed at random moments and started again."""
     rng = random.Random(tasks)
-    plan(manifest, tokenizer, tmp_path, **{**SMALL, **LONG})
+    plan(manifest, tmp_path, tokenizer, **{**SMALL, **LONG})
     jobs: dict[int, subprocess.Popen[str]] = {}
     for _ in range(8):
         for task in range(tasks):
@@ -251,7 +251,7 @@ def test_killed_at_every_rename(manifest: Path, tokenizer: Path, tmp_path: Path)
     expected = files(tokenize(manifest, tokenizer, tmp_path / "expected", **one))
     for renames in range(20):
         out = tmp_path / str(renames)
-        plan(manifest, tokenizer, out, **{**SMALL, **one})
+        plan(manifest, out, tokenizer, **{**SMALL, **one})
         with absent(manifest.parent / "a/02.mp4"):
             run(out)
         command = [sys.executable, "-c", AT_RENAME, str(out), str(renames)]

@@ -198,7 +198,7 @@ def test_shots_and_rates_are_checked(folder: Path, tokenizer: Path, tmp_path: Pa
     for shot in ({"start": 3, "end": 3}, {"start": "a"}, {"start": -1.0}):
         write_manifest(tmp_path / "m.jsonl", [{"path": str(folder / "plain.mp4"), **shot}])
         with pytest.raises(UserError, match="seconds"):
-            plan(tmp_path / "m.jsonl", tokenizer, tmp_path / "out", **SMALL)
+            plan(tmp_path / "m.jsonl", tmp_path / "out", tokenizer, **SMALL)
     with pytest.raises(UserError, match="fps 0: must be positive"):
         Settings(fps=0)
 

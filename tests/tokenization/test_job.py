@@ -71,7 +71,7 @@ def test_webdataset_reads_the_result(done: Path) -> None:
 def test_decoders_do_not_change_the_result(
     done: Path, manifest: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     run(tmp_path, decoders=4)
     finalize(tmp_path)
     assert files(tmp_path) == files(done)
@@ -85,7 +85,7 @@ def test_two_tasks_make_the_same_bytes(done: Path, manifest: Path, tokenizer: Pa
 def test_a_stopped_job_continues(
     number: signal.Signals, code: int, done: Path, manifest: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     entries = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
     blocked = manifest.parent / next(entry["path"] for entry in entries if entry["shard"] == 1)
     with Held(blocked):  # decoding waits here until the signal comes
@@ -183,14 +183,14 @@ def test_a_header_that_lies_is_not_believed(manifest: Path, monkeypatch: pytest.
 
 
 def test_another_plan_is_refused(done: Path, manifest: Path, tokenizer: Path) -> None:
-    plan(manifest, tokenizer, done, **SMALL)
+    plan(manifest, done, tokenizer, **SMALL)
     with pytest.raises(UserError, match=r"plan.json is another plan \(.*seed.* differ\)"):
-        plan(manifest, tokenizer, done, **{**SMALL, "seed": 1})
+        plan(manifest, done, tokenizer, **{**SMALL, "seed": 1})
 
 
 def test_another_tokenizer_is_refused(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     other = make_tokenizer(tmp_path / "other", seed=1)
-    plan(manifest, tokenizer, tmp_path / "out", **SMALL)
+    plan(manifest, tmp_path / "out", tokenizer, **SMALL)
     with pytest.raises(UserError, match=r"the plan is for tokenizer [0-9a-f]{64}, this one is [0-9a-f]{64}"):
         run(tmp_path / "out", tokenizer=other)
 
@@ -198,7 +198,7 @@ def test_another_tokenizer_is_refused(manifest: Path, tokenizer: Path, tmp_path:
 def test_array_tasks_come_from_slurm(
     manifest: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    plan(manifest, tokenizer, tmp_path, **SMALL)
+    plan(manifest, tmp_path, tokenizer, **SMALL)
     for name, value in (("COUNT", "3"), ("ID", "11"), ("MIN", "10"), ("MAX", "12")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     run(tmp_path)
@@ -221,11 +221,11 @@ def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"no plan.json"):
         run(tmp_path)
     with pytest.raises(UserError, match="no video of split 'val'"):
-        plan(manifest, tokenizer, tmp_path, splits=["val"])
+        plan(manifest, tmp_path, tokenizer, splits=["val"])
     with pytest.raises(UserError, match="clips of 16 frames of size 32: "):
-        plan(manifest, tokenizer, tmp_path, **{**SMALL, "frames": 16})
+        plan(manifest, tmp_path, tokenizer, **{**SMALL, "frames": 16})
     write_manifest(tmp_path / "m.jsonl", [{"path": "gone.mp4"}])
-    plan(tmp_path / "m.jsonl", tokenizer, tmp_path / "out", **SMALL)
+    plan(tmp_path / "m.jsonl", tmp_path / "out", tokenizer, **SMALL)
     run(tmp_path / "out")
     with pytest.raises(UserError, match="no video gave a sample"):
         finalize(tmp_path / "out")

@@ -46,7 +46,7 @@ def test_lines_that_are_gone_are_noticed(
         refused(job, "plan.jsonl")
     (job / "plan.jsonl").unlink()
     refused(job, "plan.jsonl")
-    plan(manifest, tokenizer, job, **SMALL)  # as the error says
+    plan(manifest, job, tokenizer, **SMALL)  # as the error says
     verify(job)
     assert files(job) == before
 
@@ -87,9 +87,9 @@ def test_damaged_plan_files_are_one_line(job: Path, manifest: Path, tokenizer: P
     (job / "plan.json").write_text(text, errors="surrogatepass")
     refused(job, "plan.json")
     with pytest.raises(UserError, match=r"plan\.json"):
-        plan(manifest, tokenizer, job, **SMALL)
+        plan(manifest, job, tokenizer, **SMALL)
     (job / "plan.json").unlink()
-    plan(manifest, tokenizer, job, **SMALL)  # as the error says: what is done stays done
+    plan(manifest, job, tokenizer, **SMALL)  # as the error says: what is done stays done
     shards = {path: path.stat().st_mtime_ns for path in job.rglob("*.tar")}
     run(job)
     verify(job)

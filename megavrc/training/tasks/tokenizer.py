@@ -22,6 +22,7 @@ from megavrc.training.previews import write_preview
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import ClipSource, window
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+from megavrc.user_files import resolve
 
 log = logging.getLogger("megavrc")
 
@@ -37,9 +38,10 @@ class TokenizerTask:
         self.config = config
         objective = config.objective
         with same_error_on_all_ranks(rank):
-            self.perceptual = (  # first of all: decoding may take hours
-                Perceptual.from_files(objective.vgg, objective.lpips_heads) if objective.perceptual else None
-            )
+            self.perceptual = None
+            if objective.perceptual:  # first of all: decoding may take hours
+                vgg = resolve("vgg", objective.vgg, "objective.vgg").path
+                self.perceptual = Perceptual.from_files(vgg, objective.lpips_heads)
         self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
