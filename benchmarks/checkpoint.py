@@ -13,8 +13,8 @@ import torch
 
 from megavrc.config import command
 from megavrc.distributed import connect
-from megavrc.files import write_result
 from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.results import case, metric, publish, result
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.engine import Engine
 from megavrc.training.saving import Saver
@@ -48,15 +48,20 @@ def main(preset: str = "l", folder: Path | None = None, zero: int = 0, json: Pat
                 saver.save(step, {})
                 stall = saver.stalled - waited
                 saver.finish()
-                row = {"background": background, "save": step, "stall_s": stall}
-                rows.append(row | {"total_s": time.perf_counter() - begin})
-                print(rows[-1], flush=True)
+                total = time.perf_counter() - begin
+                rows.append(
+                    case(
+                        f"{'background' if background else 'foreground'}, save {step}",
+                        {"stall": metric(stall, "s"), "total": metric(total, "s")},
+                    )
+                )
             saver.close()
     size = sum(tensor.nbytes for group in engine.state.like.values() for tensor in group.values())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    print(f"preset {preset}, ZeRO stage {zero}, {size / 1e9:.2f} GB a checkpoint, {device}")
-    if json:
-        write_result(json, {"preset": preset, "zero": zero, "bytes": size, "device": device, "rows": rows})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"preset": preset, "zero": zero}
+    publish(
+        result("benchmarks/checkpoint.py", options, rows, {"checkpoint": metric(size, "B")}, {}, device), json
+    )
 
 
 if __name__ == "__main__":

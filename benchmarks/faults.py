@@ -5,13 +5,13 @@ and compares the last checkpoint with that of a run that nothing disturbed.
 """
 
 import os
-import platform
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration
@@ -20,9 +20,18 @@ from megavrc.benchmarks.loader import write_dataset
 from megavrc.checkpoint import read
 from megavrc.config import command
 from megavrc.data.shards import shard_name
-from megavrc.files import read_json, write_result
+from megavrc.files import read_json
+from megavrc.results import case, metric, read_result, result, table, write_result
 
 STAYS = 8  # more than any case needs
+COLUMNS = ["number", "codes", "detect", "recover", "lost", "end"]  # printed, and of docs/reliability.md
+PROTOCOL = {
+    "codes": "exit codes of the ranks, start by start, until the last one, which is complete; negative: by that signal",
+    "detect": "from the last whole step until all ranks have ended",
+    "recover": "from the next start until the run is one step further than before",
+    "lost": "steps done twice",
+    "end": "the last checkpoint, compared with that of a run that nothing disturbed",
+}
 Act = Callable[[Stay], None]
 
 # --- what is done to a run ------------------------------------------------------------------------------------------
@@ -287,19 +296,33 @@ def same(run: Path, reference: Path) -> bool:
     )
 
 
-def row(cost: Cost) -> str:
-    """A row of the table in docs/reliability.md."""
-    codes = ", ".join(" ".join(map(str, stay)) for stay in cost.codes[:-1]) or "went on"
-    seconds = ["" if value is None else f"{value:.1f}" for value in (cost.detect_s, cost.recover_s)]
-    exact = (
-        "bit-equal"
+def row(cost: Cost) -> dict[str, Any]:
+    """A case of the result."""
+    end = (
+        f"{cost.skipped} step left out"
+        if cost.skipped
+        else "bit-equal"
         if cost.exact
         else f"losses within {cost.loss_difference:.0e}"
         if cost.loss_difference
         else "losses equal"
     )
-    exact = f"{cost.skipped} step left out" if cost.skipped else exact
-    return f"| {cost.number} | {cost.what} | {codes} | {seconds[0]} | {seconds[1]} | {cost.lost} | {exact} |"
+    metrics = {
+        "detect": metric(cost.detect_s, "s"),
+        "recover": metric(cost.recover_s, "s"),
+        "lost": metric(cost.lost, "steps"),
+        "loss_difference": metric(cost.loss_difference),
+        "skipped": metric(cost.skipped, "steps"),
+        "stall": metric(cost.stall_s, "s"),
+    }
+    facts = {
+        "codes": cost.codes[:-1] or "went on",
+        "end": end,
+        "exact": cost.exact,
+        "said": cost.said,
+        "load": os.getloadavg()[0],
+    }
+    return case(cost.what, metrics, facts, number=cost.number)
 
 
 def main(only: list[str] | None = None, json: Path | None = None, keep: Path | None = None) -> None:
@@ -310,6 +333,9 @@ def main(only: list[str] | None = None, json: Path | None = None, keep: Path | N
         json: file that gets what is measured; other cases in it stay.
         keep: folder that gets the runs (default: a temporary one).
     """
+    config = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}
+    content = result("benchmarks/faults.py", config, protocol=PROTOCOL, threads=1)
+    content["cases"] = read_result(json)["cases"] if json and json.exists() else []
     with tempfile.TemporaryDirectory() as temporary:
         root = keep or Path(temporary)
         os.environ["TORCH_EXTENSIONS_DIR"] = f"{temporary}/extensions"
@@ -319,25 +345,20 @@ def main(only: list[str] | None = None, json: Path | None = None, keep: Path | N
         undisturbed = start(folder / "run", 2, "").wait()
         assert undisturbed.codes == {0: 0, 1: 0}, undisturbed.output
         print(f"undisturbed: {undisturbed.ended - undisturbed.started:.1f} s")
-        for number, case in enumerate(CASES):
-            if only is None or case.number in only:
-                cost = measure(case, root / f"{number:02d}", folder / "run")
-                print(row(cost), "\n    " + cost.said, flush=True)
+        for number, fault in enumerate(CASES):
+            if only is None or fault.number in only:
+                measured = row(measure(fault, root / f"{number:02d}", folder / "run"))
+                content["cases"] = _with(content["cases"], measured)
+                print(table(content | {"cases": [measured]}, COLUMNS).splitlines()[-1], flush=True)
                 if json:
-                    add(cost, json)
+                    write_result(json, content)
 
 
-def add(cost: Cost, path: Path) -> None:
-    """Put a case into the file of results."""
-    machine = {"host": platform.node(), "cpus": os.cpu_count(), "torch": torch.__version__}
-    settings = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}
-    cases = {case["what"]: case for case in (read_json(path)["cases"] if path.exists() else ())}
-    cases[cost.what] = asdict(cost) | {"load": os.getloadavg()[0]}
-    order = [case.what for case in CASES]
-    write_result(
-        path,
-        machine | settings | {"cases": sorted(cases.values(), key=lambda case: order.index(case["what"]))},
-    )
+def _with(cases: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cases with a new one, or one measured again, in the order of CASES."""
+    order = [fault.what for fault in CASES]
+    found = {row["name"]: row for row in [*cases, new]}
+    return sorted(found.values(), key=lambda row: order.index(row["name"]))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from megavrc.config import command
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
-from megavrc.files import read_json, write_json
-from megavrc.hardware import machine
+from megavrc.files import read_json
 from megavrc.progress import progress
+from megavrc.results import Metric, case, metric, publish, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, read_clip, write_png
 from megavrc.video.manifest import read_manifest
@@ -48,40 +48,43 @@ def main(
     rows = read_manifest(manifest)
     if not all("static" in row.get("attributes", {}) for row in rows):
         raise UserError(f"{manifest}: not of tools/make_gameplay.py")
-    report: dict[str, Any] = {
-        "machine": machine("cpu", threads, "av", "vizdoom"),
-        "recipe": read_json(manifest.parent / "gameplay.json"),
-        "static": static(rows),
-    }
+    shares = _by_scenario(rows, [row["attributes"]["static"] for row in rows])
+    found = {name: static(values) for name, values in shares.items()}
+    config = {"recipe": read_json(manifest.parent / "gameplay.json")}
+    metrics, facts = {}, {}
     if tokenizer:
         chosen = [row for row in rows if row["split"] == split]
         if not chosen:
             raise UserError(f"{manifest}: no clips of split {split!r}")
         net = OmniTokenizer.from_checkpoint(tokenizer)
-        report["tokenizer"] = {"sha256": net.sha256, "split": split}
-        report["tokenizer"] |= reconstruction(manifest.parent, chosen, net, batch, sheet)
-    for name, table in (("static", report["static"]), ("psnr", report.get("tokenizer", {}).get("psnr", {}))):
-        for scenario, numbers in table.items():
-            print(
-                f"{name:8s}{scenario:26s}{'  '.join(f'{key} {value:.4g}' for key, value in numbers.items())}"
-            )
-    if json:
-        write_json(json, report)
-
-
-def static(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean static share, the largest, and how many clips are still, by scenario."""
-    shares = _by_scenario(rows, [row["attributes"]["static"] for row in rows])
-    return {
-        name: {"n": len(x), "mean": float(np.mean(x)), "max": max(x), "still": sum(s >= STILL for s in x)}
-        for name, x in shares.items()
+        ratios, metrics, facts = reconstruction(manifest.parent, chosen, net, batch, sheet)
+        for name, values in ratios.items():
+            found.setdefault(name, {})["psnr"] = mean_of(values, "dB")
+        config |= {"tokenizer_sha256": net.sha256, "split": split}
+    cases = [case(name, values) for name, values in found.items()]
+    protocol = {
+        "spread": "mean -+ standard deviation over clips; of the static share the range",
+        "still": STILL,
     }
+    publish(result("benchmarks/gameplay.py", config, cases, metrics, protocol | facts, threads=threads), json)
+
+
+def static(shares: list[float]) -> dict[str, Metric]:
+    """Mean static share with its range, and how many clips are still."""
+    mean = metric(float(np.mean(shares)), "share", len(shares), min(shares), max(shares))
+    return {"static": mean, "still": metric(sum(share >= STILL for share in shares), "clips", len(shares))}
+
+
+def mean_of(values: list[float], unit: str) -> Metric:
+    """Mean and standard deviation over clips."""
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    return metric(mean, unit, len(values), mean - deviation, mean + deviation)
 
 
 def reconstruction(
     root: Path, rows: list[dict[str, Any]], tokenizer: OmniTokenizer, batch: int, sheet: Path | None
-) -> dict[str, Any]:
-    """PSNR in dB by scenario (mean and standard deviation over clips) and whether the mean of all passes the gate."""
+) -> tuple[dict[str, list[float]], dict[str, Metric], dict[str, Any]]:
+    """PSNR in dB of all clips and by scenario, the perplexity of the ids, and whether the mean passes the gate."""
     values: list[float] = []
     codes: Counter[int] = Counter()
     pictures: dict[str, list[tuple[str, np.ndarray]]] = {}
@@ -101,16 +104,9 @@ def reconstruction(
         write_png(sheet, contact_sheet([row for pair in pictures.values() for row in pair], columns=9))
     shares = np.array(list(codes.values())) / codes.total()
     scores = {"all": values, **_by_scenario(rows, values)}
-    return {
-        "grid": list(ids.shape[1:]),
-        "psnr": {
-            name: {"n": len(x), "mean": float(np.mean(x)), "sd": float(np.std(x))}
-            for name, x in scores.items()
-        },
-        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
-        "gate": GATE,
-        "passed": bool(np.mean(values) >= GATE),
-    }
+    metrics = {"perplexity": metric(float(np.exp(-(shares * np.log(shares)).sum())), "codes")}
+    facts = {"grid": list(ids.shape[1:]), "gate_dB": GATE, "passed": bool(np.mean(values) >= GATE)}
+    return scores, metrics, facts
 
 
 def row_frames(row: dict[str, Any]) -> int:

@@ -38,7 +38,7 @@ generate b --preset b --variants vrc-4 token row --transformers false
 generate xl --preset xl --variants vrc-4 row --transformers false
 generate 1.2b --preset 1.2b --variants vrc-4 row --transformers false
 generate l-batch --preset l --variants vrc-4 --batch 16 64 --transformers false
-# Its planned_GiB beside memory_GiB is the check of tools/plan_run.py's estimate.
+# Its `planned` beside `memory` is the check of tools/plan_run.py's estimate.
 step train "train" "$PYTHON" tools/benchmark.py train --preset xl 1.2b --micro_batch 1 8 --precision bf16 \
     --json benchmarks/results/train-cuda.json
 # The search compiles 48 kernels.

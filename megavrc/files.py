@@ -53,14 +53,6 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-RESULT_FORMAT = 1
-
-
-def write_result(path: str | Path, content: dict[str, Any]) -> None:
-    """Write what `--json` of a command is for, with its format."""
-    write_json(path, {"format": RESULT_FORMAT, **content})
-
-
 def write_atomic(path: str | Path, content: bytes) -> None:
     """Write a file through a temporary neighbour, fsync and rename."""
     path = Path(path)

@@ -1,9 +1,12 @@
-"""Devices, their peaks and memory as their makers state them, and the most memory that a process has had."""
+"""Devices, their peaks and memory as their makers state them, the most memory that a process has had; what numbers are
+measured on and with."""
 
 import importlib.metadata
 import os
 import platform
 import resource
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +117,8 @@ def peak_memory(device: "str | torch.device") -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 
 
-def machine(device: str = "cpu", threads: int | None = None, *packages: str) -> dict[str, Any]:
-    """What a result was measured on, with the versions of `packages` and torch."""
+def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+    """What a result was measured on; the versions of packages are apart, in `versions`."""
     import torch
 
     return {
@@ -123,8 +126,6 @@ def machine(device: str = "cpu", threads: int | None = None, *packages: str) -> 
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads() if threads is None else threads,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", *packages)},
     }
 
 
@@ -134,3 +135,33 @@ def cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
+
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "av",
+    "deepspeed",
+    "transformers",
+    "webdataset",
+    "triton",
+    "torchao",
+    "vizdoom",
+)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that this process has loaded and that change numbers."""
+    loaded = [name for name in PACKAGES if name in sys.modules]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
+
+
+def revision() -> str | None:
+    """The git revision of this code, with "-dirty" after it where files differ from it; None outside a repository."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

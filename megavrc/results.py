@@ -2,50 +2,60 @@
 
 A result file is JSON:
 
-    {format, machine, versions, revision, command, config, protocol, cases: [{name, config, metrics}], metrics}
+    {format, machine, versions, revision, command, config, protocol, cases: [{name, config, metrics, facts}], metrics}
 
-where `metrics` are name -> {value, unit, n, low, high}: `low` and `high` bound the spread over the `n` samples behind
-the value (a range or an interval: `protocol` says which) and are absent where there is none.
+where `metrics` are name -> {value, unit, n, low, high, samples}: `low` and `high` bound the spread over the `n` samples
+behind the value (a range or an interval: `protocol` says which) and are absent where there is none, as `samples` are
+where they were not kept; `facts` are what was seen of a case that is no number.
 """
 
-import importlib.metadata
-import platform
-import subprocess
-import sys
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_json
-from megavrc.hardware import machine
+from megavrc.files import check_format, read_json, write_atomic, write_json
+from megavrc.hardware import machine, revision, versions
 
 FORMAT = 2  # 1: each command had a schema of its own, until November 2026
-KEYS = ("format", "machine", "versions", "revision", "command", "config", "protocol", "cases", "metrics")
-PACKAGES = ("torch", "numpy", "av", "deepspeed", "transformers", "webdataset", "triton", "torchao", "gradio")
+KEYS: dict[str, Any] = {"format": int, "command": str, "revision": str | None, "cases": list}
+KEYS |= dict.fromkeys(("machine", "versions", "config", "protocol", "metrics"), dict)
 
 Metric = dict[str, Any]
 Result = dict[str, Any]
 
 
 def metric(
-    value: float, unit: str = "", n: int = 1, low: float | None = None, high: float | None = None
+    value: float | None, unit: str = "", n: int = 1, low: float | None = None, high: float | None = None
 ) -> Metric:
-    """One number: its unit ("" for a share or a count), how many samples it rests on, and their spread."""
+    """One number: its unit, how many samples it rests on, and their spread.
+
+    Units: "s", "B" and "share" (0 to 1) are shown in the size that reads best; "" is a ratio or a count.
+    """
     bounds = {} if low is None or high is None else {"low": low, "high": high}
     return {"value": value, "unit": unit, "n": n, **bounds}
 
 
-def median_of(samples: Sequence[float], unit: str, scale: float = 1.0) -> Metric:
-    """The median of samples (each times `scale`) and their range."""
-    scaled = [scale * sample for sample in samples]
-    return metric(median(scaled), unit, len(scaled), min(scaled), max(scaled))
+def median_of(samples: Sequence[float], unit: str = "") -> Metric:
+    """The median of samples, their range, and the samples themselves."""
+    return metric(median(samples), unit, len(samples), min(samples), max(samples)) | {
+        "samples": list(samples)
+    }
 
 
-def case(name: str, metrics: Mapping[str, Metric], **config: Any) -> dict[str, Any]:
-    """One row of a result: what it is called, what was varied, what was measured."""
-    return {"name": name, "config": config, "metrics": dict(metrics)}
+def ratio(first: Metric, second: Metric) -> Metric:
+    """How many times the second value the first is; its spread is not known."""
+    return metric(first["value"] / second["value"], n=min(first["n"], second["n"]))
+
+
+def case(
+    name: str, metrics: Mapping[str, Metric], facts: Mapping[str, Any] | None = None, **config: Any
+) -> dict[str, Any]:
+    """One row of a result: what it is called, what was measured, what was seen that is no number, what was varied."""
+    row: dict[str, Any] = {"name": name, "config": config, "metrics": dict(metrics)}
+    return row | {"facts": dict(facts)} if facts else row
 
 
 def result(
@@ -55,6 +65,7 @@ def result(
     metrics: Mapping[str, Metric] | None = None,
     protocol: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    threads: int | None = None,
 ) -> Result:
     """A result with the machine, the versions of the packages that this process has loaded, and the revision.
 
@@ -65,10 +76,11 @@ def result(
         metrics: numbers of the whole, such as ratios of cases.
         protocol: how it was measured: rounds, warm-up, what low and high are.
         device: that computed.
+        threads: CPU threads of each process (default: torch's of this one).
     """
     return {
         "format": FORMAT,
-        "machine": machine(device),
+        "machine": machine(device, threads),
         "versions": versions(),
         "revision": revision(),
         "command": command,
@@ -77,22 +89,6 @@ def result(
         "cases": list(cases),
         "metrics": dict(metrics or {}),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that this process has loaded and that change numbers."""
-    loaded = [name for name in PACKAGES if name in sys.modules]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
-
-
-def revision() -> str | None:
-    """The git revision of this code, with "-dirty" after it where files differ from it; None outside a repository."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def read_result(path: str | Path) -> Result:
@@ -105,10 +101,33 @@ def read_result(path: str | Path) -> Result:
         raise UserError(
             f"{path}: not a result file, or one of format 1, which had no common schema: measure again"
         )
-    missing = [key for key in KEYS if key not in content]
+    missing = [key for key, kind in KEYS.items() if key not in content or not isinstance(content[key], kind)]
     if missing:
-        raise UserError(f"{path}: not a whole result file: {', '.join(missing)} missing")
+        raise UserError(f"{path}: not a whole result file: {', '.join(missing)} missing or of another kind")
+    wrong = [f"case {number}" for number, row in enumerate(content["cases"], 1) if not _is_case(row)]
+    wrong += [f"metric {name}" for name, found in content["metrics"].items() if not _is_metric(found)]
+    if wrong:
+        raise UserError(f"{path}: not a whole result file: {wrong[0]} is not as docs/formats.md says")
     return content
+
+
+def _is_case(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("name"), str)
+        and all(isinstance(row.get(part, {}), dict) for part in ("config", "metrics", "facts"))
+        and {"config", "metrics"} <= set(row)
+        and all(map(_is_metric, row["metrics"].values()))
+    )
+
+
+def _is_metric(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and {"value", "unit"} <= set(found)
+        and isinstance(found["unit"], str)
+        and all(isinstance(found.get(name), float | int | None) for name in ("value", "low", "high"))
+    )
 
 
 def write_result(path: str | Path, content: Result) -> None:
@@ -118,39 +137,116 @@ def write_result(path: str | Path, content: Result) -> None:
 
 # --- table -----------------------------------------------------------------------------------------------------
 
+SCALES = {  # unit -> (from which value on, its size, its name)
+    "s": ((0.1, 1.0, "s"), (0.0, 1e-3, "ms")),
+    "B": ((2**30, 2**30, "GiB"), (0.0, 2**20, "MiB")),
+    "share": ((0.0, 0.01, "%"),),
+    "B/s": ((0.0, 1e9, "GB/s"),),
+}
+
 
 def table(content: Result, columns: Sequence[str] | None = None) -> str:
     """The cases as a Markdown table, one row each; without cases the metrics of the whole, one row each.
 
     Args:
         content: of a result file.
-        columns: names of the metrics to show, in this order (default: all, in the order in which they come).
+        columns: what to show of the cases, in this order: names of metrics, facts or config (default: all metrics and
+            facts). ["metrics"]: the metrics of the whole, though there are cases.
     """
-    if not content["cases"]:
-        rows = [[name, shown(value), str(value["n"])] for name, value in content["metrics"].items()]
+    if not content["cases"] or columns == ["metrics"]:
+        rows = [
+            [name, shown(value), _text(value.get("n") or "")] for name, value in content["metrics"].items()
+        ]
         return markdown(["", "value", "n"], rows)
-    names = columns or list(dict.fromkeys(name for row in content["cases"] for name in row["metrics"]))
-    rows = [
-        [row["name"], *(shown(row["metrics"][name]) if name in row["metrics"] else "" for name in names)]
-        for row in content["cases"]
-    ]
-    return markdown(["", *names], rows)
+    known = _columns(content)
+    names = list(columns or known["metrics"] | known["facts"])
+    if unknown := [name for name in names if not any(name in found for found in known.values())]:
+        raise UserError(
+            f"no column {unknown[0]!r}; there are {', '.join(sorted(set().union(*known.values())))}"
+        )
+    return markdown(
+        ["", *(name.replace("_", " ") for name in names)],
+        [[row["name"], *(_cell(row, name) for name in names)] for row in content["cases"]],
+    )
+
+
+def _columns(content: Result) -> dict[str, dict[str, None]]:
+    """Names that the cases have, in their order: of metrics, facts and config."""
+    return {
+        part: dict.fromkeys(name for row in content["cases"] for name in row.get(part, {}))
+        for part in ("metrics", "facts", "config")
+    }
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    if name in row["metrics"]:
+        return shown(row["metrics"][name])
+    return _text({**row["config"], **row.get("facts", {})}.get(name, ""))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):  # of lists: "85 -9, 0 0"
+        return (", " if any(isinstance(part, list) for part in value) else " ").join(map(_text, value))
+    return str(value)
 
 
 def shown(value: Metric) -> str:
-    """A metric as text: "1.23 s (1.20 to 1.31)"."""
-    text = f"{_number(value['value'])} {value['unit']}".strip()
-    return f"{text} ({_number(value['low'])} to {_number(value['high'])})" if "low" in value else text
+    """A metric as text: "1.23 s (1.20 to 1.31)"; empty where nothing was measured."""
+    if value["value"] is None:
+        return ""
+    scales = SCALES.get(value["unit"], ((0.0, 1.0, value["unit"]),))
+    size, unit = next(
+        ((size, unit) for least, size, unit in scales if abs(value["value"]) >= least), scales[-1][1:]
+    )
+    text = f"{_number(value['value'] / size)} {unit}".strip()
+    low, high = (value.get(name) for name in ("low", "high"))
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} ({_number(low / size)} to {_number(high / size)})"
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: a head, and rows of as many cells; numbers stand to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def publish(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
+    """What a command does with its result: print its tables, and write it where `--json` says.
+
+    Args:
+        columns: of the cases, those of them that there are (default: all).
+    """
+    if content["cases"]:
+        known = set().union(*_columns(content).values())
+        print(table(content, [name for name in columns if name in known]))
+    if content["metrics"]:
+        print("\n" + table(content, ["metrics"]))
+    if json:
+        write_result(json, content)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------
+
+TABLE = re.compile(r"(<!-- table: (\S+)(?: ([^\n]*?))? -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def page_text(path: Path) -> str:
+    """The text of a Markdown page with its tables made anew from their result files.
+
+    A table stands between `<!-- table: FILE COLUMN, COLUMN -->` and `<!-- end -->`: the file relative to the page, and
+    what `table` calls columns, if not all.
+    """
+
+    def made(found: re.Match[str]) -> str:
+        columns = found[3].split(", ") if found[3] else None
+        return f"{found[1]}\n{table(read_result(path.parent / found[2]), columns)}\n\n"
+
+    return TABLE.sub(made, path.read_text())
 
 
 # --- comparison ------------------------------------------------------------------------------------------------
@@ -176,15 +272,21 @@ def differences(first: Result, second: Result) -> list[Difference]:
 
 
 def _metrics(content: Result) -> Iterator[tuple[str, Metric]]:
-    yield from content["metrics"].items()
-    for row in content["cases"]:
-        yield from ((f"{row['name']}: {name}", value) for name, value in row["metrics"].items())
+    """All that have a value."""
+    named = [("", content["metrics"]), *((f"{row['name']}: ", row["metrics"]) for row in content["cases"])]
+    for start, metrics in named:
+        yield from ((start + name, value) for name, value in metrics.items() if value["value"] is not None)
+
+
+def _bounds(value: Metric) -> tuple[float, float]:
+    """Low and high; twice the value where the spread is not known."""
+    low, high = value.get("low"), value.get("high")
+    return (value["value"],) * 2 if low is None or high is None else (low, high)
 
 
 def _apart(first: Metric, second: Metric) -> bool:
-    lows = [value["low"] if "low" in value else value["value"] for value in (first, second)]
-    highs = [value["high"] if "high" in value else value["value"] for value in (first, second)]
-    return max(lows) > min(highs) or first["unit"] != second["unit"]
+    (low, high), (other_low, other_high) = _bounds(first), _bounds(second)
+    return max(low, other_low) > min(high, other_high) or first["unit"] != second["unit"]
 
 
 def circumstances(first: Result, second: Result) -> list[tuple[str, Any, Any]]:
@@ -218,8 +320,12 @@ def show(file: Path, columns: list[str] | None = None) -> None:
         columns: names of the metrics to show (default: all).
     """
     content = read_result(file)
-    print(f"{content['command']}, {content['machine']['cpu']}, {content['machine']['device']}\n")
+    for part in ("machine", "versions", "config"):
+        print(f"{part}: {', '.join(f'{name} {value}' for name, value in content[part].items())}")
+    print(f"command: {content['command']}, revision {content['revision']}\n")
     print(table(content, columns))
+    if content["cases"] and content["metrics"] and not columns:
+        print("\n" + table(content, ["metrics"]))
 
 
 def compare(first: Path, second: Path) -> int:
@@ -236,10 +342,14 @@ def compare(first: Path, second: Path) -> int:
     if not found:
         raise UserError(f"{first} and {second} have no metric in common: {one['command']}, {two['command']}")
     rows = [
-        [item.where, shown(item.first), shown(item.second), _ratio(item), "differs" if item.apart else ""]
+        [item.where, shown(item.first), shown(item.second), *_distance(item), "differs" if item.apart else ""]
         for item in found
     ]
-    print(markdown(["", str(first), str(second), "second / first", ""], rows))
+    print(markdown(["", str(first), str(second), "second / first", "difference / spread", ""], rows))
+    common = {item.where for item in found}
+    for path, content in ((first, one), (second, two)):
+        if alone := [where for where, _ in _metrics(content) if where not in common]:
+            print(f"\nOnly in {path}: {', '.join(alone)}")
     others = circumstances(one, two)
     print(
         "\nWhat else differs:" if others else "\nNothing else differs: machine, versions, config, protocol."
@@ -249,5 +359,19 @@ def compare(first: Path, second: Path) -> int:
     return int(any(item.apart for item in found))
 
 
-def _ratio(item: Difference) -> str:
-    return f"{item.second['value'] / item.first['value']:.3f}" if item.first["value"] else ""
+def _distance(item: Difference) -> tuple[str, str]:
+    """The ratio of the values, and their difference over the larger spread, where they are known."""
+    one, two = item.first["value"], item.second["value"]
+    spread = max(high - low for low, high in (_bounds(item.first), _bounds(item.second)))
+    return f"{two / one:.3f}" if one else "", f"{abs(two - one) / spread:.2f}" if spread else ""
+
+
+def page(file: Path) -> None:
+    """Make the tables of a Markdown page anew from the result files that it names.
+
+    Args:
+        file: with `<!-- table: RESULT COLUMN, COLUMN -->` .. `<!-- end -->`, RESULT relative to it.
+    """
+    text = page_text(file)
+    print(f"{file}: {'as it was' if text == file.read_text() else 'tables made anew'}")
+    write_atomic(file, text.encode())

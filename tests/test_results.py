@@ -1,6 +1,7 @@
 """Result files: written, shown, compared; a newer or foreign file is refused by name."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ import pytest
 from megavrc.errors import UserError
 from megavrc.measure import in_turn
 from megavrc.results import (
+    TABLE,
     case,
     circumstances,
     differences,
     median_of,
     metric,
+    page_text,
     read_result,
     result,
+    shown,
     table,
     write_result,
 )
@@ -44,6 +48,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         "n": 3,
         "low": 1.0,
         "high": 3.0,
+        "samples": [1.0, 3.0, 2.0],
     }
     assert wanted["machine"]["cpu"] and wanted["versions"]["torch"]
 
@@ -54,6 +59,14 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda content: content.pop("format"), "no common schema"),
         (lambda content: content.update(format=3), "newer megavrc"),
         (lambda content: content.pop("cases"), "cases missing"),
+        (
+            lambda content: content.update(machine=None, metrics=[]),
+            "machine, metrics missing or of another kind",
+        ),
+        (lambda content: content["metrics"].update(a=3), "metric a is not"),
+        (lambda content: content["metrics"].update(a={"value": "3", "unit": ""}), "metric a is not"),
+        (lambda content: content["cases"].append({"name": "b"}), "case 2 is not"),
+        (lambda content: content["cases"][0]["metrics"].update(time={"value": 1}), "case 1 is not"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, change: Any, said: str) -> None:
@@ -109,3 +122,69 @@ def test_cases_take_turns_and_warm_up_is_left_out() -> None:
     seconds = in_turn(cases, rounds=2, warmup=1, clock=lambda: float(next(ticks)))
     assert order == ["a", "b"] * 3
     assert seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+ROOT = TOOL.parents[1]
+PAGES = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if TABLE.search(path.read_text())
+]
+RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_tables_of_a_page_are_those_of_its_files(path: Path) -> None:
+    assert page_text(path) == path.read_text(), f"python tools/results.py page {path.relative_to(ROOT)}"
+
+
+def test_a_changed_number_changes_the_page(tmp_path: Path) -> None:
+    page, file = tmp_path / "page.md", tmp_path / "a.json"
+    page.write_text("before\n<!-- table: a.json time -->\nold\n<!-- end -->\nafter\n")
+    write_result(file, made([1.0, 3.0, 2.0]))
+    run("page", page)
+    first = page.read_text()
+    assert (
+        "| b | 2 s (1 to 3) |" in first
+        and "old" not in first
+        and first.startswith("before\n<!-- table: a.json time")
+    )
+    assert first.endswith("<!-- end -->\nafter\n") and page_text(page) == first
+    content = read_result(file)
+    content["cases"][0]["metrics"]["time"]["value"] = 2.5
+    write_result(file, content)
+    assert "2.5 s (1 to 3)" in page_text(page)
+    page.write_text("<!-- table: a.json nothing -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="no column 'nothing'; there are clips, preset, time"):
+        page_text(page)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_values_of_result_files_are_those_of_their_samples(path: Path) -> None:
+    content = read_result(path)
+    for metrics in (content["metrics"], *(row["metrics"] for row in content["cases"])):
+        for name, found in metrics.items():
+            assert {"value", "unit", "n"} <= set(found), name
+            if samples := found.get("samples"):
+                values = {statistics.median(samples), max(samples)}  # of memory the most
+                assert found["value"] in values, name
+                assert (found["n"], found["low"], found["high"]) == (
+                    len(samples),
+                    min(samples),
+                    max(samples),
+                ), name
+
+
+def test_units_are_shown_in_the_size_that_reads_best() -> None:
+    assert shown(metric(0.0123, "s", 3, 0.01, 0.02)) == "12.3 ms (10 to 20)"
+    assert shown(metric(0.9697, "share")) == "97 %"
+    assert shown(metric(3 * 2**29, "B")) == "1.5 GiB" and shown(metric(2**20, "B")) == "1 MiB"
+    assert shown(metric(None)) == "" and shown(metric(1.0, "s", 3, 1.0, 1.0)) == "1 s"
+
+
+def test_a_comparison_measures_by_the_spread_and_names_what_is_alone(tmp_path: Path) -> None:
+    write_result(tmp_path / "a.json", made([1.0, 3.0], mine=metric(1)))
+    write_result(tmp_path / "b.json", made([5.0, 6.0]))
+    said = run("compare", tmp_path / "a.json", tmp_path / "b.json").stdout
+    assert "| 2.750 | 1.75 | differs |" in said  # medians 2 and 5.5, the larger spread 2
+    assert "a.json: mine" in said and "Only in" in said

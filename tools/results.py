@@ -1,4 +1,4 @@
-"""Show a result file as a table, or compare two: which numbers differ, and what else."""
+"""Show a result file as a table, compare two, or make the tables of a page anew."""
 
 from megavrc.__main__ import main
 

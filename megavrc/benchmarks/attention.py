@@ -4,11 +4,11 @@ import contextlib
 import functools
 import itertools
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -16,15 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import write_result
-from megavrc.hardware import check_device, machine
+from megavrc.hardware import check_device
+from megavrc.measure import cuda_lap_times, lap_times, turns
 from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose, load
+from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
 
 Attend = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
+Laps = Callable[..., list[float]]  # seconds of pieces of work, one after the other
 
 HEAD_DIM, FIRST_FRAME, SEGMENT = 64, 1024, 256
 INPUTS = 5  # sets of random inputs that the rounds go through
-AHEAD = 4_000_000  # clock cycles that the GPU waits, so that it never waits for the launches that are timed
+PARTS = ("forward", "backward", "both")
+COLUMNS = [*(name for part in PARTS for name in (part, f"{part}_rate")), "both_of_masked"]  # that are printed
 CPU_CASES = [(128, 4, 1, 12)]  # condition slots, later frames, batch, heads
 GPU_SHAPES = [(1, 12), (8, 12), (16, 16), (8, 20), (8, 32)]
 GPU_CASES = [
@@ -76,39 +79,38 @@ def attention(
     if min([rounds, *(text or [1])]) < 1 or min(frames or [0]) < 0:
         raise UserError("--rounds and --text must be at least 1, --frames at least 0")
     contestants, refused = _contestants(backends, device, kind, tune and on_gpu)
-    clock = _GpuClock() if on_gpu else _CpuClock(threads)
     sizes = GPU_CASES if on_gpu else CPU_CASES
     if shapes or text or frames:
         products = itertools.product(text or [128], frames or [4], shapes or [(1, 12)])
         sizes = [(slots, count, *shape) for slots, count, shape in products]
-    cases = []
+    rows: list[dict[str, Any]] = []
+    wins: Counter[str] = Counter()
     for slots, count, batch, heads in sizes:
         if on_gpu:
             torch.compiler.reset()  # there is a limit of compiled shapes
-        case = _Case(slots, count, batch, heads, device, kind)
-        cases.append(case.measure(contestants, clock, rounds))
-        _print(cases[-1])
-    for name, reason in refused.items():
-        print(f"{name}: {reason}")
+        sequence = _Case(slots, count, batch, heads, device, kind)
+        times, peaks = sequence.measure(contestants, _laps(device, threads), rounds)
+        rows += sequence.rows(times, peaks)
+        wins[min(times.keys() & set(BACKENDS), key=lambda name: median(map(sum, times[name])))] += 1
     auto = choose("auto", device.partition(":")[0], kind, HEAD_DIM, True)
-    wins = Counter(case["fastest"] for case in cases)
-    names = ", ".join(f"{name} in {count} of {len(cases)}" for name, count in wins.most_common())
-    print(f"fastest forward and backward: {names}; auto takes {auto}, another: --train.attention NAME")
-    result = {
-        "machine": machine(device, threads),
-        "dtype": str(kind).removeprefix("torch."),
-        "head_dim": HEAD_DIM,
-        "clock": clock.name,
-        "cases": cases,
+    protocol: dict[str, Any] = {
+        "clock": "CUDA events" if on_gpu else "CPU seconds" if threads == 1 else "wall seconds",
+        "rounds": rounds,
+        "spread": "range of the rounds",
+        "fastest_forward_and_backward": dict(wins),
         "auto": auto,
         "refused": refused,
     }
     if "triton tuned" in contestants:
         from megavrc.model.attention_triton import tuned
 
-        result["tuned"] = tuned()
-    if json:
-        write_result(json, result)
+        protocol["tuned"] = tuned()
+    config = {"dtype": str(kind).removeprefix("torch."), "head_dim": HEAD_DIM}
+    publish(result("benchmark attention", config, rows, {}, protocol, device, threads), json, COLUMNS)
+    for name, reason in refused.items():
+        print(f"{name}: {reason}")
+    names = ", ".join(f"{name} in {count} of {len(sizes)}" for name, count in wins.most_common())
+    print(f"fastest forward and backward: {names}; auto takes {auto}, another: --train.attention NAME")
 
 
 # --- who takes part -----------------------------------------------------------------------------------------------
@@ -137,39 +139,11 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-# --- clocks -------------------------------------------------------------------------------------------------------
-
-
-class _CpuClock:
-    """Seconds of this process (one thread) or of the wall."""
-
-    def __init__(self, threads: int) -> None:
-        self.now = time.process_time if threads == 1 else time.perf_counter
-        self.name = "CPU seconds" if threads == 1 else "wall seconds"
-
-    def time(self, *work: Callable[[], object]) -> list[float]:
-        marks = [self.now()]
-        for part in work:
-            part()
-            marks.append(self.now())
-        return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
-
-
-class _GpuClock:
-    """Seconds of the GPU between events; it starts late, so that it always has the next launch at hand."""
-
-    name = "CUDA events"
-
-    def time(self, *work: Callable[[], object]) -> list[float]:
-        torch.cuda.synchronize()
-        torch.cuda._sleep(AHEAD)
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(work) + 1)]
-        marks[0].record()
-        for part, mark in zip(work, marks[1:], strict=True):
-            part()
-            mark.record()
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
+def _laps(device: str, threads: int) -> Laps:
+    """How the parts of a pass are timed: by the GPU, else in CPU seconds (one thread) or by the wall's clock."""
+    if device.startswith("cuda"):
+        return cuda_lap_times
+    return functools.partial(lap_times, time.process_time if threads == 1 else time.perf_counter)
 
 
 # --- one shape ----------------------------------------------------------------------------------------------------
@@ -209,60 +183,61 @@ class _Case:
         area = length * (length + 1) // 2 if name == "causal" else self.mask.area
         return 4.0 * area * HEAD_DIM * self.heads * self.batch
 
-    def _once(self, attend: Attend, clock: _CpuClock | _GpuClock, number: int) -> list[float]:
+    def _once(self, attend: Attend, laps: Laps, number: int) -> list[float]:
         q, k, v, gradient = self.inputs[number % INPUTS]
         out: list[Tensor] = []
-        return clock.time(
+        return laps(
             lambda: out.append(attend(q, k, v, self.mask)),
             lambda: torch.autograd.grad(out[0], (q, k, v), gradient),
         )
 
     def measure(
-        self, contestants: dict[str, Attend], clock: _CpuClock | _GpuClock, rounds: int
-    ) -> dict[str, Any]:
+        self, contestants: dict[str, Attend], laps: Laps, rounds: int
+    ) -> tuple[dict[str, list[list[float]]], dict[str, int]]:
+        """Seconds forward and backward of each round, and on GPUs the peak bytes of the last, by backend."""
         times: dict[str, list[list[float]]] = {name: [] for name in contestants}
         peaks = {}
-        for number in range(-1, rounds):  # round -1 compiles and warms up
-            for name, attend in contestants.items():
-                if self.device.startswith("cuda"):
-                    torch.cuda.reset_peak_memory_stats()
-                    before = torch.cuda.memory_allocated()
-                with _searched_tiles(name == "triton tuned"):
-                    spent = self._once(attend, clock, number)
-                if number >= 0:
-                    times[name].append(spent)
-                if self.device.startswith("cuda"):
-                    peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        results = {name: self._summary(name, spent) for name, spent in times.items()}
-        for name, result in results.items():
-            for part in ("forward", "backward", "both"):
-                result[part]["of_masked"] = result[part]["ms"] / results["masked"][part]["ms"]
+        for number, name in turns(contestants, rounds, 1, self.name):
+            if self.device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            with _searched_tiles(name == "triton tuned"):
+                spent = self._once(contestants[name], laps, number)
+            if number >= 0:
+                times[name].append(spent)
+            if self.device.startswith("cuda"):
+                peaks[name] = torch.cuda.max_memory_allocated() - before
+        return times, peaks
+
+    def rows(self, times: dict[str, list[list[float]]], peaks: dict[str, int]) -> Iterator[dict[str, Any]]:
+        """A case of the result for each backend."""
+        shape: dict[str, Any] = {"rows": self.mask.kv_len, "visible": self.mask.area / self.mask.kv_len**2}
+        shape |= {"batch": self.batch, "heads": self.heads, "mask_build_s": self._mask_build_s()}
+        masked = self._metrics("masked", times["masked"])
+        for name, spent in times.items():
+            metrics = self._metrics(name, spent)
+            for part in PARTS:
+                metrics[f"{part}_of_masked"] = ratio(metrics[part], masked[part])
             if name in peaks:
-                result["peak_mib"] = peaks[name]
-        return {
-            "case": self.name,
-            "rows": self.mask.kv_len,
-            "visible": self.mask.area / self.mask.kv_len**2,
-            "rounds": rounds,
-            "mask_build_ms": self._mask_build_ms(),
-            "backends": results,
-            "fastest": min(results.keys() & set(BACKENDS), key=lambda name: results[name]["both"]["ms"]),
-        }
+                metrics["peak"] = metric(peaks[name], "B")
+            yield case(f"{name}: {self.name}", metrics, backend=name, **shape)
 
-    def _summary(self, name: str, times: list[list[float]]) -> dict[str, Any]:
-        flops = self.flops(name)
-        parts = {
-            "forward": ([forward for forward, _ in times], flops),
-            "backward": ([backward for _, backward in times], 2.5 * flops),
-            "both": ([sum(both) for both in times], 3.5 * flops),
+    def _metrics(self, name: str, times: list[list[float]]) -> dict[str, Metric]:
+        forward = self.flops(name)
+        flops = dict(zip(PARTS, (forward, 2.5 * forward, 3.5 * forward), strict=True))
+        seconds = {
+            part: median_of(spent, "s")
+            for part, spent in zip(
+                PARTS, (*zip(*times, strict=True), [sum(both) for both in times]), strict=True
+            )
         }
-        medians = {part: (statistics.median(spent), count) for part, (spent, count) in parts.items()}
-        return {
-            part: {"ms": 1000 * seconds, "tflops_per_second": count / seconds / 1e12}
-            for part, (seconds, count) in medians.items()
+        rates = {
+            f"{part}_rate": metric(flops[part] / spent["value"] / 1e12, "TFLOP/s", spent["n"])
+            for part, spent in seconds.items()
         }
+        return seconds | rates
 
-    def _mask_build_ms(self) -> dict[str, float]:
+    def _mask_build_s(self) -> dict[str, float]:
         """Once a layout, on the host: the mask itself, the tables of `triton`, the tiles of `flex`."""
         from megavrc.model.attention_flex import block_mask
 
@@ -274,8 +249,7 @@ class _Case:
             "flex tiles": lambda: block_mask(build(), device),
         }
         return {
-            name: 1000 * statistics.median(_CpuClock(0).time(*[function] * 5))
-            for name, function in work.items()
+            name: median(lap_times(time.perf_counter, *[function] * 5)) for name, function in work.items()
         }
 
 
@@ -289,13 +263,3 @@ def _searched_tiles(active: bool) -> Iterator[None]:
     finally:
         if active:
             del os.environ["MEGAVRC_ATTENTION_TUNE"]
-
-
-def _print(case: dict[str, Any]) -> None:
-    built = case["mask_build_ms"]["mask"]
-    print(f"{case['case']}: {case['rows']} rows, {case['visible']:.1%} visible, mask built in {built:.1f} ms")
-    print(f"{'':14s}{'forward':>21s}{'backward':>21s}{'both':>21s}  of masked   (T: TFLOP/s)")
-    for name, result in case["backends"].items():
-        parts = (result["forward"], result["backward"], result["both"])
-        columns = "".join(f"{part['ms']:9.2f} ms {part['tflops_per_second']:7.3f} T" for part in parts)
-        print(f"  {name:12s}{columns}  {result['both']['of_masked']:9.2f}", flush=True)

@@ -1,11 +1,10 @@
 """What generating a clip costs: seconds by phase, the floor that memory bandwidth sets."""
 
-import time
-from collections.abc import Callable
 from typing import TypedDict
 
 import torch
 
+from megavrc.measure import clock
 from megavrc.model import VRC, ClipRequest, VideoPipeline
 
 POINTS = 5  # cache lengths at which token steps are sampled
@@ -29,17 +28,6 @@ class Phases(TypedDict):
     later_frames: float
     step: float
     accepted: float
-
-
-def clock(device: str) -> Callable[[], float]:
-    """Seconds, when the device has done all that was asked of it."""
-
-    def now() -> float:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
 
 
 @torch.no_grad()

@@ -20,12 +20,12 @@ from megavrc.benchmarks.generate_cases import (
 )
 from megavrc.benchmarks.llama import llama_generator
 from megavrc.errors import UserError
-from megavrc.files import write_result
-from megavrc.hardware import check_device, machine, peak_memory, reset_peak_memory
+from megavrc.hardware import check_device, peak_memory, reset_peak_memory
+from megavrc.measure import clock, in_turn, turns
 from megavrc.model import VRC, ModelConfig, VideoPipeline
 from megavrc.model.clips import decode_clips
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.progress import progress
+from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
 
 
 def generate(
@@ -91,23 +91,33 @@ def generate(
     llama = llama_generator(config, context + 1, device, number) if transformers else None
     bandwidth = cost.memory_bandwidth(device)
     measured = _rounds(cases, llama, repeats, sampled_steps, device)
-    result = {
-        "machine": machine(device, threads, "transformers"),
-        "weights": [str(folder) for folder in folders] or "random",
-        "model": {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames},
-        "dtype": dtype,
-        "repeats": repeats,
-        "extrapolated_from_steps": sampled_steps,
-        "bandwidth": bandwidth,
-        "floor": cost.FLOOR,
-        "seconds_to_pixels_per_clip": _pixels(net, config, repeats, device),
-        "cases": [_row(case, measured[case], bandwidth) for case in cases],
-        "transformers_step": _by_batch(measured["llama"]),
+    rows = [_row(each, measured[each], bandwidth) for each in cases]
+    step = _by_batch(measured["llama"])
+    metrics = {
+        "memory bandwidth": metric(bandwidth, "B/s"),
+        "tokens to pixels, a clip, float32": _pixels(net, config, repeats, device),
+        **{f"step of transformers' Llama, batch {batch}": found for batch, found in step.items()},
     }
-    result["ratios"] = _ratios(result)
-    _print(result)
-    if json:
-        write_result(json, result)
+    options: dict[str, Any] = {"weights": [str(folder) for folder in folders] or "random", "dtype": dtype}
+    options |= {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames}
+    protocol = {
+        "repeats": repeats,
+        "spread": "range of the rounds",
+        "extrapolated_from_steps": sampled_steps,
+        "floor": cost.FLOOR,
+    }
+    metrics |= ratios(rows, step)
+    content = result("benchmark generate", options, rows, metrics, protocol, device, threads)
+    _print_head(options, sampled_steps)
+    publish(content, json)
+
+
+def _print_head(options: dict[str, Any], sampled_steps: int) -> None:
+    print(", ".join(f"{name} {value}" for name, value in options.items()))
+    if sampled_steps:
+        points = f"{sampled_steps} token steps at each of {cost.POINTS} cache lengths"
+        print(f"EXTRAPOLATED from {points}; not whole clips")
+    print(f"seconds of a batch; floor = {cost.FLOOR}\n")
 
 
 def _several(values: Any) -> list[Any]:
@@ -129,12 +139,10 @@ def _rounds(
 
     The peak is that of the case alone: its weights, and the most that generating added to what was there.
     """
-    measured: dict[Any, list[Any]] = {case: [] for case in cases} | {"llama": []}
+    measured: dict[Any, list[Any]] = {each: [] for each in cases} | {"llama": []}
     batches = list(dict.fromkeys(case.batch for case in cases))
-    turns: list[tuple[int, Any]] = [
-        (number, work) for number in range(repeats) for work in (*cases, *(batches if llama else []))
-    ]
-    for number, work in progress(turns, f"measure {repeats} rounds", len(turns)):
+    works: list[Any] = [*cases, *(batches if llama else [])]
+    for number, work in turns(works, repeats, label=f"measure {repeats} rounds"):
         if isinstance(work, Case):
             before = reset_peak_memory(device)
             if sampled_steps and work.model.config.first_frame == "token":
@@ -158,7 +166,7 @@ def _llama_step(
     llama: Callable[[int, int, int], None], config: ModelConfig, batch: int, sampled_steps: int, device: str
 ) -> float:
     """Mean seconds of a step over the cache lengths of a first frame, the prompt's pass subtracted."""
-    slots, tokens, now = config.condition.slots, config.tokens_per_frame, cost.clock(device)
+    slots, tokens, now = config.condition.slots, config.tokens_per_frame, clock(device)
     count = sampled_steps or tokens - 1
     steps = []
     for prompt in torch.linspace(
@@ -172,121 +180,85 @@ def _llama_step(
     return statistics.mean(steps)
 
 
-def _pixels(net: OmniTokenizerNet | None, config: ModelConfig, repeats: int, device: str) -> dict[str, float]:
+def _by_batch(measured: list[tuple[int, float]]) -> dict[int, Metric]:
+    batches = dict.fromkeys(batch for batch, _ in measured)
+    return {batch: median_of([seconds for at, seconds in measured if at == batch], "s") for batch in batches}
+
+
+def _pixels(net: OmniTokenizerNet | None, config: ModelConfig, repeats: int, device: str) -> Metric:
     """Seconds from the tokens of one clip to its pixels, in float32."""
     net = net or OmniTokenizerNet(OmniTokenizerConfig()).to(device).eval().requires_grad_(False)
-    ids, now = (
-        torch.zeros(1, 1 + config.frames, config.grid, config.grid, dtype=torch.long),
-        cost.clock(device),
-    )
-    seconds = []
-    for _ in range(1 + repeats):
-        start = now()
-        decode_clips(net, ids.to(device))
-        seconds.append(now() - start)
-    return _spread(seconds[1:])
+    ids = torch.zeros(1, 1 + config.frames, config.grid, config.grid, dtype=torch.long)
+    work = {"": lambda: decode_clips(net, ids.to(device))}
+    return median_of(in_turn(work, repeats, clock=clock(device), label="to pixels")[""], "s")
 
 
 # --- what is reported -------------------------------------------------------------------------------------------
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+def _row(timed: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: float) -> dict[str, Any]:
+    model, settings, batch = timed.model, timed.settings, timed.batch
+    rounds, peaks = [phases for phases, _ in measured], [peak for _, peak in measured if peak]
+    speculative, in_rows = settings.speculative, model.config.first_frame == "row"
+    metrics: dict[str, Metric] = {}
+    if not speculative or timed.trained:  # random weights do not tell how many passes a clip takes
+        whole = [phases["prefill"] + phases["first_frame"] + phases["later_frames"] for phases in rounds]
+        metrics["seconds"] = median_of(whole, "s")
+        for phase in ("prefill", "first_frame", "later_frames"):
+            metrics[phase] = median_of([phases[phase] for phases in rounds], "s")
+    metrics["step"] = median_of([phases["step"] for phases in rounds], "s")
+    if not speculative:
+        floor = cost.floor_seconds(model, batch, settings.guidance, bandwidth) / len(cost.token_passes(model))
+        metrics["floor_step"] = metric(floor, "s")
+        metrics["share_of_floor"] = metric(floor / metrics["step"]["value"], "share", len(rounds))
+    elif timed.trained:
+        metrics["accepted"] = median_of([phases["accepted"] for phases in rounds], "tokens a pass")
+    if peaks:
+        metrics["peak"] = metric(max(peaks), "B", len(peaks))
+    name = f"{timed.name}, {_job(batch, settings.guidance)}"
+    return case(
+        name + (f", speculative {speculative}" if speculative else ""),
+        metrics,
+        model=timed.name,
+        batch=batch,
+        guidance=settings.guidance,
+        speculative=speculative,
+        step_of="pass" if speculative else "row" if in_rows else "token",
+    )
 
 
-def _by_batch(measured: list[tuple[int, float]]) -> dict[str, dict[str, float]]:
-    return {
-        str(batch): _spread([seconds for at, seconds in measured if at == batch])
-        for batch in sorted({batch for batch, _ in measured})
-    }
+def _job(batch: int, guidance: float) -> str:
+    return f"batch {batch}, guidance {guidance:g}"
 
 
-def _row(case: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth: float) -> dict[str, Any]:
-    rounds = [phases for phases, _ in measured]
-    speculative, in_rows = case.settings.speculative, case.model.config.first_frame == "row"
-    row: dict[str, Any] = {
-        "name": case.name,
-        "batch": case.batch,
-        "guidance": case.settings.guidance,
-        "speculative": speculative,
-        "peak_bytes": max((peak for _, peak in measured if peak), default=None),
-        "step_of": "pass" if speculative else "row" if in_rows else "token",
-        "step": _spread([phases["step"] for phases in rounds]),
-    }
-    if speculative and not case.trained:  # random weights do not tell how many passes a clip takes
-        return row
-    row["seconds"] = _spread([p["prefill"] + p["first_frame"] + p["later_frames"] for p in rounds])
-    for phase in ("prefill", "first_frame", "later_frames"):
-        row[phase] = _spread([phases[phase] for phases in rounds])
-    if speculative:
-        return row | {"accepted_tokens_per_pass": _spread([phases["accepted"] for phases in rounds])}
-    passes = len(cost.token_passes(case.model))
-    floor = cost.floor_seconds(case.model, case.batch, case.settings.guidance, bandwidth) / passes
-    return row | {"floor_step": floor, "share_of_floor": floor / row["step"]["median"]}
-
-
-def _ratios(result: dict[str, Any]) -> dict[str, float]:
+def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Metric]:
     """How many times as long the token baseline takes as each case like it, a step of transformers as ours, and a
-    speculative pass as a token step."""
-    ratios = {}
-    cases = {(c["name"], c["batch"], c["guidance"], c["speculative"]): c for c in result["cases"]}
-    for (name, batch, guidance, speculative), case in cases.items():
-        job = f"batch {batch}, guidance {guidance:g}"
+    speculative pass as a token step.
+
+    Args:
+        rows: cases of the result. llama: step of transformers, by batch.
+    """
+    found: dict[str, Metric] = {}
+    keys = ("model", "batch", "guidance", "speculative")
+    cases = {tuple(row["config"][key] for key in keys): row["metrics"] for row in rows}
+    for (name, batch, guidance, speculative), metrics in cases.items():
+        job = _job(batch, guidance)
         token, sequential = (
             cases.get(("token", batch, guidance, speculative)),
             cases[name, batch, guidance, 0],
         )
-        if name != "token" and token and "seconds" in token and "seconds" in case:
+        if name != "token" and token and "seconds" in token and "seconds" in metrics:
             label = f"token / {name}, {job}" + (f", speculative {speculative}" if speculative else "")
-            ratios[label] = token["seconds"]["median"] / case["seconds"]["median"]
+            found[label] = ratio(token["seconds"], metrics["seconds"])
         if speculative:
             label = f"pass of {speculative} drafts / token step of {name} (accepted tokens from which it pays), {job}"
-            ratios[label] = case["step"]["median"] / sequential["step"]["median"]
-            if "seconds" in case:
+            found[label] = ratio(metrics["step"], sequential["step"])
+            if "seconds" in metrics:
                 label = f"sequential / speculative {speculative} of {name}, {job}"
-                ratios[label] = sequential["seconds"]["median"] / case["seconds"]["median"]
-    for batch, step in result["transformers_step"].items():
-        own = [c for c in result["cases"] if str(c["batch"]) == batch and c["step_of"] == "token"]
+                found[label] = ratio(sequential["seconds"], metrics["seconds"])
+    for batch, step in llama.items():
+        own = [row for row in rows if row["config"]["batch"] == batch and row["config"]["step_of"] == "token"]
         if own:
-            label = f"step of transformers' Llama / step of {own[0]['name']}, batch {batch}"
-            ratios[label] = step["median"] / own[0]["step"]["median"]
-    return ratios
-
-
-def _print(result: dict[str, Any]) -> None:
-    model, weights = result["model"], result["weights"]
-    print(
-        f"preset {model['preset']}, grid {model['grid']}x{model['grid']}, {model['latent_frames']} latent frames, "
-        f"{result['dtype']}, weights: {weights if weights == 'random' else ', '.join(weights)}"
-    )
-    if steps := result["extrapolated_from_steps"]:
-        print(
-            f"EXTRAPOLATED from {steps} token steps at each of {cost.POINTS} cache lengths; not whole clips"
-        )
-    print(f"memory bandwidth {result['bandwidth'] / 1e9:.1f} GB/s; floor = {result['floor']}")
-    print(
-        "seconds of a batch: median (range), its phases; a step; the floor's share; peak memory of the case"
-    )
-    for case in result["cases"]:
-        drafts = f" speculative {case['speculative']}" if case["speculative"] else ""
-        line = f"{case['name']:8s} batch {case['batch']:3d} guidance {case['guidance']:g}{drafts}"
-        if s := case.get("seconds"):
-            line += (
-                f" {s['median']:9.3f} ({s['minimum']:.3f} to {s['maximum']:.3f}) s:"
-                f" prefill {case['prefill']['median']:.3f} first {case['first_frame']['median']:.3f}"
-                f" later {case['later_frames']['median']:.3f}, {case['batch'] / s['median']:.3g} clips/s,"
-            )
-        line += f" a {case['step_of']} {1000 * case['step']['median']:.2f} ms"
-        if "share_of_floor" in case:
-            line += f", floor {1000 * case['floor_step']:.2f} ms = {case['share_of_floor']:.0%}"
-        elif "accepted_tokens_per_pass" in case:
-            line += f", accepted {case['accepted_tokens_per_pass']['median']:.2f} tokens a pass"
-        print(line + (f", {case['peak_bytes'] / 2**20:.0f} MiB" if case["peak_bytes"] else ""))
-    pixels = result["seconds_to_pixels_per_clip"]
-    print(
-        f"to pixels {pixels['median']:.3f} ({pixels['minimum']:.3f} to {pixels['maximum']:.3f}) s a clip, float32"
-    )
-    for batch, step in result["transformers_step"].items():
-        print(f"a step of transformers' Llama at batch {batch}: {1000 * step['median']:.2f} ms")
-    for name, ratio in result["ratios"].items():
-        print(f"{name}: {ratio:.2f}")
+            label = f"step of transformers' Llama / step of {own[0]['config']['model']}, batch {batch}"
+            found[label] = ratio(step, own[0]["metrics"]["step"])
+    return found

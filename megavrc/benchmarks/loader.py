@@ -1,8 +1,8 @@
 """How fast token shards are read: our stream against a webdataset pipeline on the same shards, in one run."""
 
+import itertools
 import os
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,9 +20,9 @@ from megavrc.data.order import Order
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
 from megavrc.data.stream import Stream
 from megavrc.errors import UserError
-from megavrc.files import write_result
-from megavrc.hardware import machine
+from megavrc.measure import turns
 from megavrc.progress import progress
+from megavrc.results import Metric, case, median_of, publish, ratio, result
 
 SHAPE, VOCAB = (5, 32, 32), 8192  # of a 17-frame clip at 256x256
 SHUFFLE_BUFFER = 1000  # of webdataset; our order shuffles all samples
@@ -61,37 +61,35 @@ def loader(
             for where, workers in (("in process", 0), ("one worker", 1))
             for kind, run in (("megavrc", ours), ("webdataset", theirs))
         }
-        for _ in progress(range(rounds), "rounds"):
-            for state in ("cold", "warm"):
-                for job, run in jobs.items():
-                    if state == "cold":
-                        forget(folder)
-                    rate = samples_per_second(run, samples // batch * batch)
-                    rates.setdefault(f"{job}, {state}", []).append(rate)
-    by_clock, by_cpu = (
-        {job: statistics.median(rate[which] for rate in found) for job, found in rates.items()}
-        for which in (0, 1)
-    )
-    result = {
-        "machine": machine("cpu", torch.get_num_threads(), "webdataset", "numpy"),
-        "data": {"samples": samples, "shards": shards, "batch": batch, "shape": SHAPE, "rounds": rounds},
-        "samples_per_second": by_clock,
-        "samples_per_cpu_second": by_cpu,
-        "ratio": {"clock": _ratios(by_clock), "cpu": _ratios(by_cpu)},
-        "all_rounds": rates,
-    }
-    for job in by_clock:
-        print(f"{job:32s} {by_clock[job]:7.0f} samples/s, {by_cpu[job]:7.0f} per CPU second")
-    for place, ratio in result["ratio"]["clock"].items():
-        print(f"megavrc / webdataset, {place:17s} {ratio:5.1f}x, CPU {result['ratio']['cpu'][place]:5.1f}x")
-    if json:
-        write_result(json, result)
+        for _, (state, job) in turns(itertools.product(("cold", "warm"), jobs), rounds):
+            if state == "cold":
+                forget(folder)
+            rate = samples_per_second(jobs[job], samples // batch * batch)
+            rates.setdefault(f"{job}, {state}", []).append(rate)
+    cases = [
+        case(
+            job,
+            {
+                "rate": median_of([by_clock for by_clock, _ in found], "samples/s"),
+                "cpu_rate": median_of([by_cpu for _, by_cpu in found], "samples/CPU s"),
+            },
+        )
+        for job, found in rates.items()
+    ]
+    config = {"samples": samples, "shards": shards, "batch": batch, "shape": SHAPE}
+    protocol = {"rounds": rounds, "spread": "range of the rounds"}
+    publish(result("benchmark loader", config, cases, ratios(cases), protocol), json)
 
 
-def _ratios(rates: dict[str, float]) -> dict[str, float]:
+def ratios(cases: list[dict[str, Any]]) -> dict[str, Metric]:
+    """Our rates over those of webdataset."""
+    rates = {row["name"]: row["metrics"] for row in cases}
     return {
-        job.removeprefix("megavrc, "): rate / rates[job.replace("megavrc", "webdataset")]
-        for job, rate in rates.items()
+        f"megavrc / webdataset, {job.removeprefix('megavrc, ')}{where}": ratio(
+            found[key], rates[job.replace("megavrc", "webdataset")][key]
+        )
+        for key, where in (("rate", ""), ("cpu_rate", ", CPU time"))
+        for job, found in rates.items()
         if job.startswith("megavrc")
     }
 

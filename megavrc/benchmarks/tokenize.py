@@ -1,7 +1,6 @@
-"""Benchmarks of the pipeline's parts: what they cost on this machine, printed and written as JSON."""
+"""What tokenization costs on this machine: decoding, encoding, writing."""
 
 import pickle
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from megavrc.data.shards import ShardWriter
 from megavrc.errors import UserError
-from megavrc.files import write_result
-from megavrc.hardware import check_device, machine
+from megavrc.hardware import check_device
+from megavrc.measure import in_turn
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.results import Metric, case, median_of, metric, publish, result
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.encode import samples
 from megavrc.tokenization.plan import encode
@@ -58,84 +58,86 @@ def tokenize(
         raise UserError(f"--seconds {seconds}: at least 3, or no clip fits")
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        decoding = {
-            name: _decoding(_generated(Path(folder) / f"{name}.mp4", noise, seconds), size, repeats)
+        cases = [
+            _decoding(name, _generated(Path(folder) / f"{name}.mp4", noise, seconds), size, repeats)
             for name, noise in (("smooth", 0.0), ("noisy", NOISE))
-        }
+        ]
         cuts = cut(Settings(size=size, stride=STRIDE), Path(folder) / "smooth.mp4", {"id": "smooth"})
         encoding = _encoding(_tokenizer(tokenizer, device), cuts, batch, repeats)
-        handing = _cpu_seconds(lambda: pickle.loads(pickle.dumps(cuts)), repeats)
+        handing = _cpu_seconds({"": lambda: pickle.loads(pickle.dumps(cuts))}, repeats)[""]
         writing = _writing(Path(folder), size // 8, repeats)
     parts = {
-        "decode": 1 / decoding["smooth"]["clip_and_10_images_per_core_second"],
-        "hand to the encoder": handing,
-        "encode the clip": 1 / encoding["clips_per_second"],
-        "encode 10 images": 10 / encoding["images_per_second"],
-        "write": writing,
+        "a video: decode": metric(1 / cases[0]["metrics"]["clip_and_10_images"]["value"], "s", repeats),
+        "a video: hand to the encoder": handing,
+        "a video: encode the clip": metric(1 / encoding["clips encoded"]["value"], "s", repeats),
+        "a video: encode 10 images": metric(10 / encoding["images encoded"]["value"], "s", repeats),
+        "a video: write": writing,
     }
-    result = {
-        "machine": machine(device, threads, "av"),
-        "video": {"seconds": seconds, "fps": FPS, "height": HEIGHT, "width": WIDTH, "codec": "H.264"},
-        "sampling": {"frames": 17, "stride": STRIDE, "size": size},
-        "decode": decoding,
-        "encode": encoding,
-        "seconds_per_video": parts,
+    config = {"seconds": seconds, "fps": FPS, "height": HEIGHT, "width": WIDTH, "codec": "H.264"}
+    config |= {
+        "frames": 17,
+        "stride": STRIDE,
+        "size": size,
+        "batch": batch,
+        "tokenizer": str(tokenizer or "random"),
     }
-    _print(result)
-    if json:
-        write_result(json, result)
+    protocol = {"repeats": repeats, "decoding": "smooth video, CPU seconds of one core", "spread": "range"}
+    publish(result("benchmark tokenize", config, cases, encoding | parts, protocol, device, threads), json)
 
 
-def _print(result: dict[str, Any]) -> None:
-    for name, rates in result["decode"].items():
-        print(f"decode {name} ({rates['bytes'] / 1e6:.2f} MB), a core:")
-        print(f"  first clip of a video    {rates['first_clip_per_core_second']:7.1f} clips/s")
-        print(f"  {CLIPS} clips in one pass     {rates['clips_in_one_pass_per_core_second']:7.1f} clips/s")
-        print(f"  one clip and 10 images   {rates['clip_and_10_images_per_core_second']:7.1f} videos/s")
-        shares = ", ".join(f"{part} {share:.0%}" for part, share in rates["shares"].items())
-        print(f"  of which {shares}")
-    encoding = result["encode"]
-    print(f"encode {encoding['clips_per_second']:.2f} clips/s, {encoding['images_per_second']:.1f} images/s")
-    whole = sum(result["seconds_per_video"].values())
-    for part, seconds in result["seconds_per_video"].items():
-        print(f"{part:20s} {1000 * seconds:8.1f} ms a video {seconds / whole:5.0%}")
-
-
-def _decoding(path: Path, size: int, repeats: int) -> dict[str, Any]:
+def _decoding(name: str, path: Path, size: int, repeats: int) -> dict[str, Any]:
+    """A case: rates of one core, and what several clips in one pass spend their time on."""
     entry = {"id": "benchmark"}
     several = Settings(size=size, stride=STRIDE, clips_per_video=CLIPS, images_per_video=0)
     usual = Settings(size=size, stride=STRIDE)
-    first = _cpu_seconds(lambda: read_clip(path, 0, 17, STRIDE, size), repeats)
-    together = _cpu_seconds(lambda: cut(several, path, entry), repeats)
-    with_images = _cpu_seconds(lambda: cut(usual, path, entry), repeats)
-    opening = _cpu_seconds(lambda: probe(path), repeats)
-    decoded = max(run.start for run in cut(several, path, entry).clips) + several.span
-    decoding = (_cpu_seconds(lambda: count_frames(path), repeats) - opening) * decoded / probe(path).frames
-    return {
-        "bytes": path.stat().st_size,
-        "first_clip_per_core_second": 1 / first,
-        "clips_in_one_pass_per_core_second": CLIPS / together,
-        "clip_and_10_images_per_core_second": 1 / with_images,
-        "shares": {  # of several clips in one pass
-            "opening": 2 * opening / together,
-            "decoding": decoding / together,
-            "resizing": 1 - (2 * opening + decoding) / together,
+    spent = _cpu_seconds(
+        {
+            "first clip": lambda: read_clip(path, 0, 17, STRIDE, size),
+            "several": lambda: cut(several, path, entry),
+            "usual": lambda: cut(usual, path, entry),
+            "open": lambda: probe(path),
+            "decode": lambda: count_frames(path),
         },
+        repeats,
+    )
+    first, together, with_images, opening, all_frames = (found["value"] for found in spent.values())
+    decoded = max(run.start for run in cut(several, path, entry).clips) + several.span
+    decoding = (all_frames - opening) * decoded / probe(path).frames
+    rates = {
+        "first_clip": (1 / first, "clips/s"),
+        "clips_in_one_pass": (CLIPS / together, "clips/s"),
+        "clip_and_10_images": (1 / with_images, "videos/s"),
+        "opening": (2 * opening / together, "share"),
+        "decoding": (decoding / together, "share"),
+        "resizing": (1 - (2 * opening + decoding) / together, "share"),
     }
+    metrics = {name: metric(value, unit, repeats) for name, (value, unit) in rates.items()}
+    return case(name, metrics, bytes=path.stat().st_size, clips_in_one_pass=CLIPS)
 
 
-def _encoding(tokenizer: OmniTokenizer, cuts: Cuts, batch: int, repeats: int) -> dict[str, Any]:
+def _encoding(tokenizer: OmniTokenizer, cuts: Cuts, batch: int, repeats: int) -> dict[str, Metric]:
+    """Rates by the wall's clock; the work ends with its results on the CPU, so the device need not be waited for."""
     clips, images = samples(Settings(), {"id": "benchmark"}, cuts)
     clips_BTHWC = np.stack([clips[0].frames_THWC] * batch)
     images_BTHWC = np.stack([image.frames_THWC for image in images] * batch)
+    work = {
+        "clips": lambda: encode(tokenizer, clips_BTHWC),
+        "images": lambda: encode(tokenizer, images_BTHWC),
+    }
+    spent = in_turn(work, repeats, label="encode")
+    counts = {"clips": batch, "images": 10 * batch}
     return {
-        "batch": batch,
-        "clips_per_second": batch / _seconds(lambda: encode(tokenizer, clips_BTHWC), repeats),
-        "images_per_second": 10 * batch / _seconds(lambda: encode(tokenizer, images_BTHWC), repeats),
+        f"{kind} encoded": median_of([counts[kind] / seconds for seconds in found], f"{kind}/s")
+        for kind, found in spent.items()
     }
 
 
-def _writing(folder: Path, grid: int, repeats: int) -> float:
+def _cpu_seconds(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, Metric]:
+    spent = in_turn(work, repeats, clock=time.process_time, label="measure")
+    return {name: median_of(seconds, "s") for name, seconds in spent.items()}
+
+
+def _writing(folder: Path, grid: int, repeats: int) -> Metric:
     """CPU seconds for a clip and ten images of a shard of 50 videos."""
     videos = 50
     ids = np.random.default_rng(0).integers(0, 8192, (5, grid, grid))
@@ -148,7 +150,8 @@ def _writing(folder: Path, grid: int, repeats: int) -> float:
                     writer.add(f"{number:016d}", ids[:frames], fields)
                 writer.commit()
 
-    return _cpu_seconds(write, repeats) / videos
+    spent = in_turn({"": write}, repeats, clock=time.process_time, label="write")[""]
+    return median_of([seconds / videos for seconds in spent], "s")
 
 
 def _generated(path: Path, noise: float, seconds: int) -> Path:
@@ -176,22 +179,3 @@ def _tokenizer(path: Path | None, device: str) -> OmniTokenizer:
     return OmniTokenizer(
         OmniTokenizerNet(OmniTokenizerConfig()).to(check_device(device)).eval().requires_grad_(False)
     )
-
-
-def _cpu_seconds(work: Callable[[], object], repeats: int) -> float:
-    return _median(work, repeats, time.process_time)
-
-
-def _seconds(work: Callable[[], object], repeats: int) -> float:
-    """Wall time; the work ends with its results on the CPU, so there is no need to wait for the device."""
-    return _median(work, repeats, time.perf_counter)
-
-
-def _median(work: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        work()
-        times.append(clock() - start)
-    return statistics.median(times)

@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,16 +15,41 @@ import torch
 from megavrc.benchmarks.loader import write_dataset
 from megavrc.config import dump_yaml
 from megavrc.errors import EXIT_USER, UserError
-from megavrc.files import read_json, write_result
-from megavrc.hardware import gpu_of, machine
+from megavrc.files import read_json
+from megavrc.hardware import gpu_of
 from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
+from megavrc.measure import turns
 from megavrc.model import VRC, ConditionConfig, ModelConfig
-from megavrc.progress import progress
+from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
 from megavrc.training.tasks.vrc_config import ClipPreviewConfig, RunConfig, TokenDataConfig, VRCTrainConfig
 
 CLASSES = 101  # of UCF101
 SAMPLES = 256  # of the generated dataset
 Case = tuple[Any, int, Any]  # preset, micro-batch, prediction
+METRICS = {  # name -> (what a round calls it, unit)
+    "clips": ("clips/s", "clips/s"),
+    "tokens": ("tokens/s", "tokens/s"),
+    "flops": ("TFLOP/s/rank", "TFLOP/s"),
+    "mfu": ("mfu_%", "%"),
+    "memory": ("memory_GiB", "GiB"),
+    "reserved": ("reserved_GiB", "GiB"),
+    "before": ("before_GiB", "GiB"),
+    "data_wait": ("data_wait_%", "%"),
+    "cpu_clips": ("clips_per_cpu_s", "clips/CPU s"),
+    "first": ("first", "nats"),
+    "later": ("later", "nats"),
+}
+COLUMNS = [
+    "clips",
+    "tokens",
+    "flops",
+    "mfu",
+    "memory",
+    "planned",
+    "data_wait",
+    "stall",
+    "out_of_memory",
+]  # printed
 MODELS: tuple[Literal["segment", "token"], ...] = ("segment", "token")
 NO_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9"
@@ -93,30 +117,26 @@ def train(
         watchdog_s=0,
     )
     cases = list(itertools.product(preset or ["b"], micro_batch or [8], MODELS))
-    results: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+    results: dict[Case, list[dict[str, Any]]] = {each: [] for each in cases}
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        configs = {case: _config(Path(name), case, frames, grid, settings, processes) for case in cases}
-        for number, case in progress(list(itertools.product(range(rounds), cases)), "cases"):
+        configs = {each: _config(Path(name), each, frames, grid, settings, processes) for each in cases}
+        for number, each in turns(cases, rounds, label="cases"):
             options = [str(warmup), str(saves if number == 0 else 0)]
-            results[case].append(_run(Path(name), configs[case], options, processes, threads))
-    table = [
-        {**_named(case), **_summary(found), **_planned(configs[case], processes), "rounds": found}
-        for case, found in results.items()
-    ]
-    model, run = (
-        {"frames": frames, "grid": configs[cases[0]].model.grid},
-        {"warmup": warmup, "rounds": rounds},
-    )
+            results[each].append(_run(Path(name), configs[each], options, processes, threads))
+    rows = [_row(each, found, _planned(configs[each], processes)) for each, found in results.items()]
     names = ("steps", "precision", "attention", "activation_checkpointing", "compile", "zero")
-    result = {
-        "machine": _machine(threads, processes),
-        "settings": {**model, **{name: getattr(settings, name) for name in names}, **run},
-        "cases": table,
-        "against_token": _ratios(table),
+    config = {"frames": frames, "grid": configs[cases[0]].model.grid, "processes": processes}
+    config |= {name: getattr(settings, name) for name in names}
+    known = gpu_of(torch.cuda.get_device_name()) if on_gpu else None
+    protocol = {
+        "warmup": warmup,
+        "rounds": rounds,
+        "value": "median over the timed steps, then over the rounds; of memory the most",
+        "spread": "range of the rounds; of stalls, of the checkpoints of the first round",
+        "dense_bf16_peak_tflops": known.tflops if known else None,
     }
-    _print(result)
-    if json:
-        write_result(json, result)
+    device = "cuda" if on_gpu else "cpu"
+    publish(result("benchmark train", config, rows, ratios(rows), protocol, device, threads), json, COLUMNS)
 
 
 # --- one case -----------------------------------------------------------------------------------------------------
@@ -179,33 +199,32 @@ def _run(folder: Path, config: RunConfig, options: list[str], processes: int, th
     raise RuntimeError(f"{' '.join(words)}: exit code {ended.returncode}\n{ended.stderr[-3000:]}")
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------------------------
 
 
-def _named(case: Case) -> dict[str, Any]:
-    return dict(zip(("preset", "micro_batch", "prediction"), case, strict=True))
-
-
-def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds; the most memory."""
+def _row(measured: Case, rounds: list[dict[str, Any]], planned: float) -> dict[str, Any]:
+    """A case of the result: medians over the rounds; the most memory."""
+    preset, micro_batch, prediction = measured
+    config = {"preset": preset, "micro_batch": micro_batch, "prediction": prediction}
+    name = f"{preset}, micro-batch {micro_batch}, {'VRC' if prediction == 'segment' else 'token'}"
     if any("out_of_memory" in found for found in rounds):
-        return {"out_of_memory": True}
-    medians: dict[str, Any] = {
-        name: statistics.median(found[name] for found in rounds)
-        for name in ("clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "clips_per_cpu_s")
-        if name in rounds[0]
+        return case(name, {}, {"out_of_memory": True}, **config)
+    metrics = {
+        name: median_of([found[key] for found in rounds], unit)
+        for name, (key, unit) in METRICS.items()
+        if key in rounds[0]
     }
-    memory: dict[str, Any] = {
-        name: max(found[name] for found in rounds)
-        for name in ("memory_GiB", "reserved_GiB")
-        if name in rounds[0]
-    }
-    return {**medians, **memory, "checkpoint_stalls_s": rounds[0]["checkpoint_stalls_s"]}
+    for most in {"memory", "reserved"} & set(metrics):
+        metrics[most]["value"] = metrics[most]["high"]
+    metrics["planned"] = metric(planned, "GiB")
+    if stalls := rounds[0]["checkpoint_stalls_s"]:
+        metrics["stall"] = median_of(stalls, "s")
+    return case(name, metrics, **config)
 
 
-def _planned(config: RunConfig, processes: int) -> dict[str, float]:
-    """What `megavrc plan_run` reckons with, of what memory_GiB counts: on GPUs without CUDA's own; on the CPU it
-    comes on top of the libraries' memory, `before_GiB` of a round and about 0.2 GiB that are loaded later.
+def _planned(config: RunConfig, processes: int) -> float:
+    """GiB that `megavrc plan_run` reckons with, of what `memory` counts: on GPUs without CUDA's own; on the CPU it
+    comes on top of the libraries' memory, `before` and about 0.2 GiB that are loaded later.
     """
     model, train = config.model, config.train
     with torch.device("meta"):
@@ -221,51 +240,14 @@ def _planned(config: RunConfig, processes: int) -> dict[str, float]:
         checkpointing=train.activation_checkpointing != "none",
     )
     left_out = ("CUDA",) if torch.cuda.is_available() else GPU_ONLY
-    return {"planned_GiB": sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30}
+    return sum(size for purpose, size in memory.items() if purpose not in left_out) / 2**30
 
 
-def _ratios(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ratios(rows: list[dict[str, Any]]) -> dict[str, Metric]:
     """VRC over the baseline, by preset and micro-batch, where both fit."""
-    ratios = []
-    for vrc, token in zip(table[::2], table[1::2], strict=True):
-        if "out_of_memory" not in vrc and "out_of_memory" not in token:
-            names = ("clips/s", "clips_per_cpu_s", "memory_GiB")
-            ratio = {name: vrc[name] / token[name] for name in names}
-            ratios.append({"preset": vrc["preset"], "micro_batch": vrc["micro_batch"], **ratio})
-    return ratios
-
-
-def _machine(threads: int, processes: int) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    known = gpu_of(gpu) if gpu else None
-    return machine("cuda" if gpu else "cpu", threads) | {
-        "gpu": gpu,
-        "dense_bf16_peak_tflops": known.tflops if known else None,
-        "processes": processes,
-    }
-
-
-def _print(result: dict[str, Any]) -> None:
-    machine = result["machine"]
-    print(f"{machine['gpu'] or machine['cpu']}, {machine['processes']} processes, {result['settings']}")
-    print(
-        f"{'preset':7s}{'batch':>6s} {'model':8s}{'clips/s':>9s}{'tokens/s':>10s}{'TFLOP/s':>9s}{'MFU':>7s}",
-        end="",
-    )
-    print(f"{'memory':>11s}{'planned':>11s}{'data wait':>11s}  checkpoint stalls")
-    for row in result["cases"]:
-        start = f"{row['preset']:7s}{row['micro_batch']:6d} {row['prediction']:8s}"
-        if "out_of_memory" in row:
-            print(f"{start}  out of memory")
-            continue
-        share = f"{row['mfu_%']:6.1f}%" if "mfu_%" in row else f"{'':7s}"
-        stalls = ", ".join(f"{stall:.2f} s" for stall in row["checkpoint_stalls_s"])
-        print(
-            f"{start}{row['clips/s']:9.3g}{row['tokens/s']:10.4g}{row['TFLOP/s/rank']:9.3g}{share}"
-            f"{row['memory_GiB']:7.2f} GiB{row['planned_GiB']:7.2f} GiB{row['data_wait_%']:10.1f}%  {stalls}"
-        )
-    for ratio in result["against_token"]:
-        print(
-            f"{ratio['preset']}, micro-batch {ratio['micro_batch']}: VRC trains {ratio['clips/s']:.2f} times as many "
-            f"clips a second ({ratio['clips_per_cpu_s']:.2f} a CPU second) with {ratio['memory_GiB']:.0%} of the memory"
-        )
+    found = {}
+    for vrc, token in zip(rows[::2], rows[1::2], strict=True):
+        if vrc["metrics"] and token["metrics"]:
+            for name in ("clips", "cpu_clips", "memory"):
+                found[f"{vrc['name']} / token: {name}"] = ratio(vrc["metrics"][name], token["metrics"][name])
+    return found

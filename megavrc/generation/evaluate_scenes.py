@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +10,12 @@ from numpy.typing import NDArray
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
 from megavrc.evaluation.scene_scores import Score, score_scenes
-from megavrc.files import sha256_file, write_result
+from megavrc.files import sha256_file
 from megavrc.generation.evaluate import read, sampling_settings
 from megavrc.generation.folder import Folder, load_folder
-from megavrc.hardware import machine
 from megavrc.model import SamplingSettings
 from megavrc.progress import progress
+from megavrc.results import Metric, case, markdown, metric, result, shown, write_result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, write_png
 from megavrc.video.manifest import read_manifest
@@ -25,6 +24,7 @@ from megavrc.video.scenes import Scene, from_attributes
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 
 EXAMPLES = 6  # clips of each set on the sheet
+UNITS = {"psnr": "dB", "flight": "px", "bounce": "px", "path_by_frame": "px", "jitter": "px a frame"}
 
 
 def scenes(
@@ -79,25 +79,20 @@ def scenes(
         sets["from_first_frame"] = generate(folder, captions, seeds, settings, batch, sets["real"][:, 0])
         sets["generated"] = generate(folder, captions, seeds, settings, batch)
     scores = score_sets(sets, [scene for _, _, scene in rows])
-    print(table(scores))
+    metrics = {name: dict(measured(each)) for name, each in scores.items()}
+    print(table(metrics))
     if json:
-        content = {
-            "machine": machine(device, torch.get_num_threads(), "numpy", "scipy", "av"),
-            "protocol": {
-                "manifest_sha256": sha256_file(manifest),
-                "split": split,
-                "clips": len(rows),
-                "tokenizer": video.sha256 if video else None,
-                "model": folder.identity() if folder else None,
-                "temperature": [first_temperature, later_temperature],
-                "guidance": guidance,
-                "seed": seed,
-                "interval": "95%, bootstrap over clips",
-            },
-            "scores": {
-                name: {key: score.to_dict() for key, score in each.items()} for name, each in scores.items()
-            },
+        config = {"split": split, "temperature": [first_temperature, later_temperature], "guidance": guidance}
+        protocol = {
+            "manifest_sha256": sha256_file(manifest),
+            "clips": len(rows),
+            "tokenizer": video.sha256 if video else None,
+            "model": folder.identity() if folder else None,
+            "seed": seed,
+            "interval": "95%, bootstrap over clips",
         }
+        cases = [case(name, found) for name, found in metrics.items()]
+        content = result("evaluate scenes", config, cases, {}, protocol, device)
         write_result(json, content)
     if sheet:
         rows_of = [
@@ -178,24 +173,24 @@ def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dic
     return scores
 
 
-def table(scores: dict[str, dict[str, Score]]) -> str:
-    """One line a score that is no curve: its mean in every set and the clips that it is taken over."""
-    names = list(dict.fromkeys(name for each in scores.values() for name in each))
-    lines = [f"{'':12s}" + "".join(f"{name:>36s}" for name in scores)]
-    for name in names:
-        cells = list(_cells(name, scores))
-        if cells:
-            lines.append(f"{name:12s}" + "".join(f"{cell:>36s}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _cells(name: str, scores: dict[str, dict[str, Score]]) -> Iterator[str]:
-    for each in scores.values():
-        score: Any = each.get(name)
-        if score is not None and np.ndim(score.mean):
-            return
-        if score is None or not score.n:
-            yield "-"
+def measured(scores: dict[str, Score]) -> Iterator[tuple[str, Metric]]:
+    """Each score as a metric with its interval; a curve as one metric a place, `name/0` and so on."""
+    for name, score in scores.items():
+        found = score.to_dict()
+        unit = UNITS.get(name, "")
+        if not isinstance(found["value"], list):
+            yield name, metric(found["value"], unit, found["n"], found["low"], found["high"])
             continue
-        low, high = score.interval()
-        yield f"{score.mean:.4g} [{low:.4g}, {high:.4g}] n {score.n}"
+        for place, values in enumerate(zip(*(found[key] for key in ("value", "low", "high")), strict=True)):
+            yield f"{name}/{place}", metric(values[0], unit, found["n"], *values[1:])
+
+
+def table(sets: dict[str, dict[str, Metric]]) -> str:
+    """One row a score that is no curve: its mean in every set, its interval, the clips that it is taken over."""
+    names = dict.fromkeys(name for each in sets.values() for name in each if "/" not in name)
+    rows = [[name, *(_cell(each.get(name)) for each in sets.values())] for name in names]
+    return markdown(["", *sets], rows)
+
+
+def _cell(found: Metric | None) -> str:
+    return f"{shown(found)}, n {found['n']}" if found and found["n"] else "-"

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import load_config
+from megavrc.config import load_config, to_dict
 from megavrc.errors import UserError
-from megavrc.files import write_result
 from megavrc.hardware import GPU, gpu_named
 from megavrc.launch.plan import GPU_HOURS_PER_FAILURE, HEADROOM, Job, gib, make_plan, problems
 from megavrc.model.flops import BACKWARD
+from megavrc.results import Metric, metric, result, write_result
 from megavrc.training.tasks.vrc_config import RunConfig
 
 
@@ -65,11 +65,38 @@ def plan_run(
         print(line)
     found = problems(plan, job)
     if json:
-        write_result(json, {**plan, "problems": found})
+        described = {"run": to_dict(settings), "gpu": kind.name, "gpus": gpus}
+        protocol = {"what": "reckoned from shapes; nothing ran", "mfu": mfu, "problems": found}
+        write_result(json, result("plan_run", described, (), dict(metrics(plan)), protocol))
     if found and check:
         raise UserError("; ".join(found))
     for problem in found:
         print(f"WILL NOT FIT  {problem}")
+
+
+UNITS = {  # by the first or the last part of a name
+    "memory": "B",
+    "memory_by_micro_batch": "B",
+    "checkpoint_bytes": "B",
+    "forward_flops": "FLOP",
+    "training_flops_per_clip": "FLOP",
+    "clips_per_s": "clips/s",
+    "tokens_per_s": "tokens/s",
+    "hours": "h",
+    "gpu_hours": "GPU-hours",
+    "seconds": "s",
+    "failure_every_s": "s",
+}
+
+
+def metrics(plan: Any, name: str = "") -> Iterator[tuple[str, Metric]]:
+    """The numbers of the plan as metrics: `memory/total` and so on."""
+    if isinstance(plan, dict):
+        for key, part in plan.items():
+            yield from metrics(part, f"{name}/{key}" if name else str(key))
+    elif isinstance(plan, int | float):
+        parts = name.split("/")
+        yield name, metric(plan, UNITS.get(parts[0], UNITS.get(parts[-1], "")))
 
 
 def table(plan: dict[str, Any], job: Job) -> list[str]:

@@ -15,7 +15,8 @@ import yaml
 
 from megavrc.checkpoint import read_record
 from megavrc.errors import UserError
-from megavrc.files import check_format, write_atomic, write_result
+from megavrc.files import check_format, write_atomic
+from megavrc.results import case, metric, result, write_result
 
 Line = dict[str, Any]
 REFERENCE_FORMAT = 1
@@ -199,8 +200,22 @@ def compare_runs(
     if plot:
         draw(a, b, [row["key"] for row in rows], plot)
     if json:
-        write_result(json, {"tolerance": tolerance, "differences": rows, "config": changed})
+        write_result(json, _result(rows, changed, tolerance))
     return int(any(row["first_beyond"] is not None for row in rows))
+
+
+def _result(rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance: float) -> dict[str, Any]:
+    """For the file: a case a metric; `differences` and `tolerance` stand there too as they did in format 1."""
+    cases = [
+        case(
+            row["key"],
+            {name: metric(row[name], "", row["steps"]) for name in ("max", "mean")},
+            {"first_step_beyond": row["first_beyond"]},
+        )
+        for row in rows
+    ]
+    content = result("compare_runs", changed, cases, {}, {"tolerance": tolerance})
+    return content | {"differences": rows, "tolerance": tolerance}
 
 
 def _table(
@@ -238,30 +253,15 @@ def save_reference(run: Run, path: Path, keys: list[str], every: int) -> None:
 
 def draw(a: Run, b: Run, keys: list[str], path: Path) -> None:
     """Both runs over the steps, a panel for each metric."""
-    if path.suffix not in (".png", ".svg"):
-        raise UserError(f"--plot {path}: the name must end in .png or .svg")
-    import matplotlib
+    from megavrc.report.figures import KINDS, panels, save
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    columns = min(3, len(keys))
-    figure, axes = plt.subplots(
-        math.ceil(len(keys) / columns),
-        columns,
-        figsize=(4.6 * columns, 3.0 * math.ceil(len(keys) / columns)),
-        squeeze=False,
-    )
-    for axis, key in zip(axes.flat, keys, strict=False):
-        for run, style, colour in ((a, "-", "#2b6cb0"), (b, "--", "#c05621")):
-            axis.plot(*zip(*run.values(key).items(), strict=True), style, color=colour, label=str(run.path))
-        axis.set_title(key, fontsize=11)
+    if path.suffix not in KINDS:
+        raise UserError(f"--plot {path}: the name must end in {' or '.join(KINDS)}")
+    figure, axes = panels(len(keys))
+    for axis, key in zip(axes, keys, strict=True):
+        for run, style in ((a, "-"), (b, "--")):
+            axis.plot(*zip(*run.values(key).items(), strict=True), style, label=str(run.path))
+        axis.set_title(key)
         axis.set_xlabel("step")
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(keys) :]:
-        axis.set_axis_off()
-    axes.flat[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    axes[0].legend(fontsize=8)
+    save(figure, path)

@@ -30,7 +30,7 @@ from megavrc.config import drop_retired, dump_yaml, to_dict
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import write_json
-from megavrc.results import revision
+from megavrc.hardware import revision
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState

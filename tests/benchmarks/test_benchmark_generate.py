@@ -1,6 +1,5 @@
 """tools/benchmark.py generate, and what it computes from what it measures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from megavrc.model import VRC, ClipRequest, ConditionConfig, ModelConfig, VideoP
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition
 from megavrc.model.decoder import Decoder
+from megavrc.results import case, metric, read_result
 
 SMALL = {"layers": 1, "heads": 1, "width": 16, "vocab": 32, "grid": 4, "frames": 2}
 
@@ -92,23 +92,25 @@ def test_trained_and_random_models_in_bfloat16_are_stored_alike(world: Path) -> 
 
 
 def test_ratios_compare_like_with_like() -> None:
-    def case(name: str, speculative: int, step_of: str, seconds: float | None, step: float) -> dict[str, Any]:
-        row = {"name": name, "batch": 1, "guidance": 2.0, "speculative": speculative}
-        row |= {"step_of": step_of, "step": {"median": step}}
-        return row if seconds is None else row | {"seconds": {"median": seconds}}
+    def timed(
+        name: str, speculative: int, step_of: str, seconds: float | None, step: float
+    ) -> dict[str, Any]:
+        metrics = {"step": metric(step)} | ({} if seconds is None else {"seconds": metric(seconds)})
+        options = {"model": name, "batch": 1, "guidance": 2.0, "speculative": speculative, "step_of": step_of}
+        return case(name, metrics, **options)
 
     cases = [
-        case("row", 0, "row", 1.0, 0.5),
-        case("a", 0, "token", 4.0, 0.1),
-        case("a", 16, "pass", 2.0, 0.15),
-        case("b", 0, "token", 5.0, 0.1),
-        case("b", 16, "pass", None, 0.2),
-        case("token", 0, "token", 40.0, 0.2),
-        case("token", 16, "pass", 10.0, 0.3),
+        timed("row", 0, "row", 1.0, 0.5),
+        timed("a", 0, "token", 4.0, 0.1),
+        timed("a", 16, "pass", 2.0, 0.15),
+        timed("b", 0, "token", 5.0, 0.1),
+        timed("b", 16, "pass", None, 0.2),
+        timed("token", 0, "token", 40.0, 0.2),
+        timed("token", 16, "pass", 10.0, 0.3),
     ]
-    result = {"cases": cases, "transformers_step": {"1": {"median": 0.13}}}
     job, pays = "batch 1, guidance 2", "(accepted tokens from which it pays)"
-    assert benchmark_generate._ratios(result) == pytest.approx(
+    ratios = benchmark_generate.ratios(cases, {1: metric(0.13)})
+    assert {name: ratio["value"] for name, ratio in ratios.items()} == pytest.approx(
         {
             f"token / row, {job}": 40,
             f"token / a, {job}": 10,
@@ -130,8 +132,8 @@ def test_the_peak_is_that_of_the_case_alone(tmp_path: Path) -> None:
     ballast = torch.ones(2**26)  # 256 MiB, and torch itself
     common = ["--repeats=1", "--transformers=false", "--frames=5", f"--json={tmp_path / 'b.json'}"]
     assert run(*common, "--preset=debug", "--variants=[row]", "--guidance=1") == 0
-    (case,) = json.loads((tmp_path / "b.json").read_text())["cases"]
-    assert 4 * 1_000_000 < case["peak_bytes"] < ballast.nbytes
+    (case,) = read_result(tmp_path / "b.json")["cases"]
+    assert 4 * 1_000_000 < case["metrics"]["peak"]["value"] < ballast.nbytes
 
 
 def test_of_speculation_with_random_weights_only_the_pass_is_reported(
@@ -139,9 +141,9 @@ def test_of_speculation_with_random_weights_only_the_pass_is_reported(
 ) -> None:
     common = ["--repeats=1", "--transformers=false", "--frames=1", f"--json={tmp_path / 'b.json'}"]
     assert run(*common, "--preset=debug", "--variants=[vrc-4,row]", "--guidance=1", "--speculative=8") == 0
-    plain, speculative, row = json.loads((tmp_path / "b.json").read_text())["cases"]
-    assert [each["step_of"] for each in (plain, speculative, row)] == ["token", "pass", "row"]
-    assert "seconds" in plain and "seconds" not in speculative
+    plain, speculative, row = read_result(tmp_path / "b.json")["cases"]
+    assert [each["config"]["step_of"] for each in (plain, speculative, row)] == ["token", "pass", "row"]
+    assert "seconds" in plain["metrics"] and "seconds" not in speculative["metrics"]
     printed = capsys.readouterr().out
     assert (
         "pass of 8 drafts / token step of vrc-4" in printed and "accepted" not in printed.split("pass of")[0]
@@ -153,15 +155,16 @@ def test_random_models_are_measured_and_said_to_be_random(
 ) -> None:
     common = ["--repeats=1", "--transformers=false", "--frames=5", f"--json={tmp_path / 'b.json'}"]
     assert run(*common, "--preset=debug", "--variants=[vrc-4,token,row]", "--sampled-steps=2") == 0
-    printed, result = capsys.readouterr().out, json.loads((tmp_path / "b.json").read_text())
-    assert "weights: random" in printed and "EXTRAPOLATED from 2 token steps" in printed
+    printed, result = capsys.readouterr().out, read_result(tmp_path / "b.json")
+    assert "weights random" in printed and "EXTRAPOLATED from 2 token steps" in printed
     assert "accepted" not in printed  # says nothing about weights that were not trained
-    assert [case["name"] for case in result["cases"][::2]] == ["vrc-4", "token", "row"]
-    assert {case["guidance"] for case in result["cases"]} == {1.0, 2.0}
-    assert "token / vrc-4, batch 1, guidance 1" in result["ratios"]
-    for case in result["cases"]:
-        phases = sum(case[phase]["median"] for phase in ("prefill", "first_frame", "later_frames"))
-        assert case["seconds"]["median"] == pytest.approx(phases)
+    assert [case["config"]["model"] for case in result["cases"][::2]] == ["vrc-4", "token", "row"]
+    assert {case["config"]["guidance"] for case in result["cases"]} == {1.0, 2.0}
+    assert "token / vrc-4, batch 1, guidance 1" in result["metrics"]
+    for row in result["cases"]:
+        found = {name: seconds["value"] for name, seconds in row["metrics"].items()}
+        phases = sum(found[phase] for phase in ("prefill", "first_frame", "later_frames"))
+        assert found["seconds"] == pytest.approx(phases)
 
 
 def test_a_trained_folder_reports_accepted_tokens(
@@ -175,12 +178,12 @@ def test_a_trained_folder_reports_accepted_tokens(
     prompt = "--prompt=a red square moves left"
     assert run(f"--model={world / 'model'}", prompt, *options, f"--json={out}") == 0
     assert "accepted" in capsys.readouterr().out
-    result = json.loads(out.read_text())
+    result = read_result(out)
     sequential, speculative, other, baseline = result["cases"]
-    assert (sequential["speculative"], speculative["speculative"]) == (0, 3)
-    assert (other["name"], baseline["name"]) == ("vrc-16", "token")
-    assert 1 <= speculative["accepted_tokens_per_pass"]["median"] <= 4
-    assert result["model"]["grid"] == 4
+    assert (sequential["config"]["speculative"], speculative["config"]["speculative"]) == (0, 3)
+    assert (other["config"]["model"], baseline["config"]["model"]) == ("vrc-16", "token")
+    assert 1 <= speculative["metrics"]["accepted"]["value"] <= 4
+    assert result["config"]["grid"] == 4
 
 
 def test_impossible_options_are_refused() -> None:

@@ -1,10 +1,10 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from megavrc.benchmarks.loader import loader, ours, theirs, write_dataset
 from megavrc.config import run_command
+from megavrc.results import read_result
 
 
 def test_both_deliver_the_same_samples(tmp_path: Path) -> None:
@@ -27,8 +27,9 @@ def test_the_loader_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     options = {"samples": 40, "shards": 2, "batch": 4, "rounds": 1, "json": tmp_path / "b.json"}
     words = ["loader", *(f"--{name}={value}" for name, value in options.items())]
     assert run_command({"loader": loader}, words) == 0
-    result = json.loads((tmp_path / "b.json").read_text())
+    result = read_result(tmp_path / "b.json")
     assert "megavrc / webdataset, one worker, warm" in capsys.readouterr().out
-    assert len(result["samples_per_second"]) == len(result["samples_per_cpu_second"]) == 8
-    assert min(result["ratio"]["clock"].values()) > 0
+    assert len(result["cases"]) == len(result["metrics"]) == 8
+    assert all(set(row["metrics"]) == {"rate", "cpu_rate"} for row in result["cases"])
+    assert min(ratio["value"] for ratio in result["metrics"].values()) > 0
     assert run_command({"loader": loader}, ["loader", "--samples=7", "--shards=2"]) == 2

@@ -1,6 +1,5 @@
 """`tools/benchmark.py train` on tiny runs of the real engine: what is reported, by hand; and running out of memory."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from megavrc.benchmarks.train import train
 from megavrc.errors import UserError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.flops import training_flops
+from megavrc.results import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,28 +29,33 @@ def benchmark(json_file: Path, *words: str, address_space: int | None = None) ->
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {**json.loads(json_file.read_text()), "shown": done.stdout}
+    return {**read_result(json_file), "shown": done.stdout}
+
+
+def values(case: dict[str, Any]) -> dict[str, float]:
+    return {name: found["value"] for name, found in case["metrics"].items()}
 
 
 def test_both_models_are_measured_and_compared(tmp_path: Path) -> None:
     result = benchmark(tmp_path / "train.json", "--micro_batch=[2]", "--steps=3", "--saves=1")
-    assert [case["prediction"] for case in result["cases"]] == ["segment", "token"]
-    assert result["machine"]["cpu"] and result["machine"]["gpu"] is None
+    assert [case["config"]["prediction"] for case in result["cases"]] == ["segment", "token"]
+    assert result["machine"]["cpu"] and result["machine"]["device"] == "cpu"
     for case in result["cases"]:
         condition = ConditionConfig(kind="class", classes=101)
-        flops = training_flops(ModelConfig(frames=1, prediction=case["prediction"], condition=condition))
-        assert case["tokens/s"] == pytest.approx(2 * 64 * case["clips/s"])
-        assert case["TFLOP/s/rank"] == pytest.approx(case["clips/s"] * flops / 1e12)
-        assert "mfu_%" not in case, "a CPU has no peak in the table"
-        [round_] = case["rounds"]
-        assert round_["before_GiB"] < case["memory_GiB"] < 8 and len(case["checkpoint_stalls_s"]) == 1
-        assert round_["first"] == pytest.approx(6.24, abs=0.3), "ln 512: it really trains on 512 codes"
-    vrc, token = result["cases"]
-    assert 0 < token["planned_GiB"] and f"{vrc['planned_GiB']:7.2f} GiB" in result["shown"]
-    [ratio] = result["against_token"]
-    assert ratio["clips/s"] == pytest.approx(vrc["clips/s"] / token["clips/s"])
-    assert ratio["memory_GiB"] == pytest.approx(vrc["memory_GiB"] / token["memory_GiB"])
-    assert "of the memory" in result["shown"]
+        prediction = case["config"]["prediction"]
+        flops = training_flops(ModelConfig(frames=1, prediction=prediction, condition=condition))
+        found = values(case)
+        assert found["tokens"] == pytest.approx(2 * 64 * found["clips"])
+        assert found["flops"] == pytest.approx(found["clips"] * flops / 1e12)
+        assert "mfu" not in found, "a CPU has no peak in the table"
+        assert found["before"] < found["memory"] < 8 and case["metrics"]["stall"]["n"] == 1
+        assert found["first"] == pytest.approx(6.24, abs=0.3), "ln 512: it really trains on 512 codes"
+    vrc, token = map(values, result["cases"])
+    assert 0 < token["planned"] and f"{vrc['planned']:.3g} GiB" in result["shown"]
+    ratios = {name.split(": ")[1]: found["value"] for name, found in result["metrics"].items()}
+    assert ratios["clips"] == pytest.approx(vrc["clips"] / token["clips"])
+    assert ratios["memory"] == pytest.approx(vrc["memory"] / token["memory"])
+    assert "VRC / token: memory" in result["shown"]
 
 
 @pytest.mark.slow
@@ -59,10 +64,10 @@ def test_a_case_without_memory_is_reported_and_the_others_go_on(tmp_path: Path) 
     words = ("--micro_batch=[2048,1]", "--steps=1", "--saves=0")
     result = benchmark(tmp_path / "train.json", *words, address_space=7 * 2**30)
     large, small = result["cases"][:2], result["cases"][2:]
-    assert all(case["out_of_memory"] for case in large)
-    assert all(case["clips/s"] > 0 for case in small)
-    assert [ratio["micro_batch"] for ratio in result["against_token"]] == [1]
-    assert result["shown"].count("out of memory") == 2
+    assert all(case["facts"]["out_of_memory"] and not case["metrics"] for case in large)
+    assert all(values(case)["clips"] > 0 for case in small)
+    assert {name.split(", ")[1] for name in result["metrics"]} == {"micro-batch 1"}
+    assert "out of memory" in result["shown"] and result["shown"].count("True") == 2
 
 
 @pytest.mark.slow
@@ -71,15 +76,15 @@ def test_the_plan_of_the_memory_is_within_15_percent(tmp_path: Path, zero: int) 
     """Of what a training of 113M parameters adds to the libraries: states, copies of gradients and activations."""
     words = ("--preset=[b]", "--grid=8", "--micro_batch=[1]", f"--zero={zero}", "--steps=1", "--saves=0")
     for case in benchmark(tmp_path / "train.json", *words)["cases"]:
-        measured = case["memory_GiB"] - case["rounds"][0]["before_GiB"]
-        assert case["planned_GiB"] == pytest.approx(measured, rel=0.15)
+        found = values(case)
+        assert found["planned"] == pytest.approx(found["memory"] - found["before"], rel=0.15)
 
 
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     words = ("--micro_batch=[1]", "--steps=1", "--saves=0", "--processes=2")
     result = benchmark(tmp_path / "train.json", *words)
-    assert result["machine"]["processes"] == 2 and len(result["against_token"]) == 1
+    assert result["config"]["processes"] == 2 and len(result["metrics"]) == 3
 
 
 def test_mistakes() -> None:

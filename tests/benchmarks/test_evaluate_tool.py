@@ -18,6 +18,7 @@ from megavrc.generation.folder_format import FORMAT_VERSION
 from megavrc.generation.keymap import to_folder
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
 from megavrc.video.scenes import render, scene
@@ -108,15 +109,17 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
         outputs = ("--json", tmp_path / f"{name}.json", "--sheet", tmp_path / "sheet.png")
         options = ("--manifest", scenes_manifest, "--n", 2, "--batch", 2)
         assert run(monkeypatch, "scenes", *options, f"--{name}", given, *outputs) == 0
-        results[name] = json.loads((tmp_path / f"{name}.json").read_text())
-    sets = results["model"]["scores"]
+        results[name] = read_result(tmp_path / f"{name}.json")
+    sets, alone = (
+        {row["name"]: row["metrics"] for row in results[name]["cases"]} for name in ("model", "tokenizer")
+    )
     assert list(sets) == ["real", "reconstructed", "from_first_frame", "generated"]
-    assert results["tokenizer"]["scores"] == {name: sets[name] for name in ("real", "reconstructed")}
-    assert sets["real"]["colour"] == {"value": 1, "low": 1, "high": 1, "n": 2}
+    assert alone == {name: sets[name] for name in ("real", "reconstructed")}
+    assert sets["real"]["colour"] == {"value": 1, "unit": "", "low": 1, "high": 1, "n": 2}
     assert sets["generated"]["all"]["value"] == 0  # random weights
     assert 0 < sets["reconstructed"]["psnr"]["value"] < 30 and "psnr" not in sets["generated"]
-    assert len(sets["real"]["whole_by_latent"]["value"]) == 5
-    assert results["model"]["protocol"]["clips"] == 2 and results["model"]["machine"]["scipy"]
+    assert [name for name in sets["real"] if name.startswith("whole_by_latent/")][-1] == "whole_by_latent/4"
+    assert results["model"]["protocol"]["clips"] == 2 and results["model"]["versions"]["scipy"]
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
 
 
@@ -132,10 +135,11 @@ def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         tmp_path / "speed.json",
     )
     assert run(monkeypatch, "speed", *options) == 0
-    result = json.loads((tmp_path / "speed.json").read_text())
-    medians = {name: speed["median"] for name, speed in result["seconds_per_clip"].items()}
-    assert result["ratio"] == pytest.approx(medians["token"] / medians["segment"])
-    assert len(result["seconds_per_clip"]["token"]["seconds"]) == 5
+    result = read_result(tmp_path / "speed.json")
+    seconds = {row["name"]: row["metrics"]["seconds"] for row in result["cases"]}
+    wanted = seconds["token"]["value"] / seconds["segment"]["value"]
+    assert result["metrics"]["token / segment"]["value"] == pytest.approx(wanted)
+    assert len(seconds["token"]["samples"]) == seconds["token"]["n"] == 5
 
 
 def test_the_baseline_is_treated_as_the_model_is(world: Path) -> None:

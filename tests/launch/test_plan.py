@@ -1,7 +1,6 @@
 """The plan against what happens: activations as measured, states exactly, FLOPs by hand; and what it says."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from megavrc.launch.plan import Job, make_plan, problems
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.condition import Condition
 from megavrc.model.flops import forward_flops, meta_batch, training_flops
+from megavrc.results import read_result
 from megavrc.training.tasks.vrc_config import RunConfig
 
 CLASS = ConditionConfig(kind="class", classes=3)
@@ -202,8 +202,9 @@ def test_the_command(
     shown = capsys.readouterr().out
     assert "1,293.9M" in shown and re.search(r"micro-batch +1 +2 +4 +8 ", shown)
     assert len(re.findall(r"ZeRO stage [123] +(\d+\.\d +){4}8, with activation checkpointing", shown)) == 3
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["parameters"]["body"] == 1_130_457_088 and plan["problems"] == []
+    plan = read_result(tmp_path / "plan.json")
+    assert plan["metrics"]["parameters/body"]["value"] == 1_130_457_088
+    assert plan["metrics"]["memory/total"]["unit"] == "B" and plan["protocol"]["problems"] == []
     assert tool(monkeypatch, script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2
     said = capsys.readouterr().err
     assert "memory: " in said and said.count("\n") == 1
