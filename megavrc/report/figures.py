@@ -26,8 +26,8 @@ def panels(count: int, columns: int = 3, width: float = 4.6, height: float = 3.0
 
     columns = min(columns, count)
     rows = -(-count // columns)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    matplotlib.rcParams.update(STYLE)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for empty in axes.flat[count:]:
         empty.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -50,7 +50,6 @@ def svg(figure: Any) -> str:
 def _write(figure: Any, target: Any, kind: str) -> None:
     import matplotlib.pyplot as plt
 
-    with matplotlib.rc_context(STYLE):
-        figure.tight_layout()
-        figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    figure.tight_layout()
+    figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)

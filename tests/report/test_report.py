@@ -6,8 +6,10 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from megavrc.demo.report import _seconds
+from megavrc.demo.report import _seconds, write_report
 from megavrc.errors import UserError
+from megavrc.files import write_json
+from megavrc.model import ConditionConfig, ModelConfig, SamplingSettings
 from megavrc.report.figures import panels, save, svg
 from megavrc.report.page import picture, render
 from megavrc.results import case, median_of, result, write_result
@@ -59,3 +61,32 @@ def test_times_of_older_demos_are_read(tmp_path: Path) -> None:
     write_result(tmp_path / "new.json", result("evaluate speed", {}, cases))
     assert _seconds(tmp_path / "old.json") == _seconds(tmp_path / "new.json")
     assert _seconds(tmp_path / "new.json")["token"]["value"] == 6.0
+
+
+def test_the_report_of_a_demo(tmp_path: Path) -> None:
+    """From files as the demo's commands leave them; texts in them are escaped."""
+    scores = {"colour": 1.0, "shape": 0.5, "direction": 1.0, "all": 0.5, "n": 8}
+    sets = {name: scores for name in ("real", "generated", "generated_t1", "heldout")}
+    config = ModelConfig(condition=ConditionConfig(kind="class", classes=3))
+    files = {
+        "alignment.json": {"reconstructed": scores | {"psnr": 29.64}, **sets},
+        "timing.json": [{"step": "make clips", "command": "make --of=<script>", "seconds": 2.4}],
+        "hf/config.json": {"vrc": config.to_dict()},
+    }
+    for name, content in files.items():
+        write_json(tmp_path / name, content)
+    cases = [
+        case(name, {"seconds": median_of([1.0 + n, 2.0 + n])}) for n, name in enumerate(("segment", "token"))
+    ]
+    write_result(tmp_path / "speed.json", result("evaluate speed", {}, cases))
+    for run in ("tokenizer", "stage1", "stage2"):
+        (tmp_path / run).mkdir()
+        lines = [{"step": step, "loss": 3 / step, "psnr": step, "first": 2, "later": 1} for step in (1, 2)]
+        (tmp_path / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "samples").mkdir()
+    for name in ("comparison.gif", "comparison.png"):
+        (tmp_path / "samples" / name).write_bytes(b"picture")
+    page = write_report(tmp_path, SamplingSettings()).read_text()
+    assert page.count("data:image/") == 2 and page.count("<svg") == 3
+    assert "50.0%" in page and "29.6" in page and "1.7 times" in page and "&lt;script&gt;" in page
+    assert str(config.tokens_per_frame + config.frames) in page
