@@ -105,8 +105,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "what the parts of the pipeline cost on this machine",
         ),
         "results": Entry(
-            {"show": "megavrc.results:show", "compare": "megavrc.results:compare"},
-            "any result file as a table; which numbers of two differ, and why",
+            {name: f"megavrc.results:{name}" for name in ("show", "compare", "page")},
+            "any result file as a table; which numbers of two differ, and why; tables of a page made anew",
         ),
     },
 }

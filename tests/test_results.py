@@ -135,7 +135,7 @@ RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_the_tables_of_a_page_are_those_of_its_files(path: Path) -> None:
-    assert page_text(path) == path.read_text(), f"python tools/results.py page {path.relative_to(ROOT)}"
+    assert page_text(path) == path.read_text(), f"megavrc results page {path.relative_to(ROOT)}"
 
 
 def test_a_changed_number_changes_the_page(tmp_path: Path) -> None:
