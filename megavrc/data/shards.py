@@ -30,6 +30,7 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_file, sha256_json, write_atomic, write_json
 
 FORMAT = "megavrc-shards 1"
+PROOF = "proof"  # in dataset.json: how many samples were compared with their videos, or why none were
 BLOCK = 512  # tar pads headers and members to this many bytes
 MAX_VOCAB = 2**15  # ids are int16
 
@@ -206,8 +207,10 @@ def read_done(tar: Path, plan_sha256: str) -> dict[str, Any] | None:
 
 
 def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:
-    """The identity of a dataset: what it is and the hash of every byte in it."""
-    return sha256_json({"dataset": dataset, "shards": shards})
+    """The identity of a dataset: what it is and the hash of every byte in it, but not whether that was proved."""
+    return sha256_json(
+        {"dataset": {key: value for key, value in dataset.items() if key != PROOF}, "shards": shards}
+    )
 
 
 def listed(split: str, done: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megavrc.data.shards import read_done
+from megavrc.data.shards import done_path, read_done
 from megavrc.errors import EXIT_STOPPED, UserError
 from megavrc.hardware import check_device
 from megavrc.progress import progress
@@ -22,6 +22,7 @@ from megavrc.tokenization.encode import tokenize_shard
 from megavrc.tokenization.plan import Plan, Shard, check_decoder, load_plan, make_plan
 from megavrc.tokenization.result import can_be_retried, finalize, is_done, writing
 from megavrc.tokenization.sampling import Settings
+from megavrc.tokenization.sources import changed, is_recorded, record, words
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
 
@@ -39,7 +40,10 @@ def plan(manifest: Path, out: Path, tokenizer: Path | None = None, **settings: A
     """
     with writing(out):
         found = resolve("omnitokenizer", tokenizer, "--tokenizer").path
+        new = not (out / "plan.json").is_file()
         made = make_plan(manifest, found, out, Settings(**settings))
+        if new and not is_recorded(made):
+            record(made, made.units)
     print(f"{out}/plan.json: {len(made.units)} shards, plan {made.sha256[:12]}")
 
 
@@ -53,6 +57,7 @@ def run(
     threads: int = 1,
     device: str | None = None,
     retry_failed: bool = False,
+    redo_changed: bool = False,
 ) -> None:
     """Tokenize the shards of one task; shards that are done are skipped. Exit code 75 when stopped by a signal.
 
@@ -68,9 +73,10 @@ def run(
         threads: CPU threads of the encoder; ids are promised equal for equal threads.
         device: torch device of the encoder (default: cuda where there is one).
         retry_failed: also redo shards that are done but lack videos which could not be read, timed out or crashed.
+        redo_changed: also redo shards with videos that changed since they were planned, and take these as they are.
     """
     stop, rate = Stop(), _Rate()
-    work, todo = _todo(out, *array_task(task, of), retry_failed)
+    work, todo = _todo(out, *array_task(task, of), retry_failed, redo_changed)
     if todo:
         check_decoder(out, work.decoder)
     videos = _tokenize(work, todo, tokenizer, decoders, timeout, threads, device)
@@ -202,14 +208,29 @@ def array_task(task: int | None, of: int | None) -> tuple[int, int]:
     return task, of
 
 
-def _todo(out: Path, task: int, of: int, retry: bool = False) -> tuple[Plan, list[Shard]]:
-    """The plan, and those shards of a task that are not done, or are to be done again."""
+def _todo(out: Path, task: int, of: int, retry: bool = False, redo: bool = False) -> tuple[Plan, list[Shard]]:
+    """The plan, and those shards of a task that are not done, or are to be done again.
+
+    Raises:
+        UserError: videos of them are not those that were planned, and `redo` is not asked for.
+    """
     work = load_plan(out)
+    own = work.units[task::of]
+    others = changed(work, own) if redo else {}
     todo = [
         shard
-        for shard in work.units[task::of]
-        if not is_done(work, shard) or (retry and can_be_retried(work, shard))
+        for shard in own
+        if not is_done(work, shard) or shard in others or (retry and can_be_retried(work, shard))
     ]
+    if redo:
+        for shard in others:
+            for kind in work.kinds:  # before the new fingerprints: a killed task does it again
+                done_path(work.tar(kind, shard)).unlink(missing_ok=True)
+        record(work, list(others))
+    elif others := changed(work, todo):
+        raise UserError(
+            f"{out}: {words(others)}; put them back, or take them as they are: run --redo_changed, then finalize"
+        )
     return work, todo
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError, listed, read_done, write_manifest
+from megavrc.data.shards import PROOF, DataError, listed, read_done, write_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 from megavrc.progress import progress
 from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
+from megavrc.tokenization.proof import SAMPLES, Proof, load_tokenizer, prove
+from megavrc.tokenization.sources import changed, words
+from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import read_jsonl
 
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
@@ -39,11 +43,13 @@ def status(out: Path, of: int | None = None) -> None:
         print(f"still to run: {array_expression(missing, of or len(units))}")
 
 
-def finalize(out: Path) -> None:
-    """Write dataset.json and manifest.json of the finished datasets.
+def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> None:
+    """Write dataset.json and manifest.json of the finished datasets, whose ids must be those of their videos.
 
     Args:
         out: folder of the job.
+        tokenizer: where the tokenizer lies, if not where it was planned.
+        samples: that are cut from their videos again, encoded, decoded and compared; 0 for none.
     """
     work = load_plan(out)
     missing = [shard for shard in work.units if not is_done(work, shard)]
@@ -59,42 +65,76 @@ def finalize(out: Path) -> None:
     ):
         for left in folder.glob(".*"):  # half-written files of tasks that were killed
             left.unlink(missing_ok=True)
+    loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"
     for kind in work.kinds:
         shards = [_entry(work, kind, shard) for shard in work.units]
         if not any(shard["count"] for shard in shards):
             raise UserError(f"{out}: no video gave a sample; the reasons are in {out}/failures/")
         with writing(out):
             manifest = write_manifest(out / kind, work.dataset(kind), shards)
+            _prove(work, kind, loaded, samples)
         size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
         print(
             f"{out}/{kind}: {manifest['count']} samples, {len(shards)} shards, {size:.1f} MB, manifest {name}"
         )
 
 
-def verify(out: Path) -> None:
-    """Read every byte of the finished datasets again and check it.
+def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> None:
+    """Read every byte of the finished datasets again and check it, and that the ids are those of the videos.
 
     Args:
         out: folder of the job.
+        tokenizer: where the tokenizer lies, if not where it was planned.
+        samples: that are cut from their videos again, encoded, decoded and compared; 0 for none.
     """
     work = load_plan(out)
+    loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"
     problems: list[str] = []
+    if others := changed(work, work.units):
+        problems.append(f"{words(others)}; run --redo_changed takes them as they are")
     for kind in work.kinds:
+        before = len(problems)
         for split in work.settings.splits:
             dataset = TokenDataset(out / kind, work.tokenizer["sha256"], split)
-            before = len(problems)
+            old = len(problems)
             problems += _problems(dataset, _planned(work, split), f"verify {kind} {split}")
-            print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - before} problems")
+            print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - old} problems")
             if (features_folder(dataset.folder) / "manifest.json").is_file():
-                before = len(problems)
+                old = len(problems)
                 problems += TextFeatures(dataset).problems(dataset)
-                print(f"{out}/{kind} {split}: text features, {len(problems) - before} problems")
+                print(f"{out}/{kind} {split}: text features, {len(problems) - old} problems")
+        if len(problems) == before:  # damaged samples are named above
+            proof = prove(work, kind, loaded, samples)
+            problems += proof.problems
+            print(f"{out}/{kind}: {_proof_words(proof)}")
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise DataError(
             f"{out}: {len(problems)} problems; delete the damaged shards, then run the job and finalize again"
         )
+
+
+def _prove(work: Plan, kind: str, tokenizer: OmniTokenizer | str, samples: int) -> None:
+    """Compare samples with their videos; a dataset whose ids are others is not finished."""
+    folder = work.out / kind
+    proof = prove(work, kind, tokenizer, samples)
+    if proof.problems:
+        (folder / "manifest.json").unlink()
+        for problem in proof.problems:
+            print(problem, file=sys.stderr)
+        raise DataError(
+            f"{folder}: {len(proof.problems)} problems: the ids are not those of the videos, so it is not finished; "
+            "find out why, then delete its shards and run the job again"
+        )
+    write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), PROOF: proof.record})
+    print(f"{folder}: {_proof_words(proof)}")
+
+
+def _proof_words(proof: Proof) -> str:
+    if proof.not_done:
+        return f"not compared with its videos: {proof.not_done}"
+    return f"{proof.samples} samples compared with their videos, {len(proof.problems)} problems"
 
 
 @contextmanager

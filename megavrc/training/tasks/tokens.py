@@ -1,5 +1,6 @@
 """The token datasets of a run, opened as the configuration says: one or a blend, here or at a URL, in what order."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from megavrc.data.blend import BlendOrder, TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
+from megavrc.data.shards import PROOF
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.vrc_config import BlendPart, TokenDataConfig, ValidationDataConfig
+
+log = logging.getLogger("megavrc")
 
 
 def open_training(
@@ -85,6 +89,9 @@ def _open(
     strict = config.on_damage == "fail"
     folders = [_folder(part.path, config) for part in _parts(chosen)]
     datasets = [TokenDataset(folder, tokenizer_sha256, chosen.split, strict) for folder in folders]
+    for dataset in datasets:
+        if why := dataset.info.get(PROOF, {}).get("not_done"):
+            log.warning("%s: its ids were not compared with its videos: %s", dataset.address, why)
     return TokenBlend(datasets, features)
 
 
