@@ -279,7 +279,8 @@ def test_inspecting_notices_ids_of_another_video(
     shutil.copy(tmp_path / "a/06.mp4", tmp_path / "a/00.mp4")  # both have 17 frames
     (tmp_path / "b/01.mp4").unlink()
     capsys.readouterr()
-    inspect(out / "video", tokenizer=tokenizer, sheet=tmp_path / "sheet.png")
+    with pytest.raises(DataError, match=r"1 problems; the first: sample .* of its ids are found again"):
+        inspect(out / "video", tokenizer=tokenizer, sheet=tmp_path / "sheet.png")
     printed = capsys.readouterr().out
     share = float(re.findall(r"worst sample ([\d.]+)%", printed)[0])
     assert share < 50

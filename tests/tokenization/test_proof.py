@@ -16,8 +16,8 @@ from megavrc.tokenization.plan import encode
 from megavrc.tokenization.proof import Compared, problems
 from megavrc.tokenization.result import finalize, verify
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.training.config import TokenDataConfig
 from megavrc.training.tasks.tokens import open_training
+from megavrc.training.tasks.vrc_config import TokenDataConfig
 from megavrc.video import write_mp4
 from megavrc.video.manifest import from_folder, write_manifest
 
