@@ -52,7 +52,7 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokenized(manifest: Path, tokenizer: Path, out: Path) -> Path:
-    plan(manifest, tokenizer, out, **SMALL)
+    plan(manifest, out, tokenizer, **SMALL)
     run(out)
     return out
 

@@ -27,10 +27,10 @@ def replace(videos: Path, name: str) -> None:
 
 def test_a_video_replaced_before_the_run_is_refused(videos: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     replace(videos, "b/01.mp4")
     for _ in range(2):
-        plan(videos, tokenizer, out, **SMALL)  # the same plan: no other fingerprints
+        plan(videos, out, tokenizer, **SMALL)  # the same plan: no other fingerprints
         with pytest.raises(
             UserError, match=r"1 videos are not those that were planned: b/01.mp4 .*redo_chan"
         ):
@@ -44,7 +44,7 @@ def test_only_what_changed_is_done_again(
     videos: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     run(out)
     finalize(out)
     before, times = samples(out, "video"), {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
@@ -75,7 +75,7 @@ def test_a_copied_job_is_the_same(
 ) -> None:
     """Other times of change alone are a warning, videos that are not at hand are nothing."""
     out = tmp_path / "out"
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     os.utime(videos.parent / "b/01.mp4", (1, 1))
     run(out)
     finalize(out)
@@ -88,9 +88,9 @@ def test_a_plan_without_fingerprints_works_with_a_warning(
     videos: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     shutil.rmtree(out / "sources")
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     assert not (out / "sources").exists()  # what lies there now may not be what was planned
     run(out)
     assert "without fingerprints" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_a_plan_without_fingerprints_works_with_a_warning(
 
 def test_damaged_fingerprints_are_one_line(videos: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    plan(videos, tokenizer, out, **SMALL)
+    plan(videos, out, tokenizer, **SMALL)
     path = out / "sources" / "train-000000.json"
     whole = json.loads(path.read_text())
     for content in (b"[]", b"{", b"\xff", json.dumps({**whole, "sources": {}}).encode()):
