@@ -147,12 +147,13 @@ def is_test_or_benchmark(words: list[str]) -> bool:
         return False
     rest = [word for word in words[1:] if word == "-m" or not word.startswith("-")]
     module = rest[:1] == ["-m"]
-    name = (rest[1:2] if module else rest[:1]) or [""]
+    name, *more = [*rest[module:], "", ""]
+    if name == "megavrc" if module else Path(name).name == "megavrc":
+        return more[0] == "benchmark"
     if module:
-        return name[0] == "pytest" or ".benchmark" in name[0]
-    if Path(name[0]).name in ("pytest", "py.test"):
-        return True
-    return bool(search(r"(^|/)(tools/benchmark|benchmarks/[^/]+)\.py$", name[0]))
+        return name == "pytest" or name.startswith("megavrc.benchmarks")
+    benchmark = search(r"(^|/)(tools/benchmark|benchmarks/[^/]+)\.py$", name)
+    return bool(benchmark) or Path(name).name in ("pytest", "py.test")
 
 
 def _ancestors(process: int) -> Iterator[int]:

@@ -121,6 +121,8 @@ def test_tests_and_benchmarks_are_known(line: str) -> None:
         "python benchmarks/study/run.py run --work w",
         "python benchmarks/study/measure.py bits",
         "python pretrain/pretrain_vrc.py --config=c.yaml",
+        "python -m megavrc evaluate speed benchmark",
+        "python",
         "bash -c pytest",
         "grep -r pytest .",
         "vim tools/benchmark.py",
