@@ -273,7 +273,7 @@ def broken_folders(folder: Path, encoder: Path) -> dict[str, Path]:
         "weights of the text encoder are missing": stripped,
         "not a text encoder that transformers loads": weightless,
         "no tokenizer (expected one of": text_only,
-        "no text encoder here": folder / "none",
+        "no such file or folder": folder / "none",
     }
 
 
