@@ -227,7 +227,7 @@ def _todo(out: Path, task: int, of: int, retry: bool = False, redo: bool = False
             for kind in work.kinds:  # before the new fingerprints: a killed task does it again
                 done_path(work.tar(kind, shard)).unlink(missing_ok=True)
         record(work, list(others))
-    elif others := changed(work, todo):
+    elif others := changed(work, todo, read=False):
         raise UserError(
             f"{out}: {words(others)}; put them back, or take them as they are: run --redo_changed, then finalize"
         )

@@ -57,11 +57,15 @@ def is_recorded(plan: Plan) -> bool:
     return all(_path(plan, shard).is_file() and _read(plan, shard) for shard in plan.units)
 
 
-def changed(plan: Plan, shards: list[Shard]) -> dict[Shard, list[str]]:
+def changed(plan: Plan, shards: list[Shard], read: bool = True) -> dict[Shard, list[str]]:
     """The videos that are others than when they were planned, by shard; those that are not at hand do not count.
 
     A plan that was made before fingerprints were gets a warning, and so does a time of change that alone differs: a
     copy has another.
+
+    Args:
+        read: also videos whose size and time of change are those of then; without, a drive that hangs on one of these
+            does not hang here.
 
     Raises:
         UserError: the fingerprints were damaged or edited.
@@ -72,8 +76,10 @@ def changed(plan: Plan, shards: list[Shard]) -> dict[Shard, list[str]]:
         known = _read(plan, shard)
         unknown += known is None
         for path, then in (known or {}).items():
-            now = fingerprint(plan.root / path) if then else None
-            if then is None or now is None or then == now:
+            if then is None or (not read and _untouched(plan.root / path, then)):
+                continue
+            now = fingerprint(plan.root / path)
+            if now is None or then == now:
                 continue
             if {**then, "mtime_ns": 0} == {**now, "mtime_ns": 0}:
                 touched += 1
@@ -84,6 +90,15 @@ def changed(plan: Plan, shards: list[Shard]) -> dict[Shard, list[str]]:
     if touched:
         _warn(f"{plan.out}: {touched} videos have another time of change, but the same size, head and tail")
     return others
+
+
+def _untouched(path: Path, then: Fingerprint) -> bool:
+    try:
+        states = [file.stat() for file in (pictures(path) if path.is_dir() else [path])]
+    except (OSError, ValueError):
+        return False
+    times = max((state.st_mtime_ns for state in states), default=0)
+    return then["size"] == sum(state.st_size for state in states) and then["mtime_ns"] == times
 
 
 def words(others: dict[Shard, list[str]]) -> str:
