@@ -162,7 +162,7 @@ class Matrix:
         for step in self._chosen(training, "sampled"):
             for kind, options in self._content["samples"].items():
                 ids = self._work / "samples" / training.name / f"{kind}-{step}.npz"
-                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", ""))]
+                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(kind, ""))]
                 words += [f"--checkpoint={step}", f"--out={ids}"]
                 name = f"{kind}-{step}"
                 drawing = self._measurement(training, f"{name}/ids", "measure.py sample", words, ids)

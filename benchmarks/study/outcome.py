@@ -41,7 +41,7 @@ def write_result(folder: Path, work: Path, code: Path, job: Job, jobs: dict[str,
     started = read_json(run / "run.json") if (run / "run.json").exists() else {"facts": {}, "starts": []}
     last: dict[str, Any] = started["starts"][-1] if started["starts"] else {}
     bits = read_json(measured / "bits.json") if (measured / "bits.json").exists() else None
-    samples = [read_json(path) for path in sorted(measured.glob("*-*.json"))]
+    samples = {path.stem: read_json(path) for path in sorted(measured.glob("*-*.json"))}
     content = {
         "format": results.FORMAT,
         "run": job.run,
@@ -55,7 +55,7 @@ def write_result(folder: Path, work: Path, code: Path, job: Job, jobs: dict[str,
         "protocol": {**PROTOCOL, **started["facts"]},
         "attempts": attempts,
         "metrics": _metrics(bits, attempts.get(name, [])) if bits else {},
-        "cases": [*_bits_cases(bits), *map(_samples_case, samples)],
+        "cases": [*_bits_cases(bits), *(_samples_case(*item) for item in samples.items())],
         "output": {key: _last_lines(work / "logs" / f"{key.replace('/', '-')}.log") for key in failed},
     }
     path = folder / f"{name}.json"
@@ -90,17 +90,16 @@ def _bits_cases(bits: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield {**row, "by_clip": found["by_clip"]}
 
 
-def _samples_case(found: dict[str, Any]) -> dict[str, Any]:
+def _samples_case(kind: str, found: dict[str, Any]) -> dict[str, Any]:
     scores: dict[str, dict[str, Any]] = found.pop("scores")
     by_clip = found.pop("by_clip")
-    kind = "modes" if found["draws"] > 1 else found["entry"]
     metrics = {
         name: results.metric(value, "", score["n"], low, high)
         for label, score in scores.items()
         for name, value, low, high in _points(label, score)
         if value is not None
     }
-    return {**results.case(f"{kind} {found['checkpoint']}", metrics, **found), "by_clip": by_clip}
+    return {**results.case(kind.replace("-", " "), metrics, **found), "by_clip": by_clip}
 
 
 def _points(label: str, score: dict[str, Any]) -> list[tuple[str, Any, Any, Any]]:
