@@ -46,8 +46,9 @@ def start(*words: Any, **options: Any) -> subprocess.Popen[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """What a job leaves, but for the done files, which tell when and where."""
+    """What a job leaves, but for the done files, which tell when and where, and the times of its videos."""
     paths = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith("done.json")]
+    paths = [path for path in paths if path.parent != out / "sources"]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
