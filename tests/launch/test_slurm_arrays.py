@@ -58,7 +58,8 @@ def shards(out: Path) -> dict[str, bytes]:
 def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     for folder in (undisturbed, out):
-        plan(*sources, folder, **SETTINGS)
+        manifest, tokenizer = sources
+        plan(manifest, folder, tokenizer, **SETTINGS)
     run(undisturbed, threads=1)
     finalize(undisturbed)
     with running_cluster() as cluster, ExitStack() as blocks:

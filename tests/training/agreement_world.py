@@ -12,8 +12,9 @@ from toy import toy_config
 from megavrc.data.mirror import NetworkError
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
+from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.training.run_folder import RunFolder
-from megavrc.training.tasks.vrc_config import RunConfig
+from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig
 
 
 def told(work: Callable[[], Any]) -> str:
@@ -37,7 +38,10 @@ def meets(rank: Rank, errors: dict[int, Exception]) -> str:
 
 def opens(rank: Rank, root: Path, change: Callable[[RunConfig, dict[str, Any]], Any]) -> list[Any]:
     """What a rank is told when rank 1 opens a run with a change, and whether anything was written."""
-    config, identity = toy_config(root), {"data": {"0": {"samples": 12}}}
+    data = TokenDataConfig(path="tokens")  # of which a part is a machine's own
+    model = ModelConfig(condition=ConditionConfig(kind="class", classes=2))
+    config = RunConfig(**vars(toy_config(root)), data=data, stage="video", model=model)
+    identity = {"data": {"0": {"samples": 12}}}
     if not rank.main:
         change(config, identity)
     return [told(lambda: RunFolder(config, identity, {}, rank).close()), (root / "run.json").exists()]
