@@ -85,7 +85,7 @@ def changed(plan: Plan, shards: list[Shard], read: bool = True) -> dict[Shard, l
                 touched += 1
             else:
                 others.setdefault(shard, []).append(f"{path} ({_difference(then, now)})")
-    if unknown:
+    if unknown and plan.decoder:  # a plan of before that had its warning
         _warn(f"{plan.out}: the plan was made without fingerprints of its videos; changed ones go unnoticed")
     if touched:
         _warn(f"{plan.out}: {touched} videos have another time of change, but the same size, head and tail")
