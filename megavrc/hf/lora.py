@@ -219,7 +219,8 @@ def finetune(
 ) -> list[float]:
     """Train adapters on the trunk, merge them and publish the result through the gate of to-hf.
 
-    Runs under any launcher. Called again after it was stopped, it goes on from the last checkpoint.
+    Runs under any launcher, once in a process (DeepSpeed keeps its groups). Run again after it was stopped, it goes on
+    from the last checkpoint.
 
     Args:
         folder: in Hugging Face format.
