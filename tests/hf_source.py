@@ -68,14 +68,18 @@ class Source:
 
 
 def make_tokens(
-    folder: Path, tokenizer: str, shape: tuple[int, int, int] = (5, 4, 4), split: str = "train"
+    folder: Path,
+    tokenizer: str,
+    shape: tuple[int, int, int] = (5, 4, 4),
+    split: str = "train",
+    extra: dict[str, float] | None = None,
 ) -> Path:
     """Every clip of one colour has the same tokens: something to learn in a few steps."""
     tar = folder / "shards" / shard_name(split, 0, 1)
     clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
     with ShardWriter(tar, shape, 64) as shard:
         for number, caption in enumerate(CAPTIONS):
-            fields = {"caption": caption, "label": None, "source": "s"}
+            fields = {"caption": caption, "label": None, "source": "s"} | (extra or {})
             shard.add(f"{number:016x}-0000000", clips[number % 3], fields)
         shard.commit(plan_sha256="p")
     info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}

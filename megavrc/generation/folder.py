@@ -107,6 +107,7 @@ class Folder:
             if name in options:
                 options[now] = options.pop(name)
         condition = self.condition(options.pop("prompt", prompt), options.pop("label", label))
+        options["side"] = self.pipeline.side
         return _user_error(partial(ClipRequest.of, condition, self.sampling, **options))
 
     def generate(

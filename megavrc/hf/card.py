@@ -41,16 +41,20 @@ it was made by megavrc.
 
 ## Use
 
+    pip install torch transformers safetensors pillow
+
 ```python
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("path/to/this/folder", trust_remote_code=True)
-video = model.generate_video({example}, seed=0)  # uint8 [1, {frames}, {side}, {side}, 3]
+frames = model.generate_video({example}, seed=0, output="pil")[0]  # {frames} images of {side} x {side} pixels
+frames[0].save("clip.gif", save_all=True, append_images=frames[1:], duration=1000 / model.config.fps, loop=0)
 ```
 
 `first_frame=` animates a picture, `clip=` continues a clip, `guidance=`, `temperature=`, `top_k=` and `top_p=` steer
-the sampling (generation_config.json holds the defaults), `output="ids"` returns tokens. The same seed gives the same
-clip; it depends on nothing else in the batch.
+the sampling (generation_config.json holds the defaults). `output=` is `"uint8"` (the default), `"np"` or `"pt"` for
+pixels, `"pil"` for images, `"ids"` for tokens. The same seed gives the same clip; it depends on nothing else in the
+batch.
 
 ## Model
 
@@ -80,8 +84,9 @@ def model_card(
     tokenizer: OmniTokenizerConfig,
     parameters: int,
     training: dict[str, Any],
+    prompt: str = "a",
 ) -> str:
-    """README.md of a folder; `training` holds the rows of its training table."""
+    """README.md of a folder; `training` holds the rows of its training table, `prompt` is that of its example."""
     frames, side = 1 + config.frames * tokenizer.temporal_patch, config.grid * tokenizer.patch
     condition = config.condition
     learned = condition.learned_text
@@ -100,7 +105,7 @@ def model_card(
         pipeline="other" if condition.is_class else "text-to-video",
         title=title,
         text_note=", the text tokenizer" if learned else "",
-        example='"a red square moves left"' if learned else example,
+        example=json.dumps(prompt, ensure_ascii=False) if learned else example,
         frames=frames,
         side=side,
         model_rows=_rows(model_rows),

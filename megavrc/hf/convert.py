@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from megavrc.model import VRC, ModelConfig
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video.manifest import read_captions
 
-from .captions import training_captions
+from .captions import example_prompt, frame_rate, training_captions
 from .card import LICENSE, model_card, training_record
 
 UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
@@ -100,9 +101,15 @@ def to_hf(
     video = OmniTokenizer.from_checkpoint(video_tokenizer)
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)
-    known = read_captions(captions) if captions else training_captions(source.state)
     record = training_record(source.state, source.folder, averaged=weights == "ema")
-    publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known if text else ())
+    known = iter(read_captions(captions) if captions else training_captions(source.state) if text else ())
+    if text is not None and "example" not in record:
+        first = list(islice(known, 1000))
+        record["example"] = example_prompt(first, text, source.model.condition.slots)
+        known = chain(first, known)
+    if "fps" not in record and (fps := frame_rate(source.state)):
+        record["fps"] = fps
+    publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known)
 
 
 def refuse_existing(out: Path) -> None:
@@ -201,7 +208,8 @@ def write_folder(
         write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
     write_json(folder / SAMPLING, SAMPLING_DEFAULTS)
     parameters = vrc.parameter_counts()["total"]
-    card = model_card("VRC", vrc.config, video.config, parameters, dict(training.get("summary", ())))
+    rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
+    card = model_card("VRC", vrc.config, video.config, parameters, rows, training.get("example", "a"))
     (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text(LICENSE)
     for path in folder.iterdir():
@@ -218,7 +226,7 @@ def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int, captions
     check_ids(fast, text, captions)
     fast.save_pretrained(folder)
     settings = read_json(folder / "tokenizer_config.json")
-    # The name that transformers 4 and 5 both know.
+    # A name that every transformers knows.
     write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
     shutil.copyfile(text.path, folder / TEXT_TOKENIZER)
 

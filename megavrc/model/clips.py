@@ -11,11 +11,13 @@ from torch import Tensor
 
 from .condition import BEGIN, PAD, Condition
 from .config import ConditionConfig
+from .inputs import check_finite, unknown_option
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
+OPTIONS = ("prompt", "label", "condition", "first_frame", "clip", "frames", "overlap", "seed", "output")
 WHOLE = ("guidance", "speculative", "draft")
 SAMPLING_OPTIONS = (*WHOLE, *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
 
@@ -37,6 +39,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
             if name in given:
                 value = given.pop(name)
                 given = {f"{part}_{name}": value for part in PARTS} | given
+        check_finite(given)
         chosen |= given
     parts = {
         part: {name: chosen.pop(f"{part}_{name}") for name in SAMPLING if f"{part}_{name}" in chosen}
@@ -44,7 +47,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     }
     whole = {name: chosen.pop(name) for name in WHOLE if name in chosen}
     if chosen:
-        raise ValueError(f"unknown sampling option {', '.join(chosen)}")
+        raise ValueError(unknown_option(next(iter(chosen)), (*OPTIONS, *SAMPLING_OPTIONS)))
     return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 

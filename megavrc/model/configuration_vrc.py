@@ -13,7 +13,8 @@ class VRCConfig(PretrainedConfig):
     Attributes:
         vrc: `ModelConfig.to_dict()`.
         video_tokenizer: `OmniTokenizerConfig.to_dict()`.
-        training: where the weights come from: stage, step, facts (tokenizer hashes), summary (for the model card).
+        training: where the weights come from: stage, step, facts (tokenizer hashes), summary (for the model card),
+            example (a prompt), fps (where the training clips had one rate).
         format_version: of the folder; version 1 had no `training`, one that is not known is refused by name.
     """
 
@@ -37,3 +38,8 @@ class VRCConfig(PretrainedConfig):
         self.training = training or {}
         self.format_version = FORMAT_VERSION
         super().__init__(**kwargs)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the clips; 8 where the training data do not say."""
+        return float(self.training.get("fps", 8))

@@ -5,44 +5,23 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput, cached_file
 
-# transformers 4 copies only the files that this one names itself: those of the second block are named for that alone.
 from .clips import SAMPLING_OPTIONS, decode_clips, label_condition, text_condition
 from .compressor import BatchNorm
 from .condition import Condition, ConditionLike
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
+from .inputs import OUTPUTS, as_output
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .pipeline import ClipRequest, VideoPipeline
 from .vrc import VRC
-
-# isort: split
-from .attention import segment_attention as _attention  # noqa: F401
-from .attention_sdpa import rects_attention as _attention_sdpa  # noqa: F401
-from .cache import KVCache as _cache  # noqa: F401
-from .cuda_graphs import Workspace as _graphs  # noqa: F401
-from .fused_step import FusedStep as _fused_step  # noqa: F401
-from .generate import Sampler as _generate  # noqa: F401
-from .layout import Layout as _layout  # noqa: F401
-from .omnitokenizer_layers import Transformer as _omnitokenizer_layers  # noqa: F401
-from .rope import rope_table as _rope  # noqa: F401
-from .sampling import SamplingSettings as _sampling  # noqa: F401
-from .segment_mask import SegmentMask as _segment_mask  # noqa: F401
-from .speculation import couple as _speculation  # noqa: F401
-from .transformer import Trunk as _transformer  # noqa: F401
-
-if TYPE_CHECKING:  # imported where they can be
-    from .attention_flash import attention as _attention_flash  # noqa: F401
-    from .attention_flex import attention as _attention_flex  # noqa: F401
-    from .attention_triton import attention as _attention_triton  # noqa: F401
-    from .decode_kernels import qkv_kernel as _decode_kernels  # noqa: F401
 
 # What a folder holds besides weights, configuration and code.
 COMPANIONS = (
@@ -90,9 +69,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         self._text_tokenizer: Any = None
         self._hub: dict[str, Any] = {}
         self._from_file = self.vrc.tokens.weight.is_meta
-        self.post_init()
-        # After: transformers 4 checks for modules.
         self._keep_in_fp32_modules_strict = set(self._wide_tensors())
+        self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
@@ -210,53 +188,101 @@ class VRCForVideoGeneration(PreTrainedModel):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
+        label: int | Sequence[int] | None = None,
+        condition: ConditionLike | None = None,
+        first_frame: Any = None,
+        clip: Tensor | None = None,
+        frames: int | None = None,
+        overlap: int | None = None,
+        seed: Any = 0,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        first_temperature: float | None = None,
+        first_top_k: int | None = None,
+        first_top_p: float | None = None,
+        later_temperature: float | None = None,
+        later_top_k: int | None = None,
+        later_top_p: float | None = None,
+        speculative: int | None = None,
+        draft: str | None = None,
         output: str = "uint8",
         on_frame: Callable[[int, Tensor], None] | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Generate clips.
+        **unknown: Any,
+    ) -> Any:
+        """Generate clips. What is not given of the sampling comes from generation_config.json.
 
         Args:
-            prompt: one text or B texts.
-            output: `uint8` for pixels, `ids` for the video tokens.
-            on_frame: called with (index, ids [B, g, g]) after each latent frame.
-            options: `label`, one class or B classes, or `condition`, as `VRC.forward` takes it, instead of the prompt;
-                `first_frame`, uint8 [B, H, W, 3] or [H, W, 3], or `clip`, uint8 [B, 1 + 4k, H, W, 3], the beginning
-                of each clip;
-                `frames` of a clip, 1 + 4k (default: what the model was trained for; more are made in windows, each
-                taking over `overlap` frames from the one before);
-                `seed`, B seeds, or one: clip i then uses seed + i;
-                `guidance`, `temperature`, `top_k`, `top_p`, the last three also with `first_` or `later_` before them
-                for the first frame or the frames after it;
-                `speculative`, draft tokens that a pass verifies where tokens are drawn one by one (0: none): the same
+            prompt: one text or B texts; instead, `label`, one class or B classes, or `condition`, as `VRC.forward`
+                takes it.
+            first_frame: a picture for all clips or B of them: paths, PIL images, arrays or tensors, [H, W, 3] or
+                [3, H, W], uint8 or floating point from 0 to 1; scaled to the shorter side and cut to the middle.
+            clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
+            frames: of a clip, 1 + 4k (default: what the model was trained for; more are made in windows, each taking
+                over `overlap` frames from the one before).
+            seed: one integer (clip i uses seed + i), or B; a torch.Generator; None for a random one. 64 bits.
+            guidance, temperature, top_k, top_p: how tokens are drawn; the last three also with `first_` or `later_`
+                before them for the first frame or the frames after it.
+            speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none): the same
                 distribution, other clips for a seed; `draft`, their first guess, `neighbour`, `repeat` or `random`.
-                What is not given comes from generation_config.json.
+            output: `uint8`, [B, T, H, W, 3]; `ids` for the video tokens, long [B, t, g, g]; `pil`, B lists of images;
+                `np`, an array of floats [B, T, H, W, 3]; `pt`, a tensor of floats [B, T, 3, H, W], both from 0 to 1.
+            on_frame: called with (index, ids [B, g, g]) after each latent frame.
+            unknown: refused, with the name that was probably meant.
 
         Returns:
-            uint8 [B, T, H, W, 3], or long [B, t, g, g].
+            What `output` says.
 
         Raises:
             ValueError: inputs that do not fit the model, a prompt too long for it included; tokens asked for of a
                 video longer than the model was trained for, which is generated in windows.
         """
-        if output not in ("uint8", "ids"):
-            raise ValueError(f"output: {output!r} is neither uint8 nor ids")
-        request = self._request(prompt, **options)
-        if on_frame is None:
-            return self.pipeline.generate(request, output)
+        if output not in OUTPUTS:
+            raise ValueError(f"output: {output!r} is not one of {', '.join(OUTPUTS)}")
+        request = self._request(
+            prompt,
+            label,
+            condition,
+            first_frame=first_frame,
+            clip=clip,
+            frames=frames,
+            overlap=overlap,
+            seed=seed,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            first_temperature=first_temperature,
+            first_top_k=first_top_k,
+            first_top_p=first_top_p,
+            later_temperature=later_temperature,
+            later_top_k=later_top_k,
+            later_top_p=later_top_p,
+            speculative=speculative,
+            draft=draft,
+            **unknown,
+        )
+        if output == "ids" or on_frame is not None:
+            ids = self._ids(request, on_frame)
+            return ids if output == "ids" else as_output(decode_clips(self.video_tokenizer, ids), output)
+        return as_output(self.pipeline.generate(request), output)
+
+    def _ids(self, request: ClipRequest, on_frame: Callable[[int, Tensor], None] | None) -> Tensor:
+        """The tokens of the clips, each latent frame handed to `on_frame` when it is ready."""
         frames: list[Tensor] = []
         for ids_B1HW in self.pipeline.stream(request, "ids"):
-            on_frame(len(frames), ids_B1HW[:, 0])
+            if on_frame is not None:
+                on_frame(len(frames), ids_B1HW[:, 0])
             frames.append(ids_B1HW)
-        ids = torch.cat(frames, dim=1)
-        return ids if output == "ids" else decode_clips(self.video_tokenizer, ids)
+        return torch.cat(frames, dim=1)
 
     def stream_video(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[Tensor]:
         """As `generate_video`, but yields uint8 [B, t, H, W, 3] when frames are ready; together they are the video.
 
         Args:
             prompt: one text or B texts.
-            options: see `generate_video`.
+            options: see `generate_video`; not `output` and `on_frame`.
         """
         return self.pipeline.stream(self._request(prompt, **options))
 
@@ -268,7 +294,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         **options: Any,
     ) -> ClipRequest:
         given = self._condition(prompt, label, condition)
-        request = ClipRequest.of(given, self.sampling_defaults, **options)
+        request = ClipRequest.of(given, self.sampling_defaults, side=self.pipeline.side, **options)
         if not self.training:
             store_for_generation(self.vrc)
         return request

@@ -18,6 +18,7 @@ from .condition import Condition, ConditionLike
 from .cuda_graphs import Workspace
 from .decoder import Decoder
 from .generate import OnSpeculation, Sampler
+from .inputs import first_frames, seed_list
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import SamplingSettings, uniforms
 from .speculation import numbers_shape
@@ -50,26 +51,28 @@ class ClipRequest:
         cls,
         condition: ConditionLike,
         defaults: Mapping[str, Any],
-        seed: int | Sequence[int] = 0,
-        first_frame: Tensor | None = None,
+        seed: Any = 0,
+        first_frame: Any = None,
         clip: Tensor | None = None,
         frames: int | None = None,
         overlap: int | None = None,
         settings: SamplingSettings | None = None,
+        side: int | None = None,
         **sampling: Any,
     ) -> "ClipRequest":
         """A request from the arguments of `generate_video` (see there) and the defaults of their sampling options.
 
-        `settings` replaces both. Raises ValueError for a wrong number of seeds, two beginnings, impossible sampling.
+        `settings` replaces both; pictures are fitted to `side` (see `VideoPipeline.side`). Raises
+        ValueError for a wrong number of seeds, two beginnings, impossible sampling.
         """
         if first_frame is not None and clip is not None:
             raise ValueError("give first_frame or clip, not both")
-        if first_frame is not None:
-            clip = first_frame.unsqueeze(1) if first_frame.dim() == 4 else first_frame[None, None]
         rows = Condition.of(condition)
-        seeds = [seed + index for index in range(len(rows))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(rows):
-            raise ValueError(f"seed: {len(seeds)} for {len(rows)} clips")
+        if first_frame is not None:
+            clip = first_frames(first_frame, len(rows), side)
+        if clip is not None:
+            clip = torch.as_tensor(clip)
+        seeds = seed_list(seed, len(rows))
         if settings is None:
             settings = sampling_settings(defaults, sampling)
         elif sampling:
@@ -233,6 +236,13 @@ class VideoPipeline:
                 self._kept = {job: space}
 
     # --- pixels, which the video tokenizer makes of ids, and ids of pixels ---------------------------------------
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of a frame in pixels."""
+        return (
+            None if self.video_tokenizer is None else self.vrc.config.grid * self.video_tokenizer.config.patch
+        )
 
     @property
     def _patch(self) -> int:

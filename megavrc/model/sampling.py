@@ -4,6 +4,7 @@ A token is drawn by inverting the cumulative distribution at a number from its s
 does not depend on what else is in the batch.
 """
 
+import random
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -103,6 +104,10 @@ def uniforms(seeds: list[int], count: int, device: torch.device | str) -> Tensor
     """[len(seeds), count] uniform float64 numbers in [0, 1); each row depends on its own seed only."""
     rows = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(torch.rand(count, generator=generator, dtype=torch.float64))
+        if seed < 2**32:
+            generator = torch.Generator().manual_seed(seed)
+            rows.append(torch.rand(count, generator=generator, dtype=torch.float64))
+        else:  # of which torch's generator on the CPU would take the lower 32 bits only
+            draw_next = random.Random(seed).random
+            rows.append(torch.tensor([draw_next() for _ in range(count)], dtype=torch.float64))
     return torch.stack(rows).to(device)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
+from megavrc.generation.folder_format import read_config
 from megavrc.model.clips import sampling_settings
 from megavrc.video import VideoError, read_picture, write_mp4
 from megavrc.web.uploads import only_uploads, read_upload
@@ -190,7 +191,8 @@ def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
     if maker.classes:
         source = gr.Dropdown(list(range(maker.classes)), value=0, label="Class")
     else:
-        source = gr.Textbox(label="Prompt", placeholder="a red square moves left", max_lines=3)
+        example = read_config(maker.folder.path)["training"].get("example", "")
+        source = gr.Textbox(label="Prompt", placeholder=example, max_lines=3)
     defaults = sampling_settings(maker.folder.sampling)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)

@@ -16,7 +16,7 @@ def test_later_layers_and_parts_override() -> None:
     assert sampling_settings(folder, given) == SamplingSettings(
         Sampling(1.0, 3, 0.9), Sampling(1.0, 5, 0.9), 2.0
     )
-    with pytest.raises(ValueError, match="unknown sampling option heat"):
+    with pytest.raises(ValueError, match="unknown option heat"):
         sampling_settings({"heat": 1})
     with pytest.raises(ValueError, match="temperature >= 0"):
         sampling_settings({"temperature": -1})

@@ -79,7 +79,7 @@ def test_batches_do_not_change_a_clip(loaded) -> None:
         (dict(prompt=["a"], seed=[0, 1]), "2 for 1 clips"),
         (dict(prompt=["a"], seed=[0], frames=21), "at most 17"),
         (dict(prompt=["a"], seed=[0], frames=6), r"1 \+ 4k"),
-        (dict(prompt=["a"], seed=[0], first_frame=torch.zeros(1, 8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
+        (dict(prompt=["a"], seed=[0], clip=torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
     ],
 )
 def test_wrong_inputs_are_one_line(loaded, arguments, message) -> None:
@@ -96,7 +96,7 @@ def test_wrong_inputs_in_transformers(folder) -> None:
         model.generate_video("a red square moves left " * 4)
     with pytest.raises(ValueError, match="conditioned on text"):
         model.generate_video(label=0)
-    with pytest.raises(ValueError, match="unknown sampling option heat"):
+    with pytest.raises(ValueError, match="unknown option heat"):
         model.generate_video("a", heat=1)
     with pytest.raises(ValueError, match="exactly one"):
         model.generate_video()
@@ -137,7 +137,7 @@ def test_arguments_have_the_names_of_generate_video_and_the_former_ones_still_wo
     former = loaded.generate(prompts=PROMPTS, seeds=[5, 6], settings=settings)[0]
     assert torch.equal(former, ids)
     assert torch.equal(loaded.generate(PROMPTS[1], seed=6, settings=settings)[0], ids[1:])
-    with pytest.raises(UserError, match="unknown sampling option heat"):
+    with pytest.raises(UserError, match="unknown option heat"):
         loaded.generate("a", heat=1)
 
 

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from megavrc.generation.folder import load_folder
 
-# The lower bound in requirements.txt, and what it needs that the newest does not.
-OLD = ("transformers==4.56.2", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
-OLD_NEEDS = ("requests", "charset-normalizer", "urllib3", "idna", "certifi")
+# The lower bound in requirements.txt, and the oldest huggingface-hub that it takes: the newest is too new for it.
+OLD = ("transformers==5.17.0", "huggingface-hub==1.5.0")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = root / "venv" / "bin" / "python"
     packages = next((root / "venv" / "lib").glob("python*/site-packages"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    install = subprocess.run([*pip, "--target", packages, *OLD, *OLD_NEEDS], capture_output=True, text=True)
+    install = subprocess.run([*pip, "--target", packages, *OLD], capture_output=True, text=True)
     if install.returncode:
         pytest.skip(f"pip cannot get {OLD[0]} here: {install.stderr.strip().splitlines()[-1]}")
     (packages / "installed.pth").write_text(sysconfig.get_path("purelib"))  # searched after `packages`

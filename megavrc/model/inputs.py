@@ -1,0 +1,170 @@
+"""What users hand to generation and take from it: pictures, seeds, names of options, pixels in other forms."""
+
+import difflib
+import importlib
+import math
+import operator
+import secrets
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+OUTPUTS = ("uint8", "ids", "pil", "np", "pt")
+SEEDS = 2**64
+# What diffusers calls our options.
+OTHER_NAMES = {
+    "num_frames": "frames",
+    "video_length": "frames",
+    "guidance_scale": "guidance",
+    "generator": "seed",
+    "output_type": "output",
+    "image": "first_frame",
+    "images": "first_frame",
+    "video": "clip",
+    "class_labels": "label",
+    "prompt_embeds": "condition",
+}
+LAYOUTS = "[H, W, 3], [3, H, W] or one more in front for the clips"
+
+
+def unknown_option(name: str, options: Iterable[str]) -> str:
+    """The error of an option that there is not, with the nearest there is, and all."""
+    options = list(options)
+    near = [OTHER_NAMES.get(name, "")] + difflib.get_close_matches(name, options, n=1)
+    meant = next((f", did you mean {other}?" for other in near if other in options), ".")
+    return f"unknown option {name}{meant} There are {', '.join(options)}"
+
+
+def seed_list(seed: Any, clips: int) -> list[int]:
+    """One seed a clip, 0 to 2**64 - 1.
+
+    Args:
+        seed: an integer of any library, for clip i seed + i; `clips` integers; a torch.Generator, or one a clip, of
+            which seeds are drawn; None for a random one, which a warning tells.
+        clips: how many.
+
+    Raises:
+        ValueError: another number of seeds, or one that is not such an integer.
+    """
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        warnings.warn(f"seed: {seed} was chosen; seed={seed} makes the same again", stacklevel=2)
+    if isinstance(seed, torch.Generator):
+        seeds = torch.randint(2**63 - 1, (clips,), generator=seed, device=seed.device).tolist()
+    else:
+        try:
+            seeds = [operator.index(seed) + index for index in range(clips)]
+        except TypeError:
+            if isinstance(seed, (str, bytes)) or not hasattr(seed, "__iter__"):
+                raise ValueError(
+                    f"seed: {seed!r} is neither an integer, a list of them, a torch.Generator nor None"
+                ) from None
+            seeds = [seed_list(one, 1)[0] for one in seed]
+    if len(seeds) != clips:
+        raise ValueError(f"seed: {len(seeds)} for {clips} clips")
+    wrong = [one for one in seeds if not 0 <= one < SEEDS]
+    if wrong:
+        raise ValueError(f"seed: {wrong[0]} is not between 0 and 2**64 - 1")
+    return seeds
+
+
+def first_frames(given: Any, clips: int, side: int | None) -> Tensor:
+    """Pictures as uint8 [B, 1, side, side, 3]: scaled so that the shorter side fits, and cut to the middle.
+
+    Args:
+        given: a picture (for all clips) or B of them: paths, PIL images, arrays or tensors, [H, W, 3] or [3, H, W],
+            uint8 or floating point from 0 to 1.
+        clips: B.
+        side: in pixels; None leaves the size.
+
+    Raises:
+        ValueError: not such a picture, or another number of them.
+    """
+    if isinstance(given, (list, tuple)):
+        if not given:
+            raise ValueError("first_frame: an empty list")
+        pictures = [picture for one in given for picture in _pictures(one)]
+    else:
+        pictures = _pictures(given)
+    if len(pictures) not in (1, clips):
+        raise ValueError(f"first_frame: {len(pictures)} pictures for {clips} clips")
+    fitted = [picture if side is None else _fit(picture, side) for picture in pictures]
+    if len({picture.shape for picture in fitted}) > 1:
+        raise ValueError("first_frame: pictures of several sizes")
+    return torch.stack(fitted)[:, None].expand(clips, -1, -1, -1, -1)
+
+
+def _pictures(given: Any) -> list[Tensor]:
+    """One picture or a batch of them as uint8 [H, W, 3] each."""
+    if isinstance(given, (str, Path)):
+        try:
+            given = importlib.import_module("PIL.Image").open(given)
+            given.load()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"first_frame: {given}: not a picture that can be read ({error})") from None
+    if hasattr(given, "getbands"):  # PIL
+        given = _from_pil(given)
+    try:
+        tensor = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"first_frame: a {type(given).__name__} is no picture: give a path, a PIL image, an array or a tensor"
+        ) from None
+    shape = list(tensor.shape)
+    if tensor.dim() not in (3, 4) or 3 not in (shape[-1], shape[-3]) or 0 in shape:
+        raise ValueError(f"first_frame: shape {shape}, expected {LAYOUTS}")
+    if shape[-1] != 3:
+        tensor = tensor.movedim(-3, -1)
+    if tensor.is_floating_point():
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise ValueError("first_frame: floating-point pixels are from 0 to 1, these are not")
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise ValueError(f"first_frame: {tensor.dtype}, expected uint8, or floating point from 0 to 1")
+    return list(tensor if tensor.dim() == 4 else tensor[None])
+
+
+def _from_pil(image: Any) -> Tensor:
+    """As a viewer shows it: turned as its EXIF says, transparent parts white."""
+    shown = importlib.import_module("PIL.ImageOps").exif_transpose(image).convert("RGBA")
+    pillow = importlib.import_module("PIL.Image")
+    shown = pillow.alpha_composite(pillow.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    return torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(shown.height, shown.width, 3)
+
+
+def _fit(picture_HWC: Tensor, side: int) -> Tensor:
+    height, width, _ = picture_HWC.shape
+    if (height, width) == (side, side):
+        return picture_HWC
+    scale = side / min(height, width)
+    size = [max(side, round(height * scale)), max(side, round(width * scale))]
+    pixels = picture_HWC.movedim(-1, 0)[None].float()
+    pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    square = pixels[0, :, top : top + side, left : left + side].movedim(0, -1)
+    return square.round().clamp(0, 255).to(torch.uint8)
+
+
+def check_finite(options: dict[str, Any]) -> None:
+    """ValueError naming the first option that is NaN or infinite."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: {value} is not a finite number")
+
+
+def as_output(pixels_BTHWC: Tensor, output: str) -> Any:
+    """uint8 pixels in the form that was asked for; see `OUTPUTS`."""
+    if output == "pt":
+        return pixels_BTHWC.movedim(-1, 2).float() / 255
+    if output == "np":
+        return (pixels_BTHWC.float() / 255).cpu().numpy()
+    if output == "pil":
+        image = importlib.import_module("PIL.Image")
+        clips: Sequence[Any] = pixels_BTHWC.cpu().numpy()
+        return [[image.fromarray(frame) for frame in clip] for clip in clips]
+    return pixels_BTHWC

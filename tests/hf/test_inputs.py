@@ -1,0 +1,201 @@
+"""What users type: pictures and seeds in the usual types, names of options, other outputs."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megavrc.generation.folder import Folder, load_folder
+from megavrc.model.clips import SAMPLING_OPTIONS
+from megavrc.model.inputs import first_frames, seed_list
+from megavrc.model.modeling_vrc import VRCForVideoGeneration
+from megavrc.model.sampling import uniforms
+
+PROMPT = "a red square moves left"
+PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> VRCForVideoGeneration:
+    return VRCForVideoGeneration.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Folder:
+    return load_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PICTURE,
+        PICTURE[None],
+        [PICTURE],
+        PICTURE.transpose(2, 0, 1),
+        (PICTURE / 255).astype(np.float32),
+        PICTURE / 255,
+        torch.tensor(PICTURE),
+        torch.tensor(PICTURE)[None].permute(0, 3, 1, 2) / 255,
+        Image.fromarray(PICTURE),
+        [Image.fromarray(PICTURE)],
+        Image.fromarray(PICTURE).convert("RGBA"),
+    ],
+)
+def test_a_picture_in_the_usual_forms_is_the_same_picture(given) -> None:
+    frames = first_frames(given, 2, 16)
+    assert frames.dtype == torch.uint8
+    assert torch.equal(frames, torch.tensor(PICTURE).expand(2, 1, 16, 16, 3))
+
+
+def test_a_picture_at_a_path_starts_the_clip(model, loaded, tmp_path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "first.png")
+    expected = model.generate_video(PROMPT, first_frame=torch.tensor(PICTURE), output="ids")
+    for path in (tmp_path / "first.png", str(tmp_path / "first.png")):
+        assert torch.equal(model.generate_video(PROMPT, first_frame=path, output="ids"), expected)
+        assert torch.equal(loaded.generate(PROMPT, first_frame=path)[0], expected)
+
+
+def test_pictures_of_other_sizes_are_scaled_and_cut_to_the_middle() -> None:
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200  # the middle
+    wide[:, :32] = wide[:, 64:] = 50
+    square = first_frames(Image.fromarray(wide), 1, 16)[0, 0]
+    assert square.shape == (16, 16, 3) and (square[:, 3:13] == 200).all()
+    small = first_frames(np.full((5, 4, 3), 7, np.uint8), 1, 16)
+    assert small.shape == (1, 1, 16, 16, 3) and (small == 7).all()
+    turned = Image.fromarray(wide)
+    turned.getexif()[274] = 6
+    assert torch.equal(first_frames(turned, 1, 16)[0, 0], square.movedim(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((16, 16), np.uint8), r"shape \[16, 16\], expected \[H, W, 3\]"),
+        (np.zeros((2, 3, 16, 16, 3), np.uint8), r"shape \[2, 3, 16, 16, 3\], expected"),
+        (np.zeros((3, 16, 16, 3), np.uint8), "3 pictures for 2 clips"),
+        (np.full((16, 16, 3), 255.0), "from 0 to 1"),
+        (np.full((16, 16, 3), np.nan), "from 0 to 1"),
+        (np.zeros((16, 16, 3), np.int64), "int64, expected uint8"),
+        ("nowhere.png", "nowhere.png: not a picture"),
+        (__file__, "not a picture"),
+        (object(), "a object is no picture"),
+        ([], "an empty list"),
+        (np.array(["a"]), "is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_said_in_words(given, message) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        first_frames(given, 2, 16)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [5, np.int64(5), np.uint8(5), torch.tensor(5), [5, 6], (5, np.int64(6))])
+def test_seeds_of_usual_types(seed) -> None:
+    assert seed_list(seed, 2) == [5, 6]
+
+
+@pytest.mark.parametrize("seed", [np.array([5, 6]), torch.tensor([5, 6]), range(5, 7)])
+def test_seeds_of_arrays(seed) -> None:
+    assert seed_list(seed, 2) == [5, 6]
+
+
+def test_seeds_of_generators_and_none() -> None:
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    one = generator()
+    first, second = seed_list(one, 2), seed_list(one, 2)
+    assert first == seed_list(generator(), 2) and len({*first, *second}) == 4
+    assert seed_list([generator()], 1) == first[:1]
+    with pytest.warns(UserWarning, match=r"seed=\d+ makes the same again") as said:
+        (chosen,) = seed_list(None, 1)
+    assert f"seed={chosen} " in str(said[0].message)
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ("5", "neither"),
+        (1.5, "neither"),
+        ([1.5], "neither"),
+        (-1, "between"),
+        (2**64, "between"),
+        ([1], "1 for 2"),
+    ],
+)
+def test_what_is_no_seed(seed, message) -> None:
+    with pytest.raises(ValueError, match=f"seed: .*{message}"):
+        seed_list(seed, 2)
+
+
+def test_all_64_bits_of_a_seed_count(model) -> None:
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1]
+    rows = uniforms(seeds, 8, "cpu")
+    assert len({tuple(row.tolist()) for row in rows}) == len(seeds)
+    assert torch.equal(uniforms(seeds, 5, "cpu"), rows[:, :5]), "longer jobs begin alike"
+    known = torch.rand(8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    assert torch.equal(uniforms([7], 8, "cpu")[0], known), "clips of small seeds stay"
+    clips = model.generate_video([PROMPT] * 2, seed=[0, 2**32], temperature=2.0, output="ids")
+    assert not torch.equal(*clips)
+
+
+def test_outputs_in_other_forms(model) -> None:
+    pixels = model.generate_video([PROMPT] * 2, frames=5)
+    images = model.generate_video([PROMPT] * 2, frames=5, output="pil")
+    assert [len(clip) for clip in images] == [5, 5]
+    assert np.array_equal(np.array(images[1][4]), pixels[1, 4].numpy())
+    array = model.generate_video([PROMPT] * 2, frames=5, output="np")
+    assert array.dtype == np.float32 and np.array_equal(np.rint(array * 255), pixels.numpy())
+    tensor = model.generate_video([PROMPT] * 2, frames=5, output="pt")
+    assert torch.equal(tensor, torch.tensor(array).movedim(-1, 2))
+    with pytest.raises(ValueError, match="'mp4' is not one of uint8, ids, pil, np, pt"):
+        model.generate_video(PROMPT, output="mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("num_frames", "frames"),
+        ("guidance_scale", "guidance"),
+        ("temprature", "temperature"),
+        ("image", "first_frame"),
+    ],
+)
+def test_unknown_options_name_what_was_meant(model, loaded, name, meant) -> None:
+    for generate in (
+        model.generate_video,
+        loaded.generate,
+        lambda *a, **o: list(model.stream_video(*a, **o)),
+    ):
+        with pytest.raises(ValueError, match=f"unknown option {name}, did you mean {meant}.* top_p"):
+            generate(PROMPT, **{name: 9})
+
+
+def test_options_that_nothing_is_like_are_answered_with_the_list(model) -> None:
+    with pytest.raises(ValueError, match=r"unknown option num_inference_steps\. There are prompt, .* draft"):
+        model.generate_video(PROMPT, num_inference_steps=50)
+
+
+def test_help_names_every_option() -> None:
+    named = set(inspect.signature(VRCForVideoGeneration.generate_video).parameters)
+    assert named >= {
+        *SAMPLING_OPTIONS,
+        "label",
+        "condition",
+        "first_frame",
+        "clip",
+        "frames",
+        "overlap",
+        "seed",
+    }
+
+
+@pytest.mark.parametrize("name", ["temperature", "later_temperature", "guidance", "top_p"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(model, name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {value} is not a finite number"):
+        model.generate_video(PROMPT, **{name: value})
