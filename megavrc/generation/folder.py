@@ -20,6 +20,7 @@ from megavrc.model.clips import SAMPLING_OPTIONS, decode_clips, label_condition
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.decoder import store_for_generation
+from megavrc.model.inputs import warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.quantization.int8 import quantize_int8
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -77,6 +78,7 @@ class Folder:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         if prompts and label is None and self.text_tokenizer is not None:
             rows = [self.text_tokenizer.encode(text, config.slots) for text in prompts]
+            warn_of_prompts(prompts, rows)
             return Condition(torch.tensor(rows))
         if prompts and label is None and self.text_encoder is not None:
             features = [prompt_features(self.text_encoder, text, config.slots - 1) for text in prompts]

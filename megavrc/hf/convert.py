@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import read_weights
 from megavrc.errors import UserError
-from megavrc.files import read_json, sha256_file, write_json
+from megavrc.files import read_json, write_json
 from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
 from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_config
 from megavrc.generation.keymap import to_folder
@@ -24,7 +24,6 @@ from megavrc.video.manifest import read_captions
 from .captions import example_prompt, frame_rate, training_captions
 from .card import LICENSE, model_card, training_record
 
-UNSIGNED = {CHECKSUMS, "README.md", ".gitattributes"}  # may be edited without harm
 Weights = Literal["model", "ema"]
 SAMPLING_DEFAULTS = {
     "do_sample": True,
@@ -194,7 +193,7 @@ def write_folder(
     from transformers.utils import logging
 
     from megavrc.model.configuration_vrc import VRCConfig
-    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration, write_sums
 
     logging.disable_progress_bar()
     VRCConfig.register_for_auto_class()
@@ -214,8 +213,7 @@ def write_folder(
     (folder / "LICENSE").write_text(LICENSE)
     for path in folder.iterdir():
         path.chmod(0o644)
-    names = sorted(path.name for path in folder.iterdir() if path.name not in UNSIGNED)
-    (folder / CHECKSUMS).write_text("".join(f"{sha256_file(folder / name)}  {name}\n" for name in names))
+    write_sums(folder)
 
 
 def write_text_tokenizer(folder: Path, text: TextTokenizer, slots: int, captions: Iterable[str]) -> None:
@@ -238,6 +236,9 @@ def verify(folder: Path) -> None:
         UserError: the first thing that is wrong.
     """
     read_config(folder)
-    check_sums(folder)
+    if (folder / CHECKSUMS).is_file():
+        check_sums(folder)
+    else:
+        print(f"{folder}: no {CHECKSUMS}, so nothing says whether its files have changed")
     loaded = load_folder(folder)
     check(folder, loaded.model, loaded.video_tokenizer.net, loaded.text_tokenizer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import ConditionConfig
 
-PAD, BEGIN = 0, 2  # ids of the pad and begin-video tokens in the text vocabulary
+PAD, UNKNOWN, BEGIN = 0, 1, 2  # ids of the pad, unknown and begin-video tokens in the text vocabulary
 
 
 @dataclass(frozen=True, eq=False)

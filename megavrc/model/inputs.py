@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .condition import BEGIN, PAD, UNKNOWN
+
 OUTPUTS = ("uint8", "ids", "pil", "np", "pt")
 SEEDS = 2**64
 # What diffusers calls our options.
@@ -71,6 +73,20 @@ def seed_list(seed: Any, clips: int) -> list[int]:
     if wrong:
         raise ValueError(f"seed: {wrong[0]} is not between 0 and 2**64 - 1")
     return seeds
+
+
+def warn_of_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+    """Warn of prompts that say nothing to the model: empty ones, and characters that its tokenizer does not know."""
+    for prompt, ids in zip(prompts, tokens, strict=True):
+        said = [token for token in ids if token not in (PAD, BEGIN)]
+        if not said:
+            warnings.warn(f"prompt {prompt!r} is empty: the clip shows anything", stacklevel=2)
+        elif UNKNOWN in said:
+            warnings.warn(
+                f"prompt {prompt[:40]!r} has characters that the model does not know: they are not in its training "
+                "captions",
+                stacklevel=2,
+            )
 
 
 def first_frames(given: Any, clips: int, side: int | None) -> Tensor:

@@ -1,5 +1,6 @@
 """VRC for transformers: one model that holds the generator and the video tokenizer and returns pixels."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from .condition import Condition, ConditionLike
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
-from .inputs import OUTPUTS, as_output
+from .inputs import OUTPUTS, as_output, warn_of_prompts
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .pipeline import ClipRequest, VideoPipeline
 from .vrc import VRC
@@ -49,6 +50,17 @@ class VRCModelOutput(ModelOutput):
     logits_later: Tensor | None = None
 
 
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS of a folder, as `sha256sum -c` reads it; the model card may be edited and is left out."""
+    names = ("config.json", "model.safetensors.index.json", *COMPANIONS)
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".py") or (path.name in names and path.name != "README.md"):
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
 class VRCForVideoGeneration(PreTrainedModel):
     """Generates video from text, a class label, a first frame or the beginning of a clip.
 
@@ -59,26 +71,42 @@ class VRCForVideoGeneration(PreTrainedModel):
 
     config_class = VRCConfig
     main_input_name = "ids"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["Layer", "Transformer"]
 
     def __init__(self, config: VRCConfig) -> None:
         super().__init__(config)
         self.vrc = VRC(ModelConfig.from_dict(config.vrc))
         self.video_tokenizer = OmniTokenizerNet(OmniTokenizerConfig.from_dict(config.video_tokenizer))
+        self._freeze()
         self._pipeline: VideoPipeline | None = None
         self._text_tokenizer: Any = None
         self._hub: dict[str, Any] = {}
-        self._from_file = self.vrc.tokens.weight.is_meta
+        self._sampling: dict[str, Any] | None = None
         self._keep_in_fp32_modules_strict = set(self._wide_tensors())
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """As in transformers; what is read later (text tokenizer, sampling defaults) is of the same revision."""
-        loaded = super().from_pretrained(*args, **options)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._hub = {name: options[name] for name in HUB if name in options}
-        return loaded
+        """As in transformers, but every tensor must be there; text tokenizer and sampling defaults are read now."""
+        loaded, info = super().from_pretrained(*args, **options | {"output_loading_info": True})
+        wrong = [*sorted(info["missing_keys"]), *sorted(info["unexpected_keys"])]
+        if wrong:
+            raise ValueError(
+                f"{loaded.config.name_or_path}: the folder is incomplete, or its configuration is not that of its "
+                f"weights: {len(info['missing_keys'])} tensors are missing, {len(info['unexpected_keys'])} too many, "
+                f"the first is {wrong[0]}"
+            )
+        loaded._freeze()  # loading makes new parameters
+        loaded._hub = {name: options[name] for name in HUB if name in options}
+        loaded._sampling = loaded._read_sampling()
+        if loaded.vrc.config.condition.learned_text and loaded._companion("tokenizer.json"):
+            _ = loaded.text_tokenizer
+        return (loaded, info) if options.get("output_loading_info") else loaded
+
+    def _freeze(self) -> None:
+        """The video tokenizer has no part in the loss; plain DDP wants a gradient of everything that is trained."""
+        self.video_tokenizer.requires_grad_(False)
 
     def _wide_tensors(self) -> dict[str, Tensor]:
         """What stays float32 in half precision. Tensor by tensor: transformers would cast integer buffers too."""
@@ -104,22 +132,26 @@ class VRCForVideoGeneration(PreTrainedModel):
         return super()._apply(apply, recurse)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The parts initialise themselves; transformers asks for it while loading when a folder lacks tensors."""
-        if self._from_file and any(not tensor.is_meta for tensor in module.parameters(recurse=False)):
-            names = [name for name, other in self.named_modules() if other is module]
-            raise ValueError(
-                f"{self.config.name_or_path}: tensors of {names[0]} are missing: the folder is incomplete"
-            )
+        """Nothing: the parts initialise themselves, and `from_pretrained` refuses a folder that lacks tensors."""
 
     def forward(
-        self, ids: Tensor, condition: ConditionLike, drop: Tensor | None = None, logits: bool = True, **_: Any
+        self,
+        ids: Tensor,
+        condition: ConditionLike,
+        drop: Tensor | None = None,
+        logits: bool = True,
+        return_loss: bool = True,
+        **_: Any,
     ) -> VRCModelOutput:
-        """Teacher-forced losses and logits of token ids, long [B, 1 + F, g, g]; see `VRC.forward`."""
+        """Teacher-forced losses and logits of token ids, long [B, 1 + F, g, g]; see `VRC.forward`.
+
+        There is always a loss: `return_loss` is how Trainer.evaluate finds out.
+        """
         return VRCModelOutput(**vars(self.vrc(ids, condition, drop, logits)))
 
     @property
     def text_tokenizer(self) -> Any:
-        """The text tokenizer of the folder that the model was loaded from, loaded at first use."""
+        """The text tokenizer of the folder that the model was loaded from."""
         if self._text_tokenizer is None:
             self._text_tokenizer = PreTrainedTokenizerFast.from_pretrained(self._folder(), **self._hub)
         return self._text_tokenizer
@@ -147,18 +179,23 @@ class VRCForVideoGeneration(PreTrainedModel):
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """Sampling options of the folder's generation_config.json."""
+        return self._read_sampling() if self._sampling is None else dict(self._sampling)
+
+    def _read_sampling(self) -> dict[str, Any]:
         path = self._companion("generation_config.json")
         content = json.loads(Path(path).read_text()) if path else {}
         return {name: content[name] for name in SAMPLING_OPTIONS if name in content}
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; tokenizer, sampling defaults and model card of the folder come along."""
+        """As in transformers; tokenizer, sampling defaults and model card come along, SHA256SUMS is made anew."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         for name in COMPANIONS:
             source, target = self._companion(name), Path(save_directory) / name
             if source and not target.exists():
                 shutil.copyfile(source, target)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_sums(Path(save_directory))
 
     @property
     def pipeline(self) -> VideoPipeline:
@@ -182,6 +219,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             return label_condition(label, config)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+        warn_of_prompts(prompts, tokens)
         return text_condition(tokens, config)
 
     def generate_video(

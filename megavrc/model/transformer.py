@@ -1,5 +1,7 @@
 """The trunk: a Llama-style transformer as in LlamaGen. Single-device maths; parallelism is applied from outside."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,6 +96,9 @@ class Layer(nn.Module):
 class Trunk(nn.Module):
     """All layers and the final norm."""
 
+    gradient_checkpointing = False  # set by transformers, with the function
+    _gradient_checkpointing_func: Any = None
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -124,5 +129,8 @@ class Trunk(nn.Module):
             )
             backend = prepare(backend, mask, x_BSD, self.head_dim, gradients)
         for index, layer in enumerate(self.layers):
-            x_BSD = layer(x_BSD, table, mask, backend, cache, index)
+            if self.gradient_checkpointing and self.training and cache is None:
+                x_BSD = self._gradient_checkpointing_func(layer, x_BSD, table, mask, backend, None, index)
+            else:
+                x_BSD = layer(x_BSD, table, mask, backend, cache, index)
         return self.norm(x_BSD)

@@ -1,0 +1,142 @@
+"""What transformers users do with a folder besides generating: load odd ones, move it, train, save."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+
+from megavrc.errors import UserError
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import check_sums
+from megavrc.hf.convert import verify
+from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+PROMPT = "a red square moves left"
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "video_tokenizer.codebook.embeddings",
+        "vrc.decompressor.net.1.running_mean",
+        "vrc.decompressor.net.1.running_var",
+        "vrc.trunk.norm.weight",
+    ],
+)
+def test_every_tensor_is_required(copy, name) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop(name)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"incomplete.*1 tensors are missing, 0 too many, the first is {name}"
+    ):
+        VRCForVideoGeneration.from_pretrained(copy)
+    with pytest.raises(UserError, match=r"1 tensors do not fit|missing|incomplete"):
+        load_folder(copy)
+
+
+def test_fewer_layers_than_the_weights_have_are_refused(copy) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["vrc"]["layers"] = 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"0 tensors are missing, \d+ too many, the first is vrc.trunk.layers.1"
+    ):
+        VRCForVideoGeneration.from_pretrained(copy)
+    with pytest.raises(UserError, match="do not fit the configuration"):
+        load_folder(copy)
+
+
+def test_a_prompt_works_when_the_folder_is_gone(copy, folder, tmp_path, monkeypatch) -> None:
+    expected = VRCForVideoGeneration.from_pretrained(folder).generate_video(PROMPT, output="ids")
+    monkeypatch.chdir(copy.parent)
+    model = VRCForVideoGeneration.from_pretrained("copy")
+    monkeypatch.chdir("/")
+    shutil.rmtree(copy)
+    assert torch.equal(model.generate_video(PROMPT, output="ids"), expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("", "is empty"), ("  ", "is empty"), ("a \u6f22 dog", "does not know")]
+)
+def test_prompts_that_say_nothing_are_warned_of(folder, prompt, message) -> None:
+    for generate in (VRCForVideoGeneration.from_pretrained(folder)._request, load_folder(folder).request):
+        with pytest.warns(UserWarning, match=message):
+            generate(prompt)
+
+
+class Samples(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"ids": torch.full((5, 4, 4), index), "condition": torch.tensor([0] * 14 + [8 + index, 2])}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_trains_and_evaluates(folder, tmp_path, checkpointing) -> None:
+    model = VRCForVideoGeneration.from_pretrained(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        gradient_checkpointing=checkpointing,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=Samples(), eval_dataset=Samples())
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    after = model.state_dict()
+    assert all(
+        torch.equal(after[name], before[name]) for name in after if name.startswith("video_tokenizer.")
+    )
+    assert not torch.equal(after["vrc.head.weight"], before["vrc.head.weight"])
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_none_is_unused(folder) -> None:
+    """Plain DDP asks for a gradient of every trainable parameter."""
+    grads = []
+    for checkpointing in (False, True):
+        model = VRCForVideoGeneration.from_pretrained(folder).train()
+        calls = []
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model.vrc.trunk.layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        batch = {name: torch.stack([Samples()[i][name] for i in range(2)]) for name in ("ids", "condition")}
+        model(**batch).loss.backward()
+        assert len(calls) == 2 * checkpointing, "computed again in the backward pass"
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        assert not [name for name, grad in grads[-1].items() if grad is None]
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_sums_follow_save_pretrained(copy, tmp_path) -> None:
+    model = VRCForVideoGeneration.from_pretrained(copy)
+    with torch.no_grad():
+        model.vrc.head.weight.mul_(2)
+    for place in (copy, tmp_path / "elsewhere"):
+        model.save_pretrained(place)
+        check_sums(place)
+        names = {line.split("  ")[1] for line in (place / "SHA256SUMS").read_text().splitlines()}
+        assert names >= {"model.safetensors", "config.json", "modeling_vrc.py", "tokenizer.model", "LICENSE"}
+        assert names == set(os.listdir(place)) - {"README.md", "SHA256SUMS"}
+
+
+def test_verify_says_that_a_folder_has_no_sums(copy, capsys) -> None:
+    (copy / "SHA256SUMS").unlink()
+    verify(copy)
+    assert "no SHA256SUMS" in capsys.readouterr().out
