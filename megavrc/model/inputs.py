@@ -181,6 +181,5 @@ def as_output(pixels_BTHWC: Tensor, output: str) -> Any:
         return (pixels_BTHWC.float() / 255).cpu().numpy()
     if output == "pil":
         image = importlib.import_module("PIL.Image")
-        clips: Sequence[Any] = pixels_BTHWC.cpu().numpy()
-        return [[image.fromarray(frame) for frame in clip] for clip in clips]
+        return [[image.fromarray(frame) for frame in clip] for clip in pixels_BTHWC.cpu().numpy()]
     return pixels_BTHWC
