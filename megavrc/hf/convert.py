@@ -102,12 +102,13 @@ def to_hf(
     check_parts(source, video, text)
     record = training_record(source.state, source.folder, averaged=weights == "ema")
     known = iter(read_captions(captions) if captions else training_captions(source.state) if text else ())
-    if text is not None and "example" not in record:
-        first = list(islice(known, 1000))
-        record["example"] = example_prompt(first, text, source.model.condition.slots)
-        known = chain(first, known)
-    if "fps" not in record and (fps := frame_rate(source.state)):
-        record["fps"] = fps
+    if "training" not in source.state:  # what was made of a folder says this as the folder does
+        if text is not None:
+            first = list(islice(known, 1000))
+            record["example"] = example_prompt(first, text, source.model.condition.slots)
+            known = chain(first, known)
+        if fps := frame_rate(source.state):
+            record["fps"] = fps
     publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known)
 
 
