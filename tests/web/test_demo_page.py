@@ -149,7 +149,7 @@ def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> Non
         (dict(prompt="a red square " * 20), "shorten it"),
         (dict(prompt=None, label=1), "generated from prompts"),
         (dict(sampling={"first_temperature": -1.0}), "temperature"),
-        (dict(first=torch.zeros(8, 8, 3, dtype=torch.uint8)), "16, 16, 3"),
+        (dict(first=torch.zeros(8, 8, dtype=torch.uint8)), "first_frame: shape"),
     ],
 )
 def test_wrong_inputs_end_the_stream(folder, changes, message) -> None:
