@@ -1,5 +1,7 @@
 """From a run to a folder in Hugging Face format, and the check of such a folder."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,9 +115,11 @@ def to_hf(
 
 
 def refuse_existing(out: Path) -> None:
-    """UserError if there is something already."""
+    """UserError if there is something already; NotADirectoryError below a file."""
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder or remove it")
+    if any(parent.exists() and not parent.is_dir() for parent in out.parents):  # said before any work
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(unfinished(out)))
 
 
 def unfinished(out: Path) -> Path:
