@@ -12,9 +12,10 @@ from megavrc.checkpoint import read_weights
 from megavrc.config import command, load_config
 from megavrc.data.stream import evaluation_batches
 from megavrc.errors import UserError
-from megavrc.files import read_json, sha256_json, write_json
+from megavrc.files import sha256_json, write_json
 from megavrc.model import VRC
 from megavrc.progress import progress
+from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
 from megavrc.training.averaging import AVERAGE
 from megavrc.training.tasks.base import Samples
@@ -53,15 +54,14 @@ def gate(scores: Path, json: Path, least: dict[str, float], most: dict[str, floa
         least: score to the least value that passes.
         most: score to the most.
     """
-    found = read_json(scores)["scores"]["reconstructed"]
-    values = {name: found[name]["value"] for name in (*least, *most)}
+    [case] = [case for case in read_result(scores)["cases"] if case["name"] == "reconstructed"]
+    values = {name: case["metrics"][name]["value"] for name in (*least, *most)}
+    checks = [(name, "at least", bound, 1) for name, bound in least.items()]
+    checks += [(name, "at most", bound, -1) for name, bound in most.items()]
     wrong = [
-        f"{name} {values[name]:.3f}, at least {bound}"
-        for name, bound in least.items()
-        if values[name] < bound
-    ]
-    wrong += [
-        f"{name} {values[name]:.3f}, at most {bound}" for name, bound in most.items() if values[name] > bound
+        f"{name} {values[name]}, {how} {bound}"
+        for name, how, bound, sign in checks
+        if values[name] is None or sign * values[name] < sign * bound
     ]
     if wrong:
         raise UserError(

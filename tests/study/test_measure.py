@@ -7,24 +7,24 @@ import measure
 import pytest
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import read_json
+from megavrc.results import case, result, write_result
 from megavrc.tokenizers import TextTokenizer
 
 CONFIG = "pretrain/configs/scenes_video.yaml"  # 28 slots
 
 
 def test_the_gate_names_what_does_not_pass(tmp_path: Path) -> None:
-    scores = {"whole": {"value": 0.822}, "shape": {"value": 0.98}, "jitter": {"value": 0.2}}
-    write_json(tmp_path / "scores.json", {"scores": {"real": {}, "reconstructed": scores}})
-    with pytest.raises(
-        UserError, match=r"do not pass: whole 0\.822, at least 0\.97; jitter 0\.200, at most 0\.1;"
-    ):
-        measure.gate(
-            tmp_path / "scores.json", tmp_path / "gate.json", {"whole": 0.97, "shape": 0.97}, {"jitter": 0.1}
-        )
-    assert not (tmp_path / "gate.json").exists()
-    measure.gate(tmp_path / "scores.json", tmp_path / "gate.json", {"whole": 0.8}, {"jitter": 0.6})
-    assert read_json(tmp_path / "gate.json") == {"whole": 0.822, "jitter": 0.2}
+    values = {"whole": 0.822, "shape": 0.98, "jitter": 0.2, "speed": None}  # None: no clip says anything
+    metrics = {name: {"value": value, "unit": "", "n": 8} for name, value in values.items()}
+    scores, passed = tmp_path / "scores.json", tmp_path / "gate.json"
+    write_result(scores, result("evaluate scenes", {}, [case("real", {}), case("reconstructed", metrics)]))
+    wrong = r"whole 0\.822, at least 0\.97; speed None, at least 0\.97; jitter 0\.2, at most 0\.1;"
+    with pytest.raises(UserError, match=f"do not pass: {wrong}"):
+        measure.gate(scores, passed, {"whole": 0.97, "shape": 0.97, "speed": 0.97}, {"jitter": 0.1})
+    assert not passed.exists()
+    measure.gate(scores, passed, {"whole": 0.8}, {"jitter": 0.6})
+    assert read_json(passed) == {"whole": 0.822, "jitter": 0.2}
 
 
 def test_a_caption_that_would_be_cut_is_refused(tmp_path: Path) -> None:
