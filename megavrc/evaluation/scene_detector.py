@@ -24,7 +24,8 @@ from megavrc.evaluation.scene_fit import (
     shape_of,
 )
 from megavrc.evaluation.scene_motion import folded
-from megavrc.video.scenes import CANVAS, COLOURS, OCCLUDER_GREY, OCCLUDER_WIDTH
+from megavrc.video.scenes import CANVAS, OCCLUDER_GREY, OCCLUDER_WIDTH
+from megavrc.video.shapes import COLOURS
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Mask = NDArray[np.bool_]

@@ -9,7 +9,8 @@ from scipy import stats
 from megavrc.evaluation.scene_detector import Frames, detect_scene
 from megavrc.evaluation.scene_scores import Score, reflects
 from megavrc.evaluation.scene_tracks import first_motion, frozen, mean, whole
-from megavrc.video.scenes import DIRECTIONS, MOTIONS, Scene
+from megavrc.video.scenes import MOTIONS, Scene
+from megavrc.video.shapes import DIRECTIONS
 
 Array = NDArray[np.float64]
 

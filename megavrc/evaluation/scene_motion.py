@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.video.scenes import CANVAS, DIRECTIONS
+from megavrc.video.scenes import CANVAS
+from megavrc.video.shapes import DIRECTIONS
 
 Array = NDArray[np.float64]
 

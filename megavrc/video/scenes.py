@@ -15,18 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megavrc.video.shapes import COLOURS, DIRECTIONS
+
 Array = NDArray[np.float32]
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (230, 40, 40),
-    "green": (40, 200, 60),
-    "blue": (50, 80, 240),
-    "yellow": (235, 220, 40),
-    "cyan": (40, 215, 220),
-    "magenta": (225, 50, 215),
-}
 SHAPES = ("square", "circle", "triangle", "plus", "ring")
-DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {1: "slowly", 2: "fast"}  # canvas units a frame
 BOUNCES = ("reflect", "random")
 
