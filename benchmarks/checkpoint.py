@@ -14,7 +14,7 @@ import torch
 from megavrc.config import command
 from megavrc.distributed import connect
 from megavrc.model import VRC, ConditionConfig, ModelConfig
-from megavrc.results import case, metric, publish, result
+from megavrc.results import case, metric, publish_tables, result
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.engine import Engine
 from megavrc.training.saving import Saver
@@ -59,7 +59,7 @@ def main(preset: str = "l", folder: Path | None = None, zero: int = 0, json: Pat
     size = sum(tensor.nbytes for group in engine.state.like.values() for tensor in group.values())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"preset": preset, "zero": zero}
-    publish(
+    publish_tables(
         result("benchmarks/checkpoint.py", options, rows, {"checkpoint": metric(size, "B")}, {}, device), json
     )
 

@@ -31,7 +31,7 @@ STEPS, SAVE_EVERY, WATCHDOG = 24, 6, 10
 
 
 @dataclass
-class Stay:
+class Attempt:
     """Ranks from a start to their end. Times are those of `time.time`."""
 
     run: Path
@@ -57,7 +57,7 @@ class Stay:
                 os.kill(process, signal.SIGKILL)
         return not left
 
-    def wait(self) -> "Stay":
+    def wait(self) -> "Attempt":
         while not self.reap():
             time.sleep(0.01)
         return self
@@ -71,23 +71,23 @@ def _stopped(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def start(run: Path, ranks: int, fault: str, *options: str, address: str = "127.0.0.1") -> Stay:
+def start(run: Path, ranks: int, fault: str, *options: str, address: str = "127.0.0.1") -> Attempt:
     """Fork the ranks of a run whose configuration lies beside its folder."""
     run.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    stay = Stay(run, {}, time.time())
+    attempt = Attempt(run, {}, time.time())
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         process = os.fork()
         if process:
-            stay.ranks[process] = rank
+            attempt.ranks[process] = rank
             continue
         os.environ |= {"MASTER_ADDR": address, "MEGAVRC_FAULT": fault} | {k: str(v) for k, v in place.items()}
         sys.argv = ["pretrain_vrc.py", f"--config={run.parent}/config.yaml", f"--run_dir={run}", *options]
         with open(run / f"rank{rank}.txt", "w") as file, redirect_stdout(file), redirect_stderr(file):
             pretrain(RunConfig, lambda config, rank: FaultyTask(VRCTask(config)))
-    return stay
+    return attempt
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

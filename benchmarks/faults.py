@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Stay, metrics, start, write_configuration
+from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Attempt, metrics, start, write_configuration
 
 from megavrc.benchmarks.loader import write_dataset
 from megavrc.checkpoint import read
@@ -23,7 +23,7 @@ from megavrc.data.shards import shard_name
 from megavrc.files import read_json
 from megavrc.results import case, metric, read_result, result, table, write_result
 
-STAYS = 8  # more than any case needs
+ATTEMPTS = 8  # more than any case needs
 COLUMNS = ["number", "codes", "detect", "recover", "lost", "end"]  # printed, and of docs/reliability.md
 PROTOCOL = {
     "codes": "exit codes of the ranks, start by start, until the last one, which is complete; negative: by that signal",
@@ -32,34 +32,34 @@ PROTOCOL = {
     "lost": "steps done twice",
     "end": "the last checkpoint, compared with that of a run that nothing disturbed",
 }
-Act = Callable[[Stay], None]
+Act = Callable[[Attempt], None]
 
 # --- what is done to a run ------------------------------------------------------------------------------------------
 
 
 def send(number: signal.Signals, *, to_all: bool = False, after: int = 14) -> Act:
-    def act(stay: Stay) -> None:
-        stay.wait_for_steps(after)
-        for process in list(stay.ranks) if to_all else list(stay.ranks)[1:2]:
+    def act(attempt: Attempt) -> None:
+        attempt.wait_for_steps(after)
+        for process in list(attempt.ranks) if to_all else list(attempt.ranks)[1:2]:
             os.kill(process, number)
 
     return act
 
 
-def kill_data_worker(stay: Stay) -> None:
-    stay.wait_for_steps(14)
-    process = next(iter(stay.ranks))
+def kill_data_worker(attempt: Attempt) -> None:
+    attempt.wait_for_steps(14)
+    process = next(iter(attempt.ranks))
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
 
 
-def start_a_rival(stay: Stay) -> None:
-    stay.wait_for_steps(8)
-    rival = stay.run.with_name("rival")
+def start_a_rival(attempt: Attempt) -> None:
+    attempt.wait_for_steps(8)
+    rival = attempt.run.with_name("rival")
     rival.mkdir()
-    (stay.run.parent / "rival.txt").write_text("")
-    other = start(rival, 1, "", f"--run_dir={stay.run}", "--train.micro_batch=4").wait()
-    (stay.run / "rival.txt").write_text(
+    (attempt.run.parent / "rival.txt").write_text("")
+    other = start(rival, 1, "", f"--run_dir={attempt.run}", "--train.micro_batch=4").wait()
+    (attempt.run / "rival.txt").write_text(
         f"exit code {other.codes[0]} after {other.ended - other.started:.1f} s\n" + other.output
     )
 
@@ -114,10 +114,10 @@ class Case:
 
     Attributes:
         number: of the plan in docs/reliability.md. what: happens, in words.
-        fault: MEGAVRC_FAULT of the first stay. address: MASTER_ADDR of the first stay.
-        during: done while a stay runs, in the first `times` of them.
+        fault: MEGAVRC_FAULT of the first attempt. address: MASTER_ADDR of the first attempt.
+        during: done while an attempt runs, in the first `times` of them.
         before: done to the run's folder before the first start. between: before the second.
-        options: of all stays. then: options of the second and later stays. ranks: of the first and the later ones.
+        options: of all attempts. then: of the second and later ones. ranks: of the first attempt and the later ones.
     """
 
     number: str
@@ -199,7 +199,7 @@ class Cost:
     """Of one case.
 
     Attributes:
-        codes: exit codes of the ranks, stay by stay.
+        codes: exit codes of the ranks, attempt by attempt.
         said: the line that tells what has happened.
         detect_s: seconds from the last whole step until all ranks have ended; None if they went on.
         lost: steps that were done again. recover_s: seconds from a start until the run is one step further than before.
@@ -230,29 +230,29 @@ def measure(case: Case, folder: Path, reference: Path) -> Cost:
     if case.before:
         case.before(run)
     codes, said, detect, recover, lost = [], "", None, None, 0
-    for number in range(STAYS):
+    for number in range(ATTEMPTS):
         before = int(metrics(run)[-1]["step"]) if metrics(run) else 0
         options = case.options + (case.then if number else ())
         fault, address = ("", "127.0.0.1") if number else (case.fault, case.address)
-        stay = start(run, case.ranks[bool(number)], fault, *options, address=address)
+        attempt = start(run, case.ranks[bool(number)], fault, *options, address=address)
         if case.during and number < case.times:
-            case.during(stay)
-        stay.wait()
-        codes.append([stay.codes[rank] for rank in sorted(stay.codes)])
+            case.during(attempt)
+        attempt.wait()
+        codes.append([attempt.codes[rank] for rank in sorted(attempt.codes)])
         if not said or (case.between and number == 1):
-            said = telling(stay.output)
+            said = telling(attempt.output)
         lines = metrics(run)
         if number:
             lost += before - read_json(run / "run.json")["starts"][-1]["step"]
             further = [line["time"] for line in lines if line["step"] == before + 1]
-            recover = recover or (further[0] if further else stay.ended) - stay.started
+            recover = recover or (further[0] if further else attempt.ended) - attempt.started
         if (run / "complete.json").is_file():
             break
-        detect = detect or (stay.ended - lines[-1]["time"] if lines else None)
+        detect = detect or (attempt.ended - lines[-1]["time"] if lines else None)
         if case.between and not number:
             case.between(run)
     else:
-        raise SystemExit(f"{case.what}: not complete after {STAYS} starts\n{stay.output}")
+        raise SystemExit(f"{case.what}: not complete after {ATTEMPTS} starts\n{attempt.output}")
     if (run / "rival.txt").is_file():
         said = telling((run / "rival.txt").read_text())
     pairs = zip(metrics(run), metrics(reference), strict=True)
@@ -330,7 +330,7 @@ def main(only: list[str] | None = None, json: Path | None = None, keep: Path | N
 
     Args:
         only: numbers of cases, such as [F5,F6] (default: all).
-        json: file that gets what is measured; other cases in it stay.
+        json: file that gets what is measured; other cases in it attempt.
         keep: folder that gets the runs (default: a temporary one).
     """
     config = {"steps": STEPS, "save_every": SAVE_EVERY, "watchdog_s": WATCHDOG}

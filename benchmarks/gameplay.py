@@ -15,7 +15,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
 from megavrc.files import read_json
 from megavrc.progress import progress
-from megavrc.results import Metric, case, metric, publish, result
+from megavrc.results import Metric, case, metric, publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, read_clip, write_png
 from megavrc.video.manifest import read_manifest
@@ -66,7 +66,9 @@ def main(
         "spread": "mean -+ standard deviation over clips; of the static share the range",
         "still": STILL,
     }
-    publish(result("benchmarks/gameplay.py", config, cases, metrics, protocol | facts, threads=threads), json)
+    publish_tables(
+        result("benchmarks/gameplay.py", config, cases, metrics, protocol | facts, threads=threads), json
+    )
 
 
 def static(shares: list[float]) -> dict[str, Metric]:

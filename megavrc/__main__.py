@@ -13,13 +13,13 @@ class Entry(NamedTuple):
 
     run: str | Mapping[str, str]
     help: str
-    own_words: bool = False  # the function reads the command line itself
+    reads_argv: bool = False  # the function reads the command line itself
 
 
 COMMANDS: dict[str, dict[str, Entry]] = {
     "Start": {
         "doctor": Entry(
-            "megavrc.launch.doctor:main", "what this machine and installation can do", own_words=True
+            "megavrc.launch.doctor:main", "what this machine and installation can do", reads_argv=True
         ),
         "demo": Entry(
             "megavrc.demo.run:main", "the whole path on a CPU, from videos to a report, in minutes"
@@ -53,10 +53,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "megavrc.tokenizers.train_text:train_text_tokenizer", "a text tokenizer from captions"
         ),
         "pretrain_tokenizer": Entry(
-            "megavrc.training.entry:pretrain_tokenizer", "train a video tokenizer", own_words=True
+            "megavrc.training.entry:pretrain_tokenizer", "train a video tokenizer", reads_argv=True
         ),
         "pretrain_vrc": Entry(
-            "megavrc.training.entry:pretrain_vrc", "train VRC, both stages", own_words=True
+            "megavrc.training.entry:pretrain_vrc", "train VRC, both stages", reads_argv=True
         ),
         "plan_run": Entry(
             "megavrc.launch.plan_run:plan_run", "memory, throughput, time and cost of a run on N GPUs"
@@ -131,7 +131,7 @@ def main(name: str | None = None) -> NoReturn:
         del sys.argv[1]
     entry = entries[name]
     try:
-        if entry.own_words:
+        if entry.reads_argv:
             sys.exit(cast(Function, load(entry.run))(sys.argv[1:]))
         command(entry.run, f"megavrc {name}")
     except ModuleNotFoundError as error:

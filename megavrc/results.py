@@ -215,7 +215,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def publish(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
+def publish_tables(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
     """What a command does with its result: print its tables, and write it where `--json` says.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from megavrc import checkpoint
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -85,7 +85,9 @@ def make_tokens(
     info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}
     done = read_done(tar, "p")
     assert done is not None
-    write_manifest(folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed(split, done)])
+    write_shard_manifest(
+        folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed(split, done)]
+    )
     return folder
 
 

@@ -19,6 +19,16 @@ LONGER = {  # may exceed MAX_FUNCTION, each with its reason
     "megavrc/demo/run.py::demo_steps",  # a flat list of the demo's commands
 }
 
+SHARED_NAMES = {  # public names that several modules define, each with its reason; the rest mean one thing
+    "attention",  # of every backend, chosen by its module; and the command that measures them
+    "clip_maker",  # of a command and of the page
+    "main",  # of modules that are run
+    "from_hf", "generate", "render", "serve", "status", "to_hf", "train", "verify",  # a command has its own name
+    "describe",  # of a checkpoint, as `checkpoint.describe`; of a command's options
+    "problems",  # of a plan of memory; of a proof of a dataset: what speaks against each
+    "ratios",  # of three benchmarks, each of its own cases
+}  # fmt: skip
+
 # What a released file must not name.
 TRACES = re.compile(r"(?<![\w.])/(?:tmp/w|work)/|file:///|\.pyenv/")
 
@@ -66,6 +76,21 @@ def test_test_files_have_names_of_their_own() -> None:
     """pytest imports them by their base name."""
     names = [path.name for path in sources("tests") if path.name != "conftest.py"]
     assert sorted({base for base in names if names.count(base) > 1}) == []
+
+
+def public_names() -> dict[str, list[str]]:
+    """Top-level public classes and functions of the package: name -> the modules that define it."""
+    found: dict[str, list[str]] = {}
+    for path in sources("megavrc"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name(path).removeprefix("megavrc/"))
+    return found
+
+
+def test_public_names_mean_one_thing() -> None:
+    several = {word: modules for word, modules in public_names().items() if len(modules) > 1}
+    assert {word: modules for word, modules in several.items() if word not in SHARED_NAMES} == {}
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -14,7 +14,7 @@ from megavrc.config import load_config
 from megavrc.data.dataset import TokenDataset
 from megavrc.errors import UserError
 from megavrc.evaluation.scene_modes import score_modes
-from megavrc.evaluation.scene_scores import Score, score_scenes
+from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_json, write_json
 from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
 from megavrc.progress import progress
@@ -141,7 +141,7 @@ def _by_prompt(
     return [(scenes[start], clips[start : start + draws]) for start in range(0, len(scenes), draws)]
 
 
-def _line(found: Score) -> str:
+def _line(found: SceneScore) -> str:
     """Each clip's value; "-" where it says nothing."""
     values: list[Any] = found.values.tolist()
     return " ".join("-" if value != value else f"{value:.3g}" for value in values)

@@ -18,8 +18,8 @@ from torch import Tensor
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.measure import cuda_lap_times, lap_times, turns
-from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose, load
-from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
+from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose_backend, load_backend
+from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 
 Attend = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
 Laps = Callable[..., list[float]]  # seconds of pieces of work, one after the other
@@ -92,7 +92,7 @@ def attention(
         times, peaks = sequence.measure(contestants, _laps(device, threads), rounds)
         rows += sequence.rows(times, peaks)
         wins[min(times.keys() & set(BACKENDS), key=lambda name: median(map(sum, times[name])))] += 1
-    auto = choose("auto", device.partition(":")[0], kind, HEAD_DIM, True)
+    auto = choose_backend("auto", device.partition(":")[0], kind, HEAD_DIM, True)
     protocol: dict[str, Any] = {
         "clock": "CUDA events" if on_gpu else "CPU seconds" if threads == 1 else "wall seconds",
         "rounds": rounds,
@@ -106,7 +106,7 @@ def attention(
 
         protocol["tuned"] = tuned()
     config = {"dtype": str(kind).removeprefix("torch."), "head_dim": HEAD_DIM}
-    publish(result("benchmark attention", config, rows, {}, protocol, device, threads), json, COLUMNS)
+    publish_tables(result("benchmark attention", config, rows, {}, protocol, device, threads), json, COLUMNS)
     for name, reason in refused.items():
         print(f"{name}: {reason}")
     names = ", ".join(f"{name} in {count} of {len(sizes)}" for name, count in wins.most_common())
@@ -120,18 +120,18 @@ def _contestants(
     wanted: list[Any] | None, device: str, dtype: torch.dtype, tune: bool
 ) -> tuple[dict[str, Attend], dict[str, str]]:
     """Backends that pass their trial here, and why others do not; one that was asked for must."""
-    contestants: dict[str, Attend] = {"masked": load("masked"), "causal": _causal}
+    contestants: dict[str, Attend] = {"masked": load_backend("masked"), "causal": _causal}
     refused = {}
     for name in wanted or [name for name in BACKENDS if name != "dense"]:
         try:
-            choose(name, device.partition(":")[0], dtype, HEAD_DIM, True)
-            contestants[name] = load(name)
+            choose_backend(name, device.partition(":")[0], dtype, HEAD_DIM, True)
+            contestants[name] = load_backend(name)
         except BackendError as error:
             if wanted:
                 raise UserError(f"--backends: {error}") from error
             refused[name] = str(error)
     if tune and "triton" in contestants:
-        contestants["triton tuned"] = load("triton")
+        contestants["triton tuned"] = load_backend("triton")
     return contestants, refused
 
 

@@ -25,7 +25,7 @@ from megavrc.measure import clock, in_turn, turns
 from megavrc.model import VRC, ModelConfig, VideoPipeline
 from megavrc.model.clips import decode_clips
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
+from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 
 
 def generate(
@@ -109,7 +109,7 @@ def generate(
     metrics |= ratios(rows, step)
     content = result("benchmark generate", options, rows, metrics, protocol, device, threads)
     _print_head(options, sampled_steps)
-    publish(content, json)
+    publish_tables(content, json)
 
 
 def _print_head(options: dict[str, Any], sampled_steps: int) -> None:

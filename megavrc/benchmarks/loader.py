@@ -17,12 +17,12 @@ from torch import Tensor
 
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import Order
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.data.stream import Stream
 from megavrc.errors import UserError
 from megavrc.measure import turns
 from megavrc.progress import progress
-from megavrc.results import Metric, case, median_of, publish, ratio, result
+from megavrc.results import Metric, case, median_of, publish_tables, ratio, result
 
 SHAPE, VOCAB = (5, 32, 32), 8192  # of a 17-frame clip at 256x256
 SHUFFLE_BUFFER = 1000  # of webdataset; our order shuffles all samples
@@ -78,7 +78,7 @@ def loader(
     ]
     config = {"samples": samples, "shards": shards, "batch": batch, "shape": SHAPE}
     protocol = {"rounds": rounds, "spread": "range of the rounds"}
-    publish(result("benchmark loader", config, cases, ratios(cases), protocol), json)
+    publish_tables(result("benchmark loader", config, cases, ratios(cases), protocol), json)
 
 
 def ratios(cases: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -169,7 +169,7 @@ def write_dataset(
         entries.append(listed("train", done))
     tokenizer = {"name": "none", "sha256": "0" * 64}
     info = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "clip"}
-    write_manifest(folder, {**info, "tokenizer": tokenizer}, entries)
+    write_shard_manifest(folder, {**info, "tokenizer": tokenizer}, entries)
     return folder
 
 

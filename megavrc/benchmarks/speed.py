@@ -9,12 +9,12 @@ import torch
 
 from megavrc.benchmarks.generate_cases import CHANGES
 from megavrc.errors import UserError
-from megavrc.generation.evaluate import sampling_settings
+from megavrc.generation.evaluate import checked_settings
 from megavrc.generation.folder import load_folder
 from megavrc.measure import clock, in_turn
 from megavrc.model import VRC, ClipRequest, SamplingSettings, VideoPipeline
 from megavrc.model.decoder import store_for_generation
-from megavrc.results import case, median_of, publish, ratio, result
+from megavrc.results import case, median_of, publish_tables, ratio, result
 
 
 def speed(
@@ -46,7 +46,7 @@ def speed(
     """
     if repeats < 5 or warmup < 1:
         raise UserError(f"repeats {repeats}, warmup {warmup}: at least 5 and 1")
-    settings = sampling_settings(first_temperature, later_temperature, guidance)
+    settings = checked_settings(first_temperature, later_temperature, guidance)
     vrc = load_folder(model, device).model
     models: dict[str, VRC] = {vrc.config.prediction: vrc}
     if baseline:
@@ -66,7 +66,9 @@ def speed(
         "spread": "range",
         "what": "tokens of one clip, batch 1",
     }
-    publish(result("evaluate speed", config, cases, ratios if baseline else {}, protocol, device), json)
+    publish_tables(
+        result("evaluate speed", config, cases, ratios if baseline else {}, protocol, device), json
+    )
 
 
 def token_baseline(vrc: VRC) -> VRC:

@@ -16,11 +16,11 @@ from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.measure import in_turn
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.results import Metric, case, median_of, metric, publish, result
+from megavrc.results import Metric, case, median_of, metric, publish_tables, result
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.encode import samples
 from megavrc.tokenization.plan import encode
-from megavrc.tokenization.sampling import Settings
+from megavrc.tokenization.sampling import ClipSettings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import count_frames, probe, read_clip, write_mp4
 
@@ -62,7 +62,7 @@ def tokenize(
             _decoding(name, _generated(Path(folder) / f"{name}.mp4", noise, seconds), size, repeats)
             for name, noise in (("smooth", 0.0), ("noisy", NOISE))
         ]
-        cuts = cut(Settings(size=size, stride=STRIDE), Path(folder) / "smooth.mp4", {"id": "smooth"})
+        cuts = cut(ClipSettings(size=size, stride=STRIDE), Path(folder) / "smooth.mp4", {"id": "smooth"})
         encoding = _encoding(_tokenizer(tokenizer, device), cuts, batch, repeats)
         handing = _cpu_seconds({"": lambda: pickle.loads(pickle.dumps(cuts))}, repeats)[""]
         writing = _writing(Path(folder), size // 8, repeats)
@@ -82,14 +82,16 @@ def tokenize(
         "tokenizer": str(tokenizer or "random"),
     }
     protocol = {"repeats": repeats, "decoding": "smooth video, CPU seconds of one core", "spread": "range"}
-    publish(result("benchmark tokenize", config, cases, encoding | parts, protocol, device, threads), json)
+    publish_tables(
+        result("benchmark tokenize", config, cases, encoding | parts, protocol, device, threads), json
+    )
 
 
 def _decoding(name: str, path: Path, size: int, repeats: int) -> dict[str, Any]:
     """A case: rates of one core, and what several clips in one pass spend their time on."""
     entry = {"id": "benchmark"}
-    several = Settings(size=size, stride=STRIDE, clips_per_video=CLIPS, images_per_video=0)
-    usual = Settings(size=size, stride=STRIDE)
+    several = ClipSettings(size=size, stride=STRIDE, clips_per_video=CLIPS, images_per_video=0)
+    usual = ClipSettings(size=size, stride=STRIDE)
     spent = _cpu_seconds(
         {
             "first clip": lambda: read_clip(path, 0, 17, STRIDE, size),
@@ -117,7 +119,7 @@ def _decoding(name: str, path: Path, size: int, repeats: int) -> dict[str, Any]:
 
 def _encoding(tokenizer: OmniTokenizer, cuts: Cuts, batch: int, repeats: int) -> dict[str, Metric]:
     """Rates by the wall's clock; the work ends with its results on the CPU, so the device need not be waited for."""
-    clips, images = samples(Settings(), {"id": "benchmark"}, cuts)
+    clips, images = samples(ClipSettings(), {"id": "benchmark"}, cuts)
     clips_BTHWC = np.stack([clips[0].frames_THWC] * batch)
     images_BTHWC = np.stack([image.frames_THWC for image in images] * batch)
     work = {

@@ -20,7 +20,7 @@ from megavrc.hardware import gpu_of
 from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
 from megavrc.measure import turns
 from megavrc.model import VRC, ConditionConfig, ModelConfig
-from megavrc.results import Metric, case, median_of, metric, publish, ratio, result
+from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 from megavrc.training.tasks.vrc_config import ClipPreviewConfig, RunConfig, TokenDataConfig, VRCTrainConfig
 
 CLASSES = 101  # of UCF101
@@ -136,7 +136,9 @@ def train(
         "dense_bf16_peak_tflops": known.tflops if known else None,
     }
     device = "cuda" if on_gpu else "cpu"
-    publish(result("benchmark train", config, rows, ratios(rows), protocol, device, threads), json, COLUMNS)
+    publish_tables(
+        result("benchmark train", config, rows, ratios(rows), protocol, device, threads), json, COLUMNS
+    )
 
 
 # --- one case -----------------------------------------------------------------------------------------------------

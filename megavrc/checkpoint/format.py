@@ -38,7 +38,9 @@ class DamagedCheckpoint(Exception):
     """A checkpoint whose bytes are not those that were written; the message names file and reason."""
 
 
-def write_manifest(folder: Path, shards: list[Shard], groups: list[str], files: dict[str, File]) -> None:
+def write_checkpoint_manifest(
+    folder: Path, shards: list[Shard], groups: list[str], files: dict[str, File]
+) -> None:
     """The manifest of files that are all on the disk already.
 
     Args:

@@ -20,7 +20,7 @@ from megavrc.checkpoint.format import (
     read,
     sync,
     verify,
-    write_manifest,
+    write_checkpoint_manifest,
 )
 from megavrc.checkpoint.shards import File, Groups, Probe, Shard, plan_shards, unprobed, write_shard
 from megavrc.errors import UserError
@@ -68,7 +68,9 @@ def commit(
     store, final = unfinished.parent, unfinished.with_name(_name(step))
     write_json(unfinished / "state.json", state)
     probe("before_manifest")
-    write_manifest(unfinished, shards, groups, files | {"state.json": describe(unfinished / "state.json")})
+    write_checkpoint_manifest(
+        unfinished, shards, groups, files | {"state.json": describe(unfinished / "state.json")}
+    )
     sync(unfinished)
     probe("before_rename")
     if final.exists():  # the run went back behind this step, and came here again

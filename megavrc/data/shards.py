@@ -221,7 +221,7 @@ def listed(split: str, done: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_manifest(
+def write_shard_manifest(
     folder: Path, dataset: dict[str, Any], shards: list[dict[str, Any]], format: str = FORMAT
 ) -> dict[str, Any]:
     """Write `dataset.json` and `manifest.json` of a finished dataset and return the manifest.

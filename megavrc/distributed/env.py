@@ -121,7 +121,7 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def own_words(argv: list[str]) -> list[str]:
+def strip_launcher_args(argv: list[str]) -> list[str]:
     """A command line without what launchers add to it: `--local_rank=N`, by DeepSpeed's and torch's old one."""
     return [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
 

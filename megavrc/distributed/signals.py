@@ -43,7 +43,7 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes]
 
 
-def sum_over_ranks(count: int) -> int:
+def total_over_ranks(count: int) -> int:
     """The sum of a count over all ranks: one small CPU all-reduce."""
     total = torch.tensor(count)
     dist.all_reduce(total)

@@ -20,7 +20,7 @@ from megavrc.evaluation.scene_fit import (
     centroids,
     likeness,
     pieces,
-    place,
+    place_object,
     shape_of,
 )
 from megavrc.evaluation.scene_motion import folded
@@ -79,7 +79,7 @@ class Track:
         return ~np.isnan(self.centre[:, 0])
 
 
-class Detection(NamedTuple):
+class ObjectDetection(NamedTuple):
     """What a clip shows: the left edge of the bar (None: no bar), its objects, and the pixels [T, H, W] of neither."""
 
     occluder: float | None
@@ -87,7 +87,7 @@ class Detection(NamedTuple):
     background: Mask
 
 
-def detect_scene(frames_THWC: Frames) -> Detection:
+def detect_scene(frames_THWC: Frames) -> ObjectDetection:
     """Find the bar and the objects in a clip, uint8 [T, H, W, 3] with H = W.
 
     An object is where pixels have the hue of one of the six colours. What is behind the bar, another object or the
@@ -106,7 +106,7 @@ def detect_scene(frames_THWC: Frames) -> Detection:
     things = np.any([bar_THW, *(cover > 0 for cover in covers.values())], axis=0)
     # What is never in sight is a mixture of two colours where one object covers another.
     objects = tuple(track for track in tracks if track.seen.mean() >= MIN_SHARE)
-    return Detection(occluder, objects, ~around(things, 2 * scale))
+    return ObjectDetection(occluder, objects, ~around(things, 2 * scale))
 
 
 def _covers(frames_THWC: Frames) -> dict[str, NDArray[np.float32]]:
@@ -199,7 +199,7 @@ def _centres(view: View, shape: str, radius: float, apart_T: Mask, there_T: Mask
     times = np.flatnonzero(there_T & apart_T)
     found[times] = centres(shape, radius, centroids(view, times))
     for time in np.flatnonzero(there_T & ~apart_T):
-        found[time] = place(view, int(time), shape, radius)
+        found[time] = place_object(view, int(time), shape, radius)
     return found
 
 

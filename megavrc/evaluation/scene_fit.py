@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-from megavrc.video.scenes import CANVAS, RADII, SHAPES, signed_distance
+from megavrc.video.scenes import CANVAS, RADII, SHAPES, object_distance
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.float32]
@@ -91,7 +91,7 @@ def cover_of(shape: str, x: Pixels, y: Pixels, radius: float | Pixels, edge: flo
         radius: pixels.
         edge: pixels over which the cover falls from 1 to 0.
     """
-    cover: Pixels = np.clip(np.float32(0.5) - radius / edge * signed_distance(shape, x, y, 1.0), 0, 1)
+    cover: Pixels = np.clip(np.float32(0.5) - radius / edge * object_distance(shape, x, y, 1.0), 0, 1)
     return cover
 
 
@@ -119,7 +119,7 @@ def _moments() -> dict[str, tuple[float, float]]:
     grid = ((np.arange(400) + 0.5) / 200 - 1).astype(np.float32)
     found = {}
     for shape in SHAPES:
-        inside = signed_distance(shape, grid[None], grid[:, None], 1.0) < 0
+        inside = object_distance(shape, grid[None], grid[:, None], 1.0) < 0
         found[shape] = (float(inside.mean() * 4), float((inside * grid[:, None]).sum() / inside.sum()))
     return found
 
@@ -140,7 +140,7 @@ def centres(shape: str, radii: float | Array, centroids_N2: Array) -> Array:
     return centroids_N2 - np.stack(np.broadcast_arrays(0.0, MOMENTS[shape][1] * np.asarray(radii)), axis=-1)
 
 
-def place(view: View, time: int, shape: str, radius: float) -> Array:
+def place_object(view: View, time: int, shape: str, radius: float) -> Array:
     """The centre, (x, y) in canvas units, by least squares over the known pixels; the template has any strength."""
     cover, known = view.cover[time], view.known[time].astype(np.float32)
     reach, size = view.margin - 1, radius * view.scale
@@ -192,11 +192,11 @@ def _covered_shape(view: View) -> tuple[str, int, float]:
     times = [int(time) for time in np.argsort(view.areas(), kind="stable")[-FULLEST:]]
     errors = {}
     for shape, radius in itertools.product(SHAPES, RADII):
-        found = np.stack([place(view, time, shape, radius) for time in times])
+        found = np.stack([place_object(view, time, shape, radius) for time in times])
         misfit = (view.cover[times] - view.templates(shape, radius, found)) * view.known[times]
         errors[shape, radius] = float((misfit**2).sum())
     shape, radius = min(errors, key=errors.__getitem__)
-    found = np.stack([place(view, time, shape, radius) for time in times])
+    found = np.stack([place_object(view, time, shape, radius) for time in times])
     templates = view.templates(shape, radius, found) >= HALF
     inside, known = view.inside[times], view.known[times]
     union = ((inside | templates) & known).sum(axis=(1, 2))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from megavrc.evaluation.scene_detector import Frames, detect_scene
-from megavrc.evaluation.scene_scores import Score, reflects
+from megavrc.evaluation.scene_scores import SceneScore, reflects
 from megavrc.evaluation.scene_tracks import first_motion, frozen, mean, whole
 from megavrc.video.scenes import MOTIONS, Scene
 from megavrc.video.shapes import DIRECTIONS
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 NEAR = 0.75  # canvas units a frame between a motion and the mode that it is taken for; two modes are 1 apart
 
 
-def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Score]:
+def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, SceneScore]:
     """Compare the motions of generated clips with the distribution that caption and first frame leave open.
 
     Only whole clips have a motion. Total variation is taken for each untold object by itself.
@@ -55,7 +55,7 @@ def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Sc
         raise ValueError("no first frames to score")
     names = ("modes", "modes_whole", "modes_other")
     return {
-        name: Score(np.array(column, float))
+        name: SceneScore(np.array(column, float))
         for name, column in zip(names, zip(*rows, strict=True), strict=True)
     }
 

@@ -16,7 +16,7 @@ ROUNDS = 3  # of unfolding and fitting a line
 CLEARLY = 2.0  # the speed along one axis over that along the other, so that there is a direction
 
 
-class Motion(NamedTuple):
+class FittedMotion(NamedTuple):
     """Constant speed between walls: `start` (x, y) at time 0 and `way` (x, y) a frame, in canvas units."""
 
     start: Array
@@ -52,14 +52,16 @@ def folded(centres_T2: Array, radius: float) -> Array:
     return radius + room - np.abs(room - (centres_T2 - radius) % (2 * room))
 
 
-def fit_motion(centres_T2: Array, times_T: NDArray[np.int64], weights_T: Array, radius: float) -> Motion:
+def fit_motion(
+    centres_T2: Array, times_T: NDArray[np.int64], weights_T: Array, radius: float
+) -> FittedMotion:
     """Weighted least squares over start and way, each axis by itself.
 
     A grid first, because reflection makes many local minima; then lines through what its best point unfolds.
     """
     axes = [_fit_axis(centres_T2[:, axis], times_T, weights_T, radius) for axis in range(2)]
     start, way = np.array(axes).T
-    return Motion(start, way)
+    return FittedMotion(start, way)
 
 
 def _fit_axis(

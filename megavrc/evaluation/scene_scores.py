@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.evaluation.scene_detector import Detection, Frames, Track, detect_scene
+from megavrc.evaluation.scene_detector import Frames, ObjectDetection, Track, detect_scene
 from megavrc.evaluation.scene_tracks import (
     first_motion,
     frozen,
@@ -32,7 +32,7 @@ LATENT = 4  # frames of a latent frame, but the first, which is one
 
 
 @dataclass(frozen=True)
-class Score:
+class SceneScore:
     """One score of a set of clips.
 
     Attributes:
@@ -76,7 +76,7 @@ class Score:
         return self.values[known.any(axis=1)]
 
 
-def score_scenes(clips: Iterable[Frames], scenes: Sequence[Scene]) -> dict[str, Score]:
+def score_scenes(clips: Iterable[Frames], scenes: Sequence[Scene]) -> dict[str, SceneScore]:
     """Score clips, each uint8 [T, H, W, 3] with H = W, all of one length, against the scenes that they should show.
 
     A clip is held to what the caption of its scene tells, and else to itself: its first frame may be its own.
@@ -84,7 +84,7 @@ def score_scenes(clips: Iterable[Frames], scenes: Sequence[Scene]) -> dict[str, 
     columns = [clip_scores(frames, scene) for frames, scene in zip(clips, scenes, strict=True)]
     if not columns:
         raise ValueError("no clips to score")
-    return {name: Score(np.array([column[name] for column in columns], float)) for name in columns[0]}
+    return {name: SceneScore(np.array([column[name] for column in columns], float)) for name in columns[0]}
 
 
 def clip_scores(frames_THWC: Frames, scene: Scene) -> dict[str, float | Array]:
@@ -110,7 +110,7 @@ def clip_scores(frames_THWC: Frames, scene: Scene) -> dict[str, float | Array]:
     return column
 
 
-def _caption_scores(scene: Scene, found: Detection) -> dict[str, float | Array]:
+def _caption_scores(scene: Scene, found: ObjectDetection) -> dict[str, float | Array]:
     pairs = match(scene, found.tracks)
     told = [
         (item, first_motion(track, reflects(scene)))
@@ -127,7 +127,7 @@ def _caption_scores(scene: Scene, found: Detection) -> dict[str, float | Array]:
     }
 
 
-def _object_scores(scene: Scene, found: Detection) -> dict[str, float | Array]:
+def _object_scores(scene: Scene, found: ObjectDetection) -> dict[str, float | Array]:
     paths = [path_errors(track, reflects(scene)) for track in found.tracks]
     length = len(found.background)
     return {
@@ -163,7 +163,7 @@ def match(scene: Scene, tracks: Sequence[Track]) -> list[tuple[Object, Track]]:
     return pairs + max(ways, key=lambda way: sum(item.shape == track.shape for item, track in way))
 
 
-def _flicker(frames_THWC: Frames, found: Detection) -> Array:
+def _flicker(frames_THWC: Frames, found: ObjectDetection) -> Array:
     """Mean absolute difference from frame 0 in grey levels, where neither frame shows bar or object, [T]."""
     pixels = frames_THWC.astype(np.float32)
     both = found.background & found.background[0]

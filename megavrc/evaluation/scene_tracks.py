@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.evaluation.scene_detector import Track
-from megavrc.evaluation.scene_motion import Motion, fit_motion
+from megavrc.evaluation.scene_motion import FittedMotion, fit_motion
 from megavrc.video.scenes import CANVAS, OCCLUDER_WIDTH, SHAPES
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ def frozen(track: Track) -> bool:
     return len(seen) == 0 or float(np.linalg.norm(seen - seen[0], axis=1).max()) < MIN_TRAVEL
 
 
-def first_motion(track: Track, reflects: bool) -> Motion | None:
+def first_motion(track: Track, reflects: bool) -> FittedMotion | None:
     """Its motion from frame 0 on: of the first half of the clip, where it is whole if that is long enough.
 
     With `reflects` False, nothing being known of its way after a wall, until it first is at one.
@@ -148,6 +148,6 @@ def _half(track: Track) -> int:
     return (len(track.seen) - 1) // 2
 
 
-def _fit(track: Track, frames: Mask) -> Motion:
+def _fit(track: Track, frames: Mask) -> FittedMotion:
     weights = np.where(track.clear, 1.0, COVERED * track.visible**2)[frames]
     return fit_motion(track.centre[frames], np.flatnonzero(frames), weights, track.radius)

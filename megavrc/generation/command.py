@@ -6,7 +6,7 @@ from typing import Literal
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import load_folder
-from megavrc.generation.to_files import generate_files, read_end, read_image, read_prompts, wishes
+from megavrc.generation.to_files import clips_to_write, generate_files, read_end, read_image, read_prompts
 from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
 from megavrc.model.sampling import Draft
 
@@ -99,6 +99,6 @@ def generate(
         settings = sampling_settings(folder.sampling, sampling)
     except ValueError as error:
         raise UserError(str(error)) from None
-    wanted = wishes(texts, labels, seed)
+    wanted = clips_to_write(texts, labels, seed)
     count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
     print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")

@@ -52,7 +52,7 @@ def alignment(
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
-    sampling_settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
+    checked_settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -68,11 +68,11 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = sampling_settings(first, later, scale, speculative)
+        settings = checked_settings(first, later, scale, speculative)
         return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
-        real=[(combination, read(manifest, path)) for combination, path in entries["val"]],
+        real=[(combination, read_videos(manifest, path)) for combination, path in entries["val"]],
         reconstruct=reconstruct,
         generate=generate,
         trained=sorted({combination for combination, _ in entries["train"]}),
@@ -91,7 +91,7 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
-def sampling_settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+def checked_settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
     """The settings of a command's options; UserError for what cannot be."""
     try:
         return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative)
@@ -110,7 +110,7 @@ def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
         ) from None
 
 
-def read(manifest: Path, path: str) -> Clips:
+def read_videos(manifest: Path, path: str) -> Clips:
     """One whole clip as it is, [T, H, W, 3]."""
     try:
         return read_clip(manifest.parent / path, 0, count_frames(manifest.parent / path), size=None)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
-from megavrc.evaluation.scene_scores import Score, score_scenes
+from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
-from megavrc.generation.evaluate import read, sampling_settings
+from megavrc.generation.evaluate import checked_settings, read_videos
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.model import SamplingSettings
 from megavrc.progress import progress
@@ -62,7 +62,7 @@ def scenes(
         json: write the scores there, with 95% intervals.
         sheet: write a contact sheet (PNG) with the first clips of every set there.
     """
-    settings = sampling_settings(first_temperature, later_temperature, guidance)  # mistakes before any work
+    settings = checked_settings(first_temperature, later_temperature, guidance)  # mistakes before any work
     if batch < 1 or (n is not None and n < 1):
         raise UserError("batch and n: at least 1")
     rows = scene_rows(manifest, split)[:n]
@@ -76,11 +76,11 @@ def scenes(
     if folder:
         captions = [caption for caption, _, _ in rows]
         seeds = range(seed, seed + len(rows))
-        sets["from_first_frame"] = generate(folder, captions, seeds, settings, batch, sets["real"][:, 0])
-        sets["generated"] = generate(folder, captions, seeds, settings, batch)
+        sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
+        sets["generated"] = make_set(folder, captions, seeds, settings, batch)
     scores = score_sets(sets, [scene for _, _, scene in rows])
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
-    print(table(metrics))
+    print(set_table(metrics))
     if json:
         config = {"split": split, "temperature": [first_temperature, later_temperature], "guidance": guidance}
         protocol = {
@@ -119,7 +119,7 @@ def scene_rows(manifest: Path, split: str) -> list[tuple[str, str, Scene]]:
 
 def read_clips(manifest: Path, paths: Sequence[str]) -> Clips:
     """All clips, which have one size and length."""
-    clips = [read(manifest, path) for path in progress(paths, "read")]
+    clips = [read_videos(manifest, path) for path in progress(paths, "read")]
     odd = [path for path, clip in zip(paths, clips, strict=True) if clip.shape != clips[0].shape]
     if odd:
         raise UserError(f"{manifest}: {odd[0]} has another size or length than {paths[0]}")
@@ -137,7 +137,7 @@ def reconstruct(tokenizer: OmniTokenizer, clips: Clips, batch: int, manifest: Pa
     return np.concatenate(made)
 
 
-def generate(
+def make_set(
     folder: Folder,
     captions: Sequence[str],
     seeds: Sequence[int],
@@ -163,17 +163,17 @@ def parts(total: int, batch: int) -> list[slice]:
     return [slice(start, start + batch) for start in range(0, total, batch)]
 
 
-def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dict[str, Score]]:
+def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dict[str, SceneScore]]:
     """All scores of each set; PSNR against the first, the real one, where a set has the same frames to show."""
     real = next(iter(sets.values()))
     scores = {name: score_scenes(progress(made, f"score {name}"), wanted) for name, made in sets.items()}
     if "reconstructed" in sets:
         ratios = [psnr(a, b) for a, b in zip(real, sets["reconstructed"], strict=True)]
-        scores["reconstructed"]["psnr"] = Score(np.array(ratios))
+        scores["reconstructed"]["psnr"] = SceneScore(np.array(ratios))
     return scores
 
 
-def measured(scores: dict[str, Score]) -> Iterator[tuple[str, Metric]]:
+def measured(scores: dict[str, SceneScore]) -> Iterator[tuple[str, Metric]]:
     """Each score as a metric with its interval; a curve as one metric a place, `name/0` and so on."""
     for name, score in scores.items():
         found = score.to_dict()
@@ -185,7 +185,7 @@ def measured(scores: dict[str, Score]) -> Iterator[tuple[str, Metric]]:
             yield f"{name}/{place}", metric(values[0], unit, found["n"], *values[1:])
 
 
-def table(sets: dict[str, dict[str, Metric]]) -> str:
+def set_table(sets: dict[str, dict[str, Metric]]) -> str:
     """One row a score that is no curve: its mean in every set, its interval, the clips that it is taken over."""
     names = dict.fromkeys(name for each in sets.values() for name in each if "/" not in name)
     rows = [[name, *(_cell(each.get(name)) for each in sets.values())] for name in names]

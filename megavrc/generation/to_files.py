@@ -36,7 +36,7 @@ Frames = NDArray[np.uint8]  # [T, H, W, 3]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ClipToWrite:
     """One clip to generate: a prompt or a label, and its seed."""
 
     name: str
@@ -61,10 +61,14 @@ class Wish:
         }
 
 
-def wishes(prompts: list[str], labels: list[int], seed: int) -> list[Wish]:
+def clips_to_write(prompts: list[str], labels: list[int], seed: int) -> list[ClipToWrite]:
     """Clip i gets seed + i, and a name that starts with i."""
-    texts = [Wish(f"{i:04d}-{_slug(prompt)}", prompt, None, seed + i) for i, prompt in enumerate(prompts)]
-    return texts + [Wish(f"{i:04d}-label-{label}", None, label, seed + i) for i, label in enumerate(labels)]
+    texts = [
+        ClipToWrite(f"{i:04d}-{_slug(prompt)}", prompt, None, seed + i) for i, prompt in enumerate(prompts)
+    ]
+    return texts + [
+        ClipToWrite(f"{i:04d}-label-{label}", None, label, seed + i) for i, label in enumerate(labels)
+    ]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -96,7 +100,7 @@ def read_end(path: Path, side: int, frames: int) -> Tensor:
 
 def generate_files(
     folder: Folder,
-    wanted: list[Wish],
+    wanted: list[ClipToWrite],
     out: Path,
     settings: SamplingSettings,
     beginning: Tensor | None = None,
@@ -135,7 +139,7 @@ def generate_files(
         origin["overlap"] = overlap
     if beginning is not None:
         origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
-    records = [wish.record() | origin for wish in wanted]
+    records = [clip.record() | origin for clip in wanted]
     there = _finished(out)
     missing = [i for i, record in enumerate(records) if there.get(record["id"]) != record]
     done = set(range(len(records))).difference(missing)
@@ -152,7 +156,7 @@ def generate_files(
         done.update(batch)
         _write_list(out, records, done)
     rows = [
-        (wish.text, clips[i] if i in clips else _read_back(out, wish, scale)) for i, wish in enumerate(wanted)
+        (clip.text, clips[i] if i in clips else _read_back(out, clip, scale)) for i, clip in enumerate(wanted)
     ]
     write_png(out / "sheet.png", contact_sheet(rows[:SHEET_ROWS]))
     return len(missing)
@@ -160,7 +164,7 @@ def generate_files(
 
 def _generate(
     folder: Folder,
-    wanted: list[Wish],
+    wanted: list[ClipToWrite],
     settings: SamplingSettings,
     beginning: Tensor | None,
     frames: int | None,
@@ -168,9 +172,9 @@ def _generate(
 ) -> list[Frames]:
     """Pixels of one batch, each uint8 [T, H, W, 3]."""
     chunks = folder.stream(
-        [wish.caption for wish in wanted if wish.caption is not None] or None,
-        [wish.label for wish in wanted if wish.label is not None] or None,
-        seed=[wish.seed for wish in wanted],
+        [clip.caption for clip in wanted if clip.caption is not None] or None,
+        [clip.label for clip in wanted if clip.label is not None] or None,
+        seed=[clip.seed for clip in wanted],
         settings=settings,
         clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
         frames=frames,
@@ -201,8 +205,8 @@ def _write_list(out: Path, records: list[dict[str, Any]], done: set[int]) -> Non
     write_atomic(out / LIST, "".join(lines).encode())
 
 
-def _read_back(out: Path, wish: Wish, scale: int) -> Frames:
-    path = out / f"{wish.name}.mp4"
+def _read_back(out: Path, clip: ClipToWrite, scale: int) -> Frames:
+    path = out / f"{clip.name}.mp4"
     inside = slice(scale // 2, None, scale)  # not at the edge of an enlarged pixel, where colours bleed
     return read_frames(path, range(count_frames(path)))[:, inside, inside]
 

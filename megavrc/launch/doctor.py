@@ -63,7 +63,7 @@ class Finding:
 def examine(files: dict[str, str | None]) -> list[Finding]:
     """Look at everything. `files` maps a key of USER_FILES to a path, or None to ask the environment."""
     return [
-        *machine(),
+        *machine_lines(),
         *requirements(),
         *abilities(),
         *optional_packages(),
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     options = vars(parser.parse_args(argv))
     report = options.pop("json")
     findings = examine(options)
-    for line in table(findings):
+    for line in doctor_table(findings):
         print(line)
     if report:
         content = {
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     return 0 if able(findings) else 1
 
 
-def table(findings: list[Finding]) -> list[str]:
+def doctor_table(findings: list[Finding]) -> list[str]:
     widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("name", "found")]
     lines, group = [], ""
     for finding in findings:
@@ -127,7 +127,7 @@ def table(findings: list[Finding]) -> list[str]:
 # --- machine ------------------------------------------------------------------------------------------------------
 
 
-def machine() -> Iterator[Finding]:
+def machine_lines() -> Iterator[Finding]:
     version = platform.python_version()
     if _numbers(version) < (3, 11):
         yield Finding("machine", "python", version, "FAIL", "megavrc needs 3.11 or newer")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megavrc.model import VRC, ModelConfig
-from megavrc.model.attention import choose
+from megavrc.model.attention import choose_backend
 from megavrc.model.flops import meta_batch
 from megavrc.model.layout import make_layout
 from megavrc.model.transformer import Attention
@@ -81,7 +81,7 @@ def count_saved(model: VRC, inputs: tuple[object, ...], fused: bool) -> int:
     """
     weight = model.tokens.weight
     # Before counting, so that the backend's trial is not counted.
-    choose("rects", weight.device.type, weight.dtype, model.config.head_dim, gradients=True)
+    choose_backend("rects", weight.device.type, weight.dtype, model.config.head_dim, gradients=True)
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
     inside = attention = 0

@@ -61,7 +61,7 @@ def plan_run(
         clips=clips,
     )
     plan = make_plan(settings.model, job)
-    for line in table(plan, job):
+    for line in plan_table(plan, job):
         print(line)
     found = problems(plan, job)
     if json:
@@ -99,7 +99,7 @@ def metrics(plan: Any, name: str = "") -> Iterator[tuple[str, Metric]]:
         yield name, metric(plan, UNITS.get(parts[0], UNITS.get(parts[-1], "")))
 
 
-def table(plan: dict[str, Any], job: Job) -> list[str]:
+def plan_table(plan: dict[str, Any], job: Job) -> list[str]:
     """The plan as lines."""
     memory, parameters = dict(plan["memory"]), dict(plan["parameters"])
     total, available = memory.pop("total"), memory.pop("available")

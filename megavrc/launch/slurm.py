@@ -110,7 +110,7 @@ class Resources:
         yield from shlex.split(self.sbatch)
 
 
-def render(words: list[str], run_dir: Path, here: Path, resources: Resources) -> str:
+def render_script(words: list[str], run_dir: Path, here: Path, resources: Resources) -> str:
     """The text of a job's script.
 
     Args:

@@ -14,9 +14,16 @@ from typing import Any
 from megavrc.config import dump_yaml, load_config
 from megavrc.errors import EXIT_CODES, UserError
 from megavrc.files import check_format, read_json, write_json
-from megavrc.launch import requeue as again
-from megavrc.launch.slurm import Resources, new_submission, submissions
-from megavrc.launch.slurm import render as render_script
+from megavrc.launch.requeue import (
+    attempts,
+    attempts_file,
+    diagnose,
+    is_complete,
+    record,
+    saved_step,
+    stop_reason,
+)
+from megavrc.launch.slurm import Resources, new_submission, render_script, submissions
 from megavrc.launch.snapshot import ENTRIES, snapshot
 
 TRAINING = ("pretrain/pretrain_vrc.py", "pretrain/pretrain_tokenizer.py")
@@ -72,7 +79,7 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
     """
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if exit_code is None:
-        if again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir))):
+        if is_complete(run_dir, attempts(attempts_file(run_dir))):
             raise UserError(f"{run_dir}: is complete; raise train.steps and submit anew to go on")
         _refuse_second_job(run_dir)
         if not (known := submissions(run_dir)):
@@ -82,9 +89,9 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         raise UserError("--exit_code is for the batch script: there is no SLURM_JOB_ID here")
-    history = again.record(run_dir, exit_code)
-    done = again.is_complete(run_dir, history) if task is None else exit_code == 0
-    reason = again.stop_reason(history, done, counts_steps=task is None)
+    history = record(run_dir, exit_code)
+    done = is_complete(run_dir, history) if task is None else exit_code == 0
+    reason = stop_reason(history, done, counts_steps=task is None)
     with contextlib.suppress(OSError):  # the log's disk is full
         verdict = f"not requeued: {reason}" if reason else "requeued"
         print(f"step {history[-1].step}, exit code {exit_code}: {verdict}", flush=True)
@@ -93,7 +100,7 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
             job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
         return _slurm("scontrol", "requeue", job).returncode
     if not done:
-        print(f"see {again.diagnose(run_dir, history, reason, task)}", flush=True)
+        print(f"see {diagnose(run_dir, history, reason, task)}", flush=True)
     return 0
 
 
@@ -110,10 +117,10 @@ def status(run_dir: Path) -> None:
     if (run_dir / "plan.json").is_file():
         print(f"progress   megavrc tokenize_videos status --out={run_dir}")
     else:
-        complete = again.is_complete(run_dir, again.attempts(again.attempts_file(run_dir)))
-        print(f"step       {again.saved_step(run_dir)} saved{', complete' if complete else ''}")
+        complete = is_complete(run_dir, attempts(attempts_file(run_dir)))
+        print(f"step       {saved_step(run_dir)} saved{', complete' if complete else ''}")
     for file in sorted((run_dir / "slurm").glob("attempts*.jsonl")):
-        if not (history := again.attempts(file)):
+        if not (history := attempts(file)):
             continue
         last = history[-1]
         print(

@@ -16,7 +16,7 @@ from torch import Tensor
 from .attention_sdpa import dense_attention, masked_attention, rects_attention
 from .segment_mask import SegmentMask
 
-__all__ = ["BACKENDS", "BackendError", "SegmentMask", "choose", "load", "segment_attention"]
+__all__ = ["BACKENDS", "BackendError", "SegmentMask", "choose_backend", "load_backend", "segment_attention"]
 
 log = logging.getLogger("megavrc")
 
@@ -61,7 +61,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask, backen
     if backend == "auto" and mask.is_full:  # a step of cached decoding: nothing to mask, nothing to choose
         return F.scaled_dot_product_attention(q, k, v)
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    name = choose(backend, q.device.type, q.dtype, q.shape[-1], gradients)
+    name = choose_backend(backend, q.device.type, q.dtype, q.shape[-1], gradients)
     return _loaded[name](q, k, v, mask)
 
 
@@ -73,7 +73,7 @@ def prepare(backend: str, mask: SegmentMask, x: Tensor, head_dim: int, gradients
     device, dtype = x.device, x.dtype
     if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device.type)
-    name = choose(backend, device.type, dtype, head_dim, gradients)
+    name = choose_backend(backend, device.type, dtype, head_dim, gradients)
     if name == "triton":
         mask.tables(device)
     elif name == "flex":
@@ -83,7 +83,7 @@ def prepare(backend: str, mask: SegmentMask, x: Tensor, head_dim: int, gradients
     return name
 
 
-def choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
+def choose_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
     """The backend that `segment_attention` takes.
 
     Raises:
@@ -95,7 +95,7 @@ def choose(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gr
 
 
 # What torch.compiler.assume_constant_result sets, without its import of the whole compiler: never traced into.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def _trial(name: str, device_type: str, dtype: torch.dtype, head_dim: int, gradi
     shape = (4, 1, 2, mask.kv_len, head_dim)
     inputs = torch.randn(shape, generator=generator, device="cpu").to(dtype)
     try:
-        attention = load(name)
+        attention = load_backend(name)
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             with torch.autocast(device_type, enabled=False):
                 got = _results(attention, inputs.to(device_type), mask)
@@ -146,7 +146,7 @@ def _trial(name: str, device_type: str, dtype: torch.dtype, head_dim: int, gradi
     return ""
 
 
-def load(name: str) -> Attention:
+def load_backend(name: str) -> Attention:
     """Import a backend's file: only these need optional packages or are slow to import."""
     if name not in _loaded:
         if name == "flex":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .attention import SegmentMask
 from .cache import DeviceStep, KVCache
 from .condition import ConditionLike
-from .fused_step import FusedStep, obstacle
+from .fused_step import FusedStep, why_not_fused
 from .rope import qkv_table
 from .vrc import VRC
 
@@ -41,7 +41,7 @@ class Memory:
         self.fused = self._fused(model, rows) if weight.is_cuda else None
 
     def _fused(self, model: VRC, rows: int) -> FusedStep | None:
-        if reason := obstacle(model, rows):
+        if reason := why_not_fused(model, rows):
             log.info("token steps run layer by layer, not in the fused kernels: %s", reason)
             return None
         return FusedStep(model.config, self.cache)

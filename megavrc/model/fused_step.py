@@ -34,7 +34,7 @@ SPLIT = 128  # keys of one attention program
 TILE = 8192  # matrix elements that one program holds in registers
 
 
-def obstacle(model: VRC, rows: int) -> str:
+def why_not_fused(model: VRC, rows: int) -> str:
     """Why a step of so many rows of this model cannot run in these kernels; an empty string when it can."""
     head_dim, dtype = model.config.head_dim, model.tokens.weight.dtype
     if not HAVE_TRITON:

@@ -138,7 +138,7 @@ class Codebook(nn.Module):
         return F.embedding(ids, self.embeddings)
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.patch, self.temporal_patch = config.patch, config.temporal_patch
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         return self.enc_temporal_transformer(self.enc_spatial_transformer(x))
 
 
-class Decoder(nn.Module):
+class PixelDecoder(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.patch, self.temporal_patch = config.patch, config.temporal_patch
@@ -182,8 +182,8 @@ class OmniTokenizerNet(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = PixelEncoder(config)
+        self.decoder = PixelDecoder(config)
         self.codebook = Codebook(config.codes, config.code_dim)
         # Slot 0 of the published pair is a reshape.
         self.pre_vq_conv = nn.Sequential(nn.Identity(), nn.Linear(config.width, config.code_dim))

@@ -107,8 +107,8 @@ class CosineAttention(nn.Module):
     def _over_grid(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, t, h, w, _ = q.shape
         q, k, v = (a.reshape(b * t, h * w, self.heads, -1).transpose(1, 2) for a in (q, k, v))
-        table = rope_table(h * w, q.shape[-1], q.device)
-        q, k = self._normalise(rotate(q, table), rotate(k, table))
+        table = grid_rope_table(h * w, q.shape[-1], q.device)
+        q, k = self._normalise(rotate_grid(q, table), rotate_grid(k, table))
         out = F.scaled_dot_product_attention(q, k, v, scale=COSINE_SCALE)
         return out.transpose(1, 2).reshape(b, t, h, w, -1)
 
@@ -231,11 +231,11 @@ def relative_position_index(window: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def rope_table(cells: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def grid_rope_table(cells: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Two-axis rotary table for a square grid of `cells` cells in row-major order.
 
     Pair 2m turns by column * f_m and pair 2m + 1 by row * f_m, f_m = base^(-4m / dim). Returned as (cos, sin) [cells,
-    dim], the sine signed for `rotate`. Cached outside the modules: loading on the meta device would lose a buffer.
+    dim], the sine signed for `rotate_grid`. Cached outside the modules: loading on the meta device would lose a buffer.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         side = int(cells**0.5)
@@ -248,8 +248,8 @@ def rope_table(cells: int, dim: int, device: torch.device) -> tuple[Tensor, Tens
         return angles.cos(), angles.sin() * sign
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn adjacent channel pairs of x [..., cells, dim] by the angles of `rope_table`, in float32."""
+def rotate_grid(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn adjacent channel pairs of x [..., cells, dim] by the angles of `grid_rope_table`, in float32."""
     cos, sin = table
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x * cos + swapped * sin).to(x.dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.tokenization.sampling import Settings, choose
+from megavrc.tokenization.sampling import ClipSettings, choose
 from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
 from megavrc.video.read import Frames, count_frames, probe, read_frames
@@ -31,7 +31,7 @@ class Cuts:
     images: list[Cut]
 
 
-def cut(settings: Settings, path: Path, entry: Entry) -> Cuts:
+def cut(settings: ClipSettings, path: Path, entry: Entry) -> Cuts:
     """The clips and the stage-1 frames of a video.
 
     Raises:
@@ -53,7 +53,7 @@ def cut(settings: Settings, path: Path, entry: Entry) -> Cuts:
     return by_index(count_frames(path))  # the header lies, or says nothing: decode to know
 
 
-def _cut(settings: Settings, path: Path, entry: Entry, count: int, read: Read) -> Cuts:
+def _cut(settings: ClipSettings, path: Path, entry: Entry, count: int, read: Read) -> Cuts:
     clips, images = choose(settings, entry["id"], count)
     if not clips or not count:
         raise VideoError(path, "short", f"{count} frames, a clip needs {settings.span}")

@@ -12,10 +12,10 @@ from megavrc.files import read_json
 from megavrc.video.manifest import (
     Entry,
     fraction,
-    from_folder,
     from_frames,
     from_list,
     is_video,
+    list_folder,
     present,
     read_lines,
 )
@@ -46,7 +46,7 @@ def videofolder(folder: Path, out: Path, val_fraction: float = 0.0) -> Listing:
         out: the manifest to write; the paths in it are relative to it.
         val_fraction: share of the videos that become split `val`, chosen by their path.
     """
-    return Listing(from_folder(folder, out, val_fraction), [])
+    return Listing(list_folder(folder, out, val_fraction), [])
 
 
 def framefolder(
@@ -92,7 +92,7 @@ def ucf101(
     around = [folder / "ucfTrainTestlist", root.parent / "ucfTrainTestlist", folder]
     lists = lists or next((place for place in around if (place / "classInd.txt").is_file()), around[0])
     classes = _class_ids(lists / "classInd.txt")
-    entries = from_folder(root, out)
+    entries = list_folder(root, out)
     for entry in entries:
         # The class is the folder's: files in HandstandPushups are called v_HandStandPushups_*.
         found = classes.get((entry["class"] or "").casefold())
@@ -284,7 +284,7 @@ def _one_class(name: str, root: Path, parts: dict[str, Path], out: Path, fps: fl
     entries = []
     for split, part in parts.items():
         files = any(is_video(Path(file)) for _, _, files in os.walk(part) for file in files)
-        found = from_folder(part, out) if files else from_frames(part, out, fps=fps)
+        found = list_folder(part, out) if files else from_frames(part, out, fps=fps)
         inside = part.relative_to(root)
         own: dict[str, Any] = {"label": 0, "class": name, "split": split}
         entries += [{**entry, "id": (inside / entry["id"]).as_posix(), **own} for entry in found]

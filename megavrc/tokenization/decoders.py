@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from megavrc.tokenization.cut import Cuts, cut
-from megavrc.tokenization.sampling import Settings
+from megavrc.tokenization.sampling import ClipSettings
 from megavrc.video.errors import VideoError, stage
 from megavrc.video.manifest import Entry
 
@@ -40,7 +40,7 @@ class Decoders:
         self._lock = threading.Lock()
         self._closed = False
 
-    def cut(self, settings: Settings, videos: Iterable[tuple[Path, Entry]]) -> Iterator[Result]:
+    def cut(self, settings: ClipSettings, videos: Iterable[tuple[Path, Entry]]) -> Iterator[Result]:
         """Cut videos; the results come in the order of the videos, whichever process was first."""
         pending: deque[Future[Result]] = deque()
         for path, entry in videos:
@@ -50,7 +50,7 @@ class Decoders:
         while pending:
             yield pending.popleft().result()
 
-    def _cut(self, settings: Settings, path: Path, entry: Entry) -> Result:
+    def _cut(self, settings: ClipSettings, path: Path, entry: Entry) -> Result:
         for _ in range(2):  # a process may die for a reason of its own: the video has a second chance
             decoder = self._take()
             try:
@@ -104,7 +104,7 @@ class _Decoder:
 
     def __init__(self, context: Any) -> None:
         self.connection, far = context.Pipe()
-        self.process = context.Process(target=serve, args=(far,), daemon=True)
+        self.process = context.Process(target=serve_decoder, args=(far,), daemon=True)
         self.process.start()
         far.close()
         self._ready = False
@@ -122,7 +122,7 @@ class _Decoder:
         return self.process.exitcode
 
 
-def serve(connection: Connection) -> None:
+def serve_decoder(connection: Connection) -> None:
     """The loop of a decoding process: one video at a time, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the encoder decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _result(settings: Settings, path: Path, entry: Entry) -> Result:
+def _result(settings: ClipSettings, path: Path, entry: Entry) -> Result:
     try:
         return cut(settings, path, entry)
     except VideoError as error:

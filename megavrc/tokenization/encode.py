@@ -11,8 +11,8 @@ import numpy as np
 from megavrc.data.shards import ShardWriter, done_path
 from megavrc.files import write_atomic
 from megavrc.tokenization.cut import Cut, Cuts
-from megavrc.tokenization.plan import Plan, Shard, encode, failures_path, json_line
-from megavrc.tokenization.sampling import Settings, source_key
+from megavrc.tokenization.plan import Plan, PlannedShard, encode, failures_path, json_line
+from megavrc.tokenization.sampling import ClipSettings, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
@@ -29,7 +29,7 @@ class Sample:
     fields: dict[str, Any]
 
 
-def samples(settings: Settings, entry: Entry, cuts: Cuts) -> tuple[list[Sample], list[Sample]]:
+def samples(settings: ClipSettings, entry: Entry, cuts: Cuts) -> tuple[list[Sample], list[Sample]]:
     """The clips and the stage-1 frames of a video."""
     extra = {key: value for key, value in entry.items() if key not in OWN_KEYS}
     fields = {**extra, "source": entry["id"], "stride": settings.stride}
@@ -93,7 +93,7 @@ class BatchEncoder:
 
 def tokenize_shard(
     plan: Plan,
-    shard: Shard,
+    shard: PlannedShard,
     entries: list[Entry],
     cuts: Iterator[Cuts | VideoError],
     tokenizer: OmniTokenizer,

@@ -11,7 +11,7 @@ from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
 from megavrc.tokenization.plan import Plan, load_plan
-from megavrc.tokenization.proof import Compared, Frames, compare, problems, spread
+from megavrc.tokenization.proof import Compared, Frames, compare_samples, problems, spread
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, write_png
 
@@ -54,7 +54,7 @@ def inspect(
         raise UserError("a contact sheet needs both --tokenizer and --sheet")
     if tokenizer and sheet:
         loaded = _made_by(dataset, tokenizer)
-        compared = compare(dataset, spread(len(dataset), count), loaded, _plan(dataset))
+        compared = compare_samples(dataset, spread(len(dataset), count), loaded, _plan(dataset))
         _report(compared, sheet)
         if wrong := problems(compared, loaded):
             raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")

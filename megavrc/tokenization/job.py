@@ -19,10 +19,10 @@ from megavrc.hardware import check_device
 from megavrc.progress import progress
 from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.encode import tokenize_shard
-from megavrc.tokenization.plan import Plan, Shard, check_decoder, load_plan, make_plan
+from megavrc.tokenization.plan import Plan, PlannedShard, check_decoder, load_plan, make_tokenization_plan
 from megavrc.tokenization.result import can_be_retried, finalize, is_done, writing
-from megavrc.tokenization.sampling import Settings
-from megavrc.tokenization.sources import changed, is_recorded, record, words
+from megavrc.tokenization.sampling import ClipSettings
+from megavrc.tokenization.sources import changed, is_recorded, record_sources, words
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
 
@@ -36,14 +36,14 @@ def plan(manifest: Path, out: Path, tokenizer: Path | None = None, **settings: A
         manifest: manifest.jsonl with the videos (megavrc prepare_dataset makes one).
         out: folder of the job; OUT/video and OUT/image become the datasets.
         tokenizer: folder or .ckpt file of the video tokenizer (default: MEGAVRC_OMNITOKENIZER).
-        settings: see `Settings`.
+        settings: see `ClipSettings`.
     """
     with writing(out):
         found = resolve("omnitokenizer", tokenizer, "--tokenizer").path
         new = not (out / "plan.json").is_file()
-        made = make_plan(manifest, found, out, Settings(**settings))
+        made = make_tokenization_plan(manifest, found, out, ClipSettings(**settings))
         if new and not is_recorded(made):
-            record(made, made.units)
+            record_sources(made, made.units)
     print(f"{out}/plan.json: {len(made.units)} shards, plan {made.sha256[:12]}")
 
 
@@ -106,7 +106,7 @@ def run_all(
         decoders: decoding processes of each worker.
         timeout: seconds that one video may take to decode; then it is recorded as failed.
         threads: CPU threads of each worker.
-        settings: see `Settings`.
+        settings: see `ClipSettings`.
     """
     plan(manifest, out, tokenizer, **settings)
     Stop()
@@ -208,7 +208,9 @@ def array_task(task: int | None, of: int | None) -> tuple[int, int]:
     return task, of
 
 
-def _todo(out: Path, task: int, of: int, retry: bool = False, redo: bool = False) -> tuple[Plan, list[Shard]]:
+def _todo(
+    out: Path, task: int, of: int, retry: bool = False, redo: bool = False
+) -> tuple[Plan, list[PlannedShard]]:
     """The plan, and those shards of a task that are not done, or are to be done again.
 
     Raises:
@@ -226,7 +228,7 @@ def _todo(out: Path, task: int, of: int, retry: bool = False, redo: bool = False
         for shard in others:
             for kind in work.kinds:  # before the new fingerprints: a killed task does it again
                 done_path(work.tar(kind, shard)).unlink(missing_ok=True)
-        record(work, list(others))
+        record_sources(work, list(others))
     elif others := changed(work, todo, read=False):
         raise UserError(
             f"{out}: {words(others)}; put them back, or take them as they are: run --redo_changed, then finalize"
@@ -234,13 +236,13 @@ def _todo(out: Path, task: int, of: int, retry: bool = False, redo: bool = False
     return work, todo
 
 
-def _count_videos(work: Plan, todo: list[Shard]) -> int:
+def _count_videos(work: Plan, todo: list[PlannedShard]) -> int:
     return sum(len(entries) for entries in work.sources(todo).values())
 
 
 def _tokenize(
     work: Plan,
-    todo: list[Shard],
+    todo: list[PlannedShard],
     tokenizer: Path | None,
     decoders: int | None,
     timeout: float,
@@ -308,7 +310,7 @@ def _watch(processes: list[Any], done: Any) -> Iterator[int]:
             time.sleep(0.05)
 
 
-def _report(work: Plan, todo: list[Shard], rate: _Rate) -> None:
+def _report(work: Plan, todo: list[PlannedShard], rate: _Rate) -> None:
     done = [read_done(work.tar("video", shard), work.sha256) for shard in todo]
     failed = sum(entry["failed"] for entry in done if entry)
     speed = f", {rate.text()}" if rate.clips else ""

@@ -21,7 +21,7 @@ from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, sha256_json, write_atomic, write_json
-from megavrc.tokenization.sampling import Settings, source_key
+from megavrc.tokenization.sampling import ClipSettings, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.versions import decoder_versions
@@ -32,7 +32,7 @@ UNHASHED = {*PLACES, "format"}  # does not decide the samples
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """One unit of work: the videos of one shard of the video dataset and of the same shard of the image dataset."""
 
     split: str
@@ -56,7 +56,7 @@ class Plan:
     """
 
     out: Path
-    settings: Settings
+    settings: ClipSettings
     root: Path
     tokenizer_path: Path
     tokenizer: dict[str, str]
@@ -68,24 +68,26 @@ class Plan:
     sha256: str
 
     @property
-    def units(self) -> list[Shard]:
+    def units(self) -> list[PlannedShard]:
         return [
-            Shard(split, number, total) for split, total in self.shards.items() for number in range(total)
+            PlannedShard(split, number, total)
+            for split, total in self.shards.items()
+            for number in range(total)
         ]
 
     @property
     def kinds(self) -> list[str]:
         return [kind for kind in ("video", "image") if kind == "video" or self.settings.images_per_video]
 
-    def tar(self, kind: str, shard: Shard) -> Path:
+    def tar(self, kind: str, shard: PlannedShard) -> Path:
         return self.out / kind / "shards" / shard.name
 
-    def sources(self, wanted: list[Shard]) -> dict[Shard, list[Entry]]:
+    def sources(self, wanted: list[PlannedShard]) -> dict[PlannedShard, list[Entry]]:
         """The videos of some shards, in order."""
-        found: dict[Shard, list[Entry]] = {shard: [] for shard in wanted}
+        found: dict[PlannedShard, list[Entry]] = {shard: [] for shard in wanted}
         for line in (self.out / "plan.jsonl").read_text().splitlines():
             entry = json.loads(line)
-            shard = Shard(entry["split"], entry.pop("shard"), self.shards[entry["split"]])
+            shard = PlannedShard(entry["split"], entry.pop("shard"), self.shards[entry["split"]])
             if shard in found:
                 found[shard].append(entry)
         return found
@@ -107,7 +109,7 @@ class Plan:
         }
 
 
-def make_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: Settings) -> Plan:
+def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: ClipSettings) -> Plan:
     """Freeze a plan in `out`; the same plan again is no change.
 
     Raises:
@@ -169,7 +171,7 @@ def load_plan(out: Path) -> Plan:
         )
     return Plan(
         out=out,
-        settings=Settings(**content["settings"]),
+        settings=ClipSettings(**content["settings"]),
         root=Path(content["root"]),
         tokenizer_path=Path(content["tokenizer_path"]),
         tokenizer=content["tokenizer"],
@@ -196,7 +198,7 @@ def _read_plan(out: Path) -> dict[str, Any]:
     )
 
 
-def _shapes(tokenizer: OmniTokenizer, settings: Settings) -> dict[str, list[int]]:
+def _shapes(tokenizer: OmniTokenizer, settings: ClipSettings) -> dict[str, list[int]]:
     """Ids of a clip and of an image, found by encoding an empty clip."""
     empty = np.zeros((1, settings.frames, settings.size, settings.size, 3), np.uint8)
     try:
@@ -265,7 +267,7 @@ def _refuse_another(out: Path, old: dict[str, Any], content: dict[str, Any]) -> 
         check_decoder(out, old["decoder"])
 
 
-def failures_path(plan: Plan, shard: Shard) -> Path:
+def failures_path(plan: Plan, shard: PlannedShard) -> Path:
     """Where the videos of a shard that gave no sample are listed, {source, start, stage, reason} a line."""
     return plan.out / "failures" / f"{shard.split}-{shard.number:06d}.jsonl"
 

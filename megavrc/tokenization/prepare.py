@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[..., Listing]] = {
 }
 
 
-def writing(prepare: Callable[..., Listing]) -> Callable[..., None]:
+def writing_manifest(prepare: Callable[..., Listing]) -> Callable[..., None]:
     """A reader as a command with the same options, which writes the list and prints its counts."""
 
     @functools.wraps(prepare)
@@ -42,4 +42,4 @@ def writing(prepare: Callable[..., Listing]) -> Callable[..., None]:
     return run
 
 
-COMMANDS = {kind: writing(prepare) for kind, prepare in KINDS.items()}
+COMMANDS = {kind: writing_manifest(prepare) for kind, prepare in KINDS.items()}

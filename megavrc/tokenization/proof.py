@@ -95,7 +95,7 @@ def prove(plan: Plan, kind: str, tokenizer: OmniTokenizer | str, count: int) -> 
     if isinstance(tokenizer, str) or count < 1:
         return Proof(0, [], tokenizer if isinstance(tokenizer, str) else "not asked for")
     dataset = TokenDataset(plan.out / kind, plan.tokenizer["sha256"], split=None)
-    compared = compare(dataset, spread(len(dataset), count), tokenizer, plan)
+    compared = compare_samples(dataset, spread(len(dataset), count), tokenizer, plan)
     found = [item for item in compared if item.frames is not None or item.problem]
     if not found:
         return Proof(0, [], f"the videos are not at {plan.root}")
@@ -108,7 +108,7 @@ def spread(length: int, count: int) -> list[int]:
     return chosen
 
 
-def compare(
+def compare_samples(
     dataset: TokenDataset, chosen: list[int], tokenizer: OmniTokenizer, plan: Plan | None
 ) -> list[Compared]:
     """Decode some samples, and cut and encode them again where there is a plan and their videos are at hand."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import PROOF, DataError, listed, read_done, write_manifest
+from megavrc.data.shards import PROOF, DataError, listed, read_done, write_shard_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
 from megavrc.progress import progress
-from megavrc.tokenization.plan import Plan, Shard, failures_path, load_plan
+from megavrc.tokenization.plan import Plan, PlannedShard, failures_path, load_plan
 from megavrc.tokenization.proof import SAMPLES, Proof, load_tokenizer, prove
 from megavrc.tokenization.sources import changed, words
 from megavrc.tokenizers import OmniTokenizer
@@ -71,7 +71,7 @@ def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -
         if not any(shard["count"] for shard in shards):
             raise UserError(f"{out}: no video gave a sample; the reasons are in {out}/failures/")
         with writing(out):
-            manifest = write_manifest(out / kind, work.dataset(kind), shards)
+            manifest = write_shard_manifest(out / kind, work.dataset(kind), shards)
             _prove(work, kind, loaded, samples)
         size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
         print(
@@ -161,18 +161,18 @@ def array_expression(missing: list[int], of: int) -> str:
     return f"--array={ranges} with --of {of}"
 
 
-def is_done(work: Plan, shard: Shard) -> bool:
+def is_done(work: Plan, shard: PlannedShard) -> bool:
     """Whether a shard is whole, with its images."""
     return all(read_done(work.tar(kind, shard), work.sha256) for kind in work.kinds)
 
 
-def read_failures(work: Plan, shard: Shard) -> list[dict[str, Any]]:
+def read_failures(work: Plan, shard: PlannedShard) -> list[dict[str, Any]]:
     """The videos of a shard that gave no sample: {source, start, stage, reason}."""
     path = failures_path(work, shard)
     return [fields for _, fields in read_jsonl(path)] if path.is_file() else []
 
 
-def can_be_retried(work: Plan, shard: Shard) -> bool:
+def can_be_retried(work: Plan, shard: PlannedShard) -> bool:
     """Whether videos of a shard failed for a reason that may be gone."""
     return any(failure["stage"] in RETRYABLE for failure in read_failures(work, shard))
 
@@ -184,7 +184,7 @@ def _planned(work: Plan, split: str) -> set[str]:
     return {entry["id"] for entries in work.sources(shards).values() for entry in entries} - failed
 
 
-def _entry(work: Plan, kind: str, shard: Shard) -> dict[str, Any]:
+def _entry(work: Plan, kind: str, shard: PlannedShard) -> dict[str, Any]:
     return listed(shard.split, read_done(work.tar(kind, shard), work.sha256) or {})
 
 

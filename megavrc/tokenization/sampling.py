@@ -14,7 +14,7 @@ from megavrc.errors import UserError
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClipSettings:
     """What decides the samples.
 
     Args:
@@ -85,7 +85,7 @@ def source_key(source_id: str) -> str:
     return hashlib.sha256(source_id.encode()).hexdigest()[:16]
 
 
-def choose(settings: Settings, source_id: str, count: int) -> tuple[list[int], list[int]]:
+def choose(settings: ClipSettings, source_id: str, count: int) -> tuple[list[int], list[int]]:
     """Where to cut a video of `count` frames: first frames of its clips, and its stage-1 frames, both ascending.
 
     A function of (seed, source id, count) only. No clips if the video is too short and is to be skipped.

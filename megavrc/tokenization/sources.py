@@ -13,7 +13,7 @@ from typing import Any
 
 from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, sha256_json, write_json
-from megavrc.tokenization.plan import Plan, Shard
+from megavrc.tokenization.plan import Plan, PlannedShard
 from megavrc.video.pictures import pictures
 
 FORMAT = 1
@@ -43,7 +43,7 @@ def fingerprint(path: Path) -> Fingerprint | None:
     return {"size": size, "mtime_ns": changed, "ends_sha256": digest.hexdigest()}
 
 
-def record(plan: Plan, shards: list[Shard]) -> None:
+def record_sources(plan: Plan, shards: list[PlannedShard]) -> None:
     """Keep the fingerprints of the videos of some shards as they are now."""
     for shard, entries in plan.sources(shards).items():
         paths = sorted({entry["path"] for entry in entries})
@@ -57,7 +57,7 @@ def is_recorded(plan: Plan) -> bool:
     return all(_path(plan, shard).is_file() and _read(plan, shard) for shard in plan.units)
 
 
-def changed(plan: Plan, shards: list[Shard], read: bool = True) -> dict[Shard, list[str]]:
+def changed(plan: Plan, shards: list[PlannedShard], read: bool = True) -> dict[PlannedShard, list[str]]:
     """The videos that are others than when they were planned, by shard; those that are not at hand do not count.
 
     A plan that was made before fingerprints were gets a warning, and so does a time of change that alone differs: a
@@ -70,7 +70,7 @@ def changed(plan: Plan, shards: list[Shard], read: bool = True) -> dict[Shard, l
     Raises:
         UserError: the fingerprints were damaged or edited.
     """
-    others: dict[Shard, list[str]] = {}
+    others: dict[PlannedShard, list[str]] = {}
     touched = unknown = 0
     for shard in shards:
         known = _read(plan, shard)
@@ -101,18 +101,18 @@ def _untouched(path: Path, then: Fingerprint) -> bool:
     return then["size"] == sum(state.st_size for state in states) and then["mtime_ns"] == times
 
 
-def words(others: dict[Shard, list[str]]) -> str:
+def words(others: dict[PlannedShard, list[str]]) -> str:
     """How many videos changed, and which."""
     paths = sorted(set().union(*others.values()))
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return f"{len(paths)} videos are not those that were planned: {', '.join(paths[:3])}{more}"
 
 
-def _path(plan: Plan, shard: Shard) -> Path:
+def _path(plan: Plan, shard: PlannedShard) -> Path:
     return plan.out / "sources" / f"{shard.split}-{shard.number:06d}.json"
 
 
-def _read(plan: Plan, shard: Shard) -> dict[str, Any] | None:
+def _read(plan: Plan, shard: PlannedShard) -> dict[str, Any] | None:
     """The fingerprints of a shard's videos; None where there are none of this plan."""
     path = _path(plan, shard)
     if not path.is_file():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import listed, read_done, write_manifest
+from megavrc.data.shards import listed, read_done, write_shard_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
 from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, sha256_json, write_json
@@ -30,7 +30,7 @@ WINDOW = 16  # encoder batches whose captions are sorted by length together
 
 
 @dataclass(frozen=True)
-class Job:
+class FeatureJob:
     """The features of one dataset, with the plan that is frozen in their folder."""
 
     tokens: TokenDataset
@@ -102,13 +102,15 @@ def text_features(
         print(f"still to run: {array_expression(missing, len(units))}")
 
 
-def _plan(out: Path, settings: dict[str, Any]) -> list[Job]:
+def _plan(out: Path, settings: dict[str, Any]) -> list[FeatureJob]:
     """The datasets of a tokenization job, each with its plan frozen beside it."""
     jobs = []
     for kind in ("video", "image"):
         if (out / kind / "manifest.json").is_file():
             tokens = TokenDataset(out / kind, split=None)
-            jobs.append(Job(tokens, settings | {"tokens": {"kind": kind, "manifest_id": tokens.manifest_id}}))
+            jobs.append(
+                FeatureJob(tokens, settings | {"tokens": {"kind": kind, "manifest_id": tokens.manifest_id}})
+            )
             _freeze(jobs[-1].folder / "plan.json", jobs[-1].plan)
     if not jobs:
         raise UserError(f"{out}: no finished dataset; megavrc tokenize_videos finalize makes one")
@@ -126,7 +128,7 @@ def _freeze(path: Path, plan: dict[str, Any]) -> None:
         write_json(path, {"format": PLAN_FORMAT, **plan})
 
 
-def _run(todo: list[tuple[Job, int]], encoder: TextEncoder) -> Generator[int]:
+def _run(todo: list[tuple[FeatureJob, int]], encoder: TextEncoder) -> Generator[int]:
     """Encode shards; yields after every sample."""
     for job, shard in todo:
         with FeatureWriter(job.tar(shard)) as writer:
@@ -139,7 +141,7 @@ def _run(todo: list[tuple[Job, int]], encoder: TextEncoder) -> Generator[int]:
 
 
 def _features(
-    job: Job, shard: int, encoder: TextEncoder
+    job: FeatureJob, shard: int, encoder: TextEncoder
 ) -> Iterator[tuple[str, str | None, np.ndarray, bool]]:
     """Key, caption, features and whether the caption was cut, of every sample in order.
 
@@ -160,14 +162,14 @@ def _features(
             yield job.tokens.key(index), caption, features_LF.half().numpy(), was_cut
 
 
-def _finish(job: Job) -> None:
+def _finish(job: FeatureJob) -> None:
     """Write the manifest of features whose shards are all done."""
     for left in (*job.folder.glob(".*"), *(job.folder / "shards").glob(".*")):  # of tasks that were killed
         left.unlink(missing_ok=True)
     done = [job.done(shard) or {} for shard in range(len(job.tokens.shards))]
     shards = [listed(shard["split"], entry) for shard, entry in zip(job.tokens.shards, done, strict=True)]
     info = {**job.plan, "width": done[0]["width"], "dtype": DTYPE}
-    manifest = write_manifest(job.folder, info, shards, FORMAT)
+    manifest = write_shard_manifest(job.folder, info, shards, FORMAT)
     size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
     cut = sum(entry["cut"] for entry in done)
     print(f"{job.folder}: {manifest['count']} samples, {cut} captions cut, {size:.1f} MB, manifest {name}")

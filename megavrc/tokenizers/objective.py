@@ -20,7 +20,7 @@ from megavrc.model.compressor import several_ranks, sum_over_ranks
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.perceptual import Perceptual
-from megavrc.tokenizers.quality import psnr, ssim
+from megavrc.tokenizers.quality import clip_psnr, ssim
 from megavrc.user_files import place
 
 LAPLACE = 1e-7
@@ -159,7 +159,7 @@ class TokenizerObjective(nn.Module):
             loss = loss + term
             metrics |= extra
         with torch.no_grad():
-            metrics |= {"psnr": psnr(recon, x), "ssim": ssim(frames[1], frames[0])}
+            metrics |= {"psnr": clip_psnr(recon, x), "ssim": ssim(frames[1], frames[0])}
         metrics |= {} if restarted is None else {"restarted": restarted}
         detached = {name: value.detach() for name, value in metrics.items()}
         return loss, detached | self._codebook_metrics()

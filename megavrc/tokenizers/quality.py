@@ -8,7 +8,7 @@ WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, pixels
 C1, C2 = 0.01**2, 0.03**2
 
 
-def psnr(recon_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
+def clip_psnr(recon_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, mean over clips."""
     error = (recon_BCTHW.float().clamp(-0.5, 0.5) - x_BCTHW).square().flatten(1).mean(1)
     return (-10 * error.clamp_min(1e-10).log10()).mean()

@@ -34,7 +34,7 @@ WHERE = (
 
 
 @dataclass(frozen=True)
-class Run:
+class Curves:
     """A run as its files tell: metrics by step, and the flat configuration (empty if it is not known)."""
 
     path: Path
@@ -56,7 +56,7 @@ class Run:
         return {step: line[key] for step, line in self.lines.items() if key in line}
 
 
-def read_run(path: Path) -> Run:
+def read_curves(path: Path) -> Curves:
     """A run folder, or a reference file.
 
     Raises:
@@ -77,7 +77,7 @@ def read_run(path: Path) -> Run:
     lines = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     if not lines:
         raise UserError(f"{file}: has no lines of metrics, which are JSON objects with a step")
-    return Run(path, lines, config, about)
+    return Curves(path, lines, config, about)
 
 
 def _rows(file: Path) -> Iterator[Line]:
@@ -116,7 +116,7 @@ def relative_difference(a: float, b: float) -> float:
     return abs(a - b) / max(abs(a), abs(b))
 
 
-def differences(a: Run, b: Run, keys: list[str], tolerance: float) -> list[dict[str, Any]]:
+def curve_differences(a: Curves, b: Curves, keys: list[str], tolerance: float) -> list[dict[str, Any]]:
     """For each metric: steps compared, largest and mean relative difference, first step beyond the tolerance.
 
     Raises:
@@ -143,7 +143,7 @@ def differences(a: Run, b: Run, keys: list[str], tolerance: float) -> list[dict[
     return rows
 
 
-def config_differences(a: Run, b: Run) -> dict[str, list[Any]]:
+def config_differences(a: Curves, b: Curves) -> dict[str, list[Any]]:
     """Values of both, of the keys that differ; where files lie does not matter."""
     if not a.config or not b.config:
         return {}
@@ -182,23 +182,23 @@ def compare_runs(
         every: in that file, only lines of steps that are multiples of this, and the last one.
         json: write the differences there.
     """
-    a = read_run(run_a)
+    a = read_curves(run_a)
     if save:
         save_reference(a, save, keys or a.keys, every)
     if run_b is None:
         if not save:
             raise UserError("give two runs to compare, or --save=FILE to make a reference of one")
         return 0
-    b = read_run(run_b)
+    b = read_curves(run_b)
     both = [key for key in a.keys if a.values(key).keys() & b.values(key)]
     if not both:
         raise UserError(f"{run_a} and {run_b} have no metric at a common step: nothing to compare")
-    rows = differences(a, b, keys or both, tolerance)
+    rows = curve_differences(a, b, keys or both, tolerance)
     changed = config_differences(a, b)
     for line in _table(a, b, rows, changed, tolerance):
         print(line)
     if plot:
-        draw(a, b, [row["key"] for row in rows], plot)
+        draw_curves(a, b, [row["key"] for row in rows], plot)
     if json:
         write_result(json, _result(rows, changed, tolerance))
     return int(any(row["first_beyond"] is not None for row in rows))
@@ -219,7 +219,7 @@ def _result(rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance
 
 
 def _table(
-    a: Run, b: Run, rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance: float
+    a: Curves, b: Curves, rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance: float
 ) -> Iterator[str]:
     for name, run in (("A", a), ("B", b)):
         yield f"{name}: {run.path}, steps {min(run.lines)} to {max(run.lines)}, {len(run.lines)} lines"
@@ -236,7 +236,7 @@ def _table(
         yield f"{row['key']:24s}{row['steps']:6d}{row['max']:12.3g}{row['mean']:12.3g}  {beyond}"
 
 
-def save_reference(run: Run, path: Path, keys: list[str], every: int) -> None:
+def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None:
     """Write a run as a reference file: metrics `keys` of every so many steps and the last one, the configuration
     without what says where files lie, versions and the number of ranks."""
     if every < 1:
@@ -251,7 +251,7 @@ def save_reference(run: Run, path: Path, keys: list[str], every: int) -> None:
     write_atomic(path, "".join(jsonlib.dumps(line) + "\n" for line in lines).encode())
 
 
-def draw(a: Run, b: Run, keys: list[str], path: Path) -> None:
+def draw_curves(a: Curves, b: Curves, keys: list[str], path: Path) -> None:
     """Both runs over the steps, a panel for each metric."""
     from megavrc.report.figures import KINDS, panels, save
 

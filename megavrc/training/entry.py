@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from megavrc.config import load_config
-from megavrc.distributed import AbsentRank, Rank, connect, own_words, same_error_on_all_ranks
+from megavrc.distributed import AbsentRank, Rank, connect, same_error_on_all_ranks, strip_launcher_args
 from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
 from megavrc.model.attention import BackendError
 from megavrc.training.config import BaseRunConfig
@@ -77,7 +77,7 @@ def _say(error: Exception, code: int) -> int:
 
 
 def _run(cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str) -> int:
-    config = load_config(cls, own_words(argv), FIRST, prog)
+    config = load_config(cls, strip_launcher_args(argv), FIRST, prog)
     with connect() as rank:
         try:
             run_task(config, make_task, rank)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
-from megavrc.distributed import Rank, fault, seed_for, sum_over_ranks
+from megavrc.distributed import Rank, fault, seed_for, total_over_ranks
 from megavrc.hardware import peak_memory
 from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import BaseRunConfig
@@ -164,7 +164,7 @@ class Trainer:
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
             "rollbacks": float(self.guards.rollbacks),
-            "replaced": float(sum_over_ranks(self.stream.replaced)),
+            "replaced": float(total_over_ranks(self.stream.replaced)),
             **more,
         }
         if self.saver.stalled:

@@ -61,7 +61,7 @@ Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Action = tuple[str, ...]  # the buttons that are held together
 
 
-class Clip(NamedTuple):
+class GameplayClip(NamedTuple):
     """A clip, and what the engine knows about it."""
 
     frames: Frames  # [T, size, size, 3]
@@ -107,7 +107,9 @@ def opened(scenario: str) -> Iterator[Any]:
             game.close()
 
 
-def clip(game: Any, scenario: str, seed: int, index: int, frames: int = 17, size: int = 64) -> Clip:
+def gameplay_clip(
+    game: Any, scenario: str, seed: int, index: int, frames: int = 17, size: int = 64
+) -> GameplayClip:
     """Play clip `index` of the endless set named by `seed`, in an episode of its own.
 
     An episode that ends before the clip does is thrown away, and another one is played.
@@ -130,7 +132,7 @@ def clip(game: Any, scenario: str, seed: int, index: int, frames: int = 17, size
     raise UserError(f"{scenario}: none of {ATTEMPTS} episodes is long enough for a clip of {frames} frames")
 
 
-def _play(game: Any, rng: np.random.Generator, frames: int, size: int) -> Clip | None:
+def _play(game: Any, rng: np.random.Generator, frames: int, size: int) -> GameplayClip | None:
     """Play an episode and return its clip, or None if the episode ended too early."""
     game.set_seed(int(rng.integers(2**31)))
     game.new_episode()
@@ -151,7 +153,7 @@ def _play(game: Any, rng: np.random.Generator, frames: int, size: int) -> Clip |
         if now < last:
             game.make_action([button in action for button in WORDS], TICS)
             actions.append(action)
-    return Clip(np.stack(pictures), actions[len(actions) - frames + 1 :], np.stack(places))
+    return GameplayClip(np.stack(pictures), actions[len(actions) - frames + 1 :], np.stack(places))
 
 
 def _square(screen: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -162,7 +164,7 @@ def _square(screen: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
-def caption(actions: list[Action]) -> str:
+def gameplay_caption(actions: list[Action]) -> str:
     """Say what is done longest, for example "the player turns left and moves forward"."""
     (most, _), *_ = Counter(actions).most_common(1)  # of equals the earliest
     return f"the player {' and '.join(WORDS[button] for button in most)}"

@@ -69,17 +69,17 @@ def make_gameplay(
         crf=crf,
         vizdoom=gameplay.engine().__version__,
     )
-    synthetic.write_set(out, "gameplay", recipe, functools.partial(draw, recipe), processes)
+    synthetic.write_set(out, "gameplay", recipe, functools.partial(draw_gameplay, recipe), processes)
 
 
-def draw(recipe: GameplayRecipe, split: str, number: int) -> synthetic.Clip:
+def draw_gameplay(recipe: GameplayRecipe, split: str, number: int) -> synthetic.Clip:
     """Play clip `number` of a split."""
     label = number % len(gameplay.SCENARIOS)
     scenario = gameplay.SCENARIOS[label]
     index = SPLITS.index(split) * synthetic.SPLIT_CLIPS + number
-    clip = gameplay.clip(_game(scenario), scenario, recipe.seed, index, recipe.frames, recipe.size)
+    clip = gameplay.gameplay_clip(_game(scenario), scenario, recipe.seed, index, recipe.frames, recipe.size)
     return synthetic.Clip(
-        caption=gameplay.caption(clip.actions),
+        caption=gameplay.gameplay_caption(clip.actions),
         label=label,
         attributes={
             "scenario": scenario,

@@ -179,7 +179,7 @@ def _line(path: Path, entry: Entry) -> bytes:
         raise UserError(f"{path}: cannot hold {entry.get('path')!a}; rename it in UTF-8") from None
 
 
-def from_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> list[Entry]:
+def list_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> list[Entry]:
     """Entries for every video file below a folder.
 
     The class is the name of the parent folder (none for videos directly in `folder`), the caption the content of a
@@ -193,7 +193,7 @@ def from_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> list[Entr
 
 
 def from_frames(folder: Path, out: Path, val_fraction: float = 0.0, fps: float | None = None) -> list[Entry]:
-    """Entries for every folder of pictures at or below a folder, at any depth; otherwise as `from_folder`.
+    """Entries for every folder of pictures at or below a folder, at any depth; otherwise as `list_folder`.
 
     Each has `frames`, its number of pictures, and `fps` if it is given (pictures do not say their rate).
     """

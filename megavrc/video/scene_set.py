@@ -7,19 +7,19 @@ from pathlib import Path
 
 from megavrc.errors import UserError
 from megavrc.video import synthetic
-from megavrc.video.scenes import Combination, Settings, heldout_combinations, render, scene
+from megavrc.video.scenes import HeldOut, SceneSettings, heldout_scenes, render_scene, scene
 
 SPLITS = ("train", "val", "test", "heldout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SceneRecipe(synthetic.Recipe, Settings):
+class SceneRecipe(synthetic.Recipe, SceneSettings):
     """What the files of a set depend on."""
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each."""
         yield from synthetic.Recipe.problems(self)
-        yield from Settings.problems(self)
+        yield from SceneSettings.problems(self)
 
 
 def make_scenes(
@@ -67,7 +67,7 @@ def make_scenes(
         told = 0.0
     told = 0.5 if told is None else told
     try:
-        left_out = heldout_combinations(seed, heldout if told else 0)
+        left_out = heldout_scenes(seed, heldout if told else 0)
     except ValueError as error:
         raise UserError(str(error)) from None
     recipe = SceneRecipe(
@@ -82,13 +82,13 @@ def make_scenes(
         fps=fps,
         crf=crf,
     )
-    synthetic.write_set(out, "scenes", recipe, partial(draw, recipe), processes)
+    synthetic.write_set(out, "scenes", recipe, partial(draw_scenes, recipe), processes)
 
 
-def draw(recipe: SceneRecipe, split: str, number: int) -> synthetic.Clip:
+def draw_scenes(recipe: SceneRecipe, split: str, number: int) -> synthetic.Clip:
     """Clip `number` of a split. In heldout the first object is of a combination that is left out of the others."""
     index = SPLITS.index(split) * synthetic.SPLIT_CLIPS + number
-    shown: Combination | None = None
+    shown: HeldOut | None = None
     if split == "heldout":
         shown = recipe.heldout[number % len(recipe.heldout)]
     drawn = scene(recipe.seed, index, recipe, shown=shown)
@@ -96,5 +96,5 @@ def draw(recipe: SceneRecipe, split: str, number: int) -> synthetic.Clip:
         caption=drawn.caption,
         label=None,
         attributes={**dataclasses.asdict(drawn), "bits": drawn.bits},
-        render=lambda: render(drawn, recipe.frames, recipe.size),
+        render=lambda: render_scene(drawn, recipe.frames, recipe.size),
     )

@@ -46,7 +46,7 @@ class Motion(NamedTuple):
     speed: int
 
 
-class Combination(NamedTuple):
+class HeldOut(NamedTuple):
     """What can be left out of training: no caption there tells such a motion of such an object."""
 
     colour: str
@@ -157,7 +157,7 @@ def from_attributes(attributes: dict[str, Any]) -> Scene:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class SceneSettings:
     """What a set of scenes is like.
 
     Attributes:
@@ -170,7 +170,7 @@ class Settings:
     kind: str = "scenes"
     told: float = 0.5
     bounce: str = "reflect"
-    heldout: tuple[Combination, ...] = ()
+    heldout: tuple[HeldOut, ...] = ()
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each."""
@@ -185,9 +185,9 @@ class Settings:
 def scene(
     seed: int,
     index: int,
-    settings: Settings = Settings(),
+    settings: SceneSettings = SceneSettings(),
     draw: int = 0,
-    shown: Combination | None = None,
+    shown: HeldOut | None = None,
 ) -> Scene:
     """Return scene `index` of the endless set named by `seed`.
 
@@ -234,12 +234,10 @@ def _wave(rng: np.random.Generator) -> tuple[float, float, float]:
     return float(k * np.cos(angle)), float(k * np.sin(angle)), float(phase)
 
 
-def _told_motion(
-    rng: np.random.Generator, colour: str, shape: str, heldout: tuple[Combination, ...]
-) -> Motion:
+def _told_motion(rng: np.random.Generator, colour: str, shape: str, heldout: tuple[HeldOut, ...]) -> Motion:
     """Any motion that is not held out. Untold ones must not be chosen so: they would no longer be 3 bits."""
     allowed = [
-        motion for motion in MOTIONS["scenes"] if Combination(colour, shape, motion.direction) not in heldout
+        motion for motion in MOTIONS["scenes"] if HeldOut(colour, shape, motion.direction) not in heldout
     ]
     return allowed[int(rng.integers(len(allowed)))]
 
@@ -294,7 +292,7 @@ def _free(point: NDArray[np.float64], low: int, high: int) -> bool:
     return bool((point >= low).all() and (point <= high).all())
 
 
-def signed_distance(shape: str, x: Array, y: Array, r: float) -> Array:
+def object_distance(shape: str, x: Array, y: Array, r: float) -> Array:
     """Distance of points (x, y), relative to the centre, from the outline of `shape`; negative inside.
 
     Square: half side r. Circle: radius r. Triangle: isosceles, apex up, width and height 2r. Plus: two bars 2r long
@@ -325,7 +323,7 @@ def coverage(shape: str, radius: float, centres: NDArray[np.float64], size: int 
     pixels = np.arange(size) + 0.5
     x = (pixels[None, None, :] - scale * centres[:, 0, None, None]).astype(np.float32)
     y = (pixels[None, :, None] - scale * centres[:, 1, None, None]).astype(np.float32)
-    return np.clip(np.float32(0.5) - signed_distance(shape, x, y, radius * scale), 0, 1)
+    return np.clip(np.float32(0.5) - object_distance(shape, x, y, radius * scale), 0, 1)
 
 
 def occluder_coverage(scene: Scene, size: int = 64) -> Array:
@@ -349,7 +347,7 @@ def visibility(scene: Scene, frames: int = 17, size: int = 64) -> Array:
     return np.array(shown[::-1], np.float32).reshape(-1, frames, size, size)
 
 
-def render(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
+def render_scene(scene: Scene, frames: int = 17, size: int = 64) -> NDArray[np.uint8]:
     """Draw an anti-aliased clip, uint8 [frames, size, size, 3]."""
     objects = visibility(scene, frames, size)
     bar = occluder_coverage(scene, size)
@@ -376,7 +374,7 @@ def _texture(background: Background, frames: int, size: int) -> Array:
     return levels.astype(np.float32)
 
 
-def heldout_combinations(seed: int, n: int = 12) -> tuple[Combination, ...]:
+def heldout_scenes(seed: int, n: int = 12) -> tuple[HeldOut, ...]:
     """Choose `n` combinations to leave out of training, 0 to 12.
 
     No two share a pair of values (cycles of 6, 5 and 4 meet again after 12 steps at the earliest), so every value and
@@ -390,4 +388,4 @@ def heldout_combinations(seed: int, n: int = 12) -> tuple[Combination, ...]:
     cycles = [
         [str(value) for value in rng.permutation(list(values))] for values in (COLOURS, SHAPES, DIRECTIONS)
     ]
-    return tuple(Combination(*(cycle[i % len(cycle)] for cycle in cycles)) for i in range(n))
+    return tuple(HeldOut(*(cycle[i % len(cycle)] for cycle in cycles)) for i in range(n))

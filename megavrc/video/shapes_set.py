@@ -11,7 +11,7 @@ SPLITS = ("train", "val", "heldout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(synthetic.Recipe):
+class ShapesRecipe(synthetic.Recipe):
     """What the files of a set depend on."""
 
     heldout: tuple[shapes.Combination, ...]
@@ -51,11 +51,13 @@ def make_shapes(
     except ValueError as error:
         raise UserError(str(error)) from None
     counts = dict(zip(SPLITS, (clips, val, val if heldout else 0), strict=True))
-    recipe = Recipe(clips=counts, heldout=left_out, seed=seed, frames=frames, size=size, fps=fps, crf=crf)
-    synthetic.write_set(out, "shapes", recipe, partial(draw, recipe), processes)
+    recipe = ShapesRecipe(
+        clips=counts, heldout=left_out, seed=seed, frames=frames, size=size, fps=fps, crf=crf
+    )
+    synthetic.write_set(out, "shapes", recipe, partial(draw_shapes, recipe), processes)
 
 
-def draw(recipe: Recipe, split: str, number: int) -> synthetic.Clip:
+def draw_shapes(recipe: ShapesRecipe, split: str, number: int) -> synthetic.Clip:
     """Clip `number` of a split."""
     if split == "heldout":
         combinations = recipe.heldout

@@ -21,7 +21,7 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
-from megavrc.video.scenes import render, scene
+from megavrc.video.scenes import render_scene, scene
 from megavrc.video.shapes import COMBINATIONS, caption, clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ def scenes_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for index in range(3):
         shown = scene(0, index)
-        write_mp4(folder / f"{index}.mp4", render(shown, size=32), crf=4)
+        write_mp4(folder / f"{index}.mp4", render_scene(shown, size=32), crf=4)
         attributes = dataclasses.asdict(shown)
         rows.append(
             {"path": f"{index}.mp4", "split": "val", "caption": shown.caption, "attributes": attributes}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.data.text_features import FORMAT, FeatureWriter, features_folder
 
 SHAPE = (5, 2, 3)
@@ -47,7 +47,7 @@ def make_dataset(
         assert done is not None
         shards.append(listed(split, done))
     usual = {"kind": "video", "shape": list(SHAPE), "vocab": VOCAB, "tokenizer": TOKENIZER}
-    write_manifest(folder, {**usual, "image_source": "image", **info}, shards)
+    write_shard_manifest(folder, {**usual, "image_source": "image", **info}, shards)
     return folder
 
 
@@ -63,7 +63,7 @@ def make_features(tokens: TokenDataset) -> Path:
         done = read_done(tar, "p")
         assert done is not None
         shards.append(listed("train", done))
-    write_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
+    write_shard_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
     return folder
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from megavrc.distributed import AbsentRank, StopSignal, connect, discover, own_words, seed_for
+from megavrc.distributed import AbsentRank, StopSignal, connect, discover, seed_for, strip_launcher_args
 from megavrc.errors import UserError
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -84,7 +84,7 @@ def test_mpirun_on_several_machines_needs_an_address_or_mpi4py(monkeypatch: pyte
 
 def test_what_launchers_add_to_the_command_is_left_out() -> None:
     words = ["--config", "c.yaml", "--local_rank=1", "--local-rank=0", "--train.steps=3"]
-    assert own_words(words) == ["--config", "c.yaml", "--train.steps=3"]
+    assert strip_launcher_args(words) == ["--config", "c.yaml", "--train.steps=3"]
 
 
 def test_plain_python() -> None:

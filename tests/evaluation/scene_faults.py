@@ -19,7 +19,7 @@ from megavrc.video.scenes import (
     coverage,
     occluder_coverage,
     positions,
-    render,
+    render_scene,
     scene,
 )
 
@@ -33,7 +33,7 @@ Fault = Callable[[Scene], np.ndarray]
 def draw(shown: Scene, layers: list[Layer], lighter: np.ndarray | float = 0.0) -> np.ndarray:
     """Put layers of the scene's objects on top of each other, behind its bar; `lighter`: grey levels, everywhere."""
     bar = occluder_coverage(shown, SIZE)
-    empty = render(dataclasses.replace(shown, objects=()))
+    empty = render_scene(dataclasses.replace(shown, objects=()))
     image = np.broadcast_to(empty, (LENGTH, SIZE, SIZE, 3)) + np.float32(lighter)
     for item, layer in zip(shown.objects, layers, strict=True):
         image = image + (layer * (1 - bar))[..., None] * (np.array(COLOURS[item.colour], np.float32) - image)

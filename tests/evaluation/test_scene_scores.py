@@ -11,16 +11,16 @@ import scene_faults as faults
 from megavrc.evaluation.scene_detector import detect_scene
 from megavrc.evaluation.scene_modes import excess_variation, expected_variation, score_modes
 from megavrc.evaluation.scene_motion import fit_motion, folded
-from megavrc.evaluation.scene_scores import Score, match, score_scenes
+from megavrc.evaluation.scene_scores import SceneScore, match, score_scenes
 from megavrc.video import read_clip, write_mp4
-from megavrc.video.scenes import COLOURS, Scene, Settings, positions, render, scene
+from megavrc.video.scenes import COLOURS, Scene, SceneSettings, positions, render_scene, scene
 
 SHARES = ("count", "colour", "shape", "direction", "speed", "whole", "permanence", "all")
 LARGEST = {"flight": 1.0, "bounce": 1.0, "jitter": 0.4, "flicker": 1.0, "frozen": 0.0}  # of one real clip
 KEPT = 0.95, 1.05  # area that one real clip keeps
 
 
-def wrong(scores: dict[str, Score], motion: float) -> set[str]:
+def wrong(scores: dict[str, SceneScore], motion: float) -> set[str]:
     """Scores that are not those of real clips; `motion` is that of real ones."""
     found = {name for name in SHARES if scores[name].mean < 1}
     found |= {name for name, bound in LARGEST.items() if scores[name].mean > bound}
@@ -51,39 +51,39 @@ def through_h264(frames: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def sample(kind: str, count: int, start: int = 0) -> list[Scene]:
-    return [scene(3, start + index, Settings(kind)) for index in range(count)]
+    return [scene(3, start + index, SceneSettings(kind)) for index in range(count)]
 
 
 def test_real_clips_reach_every_score(tmp_path: Path) -> None:
     shown = sample("scenes", 28) + sample("corner", 8)
-    assert_real([render(each) for each in shown[::3]], shown[::3])
-    assert_real([through_h264(render(each), tmp_path) for each in shown], shown)
+    assert_real([render_scene(each) for each in shown[::3]], shown[::3])
+    assert_real([through_h264(render_scene(each), tmp_path) for each in shown], shown)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("scenes", 512), ("corner", 128)])
 def test_many_real_clips_reach_every_score(kind: str, count: int, tmp_path: Path) -> None:
     shown = sample(kind, count, start=1000)
-    assert_real([render(each) for each in shown], shown)
-    assert_real([through_h264(render(each), tmp_path) for each in shown], shown)
+    assert_real([render_scene(each) for each in shown], shown)
+    assert_real([through_h264(render_scene(each), tmp_path) for each in shown], shown)
 
 
 @pytest.mark.slow
 def test_every_object_that_passes_the_bar_is_asked_for(tmp_path: Path) -> None:
     shown = faults.scenes_that(faults.passes_the_bar, 12)
-    scores = score_scenes([through_h264(render(each), tmp_path) for each in shown], shown)
+    scores = score_scenes([through_h264(render_scene(each), tmp_path) for each in shown], shown)
     assert scores["permanence"].n == 12 and scores["permanence"].mean == 1
 
 
 @pytest.mark.parametrize("size", [32, 128])
 def test_other_sizes(size: int) -> None:
     shown = sample("scenes", 8)
-    assert_real([render(each, size=size) for each in shown], shown)
+    assert_real([render_scene(each, size=size) for each in shown], shown)
 
 
 def test_random_bounces_have_no_path() -> None:
-    shown = [scene(3, index, Settings(bounce="random")) for index in range(8)]
-    scores = score_scenes([render(each) for each in shown], shown)
+    shown = [scene(3, index, SceneSettings(bounce="random")) for index in range(8)]
+    scores = score_scenes([render_scene(each) for each in shown], shown)
     assert scores["all"].mean == 1 and scores["bounce"].n == 0 and scores["flight"].mean < 0.5
 
 
@@ -118,7 +118,7 @@ def test_a_planted_fault_is_found_by_its_score_and_no_other(
     fault: Callable[[Scene], np.ndarray], fit: Callable[[Scene], bool], expected: set[str]
 ) -> None:
     shown = faults.scenes_that(fit, 4)
-    real = score_scenes([render(each) for each in shown], shown)
+    real = score_scenes([render_scene(each) for each in shown], shown)
     motion = float(real["motion"].mean)
     assert wrong(real, motion) == set()
     scores = score_scenes([fault(each) for each in shown], shown)
@@ -128,7 +128,7 @@ def test_a_planted_fault_is_found_by_its_score_and_no_other(
 
 def test_other_captions_are_wrong_in_what_they_say() -> None:
     shown = faults.scenes_that(faults.meets_no_wall, 6)
-    scores = score_scenes([render(each) for each in shown], shown[1:] + shown[:1])
+    scores = score_scenes([render_scene(each) for each in shown], shown[1:] + shown[:1])
     assert wrong(scores, float(scores["motion"].mean)) - {"all"} == {"colour", "shape", "direction", "speed"}
 
 
@@ -151,7 +151,7 @@ def test_objects_are_matched_by_colour_then_shape() -> None:
     shown = next(each for each in sample("scenes", 50) if len({item.shape for item in each.objects}) == 2)
     others = iter(colour for colour in COLOURS if colour not in {item.colour for item in shown.objects})
     objects = tuple(dataclasses.replace(item, colour=next(others)) for item in shown.objects)
-    tracks = detect_scene(render(dataclasses.replace(shown, objects=objects))).tracks
+    tracks = detect_scene(render_scene(dataclasses.replace(shown, objects=objects))).tracks
     for order in (tracks, tracks[::-1]):
         assert all(item.shape == track.shape for item, track in match(shown, order))
 
@@ -183,9 +183,9 @@ def draws(
     index: int, count: int, kind: str = "corner", only: int | None = None
 ) -> tuple[Scene, list[np.ndarray]]:
     """A first frame and clips drawn from it; `only`: the same one each time."""
-    settings = Settings(kind, told=0)
+    settings = SceneSettings(kind, told=0)
     numbers = range(count) if only is None else [only] * count
-    return scene(5, index, settings), [render(scene(5, index, settings, draw=draw)) for draw in numbers]
+    return scene(5, index, settings), [render_scene(scene(5, index, settings, draw=draw)) for draw in numbers]
 
 
 def test_true_draws_have_no_excess_and_one_mode_has() -> None:
@@ -200,7 +200,7 @@ def test_true_draws_have_no_excess_and_one_mode_has() -> None:
 def test_modes_do_not_see_other_faults() -> None:
     """Half of the clips of each mode are broken: they are counted apart and change nothing else."""
     shown, clips = draws(0, 16)
-    futures = [scene(5, 0, Settings("corner"), draw=draw) for draw in range(16)]
+    futures = [scene(5, 0, SceneSettings("corner"), draw=draw) for draw in range(16)]
     order = np.argsort([each.objects[0].direction for each in futures], kind="stable")
     whole = score_modes([(shown, [clips[i] for i in order[::2]])])
     mixed = [clips[i] if n % 2 == 0 else faults.torn(futures[i]) for n, i in enumerate(order)]
@@ -241,8 +241,8 @@ def test_expected_variation_is_that_of_draws(n: int, k: int) -> None:
 
 def test_intervals() -> None:
     values = np.array([0.0, 1.0] * 50 + [np.nan] * 10)
-    score = Score(values)
+    score = SceneScore(values)
     low, high = score.interval()
     assert score.n == 100 and score.mean == 0.5 and 0.35 < low < 0.45 and 0.55 < high < 0.65
-    assert Score(np.array([np.nan])).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
-    assert Score(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]
+    assert SceneScore(np.array([np.nan])).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
+    assert SceneScore(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]

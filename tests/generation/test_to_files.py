@@ -16,7 +16,7 @@ from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.generation.command import generate
 from megavrc.generation.folder import Folder, load_folder
-from megavrc.generation.to_files import generate_files, read_image, read_prompts, wishes
+from megavrc.generation.to_files import clips_to_write, generate_files, read_image, read_prompts
 from megavrc.model.clips import sampling_settings
 from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
@@ -39,9 +39,9 @@ def test_generating_needs_neither_the_compiler_nor_the_engine(folder) -> None:
 
 def test_files_and_resuming(loaded, tmp_path) -> None:
     settings = sampling_settings(loaded.sampling)
-    wanted = wishes(PROMPTS, [], seed=3)
+    wanted = clips_to_write(PROMPTS, [], seed=3)
     assert generate_files(loaded, wanted, tmp_path, settings, batch_size=2) == 3
-    names = [wish.name for wish in wanted]
+    names = [clip.name for clip in wanted]
     assert names[1] == "0001-a-blue-dog" and len(set(names)) == 3
     files = {path.name for path in tmp_path.iterdir()}
     clips = {f"{name}{end}" for name in names for end in (".mp4", ".gif")}
@@ -53,15 +53,17 @@ def test_files_and_resuming(loaded, tmp_path) -> None:
     (tmp_path / f"{names[1]}.mp4").unlink()
     assert generate_files(loaded, wanted, tmp_path, settings) == 1
     assert generate_files(loaded, wanted, tmp_path, settings) == 0
-    assert generate_files(loaded, wishes(PROMPTS[:1], [], seed=4), tmp_path, settings) == 1
+    assert generate_files(loaded, clips_to_write(PROMPTS[:1], [], seed=4), tmp_path, settings) == 1
     assert (
-        generate_files(loaded, wishes(PROMPTS[:1], [], seed=4), tmp_path, sampling_settings({"top_k": 2}))
+        generate_files(
+            loaded, clips_to_write(PROMPTS[:1], [], seed=4), tmp_path, sampling_settings({"top_k": 2})
+        )
         == 1
     )
 
 
 def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_path) -> None:
-    wanted, settings = wishes(PROMPTS[:1], [], seed=3), sampling_settings({"top_k": 1})
+    wanted, settings = clips_to_write(PROMPTS[:1], [], seed=3), sampling_settings({"top_k": 1})
     half = load_folder(folder, dtype="bf16")
     for model, made in ((loaded, 1), (half, 1), (half, 0), (loaded, 1)):
         assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
@@ -73,7 +75,7 @@ def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_
 
 def test_an_interrupted_run_leaves_no_line_about_what_it_wrote_over(loaded, tmp_path) -> None:
     """Other clips are made in the place of the first ones, and the second of them cannot be written."""
-    wanted, settings = wishes(PROMPTS[:2], [], seed=3), sampling_settings({})
+    wanted, settings = clips_to_write(PROMPTS[:2], [], seed=3), sampling_settings({})
     assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 2
     blocked = tmp_path / f"{wanted[1].name}.gif"
     blocked.unlink()
@@ -90,7 +92,7 @@ def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
     write_png(tmp_path / "red.png", picture)
     image = read_image(tmp_path / "red.png", 16)
     assert image.shape == (16, 16, 3) and abs(int(image[8, 8, 0]) - 200) < 4
-    wanted = wishes(PROMPTS[:1], [], seed=0)
+    wanted = clips_to_write(PROMPTS[:1], [], seed=0)
     assert (
         generate_files(loaded, wanted, tmp_path, sampling_settings({}), image[None], frames=5, scale=4) == 1
     )

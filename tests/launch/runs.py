@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megavrc.checkpoint import read
-from megavrc.data.shards import ShardWriter, read_done, shard_name, write_manifest
+from megavrc.data.shards import ShardWriter, read_done, shard_name, write_shard_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = "pretrain/pretrain_vrc.py"
@@ -34,7 +34,7 @@ def make_tokens(folder: Path, count: int = 37, frames: int = 2, grid: int = 4, v
     entry = {key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")}
     info: dict[str, Any] = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "image"}
     info |= {"tokenizer": {"name": "t", "sha256": "a" * 64}, "classes": ["a", "b"]}
-    write_manifest(folder, info, [{"split": "train", **entry}])
+    write_shard_manifest(folder, info, [{"split": "train", **entry}])
     return folder
 
 

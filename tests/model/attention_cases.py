@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megavrc.model import SegmentMask
-from megavrc.model.attention import load
+from megavrc.model.attention import load_backend
 
 # Relative Frobenius errors against float64: (output and dQ, dK and dV), three to six times what was seen.
 LIMITS = {torch.float32: (2e-6, 2e-6), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.2e-2, 2.5e-2)}
@@ -83,7 +83,7 @@ def gradients(backend: str, tensors: list[Tensor], mask: SegmentMask) -> list[Te
     """[o, dq, dk, dv] of a backend."""
     q, k, v = (tensor.detach().requires_grad_() for tensor in tensors[:3])
     with empty_is_nan():
-        out = load(backend)(q, k, v, mask)
+        out = load_backend(backend)(q, k, v, mask)
         return [out.detach(), *torch.autograd.grad(out, (q, k, v), tensors[3])]
 
 
@@ -159,6 +159,6 @@ def check_permutation(backend: str, dtype: torch.dtype, device: str = "cpu") -> 
 def check_causal(backend: str, dtype: torch.dtype, device: str = "cpu") -> None:
     """A mask that grows by one a row is torch's causal attention."""
     q, k, v, _ = draw(layout(75), dtype, device=device)
-    out = load(backend)(q, k, v, layout(75))
+    out = load_backend(backend)(q, k, v, layout(75))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(out, expected, rtol=0, atol=10 * LIMITS[dtype][0])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models import build, inputs
 
 from megavrc.model import SegmentMask, attention, segment_attention
-from megavrc.model.attention import BackendError, choose
+from megavrc.model.attention import BackendError, choose_backend
 from megavrc.model.attention_flex import block_mask
 
 PLAIN = ["rects", "masked"]
@@ -252,8 +252,8 @@ def test_a_requested_backend_that_cannot_run_is_an_error(fresh, backend, reason)
 
 def test_the_variable_overrides_auto_and_an_argument_overrides_the_variable(fresh):
     fresh.setenv("MEGAVRC_ATTENTION", "masked")
-    assert choose("auto", "cpu", torch.float32, 16, True) == "masked"
-    assert choose("dense", "cpu", torch.float32, 16, True) == "dense"
+    assert choose_backend("auto", "cpu", torch.float32, 16, True) == "masked"
+    assert choose_backend("dense", "cpu", torch.float32, 16, True) == "dense"
 
 
 def test_a_step_of_cached_decoding_tries_nothing(fresh):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megavrc.model import segment_attention
-from megavrc.model.attention import load
+from megavrc.model.attention import load_backend
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
 
@@ -95,7 +95,7 @@ def _operator() -> None:
     for pair in zip(*(torch.autograd.grad(out.sum(), (q, k, v)) for out in outs), strict=True):
         assert torch.equal(*pair)
     transposed = q.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
-    assert torch.equal(load("triton")(transposed, k, v, mask) + 1, outs[1])
+    assert torch.equal(load_backend("triton")(transposed, k, v, mask) + 1, outs[1])
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from megavrc.model import (
     segment_attention,
 )
 from megavrc.model import cuda_graphs as graphs
-from megavrc.model.attention import choose
+from megavrc.model.attention import choose_backend
 from megavrc.model.condition import Condition
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder
@@ -39,7 +39,7 @@ def backend(request):
     if request.param == "flash" and not any(map(find_spec, ("flash_attn", "flash_attn_interface"))):
         pytest.skip("flash-attn is not installed")
     torch.compiler.reset()
-    return choose(request.param, "cuda", torch.bfloat16, 64, True)
+    return choose_backend(request.param, "cuda", torch.bfloat16, 64, True)
 
 
 @pytest.mark.parametrize("name", cases.LARGE)

@@ -13,7 +13,7 @@ from megavrc.model import Sampling, SamplingSettings
 from megavrc.model import cuda_graphs as graphs
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder, store_for_generation
-from megavrc.model.fused_step import obstacle
+from megavrc.model.fused_step import why_not_fused
 from megavrc.model.generate import Sampler
 from megavrc.model.sampling import uniforms
 
@@ -131,17 +131,17 @@ class Adapted(torch.nn.Linear):
 def test_fused_kernels_run_only_what_they_compute():
     pytest.importorskip("triton", reason="triton is not installed")
     model = build("class").float()
-    assert obstacle(model, rows=8) == ""
-    assert "at most 8" in obstacle(model, rows=9)
-    assert "float64" in obstacle(build("class"), rows=1)
+    assert why_not_fused(model, rows=8) == ""
+    assert "at most 8" in why_not_fused(model, rows=9)
+    assert "float64" in why_not_fused(build("class"), rows=1)
     store_for_generation(model)
-    assert "transposed" in obstacle(model, rows=1)
+    assert "transposed" in why_not_fused(model, rows=1)
     model.bfloat16()
     store_for_generation(model)  # bfloat16 belongs in rows
-    assert obstacle(model, rows=1) == ""
+    assert why_not_fused(model, rows=1) == ""
     forward = model.trunk.layers[1].feed_forward
     forward.down = Adapted(*forward.down.weight.t().shape, bias=False, dtype=torch.bfloat16)
-    assert "Adapted" in obstacle(model, rows=1)
+    assert "Adapted" in why_not_fused(model, rows=1)
 
 
 def test_fused_kernels_compute_what_the_layers_compute():

@@ -198,9 +198,9 @@ def test_works_after_loading_on_the_meta_device() -> None:
 
 
 def test_table_made_in_inference_mode_serves_training() -> None:
-    from megavrc.model.omnitokenizer_layers import rope_table
+    from megavrc.model.omnitokenizer_layers import grid_rope_table
 
-    rope_table.cache_clear()
+    grid_rope_table.cache_clear()
     net = small()
     with torch.inference_mode():
         net.encode(clip())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jobs import LENGTHS, make_tokenizer, tokenize
 
-from megavrc.video.manifest import from_folder, write_manifest
+from megavrc.video.manifest import list_folder, write_manifest
 from megavrc.video.write import write_mp4
 
 
@@ -35,7 +35,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.with_suffix(".txt").write_text(f"video {number}")
     damaged = folder / "a" / "10.mp4"
     damaged.write_bytes(damaged.read_bytes()[:-2000])
-    write_manifest(folder / "manifest.jsonl", from_folder(folder, folder / "manifest.jsonl"))
+    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl"))
     return folder / "manifest.jsonl"
 
 

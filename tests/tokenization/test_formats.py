@@ -20,7 +20,7 @@ from megavrc.tokenization.decoders import Decoders
 from megavrc.tokenization.job import plan
 from megavrc.tokenization.plan import encode, load_plan
 from megavrc.tokenization.result import read_failures, verify
-from megavrc.tokenization.sampling import Settings
+from megavrc.tokenization.sampling import ClipSettings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, read_clip
 from megavrc.video.manifest import write_manifest
@@ -118,7 +118,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_of(path: Path, entry: dict[str, float] | None = None, **settings: object) -> Cuts:
-    chosen = Settings(**{"size": 32, "clips_per_video": 3, "images_per_video": 4, **settings})
+    chosen = ClipSettings(**{"size": 32, "clips_per_video": 3, "images_per_video": 4, **settings})
     return cut(chosen, path, {"id": path.name, **(entry or {})})
 
 
@@ -200,7 +200,7 @@ def test_shots_and_rates_are_checked(folder: Path, tokenizer: Path, tmp_path: Pa
         with pytest.raises(UserError, match="seconds"):
             plan(tmp_path / "m.jsonl", tmp_path / "out", tokenizer, **SMALL)
     with pytest.raises(UserError, match="fps 0: must be positive"):
-        Settings(fps=0)
+        ClipSettings(fps=0)
 
 
 def test_two_shots_of_a_file_through_the_job(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_an_exception_in_cutting_is_no_crash(folder: Path) -> None:
     """An entry that does not come from a manifest: its end is a text. No other day will change that."""
     with Decoders(1, 60) as pool:
         entry = {"id": "plain.mp4", "end": "soon"}
-        (result,) = pool.cut(Settings(size=32), [(folder / "plain.mp4", entry)])
+        (result,) = pool.cut(ClipSettings(size=32), [(folder / "plain.mp4", entry)])
     assert isinstance(result, VideoError) and result.stage == "decode"
     assert result.reason.startswith("TypeError: ")
 

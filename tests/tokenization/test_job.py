@@ -21,9 +21,9 @@ from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.prepare import COMMANDS
 from megavrc.tokenization.result import finalize, status, verify
-from megavrc.tokenization.sampling import Settings, choose, source_key
+from megavrc.tokenization.sampling import ClipSettings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.manifest import from_folder, read_manifest, write_manifest
+from megavrc.video.manifest import list_folder, read_manifest, write_manifest
 from megavrc.video.read import read_clip, read_frames
 
 
@@ -170,7 +170,7 @@ def test_short_videos_are_clamped_on_request(manifest: Path, tokenizer: Path, tm
 def test_a_header_that_lies_is_not_believed(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of frames in the header is only a first guess."""
     entry = {"id": "a/02.mp4", "caption": None, "label": None}
-    settings = Settings(size=32)
+    settings = ClipSettings(size=32)
     expected = cut(settings, manifest.parent / "a/02.mp4", entry)
     from megavrc.tokenization import cut as module
     from megavrc.video.read import probe
@@ -232,7 +232,7 @@ def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Pat
 
 
 def test_cuts_are_a_function_of_the_video() -> None:
-    settings = Settings(clips_per_video=4, images_per_video=5, stride=2, seed=3)
+    settings = ClipSettings(clips_per_video=4, images_per_video=5, stride=2, seed=3)
     clips, images = choose(settings, "a", 1000)
     assert (clips, images) == choose(settings, "a", 1000) != choose(settings, "b", 1000)
     parts = (1000 - settings.span + 1) / 4
@@ -240,7 +240,7 @@ def test_cuts_are_a_function_of_the_video() -> None:
     assert len(set(images)) == 5
     assert choose(settings, "a", settings.span) == ([0], choose(settings, "a", settings.span)[1])
     assert choose(settings, "a", settings.span - 1) == ([], [])
-    assert choose(Settings(short="clamp"), "a", 3) == ([0], [0, 1, 2])
+    assert choose(ClipSettings(short="clamp"), "a", 3) == ([0], [0, 1, 2])
 
 
 def test_the_plan_mixes_the_videos(done: Path) -> None:
@@ -305,7 +305,7 @@ CLIPS = ROOT.parent / "shared" / "clips"
 )
 def test_real_videos(short: str, failed: set[str], tokenizer: Path, tmp_path: Path) -> None:
     """One is damaged, one (rotated) has 3 frames only."""
-    write_manifest(tmp_path / "m.jsonl", from_folder(CLIPS, tmp_path / "m.jsonl"))
+    write_manifest(tmp_path / "m.jsonl", list_folder(CLIPS, tmp_path / "m.jsonl"))
     out = tokenize(tmp_path / "m.jsonl", tokenizer, tmp_path, short=short, clips_per_video=2)
     lines = [line for path in (out / "failures").iterdir() for line in path.read_text().splitlines()]
     assert {json.loads(line)["source"] for line in lines} == failed

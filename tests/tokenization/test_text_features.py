@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from megavrc.config import run_command
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError, ShardWriter, done_path, read_done, shard_name, write_manifest
+from megavrc.data.shards import DataError, ShardWriter, done_path, read_done, shard_name, write_shard_manifest
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
@@ -53,7 +53,7 @@ def make_tokens(out: Path, counts: dict[str, dict[str, tuple[int, ...]]] = COUNT
                 shards.append({"split": split, **{key: done[key] for key in kept}})
         tokenizer = {"name": "tiny", "sha256": "a" * 64}
         info = {"kind": kind, "shape": [1, 2, 2], "vocab": 8, "tokenizer": tokenizer}
-        write_manifest(out / kind, info, shards)
+        write_shard_manifest(out / kind, info, shards)
     return out
 
 

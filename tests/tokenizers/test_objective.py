@@ -15,7 +15,7 @@ from megavrc.tokenizers.objective import (
     kmeans_plus_plus,
     to_floats,
 )
-from megavrc.tokenizers.quality import psnr
+from megavrc.tokenizers.quality import clip_psnr
 
 STEPS, WARMUP = 6, 3
 
@@ -183,4 +183,4 @@ def test_learns_and_reports() -> None:
 
 def test_psnr_of_a_known_error() -> None:
     x = torch.zeros(2, 3, 1, 4, 4)
-    assert psnr(x + 0.1, x).item() == pytest.approx(20.0, abs=1e-4)
+    assert clip_psnr(x + 0.1, x).item() == pytest.approx(20.0, abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
-from megavrc.training.compare import compare_runs, read_run, relative_difference
+from megavrc.training.compare import compare_runs, read_curves, relative_difference
 
 
 def make_run(folder: Path, losses: dict[int, float], lr: float = 0.1, speed: float = 1.0) -> Path:
@@ -63,7 +63,7 @@ def test_differences_are_measured_and_found(
 def test_a_reference_stands_for_the_run_and_names_no_machine(runs: dict[str, Path], tmp_path: Path) -> None:
     reference = tmp_path / "curves" / "a.jsonl"
     assert compared(runs["a"], f"--save={reference}", "--every=20") == 0
-    assert sorted(read_run(reference).lines) == [20, 30]  # and the last one
+    assert sorted(read_curves(reference).lines) == [20, 30]  # and the last one
     assert compared(runs["a"], reference, "--tolerance=0") == 0
     assert compared(reference, runs["other"]) == 1
     text = reference.read_text()
@@ -93,7 +93,7 @@ def test_a_run_that_turned_nan_is_not_the_same(runs: dict[str, Path], tmp_path: 
 def test_half_a_last_line_is_left_out(runs: dict[str, Path]) -> None:
     with open(runs["same"] / "metrics.jsonl", "a") as file:
         file.write('{"step": 30, "lo')
-    assert sorted(read_run(runs["same"]).lines) == [10, 20]
+    assert sorted(read_curves(runs["same"]).lines) == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_mistakes_end_in_one_line(
 
 def test_readers_refuse_folders_without_metrics(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl: no such file"):
-        read_run(tmp_path)
+        read_curves(tmp_path)

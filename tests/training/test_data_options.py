@@ -14,7 +14,7 @@ import yaml
 from worlds import World, run_world
 
 from megavrc.config import dump_yaml, load_config
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_manifest
+from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
@@ -38,7 +38,7 @@ def make_images(folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, t
         assert done is not None
         entries.append(listed("train", done))
     info = {"kind": "image", "shape": [1, 8, 8], "vocab": 512, "image_source": "image"}
-    write_manifest(folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}}, entries)
+    write_shard_manifest(folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}}, entries)
     return folder
 
 

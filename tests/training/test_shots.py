@@ -12,7 +12,7 @@ from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.cut import cut
-from megavrc.tokenization.sampling import Settings
+from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.clips import ClipSource
 from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import read_clip, write_png
@@ -38,7 +38,7 @@ def test_shots_are_cut_as_the_job_cuts_them(tmp_path: Path, alone: Rank, name: s
     found = [[number_of(frame) for frame in clips[index]["clip"]] for index in range(4)]
     assert found == [list(range(first, first + 5)) for first in (0, 10, 0, 15)]
     assert len(clips) == (4 if cache else 5)  # the last one is behind the end
-    settings = Settings(frames=5, size=64, crop="squash", images_per_video=0)
+    settings = ClipSettings(frames=5, size=64, crop="squash", images_per_video=0)
     for number in (0, 1, 3):  # exactly as long as a clip
         made = cut(settings, tmp_path / name, entries[number])
         assert np.array_equal(clips[number]["clip"], made.frames_NHWC[made.clips[0].rows])

@@ -15,7 +15,7 @@ from videos import make_videos
 from worlds import ROOT, environment
 
 from megavrc.config import load_config
-from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_manifest
+from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_shard_manifest
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.files import read_json
@@ -55,7 +55,7 @@ def make_tokens(
         shards.append({"split": split, **{key: done[key] for key in kept}})
     info: dict[str, Any] = {"kind": "video" if frames > 1 else "image", "shape": list(shape), "vocab": 512}
     info |= {"tokenizer": {"name": "t", "sha256": tokenizer}, "image_source": "image", "classes": None}
-    write_manifest(folder, info, shards)
+    write_shard_manifest(folder, info, shards)
     return folder
 
 

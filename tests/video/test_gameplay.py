@@ -9,7 +9,15 @@ import pytest
 
 from megavrc.errors import UserError
 from megavrc.video import gameplay
-from megavrc.video.gameplay import ACTIONS, HOLD, SCENARIOS, caption, clip, opened, static_share
+from megavrc.video.gameplay import (
+    ACTIONS,
+    HOLD,
+    SCENARIOS,
+    gameplay_caption,
+    gameplay_clip,
+    opened,
+    static_share,
+)
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("vizdoom") is None, reason='needs vizdoom (39 MB): pip install -e ".[study]"'
@@ -17,7 +25,7 @@ needs_engine = pytest.mark.skipif(
 SEED = 3
 
 
-def same(a: gameplay.Clip, b: gameplay.Clip) -> bool:
+def same(a: gameplay.GameplayClip, b: gameplay.GameplayClip) -> bool:
     return (
         a.frames.tobytes() == b.frames.tobytes()
         and a.actions == b.actions
@@ -29,10 +37,10 @@ def same(a: gameplay.Clip, b: gameplay.Clip) -> bool:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_clip_depends_on_scenario_seed_and_index_only(scenario: str) -> None:
     with opened(scenario) as game:
-        first, second = clip(game, scenario, SEED, 0), clip(game, scenario, SEED, 1)
-        again = clip(game, scenario, SEED, 0)
+        first, second = gameplay_clip(game, scenario, SEED, 0), gameplay_clip(game, scenario, SEED, 1)
+        again = gameplay_clip(game, scenario, SEED, 0)
     with opened(scenario) as game:
-        anew, other = clip(game, scenario, SEED, 1), clip(game, scenario, SEED + 1, 1)
+        anew, other = gameplay_clip(game, scenario, SEED, 1), gameplay_clip(game, scenario, SEED + 1, 1)
     assert same(first, again) and same(second, anew)
     assert not same(first, second) and not same(second, other)
     assert first.frames.shape == (17, 64, 64, 3) and first.frames.dtype == np.uint8
@@ -47,7 +55,7 @@ def test_buttons_do_what_the_manifest_says() -> None:
     off = []  # degrees between a push and its button
     with opened("health_gathering_supreme") as game:
         for index in range(6):
-            found = clip(game, "health_gathering_supreme", SEED, index, frames=33)
+            found = gameplay_clip(game, "health_gathering_supreme", SEED, index, frames=33)
             steps = np.diff(found.places, axis=0)
             turns = (steps[:, 2] + 180) % 360 - 180
             wanted = [("TURN_LEFT" in held) - ("TURN_RIGHT" in held) for held in found.actions]
@@ -63,7 +71,7 @@ def test_buttons_do_what_the_manifest_says() -> None:
 @needs_engine
 def test_buttons_are_held() -> None:
     with opened("basic") as game:
-        actions = clip(game, "basic", SEED, 0, frames=65).actions
+        actions = gameplay_clip(game, "basic", SEED, 0, frames=65).actions
     changes = [step for step in range(1, 64) if actions[step] != actions[step - 1]]
     assert len(changes) > 4 and np.diff(changes).min() >= HOLD[0]
 
@@ -75,25 +83,25 @@ def test_a_clip_ends_before_its_episode_does(monkeypatch: pytest.MonkeyPatch) ->
     with opened("deadly_corridor") as game:
         for index in range(8):
             monkeypatch.setattr(gameplay, "ATTEMPTS", 20)
-            clip(game, "deadly_corridor", SEED, index)
+            gameplay_clip(game, "deadly_corridor", SEED, index)
             assert not game.is_episode_finished()
             monkeypatch.setattr(gameplay, "ATTEMPTS", 1)
             try:
-                clip(game, "deadly_corridor", SEED, index)
+                gameplay_clip(game, "deadly_corridor", SEED, index)
             except UserError:
                 died += 1
         assert 0 < died < 8
         with pytest.raises(UserError, match="clip of 3000 frames"):
-            clip(game, "deadly_corridor", SEED, 0, frames=3000)
+            gameplay_clip(game, "deadly_corridor", SEED, 0, frames=3000)
 
 
 @needs_engine
 def test_the_weapon_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened("basic") as game:
-        hidden = clip(game, "basic", SEED, 0).frames
+        hidden = gameplay_clip(game, "basic", SEED, 0).frames
     monkeypatch.setattr(gameplay, "HIDDEN", tuple(part for part in gameplay.HIDDEN if part != "weapon"))
     with opened("basic") as game:
-        shown = clip(game, "basic", SEED, 0).frames
+        shown = gameplay_clip(game, "basic", SEED, 0).frames
     rows, columns = np.nonzero((hidden != shown).any((0, 3)))
     assert rows.size and rows.min() > 32 and 12 < columns.min() and columns.max() < 52
 
@@ -105,7 +113,7 @@ def test_the_engine_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     with pytest.raises(KeyError), opened("basic") as game:
-        clip(game, "basic", SEED, 0)
+        gameplay_clip(game, "basic", SEED, 0)
         raise KeyError
     assert list(tmp_path.iterdir()) == [temporary] and not list(temporary.iterdir())
     assert not game.is_running()
@@ -113,10 +121,12 @@ def test_the_engine_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_captions_say_what_is_done_longest() -> None:
     both, forward = ("TURN_LEFT", "MOVE_FORWARD"), ("MOVE_FORWARD",)
-    assert caption([both] * 9 + [forward] * 7) == "the player turns left and moves forward"
-    assert caption([both] * 4 + [forward] * 6 + [both]) == "the player moves forward"
-    assert caption([both] * 8 + [forward] * 8) == "the player turns left and moves forward"  # the earlier
-    assert len({caption([action]) for action in ACTIONS}) == len(ACTIONS) == 14
+    assert gameplay_caption([both] * 9 + [forward] * 7) == "the player turns left and moves forward"
+    assert gameplay_caption([both] * 4 + [forward] * 6 + [both]) == "the player moves forward"
+    assert (
+        gameplay_caption([both] * 8 + [forward] * 8) == "the player turns left and moves forward"
+    )  # the earlier
+    assert len({gameplay_caption([action]) for action in ACTIONS}) == len(ACTIONS) == 14
 
 
 def test_static_share() -> None:

@@ -13,7 +13,7 @@ import pytest
 from megavrc.config import run_command
 from megavrc.evaluation.quality import psnr
 from megavrc.video import probe, read_clip
-from megavrc.video.gameplay import FPS, SCENARIOS, caption, clip, opened
+from megavrc.video.gameplay import FPS, SCENARIOS, gameplay_caption, gameplay_clip, opened
 from megavrc.video.gameplay_set import make_gameplay
 from megavrc.video.manifest import read_manifest
 from megavrc.video.synthetic import SPLIT_CLIPS
@@ -37,9 +37,9 @@ def test_make_gameplay(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["train"] * 12 + ["val"] * 6 + ["test"] * 3
     assert Counter(row["label"] for row in rows[:12]) == dict.fromkeys(range(6), 2)
     with opened(SCENARIOS[2]) as game:
-        played = clip(game, SCENARIOS[2], 3, SPLIT_CLIPS + 2)
+        played = gameplay_clip(game, SCENARIOS[2], 3, SPLIT_CLIPS + 2)
     row = rows[14]  # the third of val
-    assert row["label"] == 2 and row["caption"] == caption(played.actions)
+    assert row["label"] == 2 and row["caption"] == gameplay_caption(played.actions)
     known = row["attributes"]
     assert known["scenario"] == SCENARIOS[2] and known["actions"] == [list(held) for held in played.actions]
     assert np.allclose(known["places"], played.places, atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 from megavrc.evaluation.quality import psnr
 from megavrc.video import read_clip
 from megavrc.video.manifest import read_manifest
-from megavrc.video.scenes import Settings, from_attributes, heldout_combinations, render, scene
+from megavrc.video.scenes import SceneSettings, from_attributes, heldout_scenes, render_scene, scene
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--clips=6", "--val=2", "--test=3", "--seed=3")
@@ -28,14 +28,14 @@ def test_make_scenes(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     rows = read_manifest(out / "manifest.jsonl")
     assert [row["split"] for row in rows] == ["train"] * 6 + ["val"] * 2 + ["test"] * 3 + ["heldout"] * 3
-    settings = Settings(told=0.25, heldout=heldout_combinations(3))
+    settings = SceneSettings(told=0.25, heldout=heldout_scenes(3))
     assert from_attributes(rows[4]["attributes"]) == scene(3, 4, settings)
     assert len({json.dumps(row["attributes"]) for row in rows}) == len(rows)
     for row in rows:
         shown = from_attributes(row["attributes"])
         assert row["caption"] == shown.caption and row["attributes"]["bits"] == shown.bits
         frames = read_clip(out / row["path"], 0, 17, size=None)
-        assert frames.shape == (17, 64, 64, 3) and psnr(frames, render(shown)) > 30
+        assert frames.shape == (17, 64, 64, 3) and psnr(frames, render_scene(shown)) > 30
         if row["split"] == "heldout":
             first = shown.objects[0]
             assert first.told and (first.colour, first.shape, first.direction) in settings.heldout

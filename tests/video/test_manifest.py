@@ -7,8 +7,8 @@ from trees import touch
 from megavrc.errors import UserError
 from megavrc.video.manifest import (
     Entry,
-    from_folder,
     from_list,
+    list_folder,
     read_captions,
     read_lines,
     read_manifest,
@@ -22,7 +22,7 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
         touch(videos / name)
     touch(videos / "run/b.txt", "a dog runs\n")
     out = tmp_path / "lists" / "manifest.jsonl"
-    write_manifest(out, from_folder(videos, out))
+    write_manifest(out, list_folder(videos, out))
     entries = read_manifest(out)
     assert [(e["id"], e["label"], e["class"], e["caption"]) for e in entries] == [
         ("jump/a.avi", 0, "jump", None),
@@ -37,11 +37,11 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
 def test_validation_videos_stay_validation(tmp_path: Path) -> None:
     for number in range(100):
         touch(tmp_path / f"{number}.mp4")
-    before = {e["id"] for e in from_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
+    before = {e["id"] for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
     assert 15 < len(before) < 45
     for number in range(100, 150):
         touch(tmp_path / f"{number}.mp4")
-    after = {e["id"] for e in from_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
+    after = {e["id"] for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
     assert before <= after
 
 
@@ -135,9 +135,9 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such manifest"):
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no video files"):
-        from_folder(tmp_path, tmp_path / "m")
+        list_folder(tmp_path, tmp_path / "m")
     with pytest.raises(UserError, match="no such folder"):
-        from_folder(tmp_path / "none", tmp_path / "m")
+        list_folder(tmp_path / "none", tmp_path / "m")
     with pytest.raises(UserError, match=r"expected an existing .csv or .jsonl"):
         from_list(tmp_path / "list.txt", tmp_path / "m")
     with pytest.raises(UserError, match=r"line 3: start '1:30' is not a number"):
@@ -166,7 +166,7 @@ def test_other_encodings_are_refused_with_file_and_line(tmp_path: Path, encoding
     touch(tmp_path / "videos" / "a.mp4")
     path.rename(tmp_path / "videos" / "a.txt")
     with pytest.raises(UserError, match=rf"a.txt line {line}: byte"):
-        from_folder(tmp_path / "videos", tmp_path / "m")
+        list_folder(tmp_path / "videos", tmp_path / "m")
     (tmp_path / "table.csv").write_bytes("path,caption\na.mp4,caf\u00e9\n".encode(encoding))
     with pytest.raises(UserError, match=rf"table.csv line {line}: byte"):
         from_list(tmp_path / "table.csv", tmp_path / "m")
@@ -181,7 +181,7 @@ def test_a_table_may_have_line_ends_in_its_cells(tmp_path: Path) -> None:
 def test_names_that_are_no_utf8_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
     with pytest.raises(UserError, match=r"m.jsonl: cannot hold 'caf\\udce9.mp4'; rename it"):
-        write_manifest(tmp_path / "m.jsonl", from_folder(tmp_path, tmp_path / "m.jsonl"))
+        write_manifest(tmp_path / "m.jsonl", list_folder(tmp_path, tmp_path / "m.jsonl"))
     assert not (tmp_path / "m.jsonl").exists()
 
 

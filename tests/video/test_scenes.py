@@ -15,21 +15,21 @@ from megavrc.video.scenes import (
     MOTIONS,
     SHAPES,
     Background,
-    Combination,
+    HeldOut,
     Motion,
     Object,
     Scene,
-    Settings,
+    SceneSettings,
     coverage,
     from_attributes,
-    heldout_combinations,
+    heldout_scenes,
     positions,
-    render,
+    render_scene,
     scene,
     visibility,
 )
 
-CORNER, RANDOM = Settings(kind="corner"), Settings(bounce="random")
+CORNER, RANDOM = SceneSettings(kind="corner"), SceneSettings(bounce="random")
 STILL = Background(waves=(), pan=None)
 
 
@@ -39,27 +39,27 @@ def of(*objects: Object, occluder: int | None = None) -> Scene:
 
 def test_a_scene_depends_on_seed_and_index_only() -> None:
     assert scene(3, 17) == scene(3, 17)
-    assert np.array_equal(render(scene(3, 17)), render(scene(3, 17)))
+    assert np.array_equal(render_scene(scene(3, 17)), render_scene(scene(3, 17)))
     assert scene(3, 17) != scene(4, 17) and scene(3, 17) != scene(3, 18)
-    frames = render(scene(3, 17), frames=5, size=32)
+    frames = render_scene(scene(3, 17), frames=5, size=32)
     assert frames.shape == (5, 32, 32, 3) and frames.dtype == np.uint8
 
 
-@pytest.mark.parametrize("settings", [Settings(), RANDOM, CORNER], ids=["scenes", "random", "corner"])
-def test_another_future_of_the_same_first_frame(settings: Settings) -> None:
+@pytest.mark.parametrize("settings", [SceneSettings(), RANDOM, CORNER], ids=["scenes", "random", "corner"])
+def test_another_future_of_the_same_first_frame(settings: SceneSettings) -> None:
     later_differ = 0
     for index in range(20):
         one, other = (scene(0, index, settings, draw) for draw in (0, 1))
         assert one.caption == other.caption
-        assert np.array_equal(render(one, frames=1), render(other, frames=1))
-        later_differ += not np.array_equal(render(one), render(other))
+        assert np.array_equal(render_scene(one, frames=1), render_scene(other, frames=1))
+        later_differ += not np.array_equal(render_scene(one), render_scene(other))
         for item, twin in zip(one.objects, other.objects, strict=True):
             assert not item.told or (item.direction, item.speed) == (twin.direction, twin.speed)
     assert later_differ >= 5
 
 
-@pytest.mark.parametrize("settings", [Settings(), CORNER], ids=["scenes", "corner"])
-def test_untold_motions_are_equally_likely_whatever_frame_0_shows(settings: Settings) -> None:
+@pytest.mark.parametrize("settings", [SceneSettings(), CORNER], ids=["scenes", "corner"])
+def test_untold_motions_are_equally_likely_whatever_frame_0_shows(settings: SceneSettings) -> None:
     """Over scenes, and over the futures of one of them; in halves by what frame 0 shows too. Chi-square, p = 1e-4."""
     limit = {8: 29.9, 2: 15.2}[len(MOTIONS[settings.kind])]
 
@@ -68,7 +68,7 @@ def test_untold_motions_are_equally_likely_whatever_frame_0_shows(settings: Sett
         counts = Counter(motions)
         return sum((counts[motion] - expected) ** 2 / expected for motion in MOTIONS[settings.kind])
 
-    held = Settings(settings.kind, heldout=heldout_combinations(0))
+    held = SceneSettings(settings.kind, heldout=heldout_scenes(0))
     drawn = [scene(0, index, held) for index in range(3000)]
     untold = [
         (item, Motion(item.direction, item.speed)) for s in drawn for item in s.objects if not item.told
@@ -89,17 +89,17 @@ def test_untold_motions_are_equally_likely_whatever_frame_0_shows(settings: Sett
 def test_bits_are_those_of_the_futures() -> None:
     for told, bits in ((0.0, {1: 3.0, 2: 6.0}), (1.0, {1: 0.0, 2: 0.0})):
         for index in range(6):
-            drawn = scene(1, index, Settings(told=told))
+            drawn = scene(1, index, SceneSettings(told=told))
             assert drawn.bits == bits[len(drawn.objects)]
             assert drawn.motions in drawn.futures
-            looks = {render(drawn.moved(future), frames=5).tobytes() for future in drawn.futures}
+            looks = {render_scene(drawn.moved(future), frames=5).tobytes() for future in drawn.futures}
             assert len(looks) == len(drawn.futures)
     assert all(scene(1, index, CORNER).bits == 1 for index in range(20))
 
 
 def test_all_futures_differ_within_the_first_latent_frame() -> None:
     for index in range(50):
-        drawn = scene(2, index, Settings(told=0))
+        drawn = scene(2, index, SceneSettings(told=0))
         paths = {positions(drawn.moved(future), frames=5).tobytes() for future in drawn.futures}
         assert len(paths) == len(drawn.futures)
 
@@ -141,21 +141,21 @@ def test_frame_0_shows_every_object_whole() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_heldout_combinations_are_told_in_their_split_only(seed: int) -> None:
-    heldout = heldout_combinations(seed)
+    heldout = heldout_scenes(seed)
     assert len(set(heldout)) == 12
     for pair in ((0, 1), (0, 2), (1, 2)):
         assert len({tuple(combination[i] for i in pair) for combination in heldout}) == 12
-    settings = Settings(told=1.0, heldout=heldout)
+    settings = SceneSettings(told=1.0, heldout=heldout)
     for index in range(300):
         for item in scene(seed, index, settings).objects:
-            assert Combination(item.colour, item.shape, item.direction) not in heldout
+            assert HeldOut(item.colour, item.shape, item.direction) not in heldout
     for combination in heldout:
-        shown = scene(seed, 0, Settings(told=0.0, heldout=heldout), shown=combination)
+        shown = scene(seed, 0, SceneSettings(told=0.0, heldout=heldout), shown=combination)
         first = shown.objects[0]
-        assert Combination(first.colour, first.shape, first.direction) == combination
+        assert HeldOut(first.colour, first.shape, first.direction) == combination
         assert f"the {first.colour} {first.shape} moves {first.direction}" in shown.caption
     with pytest.raises(ValueError, match="heldout 13"):
-        heldout_combinations(0, 13)
+        heldout_scenes(0, 13)
 
 
 def test_reflection() -> None:
@@ -167,7 +167,7 @@ def test_reflection() -> None:
 
 
 def test_objects_stay_inside_at_constant_speed() -> None:
-    for settings in (Settings(), RANDOM, CORNER):
+    for settings in (SceneSettings(), RANDOM, CORNER):
         for index in range(50):
             drawn = scene(7, index, settings)
             for item, path in zip(drawn.objects, positions(drawn, frames=65), strict=True):
@@ -202,18 +202,18 @@ def test_what_is_in_front_hides() -> None:
     meet = of(behind, front)  # in frame 9 both are at 32
     hidden, shown = visibility(meet)[:, 9]
     assert hidden.sum() == 0 and shown.sum() == 18**2
-    assert (render(meet)[9, 30:34, 30:34] == COLOURS["blue"]).all()
+    assert (render_scene(meet)[9, 30:34, 30:34] == COLOURS["blue"]).all()
     barred = of(behind, occluder=23)  # 18 wide: its middle is at 32
     seen = visibility(barred)[0].sum(axis=(1, 2))
     assert seen[0] == 18**2 and seen[9] == 0 and seen[16] > 0
-    picture = render(barred)[9].astype(int)
+    picture = render_scene(barred)[9].astype(int)
     assert np.ptp(picture, axis=-1).max() == 0  # grey all over
 
 
 def test_a_panning_background_moves_one_pixel_a_frame() -> None:
     wave = (0.2, 0.1, 1.0), (0.05, -0.15, 2.0)
     for pan, shift in (("left", (0, -1)), ("down", (1, 0))):
-        frames = render(
+        frames = render_scene(
             Scene("scenes", (Object("red", "ring", 7, 32, 32, "up", 1, False),), None, Background(wave, pan))
         )
         moved = np.roll(frames[0], shift, axis=(0, 1))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from megavrc.evaluation.quality import psnr
 from megavrc.video import clip_grid, contact_sheet, read_clip, write_gif, write_mp4, write_png
-from megavrc.video.scenes import Settings, heldout_combinations, render, scene
+from megavrc.video.scenes import SceneSettings, heldout_scenes, render_scene, scene
 from megavrc.video.shapes import clip
 
 
@@ -45,7 +45,7 @@ def test_mp4_plays_in_browsers(tmp_path: Path) -> None:
 
 def test_equal_frames_give_equal_files(tmp_path: Path) -> None:
     """A moving, textured clip of 4 x 4 macroblocks; what lies in memory beside it differs from call to call."""
-    frames = render(scene(3, 5, Settings(told=0.25, heldout=heldout_combinations(3))))
+    frames = render_scene(scene(3, 5, SceneSettings(told=0.25, heldout=heldout_scenes(3))))
     files, garbage = set(), []
     for number in range(16):
         garbage.append(np.random.default_rng(number).random(5000 * number))
