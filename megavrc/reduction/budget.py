@@ -1,0 +1,101 @@
+"""How many tokens are left, where.
+
+One word, `keep`, and one definition: **layer-weighted visual tokens**. Of an LLM with L layers that sees n_l visual
+tokens in layer l, of N unreduced ones, keep = sum(n_l) / (L N). A method before the LLM that leaves K tokens has
+keep = K / N; FastV at layer 2 of 32 has keep = (2 N + 30 K) / (32 N).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .method import Method
+
+
+def layer_weighted(counts: Sequence[int], total: int) -> float:
+    """The share of visual tokens: `counts` [L] enter the layers of an LLM, of `total` unreduced ones."""
+    return sum(counts) / (len(counts) * total)
+
+
+def token_count(keep: float, total: int) -> int:
+    """Tokens that `keep` of `total` is: the nearest whole number, at least 1."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep is a share above 0 and at most 1, not {keep}")
+    return min(total, max(1, math.floor(keep * total + 0.5)))
+
+
+def schedule(method: "Method", keep: float, total: int, depth: int = 1, earliest: int = 1) -> dict[int, int]:
+    """{layer: visual tokens from there on}, for an LLM of `depth` layers; layer 0 is the LLM's input.
+
+    A method inside the LLM acts at the layers of its paper, scaled to `depth` and not before `earliest`; with several
+    of them each leaves the same share of what it sees. What the first layers see counts, so a small `keep` may be out
+    of reach: ValueError.
+    """
+    if method.place != "llm":
+        return {0: token_count(keep, total)}
+    token_count(keep, total)
+    layers = method.layers_of(depth, earliest)
+    spans = [after - layer for layer, after in zip(layers, [*layers[1:], depth], strict=True)]
+
+    def budget(counts: Sequence[int]) -> int:
+        return layers[0] * total + sum(span * count for span, count in zip(spans, counts, strict=True))
+
+    def at(share: float) -> list[int]:
+        return [max(1, math.floor(total * share ** (stage + 1) + 0.5)) for stage in range(len(layers))]
+
+    wanted = keep * total * depth
+    if (least := budget([1] * len(layers))) > wanted + depth / 2:
+        raise ValueError(
+            f"{method.name} acts from layer {layers[0]} of {depth} on, so it keeps at least "
+            f"{least / (total * depth):.3f} of {total} tokens in all layers together: keep {keep} is out of its reach"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if budget(at(middle)) < wanted else (low, middle)
+    counts = min(at(low), at(high), key=lambda counts: abs(budget(counts) - wanted))
+    return dict(zip(layers, counts, strict=True))
+
+
+def layer_counts(stages: dict[int, int], total: int, depth: int) -> list[int]:
+    """[L]: visual tokens that enter each layer of the LLM, from a `schedule`."""
+    counts, now = [], total
+    for layer in range(depth):
+        now = stages.get(layer, now)
+        counts.append(now)
+    return counts
+
+
+def tower_schedule(total: int, count: int, layers: int) -> list[int]:
+    """[layers]: tokens after each layer of a tower that loses the same number everywhere, `count` in the end (ToMe)."""
+    counts = [total - (total - count) * (layer + 1) // layers for layer in range(layers)]
+    for before, after in zip([total, *counts], counts, strict=False):
+        if after < before - before // 2:
+            raise ValueError(
+                f"{before} tokens cannot become {after} in one layer: a token merges with one other"
+            )
+    return counts
+
+
+def shares(total: int, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """`total` dealt out in proportion to `weights`, none above its limit: largest remainders, ties to the earlier."""
+    counts = [0] * len(weights)
+    if total > sum(limits):
+        raise ValueError(f"{total} tokens do not fit into {sum(limits)}")
+    while (left := total - sum(counts)) > 0:
+        open_ = [i for i, limit in enumerate(limits) if counts[i] < limit]
+        mass = sum(weights[i] for i in open_)
+        wish = {i: left * (weights[i] / mass if mass > 0 else 1 / len(open_)) for i in open_}
+        whole = {i: min(limits[i] - counts[i], math.floor(wish[i] + 1e-9)) for i in open_}
+        if any(whole.values()):
+            counts = [count + whole.get(i, 0) for i, count in enumerate(counts)]
+            continue
+        for i in sorted(open_, key=lambda i: -wish[i])[:left]:
+            counts[i] += 1
+    return counts
+
+
+def even(total: int, parts: int) -> list[int]:
+    """`total` in `parts` that differ by at most one, the larger ones spread evenly."""
+    return [(part + 1) * total // parts - part * total // parts for part in range(parts)]

@@ -1,0 +1,182 @@
+"""A method: a function, and what must be known to compare it. The registry, and the one door: `reduce_tokens`."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from .budget import even
+from .order import kept
+from .tokens import Reduction, Tokens
+
+Function = Callable[..., Reduction]  # (tokens, count, **options)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: its recipe is `function`, at most 15 lines over the stages of this package."""
+
+    name: str
+    title: str
+    paper: str
+    "arXiv number, or `baseline`"
+    place: Literal["tower", "projector", "llm"]
+    "after layers of the vision tower; on the projector's output, before the LLM; before layers of the LLM"
+    needs: tuple[str, ...]
+    "fields of `Tokens`; `cls or attention` is the first that is there"
+    kind: Literal["spatial", "temporal", "both"]
+    "which redundancy it removes"
+    scope: Literal["frame", "clip"]
+    "`frame`: every frame of a clip alone, with an even share of the budget"
+    guided: bool
+    "by the prompt"
+    merges: bool
+    "whether every token ends up in one that stays (sizes add up to N)"
+    left_out: str
+    "stages of its paper that are not here"
+    follows: str
+    "which, where paper and code differ; empty where they do not"
+    layers: tuple[float, ...]
+    "inside the LLM: layers of its paper, as shares of the depth there"
+    calibrated: str
+    "where the count depends on the content: the option that stands for the budget (`calibrate`); else empty"
+    function: Function
+
+    def layers_of(self, depth: int, earliest: int = 1) -> list[int]:
+        """Layers before which it acts in an LLM of `depth` layers: ascending, in [earliest, depth)."""
+        if earliest >= depth:
+            raise ValueError(
+                f"{self.name} acts inside the LLM: {depth} layers leave no room from layer {earliest} on"
+            )
+        return sorted({min(depth - 1, max(earliest, round(share * depth))) for share in self.layers})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the recipe and their values in the paper."""
+        parameters = list(inspect.signature(self.function).parameters.values())[2:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def describe(self) -> str:
+        """All of it in lines for people."""
+        acts = f"LLM layers at {', '.join(f'{share:.0%}' for share in self.layers)} of the depth"
+        lines = {
+            "what": inspect.getdoc(self.function),
+            "paper": self.paper if self.paper == "baseline" else f"arXiv {self.paper}",
+            "acts": {"llm": acts, "tower": "vision tower"}.get(self.place, "output of the projector"),
+            "needs": ", ".join(self.needs) or "nothing",
+            "redundancy": self.kind + (", frame by frame" if self.scope == "frame" else ""),
+            "prompt": "guides it" if self.guided else "not used",
+            "tokens": "merged" if self.merges else "dropped",
+            "left out": self.left_out,
+            "follows": self.follows,
+            "budget": self.calibrated and f"calibrated on other inputs by `{self.calibrated}`",
+            "options": ", ".join(f"{name} {value}" for name, value in self.options.items()),
+        }
+        return "\n".join([self.title, *(f"  {key}: {value}" for key, value in lines.items() if value)])
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(
+    title: str,
+    paper: str,
+    *,
+    place: Literal["tower", "projector", "llm"] = "projector",
+    needs: tuple[str, ...] = (),
+    kind: Literal["spatial", "temporal", "both"],
+    scope: Literal["frame", "clip"] = "clip",
+    guided: bool = False,
+    merges: bool = False,
+    left_out: str = "nothing",
+    follows: str = "",
+    layers: tuple[float, ...] = (),
+    calibrated: str = "",
+) -> Callable[[Function], Function]:
+    """Decorator: the function becomes the method of its name in METHODS. The fields are those of `Method`."""
+
+    def add(function: Function) -> Function:
+        name = function.__name__
+        if name in METHODS:
+            raise ValueError(f"there is a method {name} already")
+        METHODS[name] = Method(
+            name,
+            title,
+            paper,
+            place,
+            needs,
+            kind,
+            scope,
+            guided,
+            merges,
+            left_out,
+            follows,
+            layers,
+            calibrated,
+            function,
+        )
+        return function
+
+    return add
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; ValueError names the nearest."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name.lower(), METHODS, n=3) or sorted(METHODS)
+        raise ValueError(f"no method {name!r}: {', '.join(near)}")
+    return METHODS[name]
+
+
+def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Reduction:
+    """Reduce one image or clip to `count` tokens by the named method; `count` = N is the identity, bit for bit.
+
+    A calibrated method returns what its option makes of the content, whatever `count` below N is. ValueError: NaN, a
+    field that is missing, a count out of reach, an unknown option, a temporal method without frames.
+    """
+    method = find_method(name)
+    if (bad := tokens.not_finite()) is not None:
+        raise ValueError(f"{bad} holds NaN or an infinity: nothing is reduced")
+    if not 1 <= count <= len(tokens):
+        raise ValueError(f"{name}: {count} of {len(tokens)} tokens cannot be kept")
+    for need in method.needs:
+        if all(getattr(tokens, field) is None for field in need.split(" or ")):
+            raise ValueError(f"{name} needs {need}, which the host does not give")
+    if unknown := set(options) - set(method.options):
+        raise ValueError(
+            f"{name} has no option {', '.join(sorted(unknown))}: {', '.join(method.options) or 'it has none'}"
+        )
+    if method.kind == "temporal" and tokens.shape[0] < 2:
+        raise ValueError(f"{name} compares frames: it needs a clip, not an image")
+    if count == len(tokens):
+        index = torch.arange(count, device=tokens.features.device)
+        return Reduction(tokens.features, index, index, tokens.sizes)
+    parts = tokens.frames() if method.scope == "frame" else [tokens]
+    found = [
+        method.function(part, share, **options) if share else kept(part, part.features.new_empty(0).long())
+        for part, share in zip(parts, even(count, len(parts)), strict=True)
+    ]
+    reduction = consecutive(found)
+    if not method.calibrated and len(reduction) != count:
+        raise ValueError(f"{name} returned {len(reduction)} tokens where {count} were asked for")
+    return reduction
+
+
+def consecutive(parts: list[Reduction]) -> Reduction:
+    """Reductions of consecutive runs of tokens as one."""
+    if len(parts) == 1:
+        return parts[0]
+    index, assign, seen, before = [], [], 0, 0
+    for part in parts:
+        index.append(part.index + before)
+        assign.append(torch.where(part.assign < 0, part.assign, part.assign + seen))
+        seen, before = seen + len(part), before + len(part.assign)
+    return Reduction(
+        torch.cat([part.features for part in parts]),
+        torch.cat(index),
+        torch.cat(assign),
+        torch.cat([part.size for part in parts]),
+    )
