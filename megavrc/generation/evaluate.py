@@ -1,6 +1,7 @@
 """Evaluation of a converted model: do its clips show what the prompts say, and how long does one take."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from megavrc.evaluation.alignment import evaluate
 from megavrc.files import write_json
 from megavrc.generation.folder import load_folder
 from megavrc.model import Sampling, SamplingSettings
+from megavrc.model.sampling import PLAUSIBILITY
 from megavrc.progress import progress
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
 from megavrc.video.manifest import read_manifest
@@ -26,6 +28,8 @@ def alignment(
     first_temperature: float = 0.7,
     later_temperature: float = 0.5,
     guidance: float = 1.0,
+    later_guidance: float | None = None,
+    plausibility: float = PLAUSIBILITY,
     speculative: int = 0,
     seed: int = 0,
     device: str = "cpu",
@@ -46,13 +50,17 @@ def alignment(
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale of all generated clips; 1 is none. Otherwise the set `unguided`
             repeats `generated` without it.
+        later_guidance: of the later frames (default: as guidance).
+        plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
         seed: clip i is generated with the seed SEED + i.
         device: cpu or cuda.
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
-    checked_settings(first_temperature, later_temperature, guidance, speculative)  # mistakes before any work
+    guided = {"later_guidance": later_guidance, "plausibility": plausibility}
+    # Mistakes before any work.
+    checked_settings(first_temperature, later_temperature, guidance, speculative, **guided)
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -68,7 +76,7 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = checked_settings(first, later, scale, speculative)
+        settings = checked_settings(first, later, scale, speculative, **(guided if scale == guidance else {}))
         return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
@@ -91,10 +99,12 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
-def checked_settings(first: float, later: float, guidance: float, speculative: int = 0) -> SamplingSettings:
+def checked_settings(
+    first: float, later: float, guidance: float, speculative: int = 0, **guided: Any
+) -> SamplingSettings:
     """The settings of a command's options; UserError for what cannot be."""
     try:
-        return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative)
+        return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative, **guided)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -217,16 +217,21 @@ def load_folder(
     if quantize is not None:
         _user_error(quantize_int8, model)
     store_for_generation(model)
-    content = read_json(path / SAMPLING) if (path / SAMPLING).is_file() else {}
     return Folder(
         path,
         model,
         OmniTokenizer(net.to(device)),
         text,
         encoder,
-        {name: content[name] for name in SAMPLING_OPTIONS if name in content},
+        read_sampling(path),
         quantize,
     )
+
+
+def read_sampling(path: Path) -> dict[str, Any]:
+    """The sampling options that a folder says, see `megavrc.model.clips.sampling_settings`."""
+    content = read_json(path / SAMPLING) if (path / SAMPLING).is_file() else {}
+    return {name: content[name] for name in SAMPLING_OPTIONS if name in content}
 
 
 def cast(model: VRC, dtype: torch.dtype) -> None:

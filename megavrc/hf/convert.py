@@ -20,6 +20,7 @@ from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_c
 from megavrc.generation.keymap import to_folder
 from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ModelConfig
+from megavrc.model.sampling import PLAUSIBILITY
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video.manifest import read_captions
 
@@ -34,6 +35,7 @@ SAMPLING_DEFAULTS = {
     "top_k": 0,
     "top_p": 1.0,
     "guidance": 1.0,
+    "plausibility": PLAUSIBILITY,
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.files import write_json
+from megavrc.generation.folder import read_sampling
 from megavrc.model import VRC, ClipRequest, VideoPipeline
 from megavrc.model.attention import BackendError
 from megavrc.model.clips import decode_clips, label_condition
@@ -73,12 +74,12 @@ def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> 
 
 @torch.no_grad()
 def expected_outputs(
-    vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None, given: Given
+    vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None, given: Given, defaults: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """What the probe must write, computed here from the source."""
+    """What the probe must write, computed here from the source; `defaults` is the folder's sampling."""
     vrc, net = vrc.eval(), net.eval()
     outputs = asdict(vrc(given.tensors["ids"], given.condition, logits=True))
-    request = ClipRequest.of(given.condition, SAMPLING, SEEDS, clip=given.tensors.get("clip"))
+    request = ClipRequest.of(given.condition, defaults, SEEDS, clip=given.tensors.get("clip"), **SAMPLING)
     ids = VideoPipeline(vrc, net).generate(request, "ids")
     outputs |= {"generated": ids, "pixels": decode_clips(net, ids)}
     if text is not None:
@@ -129,7 +130,7 @@ def check(folder: Path, vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | N
     given = make_inputs(vrc, net, text)
     print(f"check: {CLIPS} clips and their losses, from the source ..", file=sys.stderr, flush=True)
     try:
-        expected = expected_outputs(vrc, net, text, given)
+        expected = expected_outputs(vrc, net, text, given, read_sampling(folder))
     except BackendError as error:
         raise UserError(str(error)) from error
     print("check: the same from the folder, in a fresh process ..", file=sys.stderr, flush=True)

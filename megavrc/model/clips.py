@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .condition import BEGIN, PAD, Condition
 from .config import ConditionConfig
-from .inputs import check_finite, unknown_option
+from .inputs import unknown_option
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
 OPTIONS = ("prompt", "label", "condition", "first_frame", "clip", "frames", "overlap", "seed", "output")
-WHOLE = ("guidance", "speculative", "draft")
+WHOLE = ("guidance", "later_guidance", "plausibility", "speculative", "draft")
 SAMPLING_OPTIONS = (*WHOLE, *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
 
 
@@ -26,8 +26,9 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     """Settings from named values; a later layer overrides an earlier one, None says nothing.
 
     Args:
-        layers: `guidance`, `speculative`, `draft`; `temperature`, `top_k`, `top_p` for the whole clip; these three
-            with `first_` or `later_` before them for the first frame or the frames after it.
+        layers: `guidance` of the whole clip, `later_guidance` of the frames after the first, `plausibility`,
+            `speculative`, `draft`; `temperature`, `top_k`, `top_p` for the whole clip; these three with `first_` or
+            `later_` before them for the first frame or the frames after it.
 
     Raises:
         ValueError: an unknown name or an impossible value.
@@ -39,7 +40,8 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
             if name in given:
                 value = given.pop(name)
                 given = {f"{part}_{name}": value for part in PARTS} | given
-        check_finite(given)
+        if "guidance" in given:  # of the whole clip, as temperature is
+            chosen.pop("later_guidance", None)
         chosen |= given
     parts = {
         part: {name: chosen.pop(f"{part}_{name}") for name in SAMPLING if f"{part}_{name}" in chosen}

@@ -29,12 +29,12 @@ class Workspace:
         steps: `host` positions, `device` positions, or `graph`: device positions, captured.
     """
 
-    def __init__(self, model: VRC, batch: int, guidance: float = 1.0, steps: str | None = None) -> None:
+    def __init__(self, model: VRC, batch: int, copies: int = 1, steps: str | None = None) -> None:
         config, like = model.config, model.tokens.weight.detach()
         shape = (batch, 1 + config.frames, config.tokens_per_frame)
         fed_back = 0 if config.feedback == "tokens" else 1 + config.frames
         with torch.inference_mode(False):  # the next clip may be generated outside of it
-            self.memory = Memory(model, batch, guidance)
+            self.memory = Memory(model, batch, copies)
             self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
             self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
             self.features_TBND = like.new_zeros(fed_back, batch, config.tokens_per_frame, config.width)

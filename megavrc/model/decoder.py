@@ -14,6 +14,7 @@ from .cache import DeviceStep, KVCache
 from .condition import ConditionLike
 from .fused_step import FusedStep, why_not_fused
 from .rope import qkv_table
+from .sampling import guide
 from .vrc import VRC
 
 log = logging.getLogger("megavrc")
@@ -25,13 +26,14 @@ class Memory:
     CUDA graphs point into it.
 
     Attributes:
+        copies: rows of a sample, 2 with guidance.
         cache: buffers for every row that a clip can have.
         fused: the kernels of a token step on the device, or None where they cannot run or were found wrong.
     """
 
-    def __init__(self, model: VRC, batch: int, guidance: float = 1.0) -> None:
+    def __init__(self, model: VRC, batch: int, copies: int = 1) -> None:
         config, weight = model.config, model.tokens.weight.detach()
-        rows = batch if guidance == 1.0 else 2 * batch
+        self.copies, rows = copies, copies * batch
         plans = {part: model.plan(part)[:2] for part in ("all", "first", "later")}
         self.layouts = {part: layout for part, (layout, _) in plans.items()}
         self.tables = {part: qkv_table(table, weight.dtype) for part, (_, table) in plans.items()}
@@ -64,6 +66,7 @@ class Decoder:
     """The passes of one batch of clips, in order; with guidance the unconditional copies ride in the batch.
 
     Attributes:
+        guidance, plausibility: of the next logits, see `guide`.
         cache: rows already seen; `cache.length` counts them and `cache.truncate` forgets the newest.
         passes: trunk passes made so far.
     """
@@ -76,17 +79,17 @@ class Decoder:
         guidance: float = 1.0,
         memory: Memory | None = None,
     ) -> None:
-        """`memory`: of an earlier clip, to use again (default: a new one)."""
+        """`memory`: of an earlier clip, to use again (default: a new one, with copies unless guidance is 1)."""
         self.model, self.config = model, model.config
-        self.batch, self.guidance = batch, guidance
-        self.copies = 1 if guidance == 1.0 else 2
+        self.batch, self.guidance, self.plausibility = batch, guidance, 0.0
+        self.memory = memory or Memory(model, batch, 1 if guidance == 1.0 else 2)
+        self.copies = self.memory.copies
         self.part = "all" if self.config.keep_first_frame else "first"
         self.passes = 0
         rows = [model.embed_condition(condition)]
         if self.copies == 2:
             rows.append(model.embed_condition(model.null_condition(batch)))
         self._pending = [torch.cat(rows)]  # rows not yet seen by the trunk, each [copies * B, L, D]
-        self.memory = memory or Memory(model, batch, guidance)
         self.cache = self.memory.cache
         self.cache.truncate(0)
 
@@ -167,11 +170,11 @@ class Decoder:
             self.memory.fused = None
 
     def guide(self, logits: Tensor) -> Tensor:
-        """Classifier-free guidance over the two halves of the batch: u + s (c - u)."""
-        if self.guidance == 1.0:
+        """Classifier-free guidance over the two halves of the batch."""
+        if self.copies == 1:
             return logits
         conditional, unconditional = logits.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return guide(conditional, unconditional, self.guidance, self.plausibility)
 
     def raw_logits(self, count: int = 1, keep_mask: bool = True) -> Tensor:
         """Run the pending rows (see `step`) and return the logits of the last `count`, [B, count, V].

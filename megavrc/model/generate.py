@@ -33,6 +33,12 @@ class Sampler:
         self.ids_BS = space.ids_BTN.flatten(1)  # of all frames in a row
         self.uniform_BS = space.uniform_BTN.flatten(1)
         self.known = 0
+        self._guide(0)
+
+    def _guide(self, index: int) -> None:
+        """The logits to come are of this frame."""
+        self.decoder.guidance = self.settings.guidance_of(index)
+        self.decoder.plausibility = self.settings.plausibility
 
     def take(self, known_BKN: Tensor | None) -> None:
         """Known frames become the beginning of the clip; they are run together with the first unknown one."""
@@ -65,6 +71,7 @@ class Sampler:
     def frame(self, index: int) -> None:
         """Draw a frame; those before it are there."""
         run, decoder = self.space.run, self.decoder
+        self._guide(index)
         if self.config.prediction == "token" or (index == 0 and self.config.first_frame == "token"):
             self._token_frame(index)
         elif index == 0:

@@ -234,6 +234,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         overlap: int | None = None,
         seed: Any = 0,
         guidance: float | None = None,
+        later_guidance: float | None = None,
+        plausibility: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -260,8 +262,11 @@ class VRCForVideoGeneration(PreTrainedModel):
             frames: of a clip, 1 + 4k (default: what the model was trained for; more are made in windows, each taking
                 over `overlap` frames from the one before).
             seed: one integer (clip i uses seed + i), or B; a torch.Generator; None for a random one. 64 bits.
-            guidance, temperature, top_k, top_p: how tokens are drawn; the last three also with `first_` or `later_`
-                before them for the first frame or the frames after it.
+            guidance: classifier-free guidance, 1 is none; `later_guidance` of the frames after the first (default: the
+                same).
+            plausibility: guidance chooses among tokens at least this times as likely as the most likely one.
+            temperature, top_k, top_p: how tokens are drawn; also with `first_` or `later_` before the name for the
+                first frame or the frames after it.
             speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none): the same
                 distribution, other clips for a seed; `draft`, their first guess, `neighbour`, `repeat` or `random`.
             output: `uint8`, [B, T, H, W, 3]; `ids` for the video tokens, long [B, t, g, g]; `pil`, B lists of images;
@@ -288,6 +293,8 @@ class VRCForVideoGeneration(PreTrainedModel):
             overlap=overlap,
             seed=seed,
             guidance=guidance,
+            later_guidance=later_guidance,
+            plausibility=plausibility,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,

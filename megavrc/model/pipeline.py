@@ -228,7 +228,7 @@ class VideoPipeline:
         space = self._kept.pop(job, None)
         if space is None:
             self._kept.clear()  # gone before its successor takes memory
-            space = Workspace(self.vrc, batch, settings.guidance)
+            space = Workspace(self.vrc, batch, settings.copies)
         try:
             yield space
         finally:

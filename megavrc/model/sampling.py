@@ -1,9 +1,10 @@
-"""Drawing tokens from logits: temperature, top-k, top-p, and one uniform number per token.
+"""Drawing tokens from logits: guidance, temperature, top-k, top-p, and one uniform number per token.
 
 A token is drawn by inverting the cumulative distribution at a number from its sample's own generator, so a sample
 does not depend on what else is in the batch.
 """
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -11,7 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .inputs import check_finite
+
 Draft = Literal["neighbour", "repeat", "random"]
+LIMIT = 1e6  # of guidance and temperature: beyond it float32 overflows
+COLDEST = 1e-6  # below it a temperature is 0
+PLAUSIBILITY = 0.1  # of folders that are made now, measured: docs/generation.md
 
 
 @dataclass
@@ -19,7 +25,7 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
+        temperature: divides the logits, at most 1e6; 0 takes the most likely token.
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
     """
@@ -29,10 +35,11 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        check_finite(vars(self))
+        if not 0 <= self.temperature <= LIMIT or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                f"sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self.temperature}, "
-                f"{self.top_k} and {self.top_p}"
+                f"sampling needs temperature >= 0 (at most {LIMIT:g}), top_k >= 0 and 0 < top_p <= 1, got "
+                f"{self.temperature}, {self.top_k} and {self.top_p}"
             )
 
 
@@ -42,7 +49,11 @@ class SamplingSettings:
 
     Attributes:
         first, later: see `Sampling`.
-        guidance: s in u + s (c - u) on the logits; 1 is no guidance and costs nothing.
+        guidance: s in u + s (c - u) on the logits, see `guide`; 1 is no guidance and costs nothing.
+        later_guidance: of the later frames (default: as `guidance`). With 1 in one part and not in the other, the
+            passes of both take as long as with guidance.
+        plausibility: guidance chooses among the tokens that are at least this times as likely as the most likely one
+            under the condition; 0 is all, 1 only the most likely.
         speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none); same distribution,
             fewer passes, other draws for a seed.
         draft: first guess of a token: its `neighbour` (the cell above, or in the frame before), `repeat` of the newest
@@ -54,19 +65,52 @@ class SamplingSettings:
     guidance: float = 1.0
     speculative: int = 0
     draft: Draft = "neighbour"
+    later_guidance: float | None = None
+    plausibility: float = 0.0
 
     def __post_init__(self) -> None:
+        check_finite(vars(self))
+        scales = self.guidance_of(0), self.guidance_of(1)
+        if max(map(abs, scales)) > LIMIT or not 0 <= self.plausibility <= 1:
+            raise ValueError(
+                f"guidance and later_guidance are numbers of at most {LIMIT:g}, plausibility is one from 0 to 1; got "
+                f"{scales[0]}, {scales[1]} and {self.plausibility}"
+            )
         if self.speculative < 0 or self.draft not in get_args(Draft):
             raise ValueError(
                 f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
                 f"got {self.speculative} and {self.draft!r}"
             )
 
+    def guidance_of(self, frame: int) -> float:
+        """The guidance of a latent frame."""
+        return self.guidance if frame == 0 or self.later_guidance is None else self.later_guidance
+
+    @property
+    def copies(self) -> int:
+        """Rows of the batch that a sample takes: with guidance its unconditional copy rides along."""
+        return 1 if self.guidance_of(0) == self.guidance_of(1) == 1.0 else 2
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float, plausibility: float = 0.0) -> Tensor:
+    """Classifier-free guidance of logits [..., V]: u + s (c - u), and -inf for tokens that c finds implausible.
+
+    The difference c - u lifts tokens that are unlikely under both over the likely ones. Contrastive decoding (arXiv
+    2210.15097, section 3.3) has the same fault, and this remedy: keep tokens with p_c >= plausibility x max p_c.
+    """
+    if scale == 1.0:
+        return conditional
+    guided = unconditional + scale * (conditional - unconditional)
+    if plausibility == 0:
+        return guided
+    least = conditional.amax(-1, keepdim=True) + math.log(plausibility)
+    return guided.masked_fill(conditional < least, float("-inf"))
+
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [..., V] after temperature, top-k and top-p, in at least float32."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    if sampling.temperature == 0 or sampling.top_k == 1:
+    if sampling.temperature < COLDEST or sampling.top_k == 1:
         return torch.zeros_like(wide).scatter_(-1, wide.argmax(-1, keepdim=True), 1.0)
     wide = wide / sampling.temperature
     if 0 < sampling.top_k < wide.shape[-1]:

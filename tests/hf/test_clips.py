@@ -16,6 +16,10 @@ def test_later_layers_and_parts_override() -> None:
     assert sampling_settings(folder, given) == SamplingSettings(
         Sampling(1.0, 3, 0.9), Sampling(1.0, 5, 0.9), 2.0
     )
+    apart = folder | {"later_guidance": 1.0, "plausibility": 0.1}
+    assert sampling_settings(apart).guidance_of(1) == 1.0
+    whole = sampling_settings(apart, {"guidance": 3.0})  # of the whole clip, as temperature is
+    assert (whole.guidance_of(0), whole.guidance_of(1), whole.plausibility) == (3.0, 3.0, 0.1)
     with pytest.raises(ValueError, match="unknown option heat"):
         sampling_settings({"heat": 1})
     with pytest.raises(ValueError, match="temperature >= 0"):

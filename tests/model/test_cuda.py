@@ -128,7 +128,7 @@ def sized(preset: str = "b", dtype: torch.dtype = torch.bfloat16, **changes: obj
 
 def eager(model: VRC, condition, settings: SamplingSettings, seeds: list[int]) -> torch.Tensor:
     """Clips as on a CPU: no graph, no fused kernel, positions that the host knows."""
-    space = Workspace(model, len(seeds), settings.guidance, steps="host")
+    space = Workspace(model, len(seeds), settings.copies, steps="host")
     numbers = uniforms(seeds, space.uniform_BTN[0].numel(), "cpu")
     space.uniform_BTN.copy_(numbers.view_as(space.uniform_BTN))
     with torch.no_grad():
@@ -298,9 +298,10 @@ def test_fused_token_step_equals_the_layers(dtype, limit, batch):
 def test_kernels_of_a_token_step(guidance):
     """At most 7 a layer and 12 more: at batch 1 a step costs as many launches as it has."""
     model = sized(frames=0)
-    space = Workspace(model, 1, guidance, steps="device")
+    settings = SamplingSettings(guidance=guidance)
+    space = Workspace(model, 1, settings.copies, steps="device")
     label = torch.zeros(1, dtype=torch.long, device="cuda")
-    sampler = Sampler(Decoder(model, label, 1, guidance, space.memory), SamplingSettings(), space)
+    sampler = Sampler(Decoder(model, label, 1, guidance, space.memory), settings, space)
     sampler.take(None)
     sampler.cells(0, 1, sampler.settings.first)
     space.index.fill_(1)

@@ -6,7 +6,7 @@ from models import VARIANTS, build, generate, inputs
 
 from megavrc.model import ClipRequest, Sampling, SamplingSettings, VideoPipeline
 from megavrc.model.condition import Condition
-from megavrc.model.sampling import draw, probabilities, uniforms
+from megavrc.model.sampling import draw, guide, probabilities, uniforms
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -43,6 +43,58 @@ def test_top_k_1_is_argmax_and_guidance_1_is_none(variant):
     doubled = SamplingSettings(guidance=1 + 1e-12)  # 1 itself leaves out the unconditional half of the batch
     assert torch.equal(plain, generate(model, condition, doubled, [0, 1]))
     assert not torch.equal(plain, generate(model, condition, SamplingSettings(guidance=3.0), [0, 1]))
+
+
+def test_guidance_chooses_among_plausible_tokens():
+    """p_c is 0.6, 0.3, 0.06, 0.04; without the bound, guidance of 3 puts an unlikely token first."""
+    c, u = torch.tensor([[0.6, 0.3, 0.06, 0.04], [0.6, 0.1, 0.1, 0.2]], dtype=torch.float64).log().unbind()
+    u = u - 5  # logits are not normalised
+    plain = guide(c, u, 3.0)
+    assert torch.equal(plain, u + 3.0 * (c - u)) and torch.equal(guide(c, u, 3.0, 0.0), plain)
+    for bound, kept in [(1e-9, 4), (0.06, 4), (0.07, 3), (0.11, 2), (0.49, 2), (0.51, 1), (1.0, 1)]:
+        guided = guide(c, u, 3.0, bound)
+        assert torch.equal(guided[:kept], plain[:kept])
+        assert (guided[kept:] == float("-inf")).all()
+        wanted = torch.where(torch.arange(4) < kept, c.exp() ** 3 / u.exp() ** 2, 0)
+        torch.testing.assert_close(probabilities(guided, Sampling()), wanted / wanted.sum())
+        assert probabilities(guided, Sampling(1e6, top_k=3, top_p=0.99)).isfinite().all()
+    rare, free = torch.tensor([[0.7, 0.299, 0.001], [0.7, 0.29999, 0.00001]]).log()
+    assert guide(rare, free, 5.0).argmax() == 2 and guide(rare, free, 5.0, 0.01).argmax() != 2
+    assert guide(c, u, 1.0, 0.9) is c
+
+
+@pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x"])
+def test_guidance_of_later_frames_is_their_own(variant):
+    model = build(variant)
+    _, condition = inputs(model)
+
+    def clip(guidance, later, **options):
+        settings = SamplingSettings(guidance=guidance, later_guidance=later, **options)
+        return generate(model, condition, settings, [0, 1])
+
+    none, both = clip(1.0, None), clip(3.0, 3.0)
+    assert torch.equal(clip(1.0, 1.0), none) and torch.equal(clip(3.0, None), both)
+    assert torch.equal(clip(1.0, 1.0, plausibility=0.9), none)  # the bound belongs to guidance
+    first, later = clip(3.0, 1.0), clip(1.0, 3.0)
+    assert torch.equal(first[:, 0], both[:, 0]) and not torch.equal(first[:, 1:], both[:, 1:])
+    assert torch.equal(later[:, 0], none[:, 0]) and not torch.equal(later[:, 1:], none[:, 1:])
+    assert not torch.equal(clip(3.0, 3.0, plausibility=0.9), both)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e30])
+def test_numbers_that_give_no_probabilities_are_refused(number):
+    """They were an index out of range, which on CUDA takes the process's device with it."""
+    for name in ("guidance", "later_guidance", "plausibility"):
+        with pytest.raises(ValueError, match=f"{name}.*got"):
+            SamplingSettings(**{name: number})
+    with pytest.raises(ValueError, match="temperature"):
+        Sampling(temperature=number)
+
+
+def test_a_tiny_temperature_takes_the_most_likely_token():
+    logits = torch.tensor([1.0, 30.0, 29.0])
+    for temperature in (1e-45, 1e-39, 1e-6):
+        assert probabilities(logits, Sampling(temperature)).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x"])

@@ -41,22 +41,24 @@ def passes(config, known: int) -> int:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("variant", "guidance"),
+    ("variant", "guidance", "later"),
     [
-        ("paper", 1.0),
-        ("paper", 1.7),
-        ("token", 1.7),
-        ("row", 1.7),
-        ("segments without x", 1.7),
-        ("features", 1.0),
+        ("paper", 1.0, 1.0),
+        ("paper", 1.7, 3.0),
+        ("token", 1.7, 1.0),
+        ("row", 1.7, 1.7),
+        ("segments without x", 1.7, 1.7),
+        ("features", 1.0, 1.0),
     ],
 )
-def test_steps_at_a_device_position_draw_what_sliced_steps_draw(variant, guidance, monkeypatch):
+def test_steps_at_a_device_position_draw_what_sliced_steps_draw(variant, guidance, later, monkeypatch):
     monkeypatch.setattr(graphs, "KEY_STEP", 24)  # several lengths of attention within these short clips
     model = build(variant)
     _, condition = inputs(model)
-    settings = SamplingSettings(SETTINGS.first, SETTINGS.later, guidance)
-    space = Workspace(model, 2, guidance, steps="device")
+    settings = SamplingSettings(
+        SETTINGS.first, SETTINGS.later, guidance, later_guidance=later, plausibility=0.3
+    )
+    space = Workspace(model, 2, settings.copies, steps="device")
     for seeds in ([0, 1], [7, 8]):  # the second clip finds the first one's keys in the cache
         assert torch.equal(
             run(space, model, condition, seeds, settings), generate(model, condition, settings, seeds)
@@ -87,7 +89,7 @@ class Twice(Workspace):
 def test_passes_can_be_repeated(options):
     model = build(frames=3, **options)
     _, condition = inputs(model)
-    space = Twice(model, 2, SETTINGS.guidance, steps="device")
+    space = Twice(model, 2, SETTINGS.copies, steps="device")
     assert torch.equal(run(space, model, condition, [0, 1]), generate(model, condition, SETTINGS, [0, 1]))
 
 
@@ -118,7 +120,7 @@ def test_a_workspace_made_in_inference_mode_serves_clips_outside_of_it():
     model = build()
     _, condition = inputs(model)
     with torch.inference_mode():
-        space = Workspace(model, 2, SETTINGS.guidance, steps="device")
+        space = Workspace(model, 2, SETTINGS.copies, steps="device")
         run(space, model, condition, [0, 1])
     expected = generate(model, condition, SETTINGS, [2, 3])
     assert torch.equal(run(space, model, condition, [2, 3]), expected)

@@ -19,8 +19,8 @@ OTHER = SamplingSettings(Sampling(0.7), guidance=1.5)
 class Eager(Workspace):
     """One as on CUDA, whose passes run without graphs, so on a CPU too."""
 
-    def __init__(self, model, batch, guidance):
-        super().__init__(model, batch, guidance, steps="graph")
+    def __init__(self, model, batch, copies):
+        super().__init__(model, batch, copies, steps="graph")
 
     def run(self, key, decoder, one_pass):
         one_pass()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megavrc.model import VRC, Sampling, SamplingSettings, speculation
 from megavrc.model.decoder import Decoder
-from megavrc.model.sampling import draw, probabilities, uniforms
+from megavrc.model.sampling import draw, guide, probabilities, uniforms
 
 SAMPLES = 4000
 GREEDY = Sampling(top_k=1)
@@ -37,7 +37,10 @@ def exact(model: VRC, label: Tensor, settings: SamplingSettings) -> tuple[Tensor
         return torch.cat([out.logits_first[:, None], out.logits_later], dim=1).flatten(1, 2)
 
     free, wanted = logits(model.null_condition(len(clips))), logits(label.expand(len(clips)))
-    guided = free + settings.guidance * (wanted - free)
+    guided = guide(wanted, free, settings.guidance, settings.plausibility)
+    if config.frames:
+        count, later = config.grid**2, settings.guidance_of(1)
+        guided[:, count:] = guide(wanted[:, count:], free[:, count:], later, settings.plausibility)
     return clips, probabilities(guided, settings.first).gather(-1, clips[..., None])[..., 0].prod(1).detach()
 
 
@@ -70,10 +73,22 @@ def test_pictures_come_as_often_as_in_sequential_sampling(sampling, guidance, wi
     assert p_value(tiny(), settings) > 1e-3
 
 
+@pytest.mark.parametrize("window", [0, 3])
+def test_pictures_of_plausible_tokens_come_as_often_as_they_should(window):
+    settings = SamplingSettings(guidance=2.5, plausibility=0.7, speculative=window)
+    _, probs = exact(tiny(), torch.tensor([2]), settings)
+    assert 0 < (probs == 0).sum() < len(probs)  # so the bound is at work
+    assert p_value(tiny(), settings) > 1e-3
+
+
 @pytest.mark.parametrize("draft", ["neighbour", "random"])
 def test_clips_of_the_token_baseline_come_as_often_as_in_sequential_sampling(draft):
     model = tiny(prediction="token", vocab=2, frames=1)
     assert p_value(model, SamplingSettings(speculative=2, draft=draft)) > 1e-3
+    settings = SamplingSettings(
+        guidance=1.0, later_guidance=3.0, plausibility=0.5, speculative=2, draft=draft
+    )
+    assert p_value(model, settings) > 1e-3
 
 
 def keep_all(drafts: Tensor, q: Tensor, p: Tensor, accept: Tensor, redraw: Tensor) -> tuple[Tensor, Tensor]:
