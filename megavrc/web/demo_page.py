@@ -196,7 +196,9 @@ def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
     defaults = sampling_settings(maker.folder.sampling)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-        guidance = gr.Slider(1, max(5, defaults.guidance), defaults.guidance, step=0.1, label="Guidance (1: none)")
+        guidance = gr.Slider(
+            1, max(5, defaults.guidance), defaults.guidance, step=0.1, label="Guidance (1: none)"
+        )
     with gr.Accordion("Temperature", open=False), gr.Row():
         first = gr.Slider(0, 2, defaults.first.temperature, step=0.05, label="First frame")
         later = gr.Slider(0, 2, defaults.later.temperature, step=0.05, label="Later frames")
