@@ -19,6 +19,8 @@ def generate(
     label: list[int] | int | None = None,
     seed: int = 0,
     guidance: float | None = None,
+    later_guidance: float | None = None,
+    plausibility: float | None = None,
     temperature: float | None = None,
     frames: int | None = None,
     device: str = "cpu",
@@ -65,6 +67,8 @@ def generate(
         overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
+        later_guidance: of the later frames (default: as guidance).
+        plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         first_temperature: temperature of the first frame only.
         first_top_k: top_k of the first frame only.
         first_top_p: top_p of the first frame only.
