@@ -76,9 +76,7 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = checked_settings(
-            first, later, scale, speculative, **(guided if scale == guidance else {})
-        )
+        settings = checked_settings(first, later, scale, speculative, **(guided if scale == guidance else {}))
         return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(

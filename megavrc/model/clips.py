@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .condition import BEGIN, PAD, Condition
 from .config import ConditionConfig
-from .inputs import unknown_option
+from .inputs import check_finite, unknown_option
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
@@ -40,6 +40,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
             if name in given:
                 value = given.pop(name)
                 given = {f"{part}_{name}": value for part in PARTS} | given
+        check_finite(given)
         if "guidance" in given:  # of the whole clip, as temperature is
             chosen.pop("later_guidance", None)
         chosen |= given

@@ -12,8 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .inputs import check_finite
-
 Draft = Literal["neighbour", "repeat", "random"]
 LIMIT = 1e6  # of guidance and temperature: beyond it float32 overflows
 COLDEST = 1e-6  # below it a temperature is 0
@@ -35,8 +33,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check_finite(vars(self))
-        if not 0 <= self.temperature <= LIMIT or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature <= LIMIT or self.top_k < 0 or not 0 < self.top_p <= 1:  # nor NaN
             raise ValueError(
                 f"sampling needs temperature >= 0 (at most {LIMIT:g}), top_k >= 0 and 0 < top_p <= 1, got "
                 f"{self.temperature}, {self.top_k} and {self.top_p}"
@@ -69,9 +66,8 @@ class SamplingSettings:
     plausibility: float = 0.0
 
     def __post_init__(self) -> None:
-        check_finite(vars(self))
         scales = self.guidance_of(0), self.guidance_of(1)
-        if max(map(abs, scales)) > LIMIT or not 0 <= self.plausibility <= 1:
+        if not all(abs(scale) <= LIMIT for scale in scales) or not 0 <= self.plausibility <= 1:  # nor NaN
             raise ValueError(
                 f"guidance and later_guidance are numbers of at most {LIMIT:g}, plausibility is one from 0 to 1; got "
                 f"{scales[0]}, {scales[1]} and {self.plausibility}"

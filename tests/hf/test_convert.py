@@ -145,7 +145,7 @@ def test_the_gate_draws_few_tokens_one_by_one(source, monkeypatch) -> None:
     vrc = VRC(ModelConfig.from_dict(source.model.config.to_dict() | changes))
     given = gate.make_inputs(vrc, source.video.net, source.text)
     assert given.tensors["clip"].shape == (2, 13, 16, 16, 3)
-    made = gate.expected_outputs(vrc, source.video.net, source.text, given)
+    made = gate.expected_outputs(vrc, source.video.net, source.text, given, {})
     assert made["generated"].shape[1] == 5
     assert torch.equal(made["generated"][:, :4], encode_clips(source.video.net, given.tensors["clip"]))
 

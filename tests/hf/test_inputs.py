@@ -194,7 +194,9 @@ def test_help_names_every_option() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["temperature", "later_temperature", "guidance", "top_p"])
+@pytest.mark.parametrize(
+    "name", ["temperature", "later_temperature", "guidance", "later_guidance", "plausibility"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none_are_refused(model, name, value) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value} is not a finite number"):
