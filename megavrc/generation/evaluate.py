@@ -59,8 +59,7 @@ def alignment(
         sheet: write a contact sheet (PNG) there.
     """
     guided = {"later_guidance": later_guidance, "plausibility": plausibility}
-    # Mistakes before any work.
-    checked_settings(first_temperature, later_temperature, guidance, speculative, **guided)
+    checked_settings(first_temperature, later_temperature, guidance, speculative, **guided)  # before any work
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -76,7 +75,8 @@ def alignment(
             raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
-        settings = checked_settings(first, later, scale, speculative, **(guided if scale == guidance else {}))
+        more = guided if scale == guidance else {}  # the set `unguided` is without any
+        settings = checked_settings(first, later, scale, speculative, **more)
         return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(

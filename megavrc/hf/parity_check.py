@@ -25,7 +25,7 @@ from megavrc.tokenizers import TextTokenizer
 PROBE = Path(__file__).with_name("parity_probe.py")
 CLIPS = 2
 SEEDS = [3, 4]
-SAMPLING = {"guidance": 1.5, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
+SAMPLING: dict[str, Any] = {"guidance": 1.5, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
 PROMPTS = ["a red square moves left", "CAF\u00c9, two  dogs <s>"]
 # With more tokens, frames are given so that few tokens are left to draw one by one, which takes minutes.
 LONG_FRAME = 256
