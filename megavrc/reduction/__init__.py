@@ -17,9 +17,9 @@ all, `budget.layer_weighted`. Whether kept tokens keep their positions is for th
 Mistakes are ValueErrors of one line.
 """
 
-from . import attention, baselines
+from . import attention, baselines, clips, similarity
 from .budget import layer_counts, layer_weighted, schedule, token_count, tower_schedule
-from .method import METHODS, Method, find_method, reduce_tokens, register
+from .method import METHODS, Method, calibrate, find_method, reduce_tokens, register
 from .tokens import Reduction, Tokens
 
 __all__ = [
@@ -29,12 +29,15 @@ __all__ = [
     "Tokens",
     "attention",
     "baselines",
+    "calibrate",
+    "clips",
     "find_method",
     "layer_counts",
     "layer_weighted",
     "reduce_tokens",
     "register",
     "schedule",
+    "similarity",
     "token_count",
     "tower_schedule",
 ]

@@ -1,10 +1,11 @@
-"""Stage `assign`: which kept token each other one goes into."""
+"""Stage `assign`: which token that stays each other one goes into."""
 
 import torch
 from torch import Tensor
 
 from .merge import average
 from .score import cosine
+from .segment import Runs
 from .select import top
 
 
@@ -15,8 +16,23 @@ def most_similar(x_ND: Tensor, index_K: Tensor) -> Tensor:
     return assign
 
 
+def around(x_ND: Tensor, alone: Tensor, centre: Tensor) -> Tensor:
+    """[N]: the tokens `alone` are outputs 0, 1, ..; the others go into the most similar of `centre`, which follow."""
+    assign = (
+        most_similar(x_ND, centre) + len(alone) if len(centre) else torch.full_like(x_ND[:, 0].long(), -1)
+    )
+    assign[alone] = torch.arange(len(alone), device=x_ND.device)
+    return assign
+
+
+def numbered(into_N: Tensor) -> tuple[Tensor, Tensor]:
+    """([K], [N]): from the token that each goes into: the tokens that stay, ascending, and which of them it is."""
+    stays, assign = into_N.unique(return_inverse=True)
+    return stays, assign
+
+
 def bipartite(keys_ND: Tensor, merges: int) -> tuple[Tensor, Tensor]:
-    """([N - merges], [N]): the tokens that stay, ascending, and which of them each goes into (ToMe's soft matching).
+    """As `numbered`, N - `merges` stay (ToMe's soft matching).
 
     Tokens are split alternately in two halves; each of the first has one favourite in the second, and the `merges`
     most similar pairs become one token, at the place of the second.
@@ -25,8 +41,58 @@ def bipartite(keys_ND: Tensor, merges: int) -> tuple[Tensor, Tensor]:
     gone = top(likeness, merges)
     into = torch.arange(len(keys_ND), device=keys_ND.device)
     into[2 * gone] = 2 * favourite[gone] + 1
-    stays, assign = into.unique(return_inverse=True)
-    return stays, assign
+    return numbered(into)
+
+
+def whole_groups(group_N: Tensor, order: Tensor, gone: int) -> tuple[Tensor, Tensor]:
+    """As `numbered`: groups become one token each, in that order, until `gone` tokens are; the last one in part."""
+    into = torch.arange(len(group_N), device=group_N.device)
+    for number in order.tolist():
+        members = (group_N == number).nonzero()[: gone + 1, 0]
+        into[members] = members[0]
+        gone -= len(members) - 1
+    return numbered(into)
+
+
+def over_time(
+    steady: Tensor, runs: Runs, threshold: float, gone: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `numbered`, with the tokens at a static place of a run as one token, in its first frame; then their sets.
+
+    Static are the places with `steady` [runs, n] above `threshold`; the steadiest of them, if more than `gone` tokens
+    would go. The sets are the other tokens of each frame, and the static ones of each run: [K] which, and [sets] bool
+    whether static.
+    """
+    area, frames = steady.shape[1], runs[-1][1]
+    length = torch.tensor([end - first for first, end in runs], device=steady.device)
+    value = torch.where((steady > threshold) & (length > 1)[:, None], steady, -torch.inf).flatten()
+    best = top(value, int((value > -torch.inf).sum()))
+    static = torch.zeros_like(value, dtype=torch.bool)
+    static[best[(length[best // area] - 1).cumsum(0) <= gone]] = True
+    into = torch.arange(frames * area, device=steady.device).view(frames, area)
+    sets = 2 * torch.arange(frames, device=steady.device)[:, None].repeat(1, area)
+    for (first, end), still in zip(runs, static.view_as(steady), strict=True):
+        into[first:end, still] = into[first, still]
+        sets[first, still] += 1
+    stays, assign = numbered(into.flatten())
+    kinds, number = sets.flatten()[stays].unique(return_inverse=True)
+    return stays, assign, number, kinds % 2 == 1
+
+
+def in_runs(x_ND: Tensor, chosen: Tensor, anchors: list[Tensor], runs: Runs, area: int) -> Tensor:
+    """[N]: tokens of `chosen` alone, every other into the most similar anchor of its run, or -1 if it has none.
+
+    The outputs are `chosen`, then the anchors run by run.
+    """
+    assign = x_ND.new_empty(len(x_ND), dtype=torch.int64)
+    seen = len(chosen)
+    for anchor, (first, end) in zip(anchors, runs, strict=True):
+        part = slice(first * area, end * area)
+        group = around(x_ND[part], anchor[:0], anchor - first * area)
+        assign[part] = torch.where(group < 0, group, group + seen)
+        seen += len(anchor)
+    assign[chosen] = torch.arange(len(chosen), device=x_ND.device)
+    return assign
 
 
 def tiles(height: int, width: int, count: int) -> Tensor:

@@ -7,14 +7,14 @@ from .method import register
 from .tokens import Reduction, Tokens
 
 
-@register("random", "baseline", kind="both")
+@register("random", "baseline", kind="both", causal=True)
 def random(tokens: Tokens, count: int, seed: int = 0) -> Reduction:
     """Tokens drawn at random, the same ones for the same seed, on every device. Report at least three seeds."""
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
     return order.kept(tokens, drawn.to(tokens.features.device))
 
 
-@register("average pooling", "baseline", needs=("grid",), kind="spatial", scope="frame", merges=True)
+@register("average pooling", "baseline", needs=("grid",), kind="spatial", scope="frame", rest="merged")
 def pool(tokens: Tokens, count: int) -> Reduction:
     """The mean of each of `count` rectangles that tile the frame (`assign.tiles`)."""
     tile = assign.tiles(*tokens.shape[1:], count).to(tokens.features.device)
@@ -31,7 +31,7 @@ def strided(tokens: Tokens, count: int) -> Reduction:
 
 
 @register(
-    "bilinear", "baseline", needs=("grid",), kind="spatial", scope="frame", merges=True,
+    "bilinear", "baseline", needs=("grid",), kind="spatial", scope="frame", rest="merged",
     follows="at a quarter of the tokens it equals average pooling, as resizing a picture to its half does",
 )  # fmt: skip
 def bilinear(tokens: Tokens, count: int) -> Reduction:
@@ -45,7 +45,7 @@ def bilinear(tokens: Tokens, count: int) -> Reduction:
     return order.merged(tokens, weight @ tokens.features.float(), assign.cells(centre, width), tile)
 
 
-@register("copy of the frame before", "baseline", needs=("grid",), kind="temporal")
+@register("copy of the frame before", "baseline", needs=("grid",), kind="temporal", causal=True)
 def copy(tokens: Tokens, count: int) -> Reduction:
     """Whole frames at an even stride, the first one always; the others count as copies of the frame before.
 

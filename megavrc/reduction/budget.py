@@ -78,22 +78,43 @@ def tower_schedule(total: int, count: int, layers: int) -> list[int]:
     return counts
 
 
-def shares(total: int, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
-    """`total` dealt out in proportion to `weights`, none above its limit: largest remainders, ties to the earlier."""
-    counts = [0] * len(weights)
+def shares(total: int, weights: Sequence[float], limits: Sequence[int], least: int = 0) -> list[int]:
+    """`total` dealt out in proportion to `weights`, none above its limit: largest remainders, ties to the earlier.
+
+    Each gets at least `least`, where `total` is enough for that.
+    """
+    counts = [least if least * len(weights) <= total else 0] * len(weights)
     if total > sum(limits):
         raise ValueError(f"{total} tokens do not fit into {sum(limits)}")
-    while (left := total - sum(counts)) > 0:
-        open_ = [i for i, limit in enumerate(limits) if counts[i] < limit]
-        mass = sum(weights[i] for i in open_)
-        wish = {i: left * (weights[i] / mass if mass > 0 else 1 / len(open_)) for i in open_}
-        whole = {i: min(limits[i] - counts[i], math.floor(wish[i] + 1e-9)) for i in open_}
-        if any(whole.values()):
-            counts = [count + whole.get(i, 0) for i, count in enumerate(counts)]
-            continue
-        for i in sorted(open_, key=lambda i: -wish[i])[:left]:
-            counts[i] += 1
+    while left := total - sum(counts):
+        room = {i: limit - counts[i] for i, limit in enumerate(limits) if counts[i] < limit}
+        mass = sum(weights[i] for i in room)
+        wish = {i: left * (weights[i] / mass if mass > 0 else 1 / len(room)) for i in room}
+        full = [i for i in room if wish[i] >= room[i]]
+        for i in full:
+            counts[i] = limits[i]
+        if not full:
+            whole = {i: math.floor(wish[i] + 1e-9) for i in room}
+            extra = sorted(room, key=lambda i: whole[i] - wish[i])[: left - sum(whole.values())]
+            for i in room:
+                counts[i] += whole[i] + (i in extra)
     return counts
+
+
+def recycled(total: int, count: int, share: float, clusters: float) -> tuple[int, int]:
+    """(how many stay, how many of the others are clustered): stay plus clusters is `count` (SparseVLM).
+
+    Of the others `share` is clustered, into `clusters` times as many, each rounded down plus one.
+    """
+    again = [int((total - stay) * share) + 1 for stay in range(count)]
+    stay = max((s for s, n in enumerate(again) if s + int(n * clusters) + 1 <= count), default=0)
+    return stay, max(again[stay], count - stay)
+
+
+def in_reach(count: int, least: int, why: str) -> None:
+    """ValueError where a method cannot leave as few tokens as `count`."""
+    if count < least:
+        raise ValueError(f"{why}: it leaves at least {least} tokens, not {count}")
 
 
 def even(total: int, parts: int) -> list[int]:

@@ -25,6 +25,11 @@ def others(x_ND: Tensor, index_K: Tensor, assign_N: Tensor) -> tuple[Tensor, Ten
     return average(x_ND, rest, len(index_K)), total(x_ND.new_ones(len(x_ND)), rest, len(index_K))
 
 
+def with_others(x_ND: Tensor, index_K: Tensor, assign_N: Tensor) -> Tensor:
+    """[K, D] fp32: itself plus the mean of the others, if there are any (VisionZip)."""
+    return x_ND[index_K].float() + others(x_ND, index_K, assign_N)[0]
+
+
 def blend(x_ND: Tensor, index_K: Tensor, assign_N: Tensor, least: float) -> Tensor:
     """[K, D] fp32: w itself + (1 - w) mean of the others, w = max(1 / (others + 1), least) (FastVID, HoliTom)."""
     rest, count = others(x_ND, index_K, assign_N)

@@ -2,13 +2,13 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from .budget import even
+from .budget import even, token_count
 from .order import kept
 from .tokens import Reduction, Tokens
 
@@ -33,8 +33,10 @@ class Method:
     "`frame`: every frame of a clip alone, with an even share of the budget"
     guided: bool
     "by the prompt"
-    merges: bool
-    "whether every token ends up in one that stays (sizes add up to N)"
+    rest: Literal["dropped", "merged", "merged in part"]
+    "what becomes of the tokens that do not stay; `merged`: each goes into one that does, so that sizes add up to N"
+    causal: bool
+    "whether what is left of a frame never depends on later frames"
     left_out: str
     "stages of its paper that are not here"
     follows: str
@@ -69,7 +71,8 @@ class Method:
             "needs": ", ".join(self.needs) or "nothing",
             "redundancy": self.kind + (", frame by frame" if self.scope == "frame" else ""),
             "prompt": "guides it" if self.guided else "not used",
-            "tokens": "merged" if self.merges else "dropped",
+            "other tokens": self.rest,
+            "in time": "causal" if self.causal else "a frame may depend on later ones",
             "left out": self.left_out,
             "follows": self.follows,
             "budget": self.calibrated and f"calibrated on other inputs by `{self.calibrated}`",
@@ -90,7 +93,8 @@ def register(
     kind: Literal["spatial", "temporal", "both"],
     scope: Literal["frame", "clip"] = "clip",
     guided: bool = False,
-    merges: bool = False,
+    rest: Literal["dropped", "merged", "merged in part"] = "dropped",
+    causal: bool = False,
     left_out: str = "nothing",
     follows: str = "",
     layers: tuple[float, ...] = (),
@@ -111,7 +115,8 @@ def register(
             kind,
             scope,
             guided,
-            merges,
+            rest,
+            causal or scope == "frame",
             left_out,
             follows,
             layers,
@@ -134,7 +139,7 @@ def find_method(name: str) -> Method:
 def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Reduction:
     """Reduce one image or clip to `count` tokens by the named method; `count` = N is the identity, bit for bit.
 
-    A calibrated method returns what its option makes of the content, whatever `count` below N is. ValueError: NaN, a
+    A calibrated method leaves what its option makes of the content, whatever `count` below N is. ValueError: NaN, a
     field that is missing, a count out of reach, an unknown option, a temporal method without frames.
     """
     method = find_method(name)
@@ -156,13 +161,32 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
         return Reduction(tokens.features, index, index, tokens.sizes)
     parts = tokens.frames() if method.scope == "frame" else [tokens]
     found = [
-        method.function(part, share, **options) if share else kept(part, part.features.new_empty(0).long())
+        method.function(part, share, **options)
+        if share or method.calibrated
+        else kept(part, part.features.new_empty(0).long())
         for part, share in zip(parts, even(count, len(parts)), strict=True)
     ]
     reduction = consecutive(found)
     if not method.calibrated and len(reduction) != count:
         raise ValueError(f"{name} returned {len(reduction)} tokens where {count} were asked for")
     return reduction
+
+
+def calibrate(name: str, samples: Sequence[Tokens], keep: float) -> dict[str, float]:
+    """Options with which the method leaves `keep` of `samples` on average; {} where the count is exact anyway.
+
+    The samples must be others than those that are measured. The count falls as the option grows.
+    """
+    method = find_method(name)
+    if not method.calibrated:
+        return {}
+    wanted = sum(token_count(keep, len(tokens)) for tokens in samples)
+    low, high = -16.0, 64.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        left = sum(len(reduce_tokens(tokens, name, 1, **{method.calibrated: middle})) for tokens in samples)
+        low, high = (middle, high) if left > wanted else (low, middle)
+    return {method.calibrated: high}
 
 
 def consecutive(parts: list[Reduction]) -> Reduction:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .merge import total
 from .tokens import Tokens
 
 
@@ -21,6 +22,29 @@ def frame_similarity(tokens: Tokens) -> Tensor:
     """[T - 1, n]: cosine of every token with the one at its place in the frame before."""
     x_TnD = F.normalize(tokens.features.float().unflatten(0, (tokens.shape[0], -1)), dim=-1)
     return (x_TnD[1:] * x_TnD[:-1]).sum(-1)
+
+
+def group_similarity(x_ND: Tensor, group_N: Tensor) -> Tensor:
+    """[groups]: mean cosine of all pairs in each group, 0 for a group of one."""
+    unit, count = F.normalize(x_ND.float(), dim=-1), group_N.bincount()
+    square = total(unit, group_N, len(count)).square().sum(-1)
+    return (square - count) / (count * (count - 1)).clamp(min=1)
+
+
+def steadiness(tokens: Tokens, runs: list[tuple[int, int]]) -> Tensor:
+    """[runs, n]: mean cosine, over all pairs of frames of a run, of the tokens at one place (PruneVid)."""
+    area = len(tokens) // tokens.shape[0]
+    place = torch.arange(area, device=tokens.features.device)
+    parts = [tokens.features[first * area : end * area] for first, end in runs]
+    return torch.stack([group_similarity(part, place.repeat(len(part) // area)) for part in parts])
+
+
+def lowest_in(similarity: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """[runs, n]: the lowest of `frame_similarity` inside each run, -inf in a run of one frame (HoliTom)."""
+    alone = similarity.new_full(similarity.shape[1:], -torch.inf)
+    return torch.stack(
+        [similarity[first : end - 1].amin(0) if end - first > 1 else alone for first, end in runs]
+    )
 
 
 def frame_means(tokens: Tokens) -> Tensor:
@@ -51,8 +75,8 @@ def density_peaks(x_ND: Tensor, neighbours: int) -> Tensor:
     the largest distance.
     """
     d_NN, count = distances(x_ND), len(x_ND)
-    if count == 1:
-        return d_NN.new_ones(1)
+    if count < 2:
+        return d_NN.new_ones(count)
     near = d_NN.topk(min(neighbours, count - 1) + 1, largest=False).values[:, 1:]
     density = (-near.square().mean(-1)).exp()
     place = torch.arange(count, device=x_ND.device)

@@ -1,9 +1,14 @@
 """Stage `select`: which tokens stay, as indices. Ties go to the earlier token, so it is a function of its input."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from .budget import shares
 from .score import density_peaks, distances
+
+Choice = Callable[[int, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def top(score_N: Tensor, count: int) -> Tensor:
@@ -79,3 +84,56 @@ def density_centres(x_ND: Tensor, count: int, neighbours: int) -> tuple[Tensor, 
     group = distances(x_ND)[:, chosen].argmin(1)
     group[chosen] = torch.arange(count, device=x_ND.device)
     return chosen, group
+
+
+def in_sets(set_N: Tensor, count: int, choose: Choice) -> tuple[Tensor, Tensor]:
+    """([count], [N]): what `choose` takes of every set, and which of these each token goes into, or -1.
+
+    A set's share is in proportion to its size, at least one where that is possible. `choose(number, members, share)`
+    gives ([share], [members]) as `density_centres` and `alone` do.
+    """
+    index, assign, seen, sizes = [], torch.full_like(set_N, -1), 0, set_N.bincount().tolist()
+    for number, share in enumerate(shares(count, sizes, sizes, least=1)):
+        if share:
+            members = (set_N == number).nonzero()[:, 0]
+            chosen, group = choose(number, members, share)
+            index.append(members[chosen])
+            assign[members] = torch.where(group < 0, group, group + seen)
+            seen += share
+    return torch.cat(index), assign
+
+
+def alone(score_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """([count], [N]): the highest scores; the others go nowhere, -1."""
+    chosen = top(score_N, count)
+    group = torch.full_like(score_N, -1, dtype=torch.int64)
+    group[chosen] = torch.arange(count, device=score_N.device)
+    return chosen, group
+
+
+def anchors(x_TnD: Tensor, free_Tn: Tensor, run: tuple[int, int], count: int, every: int = 4) -> Tensor:
+    """[count]: density peaks among the free tokens of a run's anchor frames (FastVID).
+
+    Anchor frames are every fourth one, back from the end, with an even share each; where they have no more free
+    tokens, the other frames of the run give theirs.
+    """
+    frames, area = range(*run), x_TnD.shape[1]
+    weights = [float((run[1] - 1 - t) % every == 0) for t in frames]
+    found = []
+    for t, share in zip(
+        frames, shares(count, weights, free_Tn[run[0] : run[1]].sum(1).tolist()), strict=True
+    ):
+        free = free_Tn[t].nonzero()[:, 0]
+        found.append(t * area + free[top(density_peaks(x_TnD[t, free], 4), share)])
+    return torch.cat(found)
+
+
+def beside(index_K: Tensor, height: int, width: int) -> Tensor:
+    """The tokens above, below, left and right of each, those first that come first; without `index_K` themselves."""
+    row, column = index_K // width, index_K % width
+    step = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1]], device=index_K.device)
+    place = torch.stack([row, column], 1)[:, None] + step
+    inside = ((place >= 0) & (place < torch.tensor([height, width], device=index_K.device))).all(-1)
+    found = (place[..., 0] * width + place[..., 1])[inside]
+    fresh = found[~torch.isin(found, index_K)].tolist()
+    return torch.tensor(list(dict.fromkeys(fresh)), dtype=torch.int64, device=index_K.device)
