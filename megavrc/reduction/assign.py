@@ -16,7 +16,7 @@ def most_similar(x_ND: Tensor, index_K: Tensor) -> Tensor:
     return assign
 
 
-def around(x_ND: Tensor, alone: Tensor, centre: Tensor) -> Tensor:
+def to_centres(x_ND: Tensor, alone: Tensor, centre: Tensor) -> Tensor:
     """[N]: the tokens `alone` are outputs 0, 1, ..; the others go into the most similar of `centre`, which follow."""
     assign = (
         most_similar(x_ND, centre) + len(alone) if len(centre) else torch.full_like(x_ND[:, 0].long(), -1)
@@ -88,7 +88,7 @@ def in_runs(x_ND: Tensor, chosen: Tensor, anchors: list[Tensor], runs: Runs, are
     seen = len(chosen)
     for anchor, (first, end) in zip(anchors, runs, strict=True):
         part = slice(first * area, end * area)
-        group = around(x_ND[part], anchor[:0], anchor - first * area)
+        group = to_centres(x_ND[part], anchor[:0], anchor - first * area)
         assign[part] = torch.where(group < 0, group, group + seen)
         seen += len(anchor)
     assign[chosen] = torch.arange(len(chosen), device=x_ND.device)

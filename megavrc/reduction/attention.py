@@ -37,7 +37,7 @@ def visionzip(tokens: Tokens, count: int, contextual: float = 10 / 64) -> Reduct
     dominant = select.top(score.saliency(tokens), count - extra)
     rest = select.without(len(tokens), dominant)
     target = rest[select.evenly(len(rest), extra, rest.device)]
-    group, index = assign.around(tokens.known("keys"), dominant, target), torch.cat([dominant, target])
+    group, index = assign.to_centres(tokens.known("keys"), dominant, target), torch.cat([dominant, target])
     return order.merged(tokens, merge.with_others(tokens.features, index, group), index, group)
 
 
