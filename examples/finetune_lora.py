@@ -26,6 +26,7 @@ def finetune_lora(
     device: str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
     save_every: int = 100,
+    max_incomplete: float = 0.05,
     run_dir: Path | None = None,
 ) -> None:
     """Train adapters on the trunk's matrices, merge them, and write a checked folder.
@@ -44,6 +45,7 @@ def finetune_lora(
         device: cpu or cuda.
         precision: bf16 computes faster on GPUs; the adapters' master weights stay float32.
         save_every: steps between checkpoints.
+        max_incomplete: largest share of clips whose caption is longer than the model takes, or that have none.
         run_dir: checkpoints and metrics (default: OUT.run). The same command goes on from there after it was stopped.
     """
     try:
@@ -52,7 +54,7 @@ def finetune_lora(
         raise UserError("peft is not installed: pip install -e '.[lora]'") from None
     from megavrc.hf.lora import LoraOptions, finetune
 
-    options = LoraOptions(steps, rank, alpha, lr, batch_size, seed, precision, save_every)
+    options = LoraOptions(steps, rank, alpha, lr, batch_size, seed, precision, save_every, max_incomplete)
     losses = finetune(model, data, out, options, device, split, run_dir)
     if not out.exists():
         print(f"{out}: stopped after {len(losses)} of {steps} steps; run the same command again to go on")

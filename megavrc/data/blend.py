@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import SampleOrder
@@ -96,8 +97,10 @@ class TokenBlend:
     """Token datasets one after the other, as a map from index to sample. Picklable.
 
     Args:
-        parts: datasets of the same kind, shape, codebook, tokenizer, image source and classes.
-        features: give each sample its "features", float16 [tokens, width], from the parts' text features.
+        parts: datasets of the same kind, shape, codebook, tokenizer and image source.
+        features: give each sample its "features", float16 [tokens, width], from the parts' text features, and "cut",
+            whether they are those of a part of its caption.
+        classes: the parts must have the same classes too.
 
     Attributes:
         info, shape, vocab: as in `TokenDataset`, of the first part.
@@ -110,11 +113,11 @@ class TokenBlend:
         UserError: the parts do not fit together, or have no text features.
     """
 
-    def __init__(self, parts: Sequence[TokenDataset], features: bool = False) -> None:
+    def __init__(self, parts: Sequence[TokenDataset], features: bool = False, classes: bool = False) -> None:
         first = parts[0]
         self.parts, self.info, self.shape, self.vocab = list(parts), first.info, first.shape, first.vocab
         for part in parts[1:]:
-            for name in ("kind", "shape", "vocab", "tokenizer", "image_source", "classes"):
+            for name in ("kind", "shape", "vocab", "tokenizer", "image_source", *["classes"] * classes):
                 ours, theirs = (_essence(dataset.info.get(name)) for dataset in (first, part))
                 if ours != theirs:
                     raise UserError(
@@ -150,7 +153,10 @@ class TokenBlend:
         """As `TokenDataset.__getitem__`."""
         number, own = self._locate(index)
         item = self.parts[number][own]
-        return item if self._features is None else {**item, "features": self._features[number][own]}
+        if self._features is None:
+            return item
+        features_LF, fields = self._features[number].read(own)
+        return {**item, "features": torch.from_numpy(features_LF), "cut": fields["cut"]}
 
 
 def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:

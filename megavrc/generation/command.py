@@ -16,7 +16,7 @@ def generate(
     out: Path,
     prompt: list[str] | str | None = None,
     prompts: Path | None = None,
-    label: list[int] | int | None = None,
+    label: list[str] | str | None = None,
     seed: int = 0,
     guidance: float | None = None,
     later_guidance: float | None = None,
@@ -55,7 +55,7 @@ def generate(
         out: output folder.
         prompt: what the clips show, one or several texts: --prompt "a red square moves left" "a blue circle moves up".
         prompts: file with one prompt a line, instead of prompt.
-        label: one or several classes, for a class-conditioned model: --label 3 7.
+        label: one or several classes, for a class-conditioned model, by number or name: --label 3 bike.
         seed: clip i uses seed + i.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         temperature: of all tokens; 0 takes the most likely.
@@ -94,7 +94,7 @@ def generate(
         raise UserError("give --first_image or --clip, not both")
     folder = load_folder(model, device, dtype, quantize, text_encoder)
     texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
-    labels = [label] if isinstance(label, int) else label or []
+    labels = [] if label is None else folder.condition(label=label).values.tolist()
     config = folder.model.config
     side = config.grid * folder.video_tokenizer.config.patch
     beginning = read_image(first_image, side)[None] if first_image else None

@@ -16,7 +16,7 @@ from megavrc.generation.keymap import from_folder
 from megavrc.generation.prompts import open_encoder, prompt_features
 from megavrc.hardware import check_device
 from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
-from megavrc.model.clips import SAMPLING_OPTIONS, decode_clips, label_condition
+from megavrc.model.clips import SAMPLING_OPTIONS, Label, class_names, decode_clips, label_condition
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, pad_features
 from megavrc.model.decoder import store_for_generation
@@ -43,6 +43,7 @@ class Folder:
         text_encoder: of a model that is conditioned on text features, if it was given to `load_folder`.
         sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
         quantize: what `load_folder` did to the matrices.
+        class_names: by number, of a model of classes.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Folder:
     text_encoder: TextEncoder | None
     sampling: dict[str, Any]
     quantize: str | None = None
+    class_names: Sequence[str] = ()
 
     def identity(self) -> str:
         """A hash that tells this model from others."""
@@ -65,7 +67,7 @@ class Folder:
         return VideoPipeline(self.model, self.video_tokenizer.net)
 
     def condition(
-        self, prompt: str | Sequence[str] | None = None, label: int | Sequence[int] | None = None
+        self, prompt: str | Sequence[str] | None = None, label: Label | Sequence[Label] | None = None
     ) -> Condition:
         """Prompts or labels as the model's condition, on the CPU.
 
@@ -74,7 +76,7 @@ class Folder:
         """
         config = self.model.config.condition
         if label is not None and prompt is None and config.is_class:
-            return _user_error(label_condition, label, config)
+            return _user_error(label_condition, label, config, self.class_names)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         if prompts and label is None and self.text_tokenizer is not None:
             rows = [self.text_tokenizer.encode(text, config.slots) for text in prompts]
@@ -91,7 +93,7 @@ class Folder:
     def request(
         self,
         prompt: str | Sequence[str] | None = None,
-        label: int | Sequence[int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         **options: Any,
     ) -> ClipRequest:
         """What `generate` and `stream` hand to the pipeline.
@@ -115,7 +117,7 @@ class Folder:
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
-        label: int | Sequence[int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         *,
         batch_size: int = 8,
         **options: Any,
@@ -142,7 +144,7 @@ class Folder:
     def stream(
         self,
         prompt: str | Sequence[str] | None = None,
-        label: int | Sequence[int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         *,
         output: str = "uint8",
         by_frame: bool = True,
@@ -225,6 +227,7 @@ def load_folder(
         encoder,
         read_sampling(path),
         quantize,
+        class_names(config.get("id2label"), condition.classes) if condition.is_class else (),
     )
 
 

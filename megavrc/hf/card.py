@@ -84,13 +84,20 @@ def model_card(
     tokenizer: OmniTokenizerConfig,
     parameters: int,
     training: dict[str, Any],
-    prompt: str = "a",
+    prompt: str | None = None,
 ) -> str:
-    """README.md of a folder; `training` holds the rows of its training table, `prompt` is that of its example."""
+    """README.md of a folder.
+
+    `training` holds the rows of its training table, `prompt` is the text or the name of the class of its example.
+    """
     frames, side = 1 + config.frames * tokenizer.temporal_patch, config.grid * tokenizer.patch
     condition = config.condition
     learned = condition.learned_text
-    example = "label=0" if condition.is_class else "condition=features"
+    given = json.dumps(prompt, ensure_ascii=False) if prompt else None
+    if learned:
+        example = given or '"a"'
+    else:
+        example = f"label={given or 0}" if condition.is_class else "condition=features"
     model_rows = {
         "parameters": f"{parameters / 1e6:.1f} M (generator)",
         "layers, heads, width": f"{config.layers}, {config.heads}, {config.width}",
@@ -105,7 +112,7 @@ def model_card(
         pipeline="other" if condition.is_class else "text-to-video",
         title=title,
         text_note=", the text tokenizer" if learned else "",
-        example=json.dumps(prompt, ensure_ascii=False) if learned else example,
+        example=example,
         frames=frames,
         side=side,
         model_rows=_rows(model_rows),
@@ -149,6 +156,8 @@ def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
         "data": "; ".join(_dataset(Path(path)) for path in _paths(config["data"])),
         "seed": config["seed"],
     }
+    if incomplete := state.get("facts", {}).get("incomplete"):
+        rows["captions"] = incomplete
     losses = _losses(run / "metrics.jsonl", state["step"])
     return rows | {name: f"{value:.4f}" for name, value in losses.items()}
 

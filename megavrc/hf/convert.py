@@ -205,7 +205,14 @@ def write_folder(
     logging.disable_progress_bar()
     VRCConfig.register_for_auto_class()
     VRCForVideoGeneration.register_for_auto_class("AutoModel")
-    config = VRCConfig(vrc.config.to_dict(), video.config.to_dict(), training)
+    classes = training.get("facts", {}).get("classes") or []
+    names: dict[str, Any] = {}
+    if classes:
+        names = {
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: i for i, name in enumerate(classes)},
+        }
+    config = VRCConfig(vrc.config.to_dict(), video.config.to_dict(), training, **names)
     with torch.device("meta"):
         model = VRCForVideoGeneration(config)
     fill(model, to_folder({"vrc": vrc.state_dict(), "video_tokenizer": video.net.state_dict()}), folder)
@@ -215,7 +222,10 @@ def write_folder(
     write_json(folder / SAMPLING, SAMPLING_DEFAULTS)
     parameters = vrc.parameter_counts()["total"]
     rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
-    card = model_card("VRC", vrc.config, video.config, parameters, rows, training.get("example", "a"))
+    if classes:
+        rows["classes"] = ", ".join(classes)
+    example = classes[0] if classes else training.get("example")
+    card = model_card("VRC", vrc.config, video.config, parameters, rows, example)
     (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text(LICENSE)
     for path in folder.iterdir():

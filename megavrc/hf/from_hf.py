@@ -46,6 +46,8 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     parameters = {name: tensor.detach().float() for name, tensor in source.model.named_parameters()}
     if classes is not None:
         config, parameters[CLASS_TABLE] = _with_classes(config, parameters, classes, seed, folder)
+        facts = {name: value for name, value in training.get("facts", {}).items() if name != "classes"}
+        training = {**training, "facts": facts}
     stage = "video" if config.frames else "image"
     identity = {"stage": stage, "model": config.to_dict(), "converted_from": source.identity()}
     state = {"identity": identity, "facts": _facts(source, training, stage), "training": training}

@@ -20,8 +20,8 @@ from megavrc.training.config import BaseRunConfig, OptimizerConfig, TrainConfig
 from megavrc.training.entry import run_task
 from megavrc.training.guards import Diverged
 from megavrc.training.tasks.base import Samples
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, is_dropped
 from megavrc.training.tasks.tokens import open_training
-from megavrc.training.tasks.vrc import conditions_of, is_dropped
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 
 from .convert import publish, refuse_existing
@@ -49,6 +49,7 @@ class LoraRunConfig(BaseRunConfig):
     Attributes:
         folder: in Hugging Face format, that is fine-tuned. out: new folder for the result.
         data: finished token dataset, made by the folder's video tokenizer. split: of it.
+        max_incomplete: as `data.max_incomplete` of `TokenDataConfig`.
         adapters: see their class.
     """
 
@@ -56,6 +57,7 @@ class LoraRunConfig(BaseRunConfig):
     out: str
     data: str
     split: str = "train"
+    max_incomplete: float = TokenDataConfig.max_incomplete
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     def problems(self) -> Iterator[str]:
@@ -102,8 +104,13 @@ class LoraTask:
         self.model = self.folder.model.config
         sha256 = self.folder.video_tokenizer.sha256
         data = TokenDataConfig(path=config.data, split=config.split)
-        self.source, self.order = open_training(data, config.seed, sha256)
+        condition, text = self.model.condition, self.folder.text_tokenizer
+        self.source, self.order = open_training(data, config.seed, condition, sha256)
         self._check()
+        resumes = (Path(config.run_dir) / "run.json").is_file()
+        check_conditions(
+            self.source, condition, text, 1.0 if resumes else config.max_incomplete, "max_incomplete"
+        )
         self.max_damaged, self.flops = 0, 0
         self.tokens = (1 + self.model.frames) * self.model.tokens_per_frame
         self.facts: dict[str, Any] = {}
@@ -144,7 +151,7 @@ class LoraTask:
         drop = [is_dropped(item["position"], condition.drop, self.config.seed) for item in items]
         return {
             "ids": torch.stack([item["ids"] for item in items]),
-            "condition": conditions_of(items, condition, self.folder.text_tokenizer, self.source.address),
+            "condition": conditions_of(items, condition, self.folder.text_tokenizer),
             "drop": torch.tensor(drop),
         }
 
@@ -196,6 +203,7 @@ class LoraOptions:
         seed: of adapters, data order and condition dropout.
         precision: `fp32`, or `bf16` with fp32 master weights of the adapters.
         save_every: steps between checkpoints.
+        max_incomplete: as `data.max_incomplete` of `TokenDataConfig`.
     """
 
     steps: int = 500
@@ -206,6 +214,7 @@ class LoraOptions:
     seed: int = 0
     precision: str = "fp32"
     save_every: int = 100
+    max_incomplete: float = TokenDataConfig.max_incomplete
 
 
 def finetune(
@@ -279,5 +288,6 @@ def _config(
         out=str(out),
         data=str(data),
         split=split,
+        max_incomplete=options.max_incomplete,
         adapters=AdapterConfig(options.rank, options.alpha),
     )

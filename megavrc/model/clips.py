@@ -3,6 +3,7 @@
 Shared by the transformers wrapper and by the loader that needs no transformers, so that both give the same clips.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from .condition import BEGIN, PAD, Condition
 from .config import ConditionConfig
-from .inputs import check_finite, unknown_option
+from .inputs import check_finite, unknown_name
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
+Label = int | str  # a class
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
 OPTIONS = ("prompt", "label", "condition", "first_frame", "clip", "frames", "overlap", "seed", "output")
@@ -50,7 +52,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     }
     whole = {name: chosen.pop(name) for name in WHOLE if name in chosen}
     if chosen:
-        raise ValueError(unknown_option(next(iter(chosen)), (*OPTIONS, *SAMPLING_OPTIONS)))
+        raise ValueError(unknown_name("option", next(iter(chosen)), (*OPTIONS, *SAMPLING_OPTIONS)))
     return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
@@ -69,13 +71,31 @@ def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> 
     return Condition(torch.tensor(rows))
 
 
-def label_condition(label: int | Sequence[int], config: ConditionConfig) -> Condition:
-    """The condition of one class or B classes; ValueError for a label outside them."""
-    labels = [label] if isinstance(label, int) else list(label)
-    wrong = [label for label in labels if not 0 <= label < config.classes]
-    if wrong:
-        raise ValueError(f"label {wrong[0]} is not one of the model's classes 0..{config.classes - 1}")
-    return Condition(torch.tensor(labels))
+def class_names(id2label: Mapping[Any, str] | None, classes: int) -> list[str]:
+    """The names of classes by number, of a folder's config; the number where there is none."""
+    known = {int(number): str(name) for number, name in (id2label or {}).items()}
+    unnamed = {number: f"LABEL_{number}" for number in range(classes)}  # as transformers calls them
+    return [str(i) if known.get(i, unnamed[i]) == unnamed[i] else known[i] for i in range(classes)]
+
+
+def label_condition(
+    label: Label | Sequence[Label], config: ConditionConfig, names: Sequence[str] = ()
+) -> Condition:
+    """The condition of one class or B classes, each a number or one of `names`; ValueError for any other."""
+    labels = [label] if isinstance(label, str) or not hasattr(label, "__iter__") else label
+    return Condition(torch.tensor([_class_number(one, config.classes, names) for one in labels]))
+
+
+def _class_number(label: Label, classes: int, names: Sequence[str]) -> int:
+    if label in names:
+        return names.index(str(label))
+    try:
+        number = int(label) if isinstance(label, str) else operator.index(label)
+    except (TypeError, ValueError):
+        raise ValueError(unknown_name("label", str(label), names or range(classes))) from None
+    if not 0 <= number < classes:
+        raise ValueError(f"label {number} is not one of the model's classes 0..{classes - 1}")
+    return number
 
 
 @torch.no_grad()

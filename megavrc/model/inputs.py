@@ -18,6 +18,7 @@ from .condition import BEGIN, PAD, UNKNOWN
 
 OUTPUTS = ("uint8", "ids", "pil", "np", "pt")
 SEEDS = 2**64
+SHOWN = 50  # names in an error
 # What diffusers calls our options.
 OTHER_NAMES = {
     "num_frames": "frames",
@@ -34,12 +35,13 @@ OTHER_NAMES = {
 LAYOUTS = "[H, W, 3], [3, H, W] or one more in front for the clips"
 
 
-def unknown_option(name: str, options: Iterable[str]) -> str:
-    """The error of an option that there is not, with the nearest there is, and all."""
-    options = list(options)
-    near = [OTHER_NAMES.get(name, "")] + difflib.get_close_matches(name, options, n=1)
-    meant = next((f", did you mean {other}?" for other in near if other in options), ".")
-    return f"unknown option {name}{meant} There are {', '.join(options)}"
+def unknown_name(what: str, name: str, known: Iterable[Any]) -> str:
+    """The error of an option or a class that there is not, with the nearest there is, and the others."""
+    names = [str(one) for one in known]
+    near = [OTHER_NAMES.get(name, "")] + difflib.get_close_matches(name, names, n=1)
+    meant = next((f", did you mean {other}?" for other in near if other in names), ".")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"unknown {what} {name}{meant} There are {', '.join(names[:SHOWN])}{more}"
 
 
 def seed_list(seed: Any, clips: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput, cached_file
 
-from .clips import SAMPLING_OPTIONS, decode_clips, label_condition, text_condition
+from .clips import SAMPLING_OPTIONS, Label, class_names, decode_clips, label_condition, text_condition
 from .compressor import BatchNorm
 from .condition import Condition, ConditionLike
 from .config import ModelConfig
@@ -216,7 +216,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             wanted = "label" if config.is_class else "condition" if config.features else "prompt"
             raise ValueError(f"this model is conditioned on {config.kind} ({wanted}=)")
         if label is not None:
-            return label_condition(label, config)
+            return label_condition(label, config, class_names(self.config.id2label, config.classes))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         warn_of_prompts(prompts, tokens)
@@ -226,7 +226,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        label: int | Sequence[int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         condition: ConditionLike | None = None,
         first_frame: Any = None,
         clip: Tensor | None = None,
@@ -254,8 +254,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         """Generate clips. What is not given of the sampling comes from generation_config.json.
 
         Args:
-            prompt: one text or B texts; instead, `label`, one class or B classes, or `condition`, as `VRC.forward`
-                takes it.
+            prompt: one text or B texts; instead, `label`, one class or B classes, by number or by the name in the
+                config's `id2label`, or `condition`, as `VRC.forward` takes it.
             first_frame: a picture for all clips or B of them: paths, PIL images, arrays or tensors, [H, W, 3] or
                 [3, H, W], uint8 or floating point from 0 to 1; scaled to the shorter side and cut to the middle.
             clip: uint8 [B, 1 + 4k, H, W, 3], the beginning of each clip.
@@ -334,7 +334,7 @@ class VRCForVideoGeneration(PreTrainedModel):
     def _request(
         self,
         prompt: str | Sequence[str] | None,
-        label: int | Sequence[int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         condition: ConditionLike | None = None,
         **options: Any,
     ) -> ClipRequest:

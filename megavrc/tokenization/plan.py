@@ -143,6 +143,8 @@ def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, sett
         old = _read_plan(out)
         if "decoder" not in old:  # made before it was recorded: its shards are bound to its hash
             del content["decoder"]
+        if old["classes"] is None:  # as it was written if a single video had no label
+            content["classes"] = None
         _refuse_another(out, old, content)
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}
@@ -214,11 +216,10 @@ def encode(tokenizer: OmniTokenizer, frames_BTHWC: np.ndarray) -> np.ndarray:
 
 
 def _classes(entries: list[Entry]) -> list[str] | None:
-    """Names by label (the label itself where there is no name), if every video has a label."""
-    if any(entry["label"] is None for entry in entries):
-        return None
-    names = {entry["label"]: str(entry.get("class") or entry["label"]) for entry in entries}
-    return [names.get(label, str(label)) for label in range(max(names) + 1)]
+    """Names by label (the label itself where there is no name); None if no video has a label."""
+    labelled = [entry for entry in entries if entry["label"] is not None]
+    names = {entry["label"]: str(entry.get("class") or entry["label"]) for entry in labelled}
+    return [names.get(label, str(label)) for label in range(max(names) + 1)] if names else None
 
 
 def _check_keys(entries: list[Entry]) -> None:

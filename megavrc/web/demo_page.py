@@ -37,7 +37,7 @@ CSS = "footer {display: none !important} #clip img, #frames img {image-rendering
 def stream(
     folder: Folder,
     prompt: str | None,
-    label: int | None,
+    label: int | str | None,
     seed: int,
     sampling: dict[str, Any],
     first: Tensor | None,
@@ -114,7 +114,9 @@ class ClipMaker:
             raise UserError(f"seed: {seed} is not a whole number from 0 to 2**63 - 1")
         sampling = {name: _number(name, value, float) for name, value in sampling.items()}
         image = self._first_frame(picture["path"]) if picture else None
-        prompt, label = (None, _number("class", source, int)) if self.classes else (str(source).strip(), None)
+        prompt, label = (None, source) if self.classes else (str(source).strip(), None)
+        if not isinstance(label, str | None):
+            label = _number("class", label, int)
         started = time.monotonic()
         for clip in stream(self.folder, prompt, label, seed, sampling, image):
             frames = clip.numpy()
@@ -189,7 +191,9 @@ def build_page(folder: Folder, uploads: Path) -> Any:
 def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
     """The arguments of a ClipMaker, in order."""
     if maker.classes:
-        source = gr.Dropdown(list(range(maker.classes)), value=0, label="Class")
+        source = gr.Dropdown(
+            [(name, i) for i, name in enumerate(maker.folder.class_names)], value=0, label="Class"
+        )
     else:
         example = read_config(maker.folder.path)["training"].get("example", "")
         source = gr.Textbox(label="Prompt", placeholder=example, max_lines=3)

@@ -121,4 +121,4 @@ def test_a_blend_reads_its_parts(tmp_path: Path) -> None:
 def test_parts_that_do_not_fit_are_named(tmp_path: Path, info: dict[str, Any], named: str) -> None:
     one = TokenDataset(make_dataset(tmp_path / "one"))
     with pytest.raises(UserError, match=rf"data.blend: {named}"):
-        TokenBlend([one, TokenDataset(make_dataset(tmp_path / "two", **info))])
+        TokenBlend([one, TokenDataset(make_dataset(tmp_path / "two", **info))], classes=True)

@@ -9,12 +9,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import load_file, save_file
 
 from megavrc.errors import UserError
+from megavrc.generation.command import generate
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import check_sums
 from megavrc.hf import parity_check as gate
@@ -212,3 +214,36 @@ def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
     assert torch.equal(frames, model.generate_video(label=[0, 2], seed=1))
     with pytest.raises(UserError, match=r"label 3 is not one of the model's classes 0\.\.2"):
         folder.generate(label=[3], seed=[0])
+    with pytest.raises(UserError, match=r"unknown label bike\. There are 0, 1, 2"):
+        folder.generate(label="bike")
+    assert torch.equal(folder.condition(label="2").values, torch.tensor([2]))
+
+
+def test_classes_keep_their_names(tmp_path) -> None:
+    """From the dataset to config, card, both loaders, another save and a command."""
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
+    video, out = OmniTokenizer.from_checkpoint(tmp_path / "video"), tmp_path / "out"
+    facts = {"classes": ["ball", "bike", "7"]}
+    write_folder(out, build(read_run(source.run), torch.float32), video, None, {"facts": facts}, "4GB")
+    card = (out / "README.md").read_text()
+    assert 'generate_video(label="ball"' in card and "| classes | ball, bike, 7 |" in card
+    model = VRCForVideoGeneration.from_pretrained(out)
+    assert model.config.id2label == {0: "ball", 1: "bike", 2: "7"}
+    model.save_pretrained(tmp_path / "again")
+    folder = load_folder(tmp_path / "again")
+    for label, number in [("bike", 1), ("7", 2), ("1", 1), (np.int64(1), 1), (["bike", 0], [1, 0])]:
+        expected = torch.tensor([number]).view(-1)
+        assert torch.equal(folder.condition(label=label).values, expected)
+        assert torch.equal(model._condition(None, label, None).values, expected)
+    wrong = r"unknown label bikes, did you mean bike\? There are ball, bike, 7"
+    with pytest.raises(UserError, match=wrong):
+        folder.condition(label="bikes")
+    with pytest.raises(ValueError, match=wrong):
+        model.generate_video(label=["ball", "bikes"])
+    generate(out, tmp_path / "clips", label=["bike", "0"])
+    assert {path.name for path in (tmp_path / "clips").glob("*.mp4")} == {
+        "0000-label-1.mp4",
+        "0001-label-0.mp4",
+    }

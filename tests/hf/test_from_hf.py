@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from megavrc.checkpoint import read_weights
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_tensors
 from megavrc.hf import commands
@@ -83,8 +84,14 @@ def test_stage_2_starts_from_a_converted_image_model(tmp_path) -> None:
 def test_another_class_count(tmp_path) -> None:
     source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
     folder = converted(source, tmp_path / "hf")
+    config = read_json(folder / "config.json")
+    config["training"]["facts"] |= {"classes": ["a", "b", "c"]}
+    write_json(folder / "config.json", config)
+    from_hf(folder, tmp_path / "same")
+    assert read_weights(tmp_path / "same")[1]["training"]["facts"]["classes"] == ["a", "b", "c"]
     from_hf(folder, tmp_path / "start", classes=5)
     weights, state = read_weights(tmp_path / "start")
+    assert "classes" not in state["training"]["facts"]  # whose names are those of other classes
     old = source.model.state_dict()
     assert weights[CLASS_TABLE].shape == (6, 32)
     assert torch.equal(weights[CLASS_TABLE][5], old[CLASS_TABLE][3])  # the null class

@@ -165,7 +165,7 @@ def test_outputs_in_other_forms(model) -> None:
         ("image", "first_frame"),
     ],
 )
-def test_unknown_options_name_what_was_meant(model, loaded, name, meant) -> None:
+def test_unknown_names_name_what_was_meant(model, loaded, name, meant) -> None:
     for generate in (
         model.generate_video,
         loaded.generate,

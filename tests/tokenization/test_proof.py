@@ -9,6 +9,7 @@ from jobs import SMALL, make_tokenizer
 
 from megavrc.errors import UserError
 from megavrc.files import read_json
+from megavrc.model import ConditionConfig
 from megavrc.tokenization import encode as encoding
 from megavrc.tokenization.inspect import inspect
 from megavrc.tokenization.job import plan, run
@@ -115,7 +116,7 @@ def test_what_is_not_at_hand_is_said_and_kept(
     assert read_json(out / "video" / "manifest.json") == known
     finalize(out, tokenizer=tmp_path / "elsewhere")
     assert read_json(out / "video" / "dataset.json")["proof"] == {"samples": 7}
-    open_training(TokenDataConfig(path=str(out / "video")), seed=0)
+    open_training(TokenDataConfig(path=str(out / "video")), 0, ConditionConfig())
     assert not caplog.records
     root = moving.parent.rename(moving.parent.with_name("gone"))
     try:
@@ -123,7 +124,7 @@ def test_what_is_not_at_hand_is_said_and_kept(
     finally:
         root.rename(moving.parent)
     assert "the videos are not at" in read_json(out / "video" / "dataset.json")["proof"]["not_done"]
-    open_training(TokenDataConfig(path=str(out / "video")), seed=0)
+    open_training(TokenDataConfig(path=str(out / "video")), 0, ConditionConfig())
     assert "not compared with its videos: the videos are not at" in caplog.text
 
 

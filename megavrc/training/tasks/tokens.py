@@ -13,6 +13,7 @@ from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.data.shards import PROOF
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
+from megavrc.model import ConditionConfig
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.vrc_config import BlendPart, TokenDataConfig, ValidationDataConfig
 
@@ -20,20 +21,20 @@ log = logging.getLogger("megavrc")
 
 
 def open_training(
-    config: TokenDataConfig, seed: int, tokenizer_sha256: str | None = None, features: bool = False
+    config: TokenDataConfig, seed: int, condition: ConditionConfig, tokenizer_sha256: str | None = None
 ) -> tuple[TokenBlend, SampleOrder]:
     """Samples to train on, and their order.
 
     Args:
         config: which, and how shuffled.
         seed: of the run.
+        condition: of the model: whether samples have text features, and parts of a blend must agree in classes.
         tokenizer_sha256: refuse shards that were made by another tokenizer.
-        features: with the text features of each sample.
 
     Raises:
         UserError: a dataset is unfinished, unreachable or does not fit the others; the cache is too small.
     """
-    source = _open(config, config, tokenizer_sha256, features)
+    source = _open(config, config, tokenizer_sha256, condition)
     _check_cache(config, source.parts)
     orders = [
         _order(config, part, seed_for(seed, "order", *([number] if number else [])))
@@ -43,12 +44,15 @@ def open_training(
 
 
 def open_validation(
-    config: TokenDataConfig, tokenizer_sha256: str | None = None, text_encoder: str | None = None
+    config: TokenDataConfig,
+    condition: ConditionConfig,
+    tokenizer_sha256: str | None = None,
+    text_encoder: str | None = None,
 ) -> dict[str, Samples]:
     """Each set of `data.validation`: samples to evaluate on, in the order that they lie in, and how many.
 
     Args:
-        config, tokenizer_sha256: as for `open_training`.
+        config, condition, tokenizer_sha256: as for `open_training`.
         text_encoder: with the text features that this encoder made.
 
     Raises:
@@ -58,7 +62,7 @@ def open_validation(
     for name, chosen in config.validation.items():
         if not chosen.path and not chosen.blend:
             chosen = replace(chosen, path=config.path, blend=config.blend)
-        source = _open(config, chosen, tokenizer_sha256, text_encoder is not None)
+        source = _open(config, chosen, tokenizer_sha256, condition)
         if source.text_encoder != text_encoder:
             raise UserError(f"data.validation.{name}: its text features were made by another encoder")
         orders = [InOrder(len(part)) for part in source.parts]
@@ -84,7 +88,7 @@ def _open(
     config: TokenDataConfig,
     chosen: TokenDataConfig | ValidationDataConfig,
     tokenizer_sha256: str | None,
-    features: bool,
+    condition: ConditionConfig,
 ) -> TokenBlend:
     strict = config.on_damage == "fail"
     folders = [_folder(part.path, config) for part in _parts(chosen)]
@@ -92,7 +96,7 @@ def _open(
     for dataset in datasets:
         if why := dataset.info.get(PROOF, {}).get("not_done"):
             log.warning("%s: its ids were not compared with its videos: %s", dataset.address, why)
-    return TokenBlend(datasets, features)
+    return TokenBlend(datasets, condition.features, condition.is_class)
 
 
 def _folder(path: str, config: TokenDataConfig) -> str | Mirror:

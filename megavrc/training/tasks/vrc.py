@@ -8,50 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.data.shards import DataError
-from megavrc.distributed import seed_for
 from megavrc.errors import UserError
-from megavrc.model import VRC, ClipRequest, ConditionConfig, Sampling, SamplingSettings, VideoPipeline
-from megavrc.model.condition import Condition, pad_features
+from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
+from megavrc.model.condition import Condition
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, is_dropped
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 from megavrc.training.tasks.vrc_config import RunConfig
 
 log = logging.getLogger("megavrc")
-
-
-def conditions_of(
-    items: list[dict[str, Any]], config: ConditionConfig, text: TextTokenizer | None, address: str
-) -> Condition:
-    """Of captions (cut to the slots) or labels.
-
-    Args:
-        items: samples with their caption or label.
-        config: of the model's condition.
-        text: tokenizer of a model that learns text embeddings.
-        address: of the dataset, for errors.
-
-    Raises:
-        UserError: a sample without what the model is conditioned on.
-    """
-    key = "label" if config.is_class else "caption"
-    missing = [item["key"] for item in items if item[key] is None]
-    if missing:
-        raise UserError(f"{address}: sample {missing[0]} has no {key}, which the model needs")
-    if config.is_class:
-        return Condition(torch.tensor([item["label"] for item in items]))
-    if text is None:
-        return pad_features([item["features"] for item in items], config.slots - 1)
-    return Condition(
-        torch.tensor([text.encode(item["caption"], config.slots, truncate=True) for item in items])
-    )
-
-
-def is_dropped(position: int, share: float, seed: int) -> bool:
-    """Whether the sample at a position trains without its condition."""
-    return seed_for(seed, "drop", position) / 2**63 < share
 
 
 class VRCTask:
@@ -68,13 +36,17 @@ class VRCTask:
         if data.video_tokenizer:
             self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
         expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
-        self.source, self.order = open_training(data, config.seed, expected, model.condition.features)
-        self.validation = open_validation(data, expected, self.source.text_encoder)
+        self.source, self.order = open_training(data, config.seed, model.condition, expected)
+        self.validation = open_validation(data, model.condition, expected, self.source.text_encoder)
         self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
         self.text = TextTokenizer(data.text_tokenizer) if model.condition.learned_text else None
         problems = [problem for fine, problem in self._checks() if not fine]
         if problems:
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
+        resumes = (Path(config.run_dir) / "run.json").is_file()
+        incomplete = check_conditions(
+            self.source, model.condition, self.text, 1.0 if resumes else data.max_incomplete
+        )
         self.tokens = (1 + model.frames) * model.tokens_per_frame
         self.flops = training_flops(model)
         self.facts = {
@@ -83,6 +55,11 @@ class VRCTask:
             "text_encoder": self.source.text_encoder,
             "image_source": self.source.info["image_source"],
         }
+        self.class_names = self.source.info.get("classes") if model.condition.is_class else None
+        if self.class_names:
+            self.facts["classes"] = self.class_names
+        if incomplete.share:
+            self.facts["incomplete"] = incomplete.in_words(model.condition)
         self.identity = {
             "stage": config.stage,
             "seed": config.seed,
@@ -146,7 +123,7 @@ class VRCTask:
 
     def condition(self, items: list[dict[str, Any]]) -> Condition:
         """See `conditions_of`."""
-        return conditions_of(items, self.config.model.condition, self.text, self.source.address)
+        return conditions_of(items, self.config.model.condition, self.text)
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -209,7 +186,10 @@ class VRCTask:
         return [list(chosen.values())[index % len(chosen)] for index in range(count if chosen else 0)]
 
     def _label(self, item: dict[str, Any]) -> str:
-        return f"class {item['label']}" if self.config.model.condition.is_class else str(item["caption"])
+        if not self.config.model.condition.is_class:
+            return item["caption"] or "no caption"
+        label, names = item["label"], self.class_names or ()
+        return "no class" if label is None else f"class {names[label] if label < len(names) else label}"
 
     def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
         return {}

@@ -59,6 +59,8 @@ class TokenDataConfig:
             a new order of the shards; for datasets at a URL that are larger than the cache.
         on_damage: what a damaged sample does: `fail` ends the run, `replace` puts another one in its place and logs it.
         max_damaged: how many different damaged samples a rank may replace between start and end of a process.
+        max_incomplete: largest share of samples whose caption is cut to the slots, or that have no caption or label and
+            train without one; of some that are looked at before a new run starts. A run that resumes only says it.
         cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
         cache_gb: how much of them (10^9 bytes).
         validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
@@ -73,6 +75,7 @@ class TokenDataConfig:
     window: int = 16
     on_damage: Literal["fail", "replace"] = "fail"
     max_damaged: int = 100
+    max_incomplete: float = 0.05
     cache_dir: str = "~/.cache/megavrc"
     cache_gb: float = 100.0
     validation: dict[str, ValidationDataConfig] = field(default_factory=dict)
@@ -83,6 +86,8 @@ class TokenDataConfig:
         for name in ("window", "max_damaged", "cache_gb"):
             if getattr(self, name) <= 0:
                 yield f"data.{name}: {getattr(self, name)} must be positive"
+        if not 0 <= self.max_incomplete <= 1:
+            yield f"data.max_incomplete: {self.max_incomplete} is a share, from 0 to 1"
         for name, chosen in self.validation.items():
             yield from chosen.problems(f"data.validation.{name}", self.split)
 

@@ -1,0 +1,135 @@
+"""What samples are conditioned on, as the model takes it, and what of captions and labels it never sees."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megavrc.data.blend import TokenBlend
+from megavrc.data.dataset import TokenDataset
+from megavrc.data.shards import DataError
+from megavrc.distributed import seed_for
+from megavrc.errors import UserError
+from megavrc.model import ConditionConfig
+from megavrc.model.condition import Condition, pad_features
+from megavrc.tokenizers import TextTokenizer
+
+log = logging.getLogger("megavrc")
+
+SHARDS, ROWS = 32, 64  # of a dataset that are looked at, rows of each
+
+
+def conditions_of(
+    items: list[dict[str, Any]], config: ConditionConfig, text: TextTokenizer | None
+) -> Condition:
+    """Of captions or text features, cut to the slots, or of labels; the null condition where there is none.
+
+    Args:
+        items: samples with their caption or label.
+        config: of the model's condition.
+        text: tokenizer of a model that learns text embeddings.
+    """
+    if config.is_class:
+        labels = [config.classes if item["label"] is None else item["label"] for item in items]
+        return Condition(torch.tensor(labels))
+    if text is None:
+        return pad_features([item["features"] for item in items], config.slots - 1)
+    rows = [text.encode(item["caption"] or "", config.slots, truncate=True) for item in items]
+    return Condition(torch.tensor(rows))
+
+
+def is_dropped(position: int, share: float, seed: int) -> bool:
+    """Whether the sample at a position trains without its condition."""
+    return seed_for(seed, "drop", position) / 2**63 < share
+
+
+@dataclass
+class Incomplete:
+    """Samples that were looked at, and how many train on a cut condition or on none.
+
+    Attributes:
+        longest: tokens of the longest caption that is cut.
+    """
+
+    samples: int = 0
+    cut: int = 0
+    missing: int = 0
+    longest: int = 0
+
+    @property
+    def share(self) -> float:
+        return (self.cut + self.missing) / max(1, self.samples)
+
+    def in_words(self, config: ConditionConfig) -> str:
+        parts, what = [], "label" if config.is_class else "caption"
+        if self.cut:
+            parts.append(
+                f"the captions of {self.cut / self.samples:.2%} are cut to {config.slots - 1} tokens, which is "
+                f"model.condition.slots less one (the longest has {self.longest} or more)"
+            )
+        if self.missing:
+            parts.append(f"{self.missing / self.samples:.2%} have no {what} and train without one")
+        return f"of {self.samples} samples looked at, {' and '.join(parts)}"
+
+
+def check_conditions(
+    source: TokenBlend,
+    config: ConditionConfig,
+    text: TextTokenizer | None,
+    most: float,
+    option: str = "data.max_incomplete",
+) -> Incomplete:
+    """Look at samples of all parts of a dataset, and say which share is cut or has no condition.
+
+    Args:
+        source: samples to train on.
+        config, text: as for `conditions_of`.
+        most: largest share of incomplete ones. option: that says so, for the error.
+
+    Raises:
+        UserError: more are incomplete in one of the parts.
+    """
+    total, first = Incomplete(), 0
+    for part in source.parts:
+        found = Incomplete()
+        for row in _rows(part):
+            try:
+                _look(source[first + row], config, text, found)
+            except DataError:  # said where it is trained on
+                continue
+        first += len(part)
+        if found.share > most:
+            raise UserError(
+                f"{part.address}: {found.in_words(config)}; mend that, or allow it with {option} "
+                f"(which is {most:g})"
+            )
+        if found.share:
+            log.warning("%s: %s", part.address, found.in_words(config))
+        total.samples += found.samples
+        total.cut += found.cut
+        total.missing += found.missing
+        total.longest = max(total.longest, found.longest)
+    return total
+
+
+def _rows(part: TokenDataset) -> Iterator[int]:
+    """Samples spread over a few shards, so that little is read; of a remote dataset the first shard's."""
+    numbers = [number for number, shard in enumerate(part.shards) if shard["count"]]
+    for number in numbers[:1] if part.mirror else numbers[:: -(-len(numbers) // SHARDS)]:
+        rows = part.rows(number)
+        yield from rows[:: -(-len(rows) // ROWS)]
+
+
+def _look(
+    item: dict[str, Any], config: ConditionConfig, text: TextTokenizer | None, found: Incomplete
+) -> None:
+    found.samples += 1
+    if item["label" if config.is_class else "caption"] is None:
+        found.missing += 1
+    elif not config.is_class:
+        tokens = len(item["features"]) if text is None else len(text.ids(item["caption"]))
+        if tokens > config.slots - 1 or item.get("cut"):
+            found.cut += 1
+            found.longest = max(found.longest, tokens)
