@@ -17,7 +17,7 @@ all, `budget.layer_weighted`. Whether kept tokens keep their positions is for th
 Mistakes are ValueErrors of one line.
 """
 
-from . import attention, baselines, clips, similarity
+from . import assign, attention, baselines, clips, merge, order, score, segment, select, similarity
 from .budget import layer_counts, layer_weighted, schedule, token_count, tower_schedule
 from .method import METHODS, Method, calibrate, find_method, reduce_tokens, register
 from .tokens import Reduction, Tokens
@@ -27,6 +27,7 @@ __all__ = [
     "Method",
     "Reduction",
     "Tokens",
+    "assign",
     "attention",
     "baselines",
     "calibrate",
@@ -34,9 +35,14 @@ __all__ = [
     "find_method",
     "layer_counts",
     "layer_weighted",
+    "merge",
+    "order",
     "reduce_tokens",
     "register",
     "schedule",
+    "score",
+    "segment",
+    "select",
     "similarity",
     "token_count",
     "tower_schedule",

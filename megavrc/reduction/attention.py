@@ -28,7 +28,7 @@ def vispruner(tokens: Tokens, count: int, important: float = 0.5) -> Reduction:
 
 @register(
     "VisionZip", "2412.04467", needs=("cls or attention", "keys"), kind="spatial", scope="frame", rest="merged",
-    follows="the code: a contextual token is its target plus the mean of its group (paper: their average)",
+    follows="the code: a contextual token is its target plus the mean of its group (paper: merged by averaging)",
     left_out="the projector tuned for reduced inputs",
 )  # fmt: skip
 def visionzip(tokens: Tokens, count: int, contextual: float = 10 / 64) -> Reduction:
@@ -72,7 +72,7 @@ def hiprune(tokens: Tokens, count: int, anchors: float = 0.1) -> Reduction:
 
 
 @register(
-    "FastV", "2403.06764", place="llm", layers=(2 / 32,), needs=("last_row",), kind="spatial", guided=True,
+    "FastV", "2403.06764", place="llm", layers=(2,), needs=("last_row",), kind="spatial", guided=True,
     follows="the code: attention of the last prompt token (paper: mean of all attention that a token receives)",
 )  # fmt: skip
 def fastv(tokens: Tokens, count: int) -> Reduction:
@@ -81,7 +81,7 @@ def fastv(tokens: Tokens, count: int) -> Reduction:
 
 
 @register(
-    "PyramidDrop", "2410.17247", place="llm", layers=(8 / 32, 16 / 32, 24 / 32), needs=("own_row",),
+    "PyramidDrop", "2410.17247", place="llm", layers=(8, 16, 24), needs=("own_row",),
     kind="spatial", guided=True, left_out="training with it",
 )  # fmt: skip
 def pyramiddrop(tokens: Tokens, count: int) -> Reduction:
@@ -90,7 +90,7 @@ def pyramiddrop(tokens: Tokens, count: int) -> Reduction:
 
 
 @register(
-    "SparseVLM", "2410.04417", place="llm", layers=(2 / 32, 6 / 32, 15 / 32), needs=("rater_rows",),
+    "SparseVLM", "2410.04417", place="llm", layers=(2, 6, 15), needs=("rater_rows",),
     kind="spatial", guided=True, rest="merged in part",
     follows="neither in how many stay: the same share at each layer (paper: rank of attention; code: tables)",
     left_out="the rank of the attention matrix",
@@ -109,7 +109,7 @@ def sparsevlm(tokens: Tokens, count: int, share: float = 0.3, clusters: float = 
 
 
 @register(
-    "DART", "2502.11494", place="llm", layers=(5 / 32,), needs=("keys", "text", "text_keys"), kind="spatial",
+    "DART", "2502.11494", place="llm", layers=(5,), needs=("keys", "text", "text_keys"), kind="spatial",
     guided=True,
     follows="the code: pivots by the norm of their keys",
     left_out="the layer's norm before the cosine: hidden states are compared as they are",
@@ -128,9 +128,9 @@ def dart(tokens: Tokens, count: int, pivots: int = 4) -> Reduction:
 
 
 @register(
-    "HoliTom, inside the LLM", "2505.21334", place="llm", layers=(18 / 28,), needs=("last_row",), kind="spatial",
+    "HoliTom, inside the LLM", "2505.21334", place="llm", layers=(18,), depth=28, needs=("last_row",), kind="spatial",
     guided=True, rest="merged",
-    follows="the paper: a kept token becomes the mean of its group (code: pairwise means, so order matters)",
+    follows="neither in one point: a kept token becomes the mean of its group (code: pairwise means in turn)",
     left_out="the part before the LLM: `holitom`",
 )  # fmt: skip
 def holitom_inner(tokens: Tokens, count: int) -> Reduction:

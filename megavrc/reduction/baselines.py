@@ -30,12 +30,12 @@ def strided(tokens: Tokens, count: int) -> Reduction:
     return order.kept(tokens, first.to(tokens.features.device))
 
 
-@register(
-    "bilinear", "baseline", needs=("grid",), kind="spatial", scope="frame", rest="merged",
-    follows="at a quarter of the tokens it equals average pooling, as resizing a picture to its half does",
-)  # fmt: skip
+@register("bilinear", "baseline", needs=("grid",), kind="spatial", scope="frame", rest="merged")
 def bilinear(tokens: Tokens, count: int) -> Reduction:
-    """The frame sampled at the centre of each rectangle of `pool`, between its four nearest tokens."""
+    """The frame sampled at the centre of each rectangle of `pool`, between its four nearest tokens.
+
+    Where rectangles are 2 x 2 it equals `pool`, as resizing a picture to its half does.
+    """
     width, device = tokens.shape[2], tokens.features.device
     tile = assign.tiles(*tokens.shape[1:], count).to(device)
     centre = assign.tile_centres(tile, width, count)

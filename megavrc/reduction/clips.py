@@ -24,7 +24,7 @@ def evs(tokens: Tokens, count: int) -> Reduction:
 
 @register(
     "DyCoke", "2411.15024", needs=("grid",), kind="temporal", causal=True,
-    follows="the paper in the last frames (code: those after the last whole group of four are pruned less)",
+    follows="neither for the last frames, which are pruned as the others (code: less, and an odd last one goes)",
     left_out="pruning of the cache while decoding",
 )  # fmt: skip
 def dycoke(tokens: Tokens, count: int) -> Reduction:
@@ -95,7 +95,7 @@ def holitom(tokens: Tokens, count: int, threshold: float = 0.8, least: float = 0
 
 @register(
     "FastVID", "2503.11187", needs=("attention", "grid"), kind="both", rest="merged in part",
-    follows="the paper: a token goes into one anchor of its scene (code: into one in each of its anchor frames)",
+    follows="neither in one point: a token goes into one anchor of its scene (code: one in each anchor frame)",
     left_out="the tower's pooled output: a frame is the mean of its tokens; clips under 32 frames have fewer cuts",
 )  # fmt: skip
 def fastvid(tokens: Tokens, count: int, salient: float = 0.6, least: float = 0.6) -> Reduction:

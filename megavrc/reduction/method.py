@@ -41,8 +41,10 @@ class Method:
     "stages of its paper that are not here"
     follows: str
     "which, where paper and code differ; empty where they do not"
-    layers: tuple[float, ...]
-    "inside the LLM: layers of its paper, as shares of the depth there"
+    layers: tuple[int, ...]
+    "inside the LLM: the layers of its paper"
+    depth: int
+    "of how many"
     calibrated: str
     "where the count depends on the content: the option that stands for the budget (`calibrate`); else empty"
     function: Function
@@ -53,7 +55,9 @@ class Method:
             raise ValueError(
                 f"{self.name} acts inside the LLM: {depth} layers leave no room from layer {earliest} on"
             )
-        return sorted({min(depth - 1, max(earliest, round(share * depth))) for share in self.layers})
+        return sorted(
+            {min(depth - 1, max(earliest, round(layer * depth / self.depth))) for layer in self.layers}
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class Method:
 
     def describe(self) -> str:
         """All of it in lines for people."""
-        acts = f"LLM layers at {', '.join(f'{share:.0%}' for share in self.layers)} of the depth"
+        acts = f"before layers {', '.join(map(str, self.layers))} of an LLM of {self.depth}"
         lines = {
             "what": inspect.getdoc(self.function),
             "paper": self.paper if self.paper == "baseline" else f"arXiv {self.paper}",
@@ -97,7 +101,8 @@ def register(
     causal: bool = False,
     left_out: str = "nothing",
     follows: str = "",
-    layers: tuple[float, ...] = (),
+    layers: tuple[int, ...] = (),
+    depth: int = 32,
     calibrated: str = "",
 ) -> Callable[[Function], Function]:
     """Decorator: the function becomes the method of its name in METHODS. The fields are those of `Method`."""
@@ -120,6 +125,7 @@ def register(
             left_out,
             follows,
             layers,
+            depth,
             calibrated,
             function,
         )
