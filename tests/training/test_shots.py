@@ -13,7 +13,7 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.sampling import ClipSettings
-from megavrc.training.tasks.clips import ClipSource
+from megavrc.training.tasks.clips import TrainingClips
 from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import read_clip, write_png
 from megavrc.video.manifest import write_manifest
@@ -23,10 +23,10 @@ SHOTS = [{"start": 0.0, "end": 0.2}, {"start": 0.4, "end": 0.6}, {"end": 0.5}, {
 PLAIN = ClipDataConfig("", frames=5, size=64, crop="squash")
 
 
-def source(folder: Path, entries: list[dict[str, Any]], alone: Rank, **options: Any) -> ClipSource:
+def source(folder: Path, entries: list[dict[str, Any]], alone: Rank, **options: Any) -> TrainingClips:
     write_manifest(folder / "manifest.jsonl", entries)
     config = dataclasses.replace(PLAIN, path=str(folder / "manifest.jsonl"), **options)
-    return ClipSource(config, folder / "cache", alone)
+    return TrainingClips(config, folder / "cache", alone)
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -87,7 +87,7 @@ def test_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path: Pat
 @pytest.mark.skipif(not CASES.is_dir(), reason="no cases in ../shared/cases")
 def test_real_shots(tmp_path: Path, alone: Rank) -> None:
     config = dataclasses.replace(PLAIN, path=str(CASES / "shots.jsonl"), frames=17)
-    clips = ClipSource(config, tmp_path, alone)
+    clips = TrainingClips(config, tmp_path, alone)
     assert [clips[index]["key"] for index in range(len(clips))] == ["a_1", "a_2", "a_3"]
     for index, first in enumerate((0, 30, 60)):  # at 0, 1.2 and 2.4 s, 25 a second
         clip = read_clip(CASES / "a.mp4", first, 17, size=64, crop="squash")

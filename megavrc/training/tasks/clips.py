@@ -25,7 +25,7 @@ CACHE_FORMAT = 1
 Failures = list[tuple[int, str]]
 
 
-class ClipSource:
+class TrainingClips:
     """Map-style source of uint8 clips [frames, size, size, 3]: {"clip", "key", "caption"}.
 
     Of videos decoded on demand, one that cannot be is replaced by the next in the manifest that can.

@@ -20,7 +20,7 @@ from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.previews import write_preview
 from megavrc.training.tasks.base import Samples
-from megavrc.training.tasks.clips import ClipSource, window
+from megavrc.training.tasks.clips import TrainingClips, window
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
 from megavrc.user_files import resolve
 
@@ -42,7 +42,7 @@ class TokenizerTask:
             if objective.perceptual:  # first of all: decoding may take hours
                 vgg = resolve("vgg", objective.vgg, "objective.vgg").path
                 self.perceptual = Perceptual.from_files(vgg, objective.lpips_heads)
-        self.source = ClipSource(config.data, Path(config.run_dir) / "cache", rank)
+        self.source = TrainingClips(config.data, Path(config.run_dir) / "cache", rank)
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
         self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
