@@ -114,6 +114,15 @@ def read_picture(content: bytes, size: int | None = None, crop: Crop = "center")
     return _shown(frame, 1.0, VideoReformatter(), size, crop)
 
 
+def resize_frames(frames_THWC: Frames, size: int | None, crop: Crop = "center") -> Frames:
+    """Resize frames as those of a file are: `size` and `crop` are those of `read_clip`."""
+    if size is None:
+        return frames_THWC
+    reformatter = VideoReformatter()
+    pictures = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24") for frame in frames_THWC)
+    return np.stack([_shown(picture, 1.0, reformatter, size, crop) for picture in pictures])
+
+
 def count_frames(path: str | Path) -> int:
     """Count the frames that decode. Reads the whole file; `VideoError` if any part of it is damaged."""
     with _decoding(path) as decoded:

@@ -46,8 +46,8 @@ def read_shot(
     path: Path,
     entry: Entry,
     use: Callable[[int, Read], T],
-    size: int,
-    crop: Crop,
+    size: int | None = None,
+    crop: Crop = "center",
     fps: float | None = None,
 ) -> T:
     """What `use(count, read)` makes of the frames that are shown in an entry's shot, if it has one.

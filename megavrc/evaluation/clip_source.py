@@ -1,0 +1,127 @@
+"""Clips to measure: a metric sees a `ClipSource`, not a model.
+
+What is to be there is known before anything is read. A source that lacks a clip of it, or has another, is refused by
+name: no metric leaves a clip out of its denominator.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.video.read import Crop
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
+NAMED = 3  # clips that a message names
+
+
+class PlannedClip(NamedTuple):
+    """A clip that is to be there: its key, and what it should show."""
+
+    key: str
+    prompt: str | None = None
+    label: int | None = None
+
+
+class ClipSource(Protocol):
+    """Clips by their index in `clips`.
+
+    Attributes:
+        name: for messages and results.
+        storage: how the pixels were kept ("mp4", "png", "npz"; "none" for clips that are made in this process):
+            compression moves metrics.
+        clips: all that there are, in their order.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def storage(self) -> str: ...
+
+    @property
+    def clips(self) -> Sequence[PlannedClip]: ...
+
+    def identity(self, index: int) -> str:
+        """What tells the content of a clip from others: a hash of its file, or of all that it is made from."""
+        ...
+
+    def length(self, index: int) -> int:
+        """Frames of a clip; UserError, naming it, where it cannot be read."""
+        ...
+
+    def read(
+        self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
+    ) -> Frames:
+        """Frames of a clip, uint8 [len(wanted), H, W, 3]; UserError, naming it, where it cannot be read.
+
+        Args:
+            wanted: their numbers in the clip, ascending.
+            size, crop: as in `read_clip`.
+        """
+        ...
+
+
+def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:
+    """All frames of a clip."""
+    return source.read(index, range(source.length(index)), size)
+
+
+def check_planned(name: str, found: Iterable[str], planned: Iterable[str]) -> None:
+    """Refuse, by their keys, clips that are missing or doubled, and those that nobody planned (of an earlier run)."""
+    there, wanted = Counter(found), Counter(planned)
+    problems = {
+        "doubled": [key for key, count in (there | wanted).items() if count > 1],
+        "missing": [key for key in wanted if key not in there],
+        "stale, in no plan": [key for key in there if key not in wanted],
+    }
+    said = [f"{len(keys)} {what} ({first(keys)})" for what, keys in problems.items() if keys]
+    if said:
+        raise UserError(f"{name}: not the planned clips: {'; '.join(said)}")
+
+
+def check_doubled(name: str, keys: Sequence[str]) -> None:
+    """Refuse two clips of one key."""
+    check_planned(name, keys, list(dict.fromkeys(keys)))
+
+
+def first(keys: Sequence[str]) -> str:
+    """The first few of many names."""
+    shown = ", ".join(f"{key:.60}" for key in keys[:NAMED])
+    return f"{shown}, .." if len(keys) > NAMED else shown
+
+
+def pairs(one: ClipSource, other: ClipSource) -> list[int]:
+    """For each clip of `one` the index of the clip of `other` that answers the same prompt: the one of its key.
+
+    Where the sources have other keys, the n-th clip of a prompt or label is paired with the n-th.
+
+    Raises:
+        UserError: the clips do not go together.
+    """
+    for names in (_keys, _prompts):
+        mine, theirs = names(one), names(other)
+        if sorted(mine) == sorted(theirs):
+            places = {name: index for index, name in enumerate(theirs)}
+            return [places[name] for name in mine]
+    raise UserError(
+        f"{one.name} and {other.name} are not clips of the same prompts ({len(one.clips)} and {len(other.clips)} "
+        "clips): neither their keys nor their prompts or labels agree"
+    )
+
+
+def _keys(source: ClipSource) -> list[str]:
+    return [clip.key for clip in source.clips]
+
+
+def _prompts(source: ClipSource) -> list[str]:
+    seen: Counter[str] = Counter()
+    names = []
+    for clip in source.clips:
+        what = f"{clip.prompt!r} {clip.label}" if (clip.prompt, clip.label) != (None, None) else clip.key
+        names.append(f"{what} {seen[what]}")
+        seen[what] += 1
+    return names

@@ -1,0 +1,198 @@
+"""The same clips from every kind of source; exactly the planned ones, or a refusal that names the odd one."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clip_sets import shapes
+from PIL import Image
+
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_files import open_clips
+from megavrc.evaluation.clip_source import pairs, read_whole
+from megavrc.video import write_gif, write_mp4
+
+CLIPS = shapes(4)
+KEYS = [clip.key for clip in CLIPS.clips]
+
+
+def save_frames(folder: Path) -> Path:
+    for clip, frames in zip(CLIPS.clips, CLIPS.arrays, strict=True):
+        (folder / clip.key).mkdir(parents=True)
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / clip.key / f"{number:03d}.png")
+    return folder
+
+
+def save_videos(folder: Path) -> Path:
+    folder.mkdir()
+    for clip, frames in zip(CLIPS.clips, CLIPS.arrays, strict=True):
+        write_mp4(folder / f"{clip.key}.mp4", frames)
+    return folder
+
+
+def save_arrays(path: Path) -> Path:
+    prompts = np.array([clip.prompt for clip in CLIPS.clips])
+    np.savez(path, clips=np.stack(CLIPS.arrays), keys=np.array(KEYS), prompts=prompts)
+    return path
+
+
+def save_list(path: Path, keys: list[str] = KEYS, **fields: object) -> Path:
+    rows = [{"id": key, "path": f"{key}.mp4", "caption": f"clip {key}", **fields} for key in keys]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_kind_of_source_gives_the_same_clips(tmp_path: Path) -> None:
+    videos = save_videos(tmp_path / "videos")
+    manifest = save_list(videos.parent / "manifest.jsonl")
+    text = manifest.read_text().replace('"path": "', '"path": "videos/')
+    (tmp_path / "by_split.jsonl").write_text(text)
+    sources = [
+        open_clips(save_frames(tmp_path / "frames")),
+        open_clips(save_arrays(tmp_path / "clips.npz")),
+        open_clips(videos),
+        open_clips(f"{tmp_path}/by_split.jsonl:train"),
+    ]
+    assert [source.storage for source in sources] == ["png", "npz", "mp4", "mp4"]
+    for source in sources:
+        assert [clip.key for clip in source.clips] == KEYS
+        for index, frames in enumerate(CLIPS.arrays):
+            assert source.length(index) == len(frames)
+            exact = source.storage != "mp4"
+            difference = read_whole(source, index).astype(int) - frames
+            assert np.abs(difference).mean() <= (0 if exact else 4)
+            small = source.read(index, [0, 3], size=16)
+            assert small.shape == (2, 16, 16, 3)
+    assert [clip.prompt for clip in sources[1].clips] == [clip.prompt for clip in CLIPS.clips]
+    assert [clip.prompt for clip in sources[3].clips] == [f"clip {key}" for key in KEYS]
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    source = open_clips(save_frames(tmp_path / "frames"))
+    before = [source.identity(index) for index in range(4)]
+    assert len(set(before)) == 4
+    Image.fromarray(CLIPS.arrays[0][5]).save(tmp_path / "frames" / KEYS[1] / "003.png")
+    after = [open_clips(tmp_path / "frames").identity(index) for index in range(4)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
+    moved = shutil.copytree(tmp_path / "frames", tmp_path / "copy")
+    assert open_clips(moved).identity(1) == after[1]
+
+
+def test_a_generated_folder_is_its_list(tmp_path: Path) -> None:
+    folder = save_videos(tmp_path / "made")
+    save_list(folder / "prompts.jsonl")
+    for clip, frames in zip(CLIPS.clips, CLIPS.arrays, strict=True):
+        write_gif(folder / f"{clip.key}.gif", frames)
+    Image.fromarray(CLIPS.arrays[0][0]).save(folder / "sheet.png")
+    assert [clip.prompt for clip in open_clips(folder).clips] == [f"clip {key}" for key in KEYS]
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {  # of the folder with prompts.jsonl -> the words
+    "missing": (lambda folder: (folder / "0002.mp4").unlink(), "1 missing (0002)"),
+    "stale": (lambda folder: shutil.copy(folder / "0000.mp4", folder / "old.mp4"), "stale, not in prompts"),
+    "unreadable": (
+        lambda folder: (folder / "0001.mp4").write_bytes(b"no video" * 9),
+        "clip 0001 cannot be read",
+    ),
+    "cut": (lambda folder: os.truncate(folder / "0001.mp4", 900), "clip 0001 cannot be read"),
+    "empty": (lambda folder: (folder / "0003.mp4").write_bytes(b""), "clip 0003 cannot be read"),
+    "twice in the list": (
+        lambda folder: save_list(folder / "prompts.jsonl", KEYS + KEYS[:1]),
+        "'0000' stands",
+    ),
+    "no list": (lambda folder: (folder / "prompts.jsonl").write_text(""), "names no clips"),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_not_the_planned_set(how: str, tmp_path: Path) -> None:
+    folder = save_videos(tmp_path / "made")
+    save_list(folder / "prompts.jsonl")
+    damage, words = BREAKS[how]
+    damage(folder)
+    with pytest.raises(UserError) as error:
+        source = open_clips(folder)
+        [read_whole(source, index) for index in range(len(source.clips))]
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_program_against_a_plan(tmp_path: Path) -> None:
+    folder = save_videos(tmp_path / "made")
+    plan = save_list(tmp_path / "plan.jsonl")
+    assert [clip.prompt for clip in open_clips(folder, plan).clips] == [f"clip {key}" for key in KEYS]
+    for keys, words in (
+        (KEYS + ["0009", "0010"], "2 missing (0009, 0010)"),
+        (KEYS[1:], "1 stale, in no plan (0000)"),
+        (KEYS + KEYS[:1], "1 doubled (0000)"),
+    ):
+        with pytest.raises(UserError, match="not the planned clips") as error:
+            open_clips(folder, save_list(plan, keys))
+        assert words in str(error.value)
+    for line in ('{"id": 3}', '{"id": "a", "caption": 4}', '{"id": "a", "label": "b"}', "[]", ""):
+        plan.write_text(line)
+        with pytest.raises(UserError):
+            open_clips(folder, plan)
+
+
+def test_doubled_and_mixed_folders(tmp_path: Path) -> None:
+    folder = save_videos(tmp_path / "made")
+    shutil.copy(folder / "0001.mp4", folder / "0001.avi")
+    with pytest.raises(UserError, match=r"1 doubled \(0001\)"):
+        open_clips(folder)
+    (folder / "0001.avi").unlink()
+    save_frames(folder / "more")
+    with pytest.raises(UserError, match="both videos and folders"):
+        open_clips(folder)
+    with pytest.raises(UserError, match="name the folder above"):
+        open_clips(folder / "more" / "0000")
+    (tmp_path / "nothing").mkdir()
+    for nothing in ("nothing", "none", "none.npz", "none.jsonl"):
+        with pytest.raises(UserError, match="no"):
+            open_clips(tmp_path / nothing)
+
+
+def test_arrays_that_are_no_clips(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    good = np.stack(CLIPS.arrays)
+    for arrays, words in (
+        ({"clips": good.astype(np.float32)}, "expected uint8"),
+        ({"clips": good[..., :2]}, "expected uint8"),
+        ({"a": good[0], "b": good}, "b: expected uint8"),
+        ({"clips": good, "keys": np.array(["a"] * 4)}, "1 doubled"),
+        ({"clips": good, "labels": np.array(["a"] * 4)}, "labels: expected 4 integers"),
+        ({"clips": good, "prompts": np.array(["a"])}, "prompts: expected 4 texts"),
+        ({"clips": np.array([{}])}, "not an .npz"),
+    ):
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=words):
+            open_clips(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"not an \.npz"):
+        open_clips(path)
+
+
+def test_splits(tmp_path: Path) -> None:
+    folder = save_videos(tmp_path / "made")
+    rows = [{"path": f"made/{key}.mp4", "split": split} for key, split in zip(KEYS, "abab", strict=True)]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(open_clips(f"{manifest}:a").clips) == 2
+    for given, words in ((manifest, "which split"), (f"{manifest}:c", "no clips of the split c")):
+        with pytest.raises(UserError, match=words):
+            open_clips(given)
+    assert folder
+
+
+def test_clips_of_the_same_prompts_are_paired() -> None:
+    other = shapes(4)
+    backwards = type(other)("b", other.clips[::-1], other.arrays[::-1])
+    assert pairs(CLIPS, backwards) == [3, 2, 1, 0]
+    renamed = type(other)("c", [clip._replace(key=f"x{clip.key}") for clip in other.clips], other.arrays)
+    assert pairs(CLIPS, renamed) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="not clips of the same prompts"):
+        pairs(CLIPS, shapes(3))

@@ -1,0 +1,77 @@
+"""A converted folder and a video tokenizer as sources of clips: the same clips as the files that they write."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_files import ArrayClips, open_clips
+from megavrc.evaluation.clip_source import PlannedClip, read_whole
+from megavrc.generation.clip_sources import open_source
+from megavrc.generation.folder import load_folder
+from megavrc.generation.to_files import clips_to_write, generate_files
+from megavrc.model.clips import sampling_settings
+
+TEXTS = ["a red square moves left", "a blue dog moves up", "a red square moves left"]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "plan.jsonl"
+    rows = [{"id": str(number), "caption": text} for number, text in enumerate(TEXTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_generated_clips_are_those_of_the_command(folder: Path, plan: Path, tmp_path: Path) -> None:
+    source = open_source(folder, plan, seed=3, batch=2)
+    assert [clip.prompt for clip in source.clips] == TEXTS and source.length(0) == 17
+    frames = [read_whole(source, index) for index in range(3)]
+    assert frames[0].shape == (17, 16, 16, 3)
+    loaded = load_folder(folder)
+    one = loaded.generate(TEXTS[1], seed=4)[1][0].numpy()
+    assert np.array_equal(frames[1], one)
+    assert not np.array_equal(frames[0], frames[2])  # one prompt, two seeds
+    assert np.array_equal(source.read(0, range(0, 16, 3)), frames[0][:16:3])
+    settings = sampling_settings(loaded.sampling, {})
+    generate_files(loaded, clips_to_write(TEXTS, [], 3), tmp_path / "made", settings)
+    written = open_clips(tmp_path / "made")
+    assert [clip.prompt for clip in written.clips] == TEXTS
+    grey = [clip.mean(axis=-1).ravel() for clip in (read_whole(written, 1), frames[1], frames[0])]
+    assert np.corrcoef(grey)[0, 1] > 0.9 > np.corrcoef(grey)[0, 2]  # less what H.264 takes
+
+
+def test_identity_names_model_prompt_and_seed(folder: Path, plan: Path) -> None:
+    first, same, other = (open_source(folder, plan, seed=seed) for seed in (0, 0, 1))
+    names = [source.identity(index) for source in (first, other) for index in range(3)]
+    assert len(set(names)) == 6 and same.identity(1) == names[1]
+
+
+def test_reconstructions(folder: Path, source, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (20, 16, 16, 3), np.uint8) for _ in range(2)]
+    real = ArrayClips("real", [PlannedClip("a"), PlannedClip("b")], arrays)
+    made = open_source(source.run.parent / "video", like=real)
+    assert [clip.key for clip in made.clips] == ["a", "b"] and made.length(0) == 20
+    whole = source.video.decode(source.video.encode(torch.from_numpy(arrays[1][None, :17])))[0].numpy()
+    assert np.array_equal(made.read(1, range(17)), whole)
+    assert made.read(1, range(16)).shape == (16, 16, 16, 3)
+    assert made.identity(0) != made.identity(1) != real.identity(1)
+    with pytest.raises(UserError, match="a: the video tokenizer does not take it"):
+        made.read(0, range(5), size=15)
+
+
+def test_what_cannot_be_made_is_refused(folder: Path, source, tmp_path: Path) -> None:
+    unnamed = ArrayClips("real", [PlannedClip("a")], [np.zeros((17, 16, 16, 3), np.uint8)])
+    with pytest.raises(UserError, match="a prompt a clip, and a has none"):
+        open_source(folder, like=unnamed)
+    with pytest.raises(UserError, match="--planned"):
+        open_source(folder)
+    with pytest.raises(UserError, match="no real clips"):
+        open_source(source.run.parent / "video")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        open_source(tmp_path, like=unnamed)
