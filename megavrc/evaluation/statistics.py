@@ -1,0 +1,147 @@
+"""Is one number better than another? Intervals, paired differences, and how many samples an answer takes.
+
+Samples are drawn anew with replacement (the bootstrap), as numbers that say how often each counts: whole videos or
+prompts, never frames.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.evaluation.frechet import (
+    Array,
+    Features,
+    checked,
+    discrepancy,
+    frechet,
+    frechet_of_moments,
+    kernel_distance,
+    moments,
+    polynomial_kernel,
+)
+from megavrc.results import Metric, metric
+
+LEVEL = 0.95
+POWER = 0.8  # with which a difference of EFFECT is to be found
+EFFECT = 0.05  # of the value
+ELEMENTS = 2**24  # of an array, about
+NORMAL_SUM = 1.959964 + 0.841621  # quantiles of the normal distribution for LEVEL (two-sided) and POWER
+
+
+class Estimate(NamedTuple):
+    """A value, its 95% interval, and the values of all bootstrap draws."""
+
+    value: float
+    low: float
+    high: float
+    draws: Array
+
+    @property
+    def error(self) -> float:
+        """Standard error."""
+        return float(np.nanstd(self.draws, ddof=1)) if len(self.draws) > 1 else math.nan
+
+
+def estimate(value: float, draws: Array, centred: bool = False) -> Estimate:
+    """A value with the quantiles of its draws.
+
+    Args:
+        centred: move the draws to the value first. Drawn anew, a Frechet distance is larger than it was (a sample
+            that is drawn twice spans no new dimension): the draws say how far it spreads, not where it is.
+    """
+    draws = draws + (value - draws.mean()) if centred else draws
+    low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Estimate(value, float(low), float(high), draws)
+
+
+def resamples(n: int, draws: int, rng: np.random.Generator) -> Array:
+    """How often each of n samples is drawn, [draws, n]."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def mean_estimate(values_N: Sequence[float] | NDArray[np.floating], draws: int, seed: int = 0) -> Estimate:
+    """The mean of one value a clip (or prompt)."""
+    values, rng = np.asarray(values_N, np.float64), np.random.default_rng(seed)
+    return estimate(float(values.mean()), resamples(len(values), draws, rng) @ values / len(values))
+
+
+class Distance(NamedTuple):
+    """A distance of two sets of features, and that of resampled sets.
+
+    `draw`: from weights [R, N] of the first set and [R, M] of the second, how often each sample counts, to [R].
+    """
+
+    value: float
+    draw: Callable[[Array, Array], Array]
+    chunk: int  # draws at once, for memory
+
+
+def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
+    """The Frechet distance of clips x from real clips y."""
+    x, y = checked(x_ND, y_ND)
+
+    def draw(weights_x: Array, weights_y: Array) -> Array:
+        return frechet_of_moments(*moments(x, weights_x, ddof), *moments(y, weights_y, ddof))
+
+    return Distance(frechet(x, y, ddof), draw, max(1, ELEMENTS // max(x.size, y.size)))
+
+
+def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
+    """The unbiased kernel distance of clips x from real clips y."""
+    x, y = checked(x_ND, y_ND)
+    kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
+    chunk = max(1, ELEMENTS // max(len(x), len(y)))
+    return Distance(kernel_distance(x, y), lambda *weights: discrepancy(*kernels, *weights), chunk)
+
+
+def distance_estimates(
+    distances: Sequence[Distance], clips: int, real: int, draws: int, seed: int = 0
+) -> list[Estimate]:
+    """Distances of sources that answer the same prompts from one real set, drawn together: prompt for prompt.
+
+    Args:
+        clips, real: number of clips of each source, and of the real set.
+
+    Returns:
+        An estimate of each; the draws of two of them belong together, so that their differences have draws too.
+    """
+    rng = np.random.default_rng(seed)
+    weights = resamples(clips, draws, rng), resamples(real, draws, rng)
+    found = []
+    for one in distances:
+        parts = [slice(start, start + one.chunk) for start in range(0, draws, one.chunk)]
+        drawn = np.concatenate([one.draw(*(rows[part] for rows in weights)) for part in parts])
+        found.append(estimate(one.value, drawn, centred=True))
+    return found
+
+
+def difference(second: Estimate, first: Estimate) -> Estimate:
+    """second - first of estimates whose draws belong together."""
+    return estimate(second.value - first.value, second.draws - first.draws)
+
+
+def apart(found: Estimate) -> bool:
+    """Whether a difference is one: its interval does not hold 0."""
+    return found.low > 0 or found.high < 0
+
+
+def as_metric(found: Estimate, n: int, unit: str = "") -> Metric:
+    """An estimate in the schema of results."""
+    return metric(found.value, unit, n, found.low, found.high)
+
+
+def needed(value: float, error: float, n: int, paired: bool) -> int | None:
+    """Samples that it takes to tell a difference of 5% of the value (power 80%, level 95%); None where it has none.
+
+    Args:
+        error: standard error at n samples: of the paired difference, or of the value itself, which then stands for
+            that of each of two sets that are independent.
+    """
+    wanted = EFFECT * abs(value)
+    if not wanted or not math.isfinite(error):
+        return None
+    spread = error if paired else error * math.sqrt(2)
+    return math.ceil(n * (NORMAL_SUM * spread / wanted) ** 2)

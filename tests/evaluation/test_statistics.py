@@ -1,0 +1,90 @@
+"""Intervals hold what they say; a model compared with itself is called different in about 5% of trials."""
+
+import math
+
+import numpy as np
+import pytest
+
+from megavrc.evaluation.statistics import (
+    apart,
+    difference,
+    distance_estimates,
+    estimate,
+    frechet_distance,
+    mean_estimate,
+    needed,
+    poly_distance,
+)
+
+DIMS, N = 4, 150
+
+
+def share_apart(shift: float, distance: str, trials: int = 200, draws: int = 100) -> float:
+    """How often model B (features moved by `shift`) is called different from A on the same prompts."""
+    rng = np.random.default_rng(5)
+    make = frechet_distance if distance == "frechet" else poly_distance
+    found = 0
+    for trial in range(trials):
+        real = rng.standard_normal((N, DIMS))
+        prompts = (
+            rng.standard_normal((N, DIMS)) * 1.2 + 0.3
+        )  # what the prompt decides; the seed adds the rest
+        a, b = (prompts + rng.standard_normal((N, DIMS)) * 0.6 + step for step in (0, shift))
+        first, second = distance_estimates([make(a, real), make(b, real)], N, N, draws, trial)
+        found += apart(difference(second, first))
+    return found / trials
+
+
+@pytest.mark.parametrize("distance", ["frechet", "kernel"])
+def test_a_model_against_itself(distance: str) -> None:
+    """200 trials: 5% +- 1.5% by chance alone; another model is found."""
+    assert 0.015 <= share_apart(0, distance) <= 0.095
+    assert share_apart(0.4, distance, trials=40) > 0.9
+
+
+def test_the_interval_of_a_distance_holds_its_mean() -> None:
+    rng = np.random.default_rng(2)
+    sets = [(rng.standard_normal((N, DIMS)) * 1.5 + 0.5, rng.standard_normal((N, DIMS))) for _ in range(150)]
+    found = [distance_estimates([frechet_distance(*pair)], N, N, 80, i)[0] for i, pair in enumerate(sets)]
+    mean = np.mean([one.value for one in found])
+    assert 0.88 <= np.mean([one.low <= mean <= one.high for one in found]) <= 0.99
+
+
+def test_means() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(400)
+    found = mean_estimate(values, 400)
+    assert found.value == values.mean()
+    assert found.error == pytest.approx(1 / 20, rel=0.15)
+    assert found.low == pytest.approx(found.value - 1.96 / 20, abs=0.02)
+    assert mean_estimate([2.0, 2.0], 10)[:3] == (2, 2, 2)
+
+
+def test_pairing_finds_what_two_intervals_hide() -> None:
+    rng = np.random.default_rng(1)
+    prompts = rng.standard_normal(60) * 5
+    a, b = mean_estimate(prompts, 300), mean_estimate(prompts + 0.3 + 0.1 * rng.standard_normal(60), 300)
+    assert a.high > b.low
+    assert apart(difference(b, a)) and not apart(difference(a, a))
+
+
+def test_samples_that_a_difference_takes() -> None:
+    """Checked by what it promises: at that N the difference is found in 80% of trials."""
+    rng = np.random.default_rng(0)
+    value, spread, pilot = 10.0, 4.0, 200
+    n = needed(value, spread / math.sqrt(pilot), pilot, paired=True) or 0
+    assert n == pytest.approx((2.8 * spread / 0.5) ** 2, rel=0.01)
+    hits = [
+        abs(sample.mean()) > 1.96 * sample.std() / math.sqrt(n)
+        for sample in rng.standard_normal((400, n)) * spread + 0.05 * value
+    ]
+    assert 0.72 < np.mean(hits) < 0.88
+    alone, together = (needed(value, 1, 10, paired) or 0 for paired in (False, True))
+    assert alone == pytest.approx(2 * together, abs=1)
+    assert needed(0, 1, 10, paired=True) is None
+
+
+def test_centred_draws_keep_their_spread() -> None:
+    draws = np.linspace(3, 5, 101)
+    found = estimate(1.0, draws, centred=True)
+    assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(1.95))
