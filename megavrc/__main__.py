@@ -91,6 +91,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Measurement": {
         "evaluate": Entry(
             {
+                "fvd": "megavrc.generation.evaluate_distance:fvd",
+                "kvd": "megavrc.generation.evaluate_distance:kvd",
                 "alignment": "megavrc.generation.evaluate:alignment",
                 "speed": "megavrc.benchmarks.speed:speed",
                 "scenes": "megavrc.generation.evaluate_scenes:scenes",

@@ -1,0 +1,203 @@
+"""How far a set of clips is from real ones: FVD, its limit, KVD, precision and recall, each with what it is worth.
+
+Beside every value stand N, its interval and what two sets of real clips get; two sources that answer the same prompts
+are compared prompt for prompt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from megavrc.evaluation.clip_source import ClipSource, first, pairs
+from megavrc.evaluation.features import Detector, Features, clip_features
+from megavrc.evaluation.frechet import NEIGHBOURS, covered, frechet_at_infinity, rank_warning
+from megavrc.evaluation.protocols import (
+    FVDProtocol,
+    Window,
+    measured_windows,
+    protocol_facts,
+    real_windows,
+    remarks,
+)
+from megavrc.evaluation.statistics import (
+    Distance,
+    Estimate,
+    apart,
+    as_metric,
+    difference,
+    distance_estimates,
+    frechet_distance,
+    mean_estimate,
+    needed,
+    poly_distance,
+)
+from megavrc.results import Metric, case, metric
+
+HALVES = 24  # samples of half the clips that tell how far a limit spreads
+FLOOR = "real against real"
+
+Kind = Literal["fvd", "kvd"]
+
+
+@dataclass(frozen=True)
+class DistanceReport:
+    """Rows and metrics of a result, its protocol, and lines for people."""
+
+    cases: list[dict[str, Any]]
+    metrics: dict[str, Metric]
+    protocol: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Features: of the real clips, of other real ones (None: no floor is wanted), of the sources by their names."""
+
+    real: Features
+    others: Features | None
+    sources: Mapping[str, Features]
+
+
+def metric_names(kind: Kind, detector: str) -> str:
+    """What a distance is called: only that of I3D's features is FVD or KVD."""
+    return kind if detector == "i3d" else {"fvd": "frechet_unknown", "kvd": "kernel_unknown"}[kind]
+
+
+def measure_distances(
+    kind: Kind,
+    real: ClipSource,
+    clips: ClipSource,
+    against: ClipSource | None,
+    detector: Detector,
+    protocol: FVDProtocol,
+    floor: bool = True,
+    draws: int = 200,
+    seed: int = 0,
+    store: Path | None = None,
+    batch: int = 8,
+) -> DistanceReport:
+    """Distances of one or two sources from real clips.
+
+    Args:
+        against: another source that answers the same prompts; its difference from `clips` is measured in pairs.
+        floor: also measure the distance of two sets of real clips.
+        draws: of the bootstrap.
+        store, batch: see `clip_features`.
+
+    Raises:
+        UserError: clips that are missing, unreadable or too short; sources that do not go together.
+    """
+    sources = [clips] if against is None else [clips, against]
+    order = [] if against is None else pairs(clips, against)
+    windows = [measured_windows(source, protocol) for source in sources]
+    if order:
+        windows[1] = [windows[1][index] for index in order]
+    n = len(windows[0])
+    chosen = real_windows(real, protocol, n if floor else 0, seed)
+
+    def features(source: ClipSource, wanted: list[Window]) -> Features:
+        return clip_features(source, wanted, protocol.size, detector, store, batch)
+
+    known = features(real, chosen.windows)
+    made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
+    others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
+    sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)))
+    report = compare_sets(kind, sets, detector.name, protocol.ddof, draws, seed)
+    lines = remarks(protocol, real, {"the real clips": len(known), "the measured clips": n}, clips)
+    if chosen.short:
+        lines.append(f"{len(chosen.short)} real videos are too short for a clip ({first(chosen.short)})")
+    facts = {
+        "fvd_protocol": protocol_facts(protocol),
+        "detector": {"name": detector.name, "sha256": detector.sha256, "dims": known.shape[1], "tf32": False},
+        "real": {"name": real.name, "n": len(known), "storage": real.storage, "short": chosen.short},
+        "measured": [{"name": s.name, "n": n, "storage": s.storage} for s in sources],
+        "interval": f"95%, bootstrap of clips (of both sides, {draws} draws), moved to the value; limits: halves",
+        "seed": seed,
+    }
+    lines += report.lines
+    return DistanceReport(report.cases, report.metrics, facts | {"remarks": lines}, lines)
+
+
+def _names(sources: list[ClipSource]) -> list[str]:
+    names = [source.name for source in sources]
+    return names if len(set(names)) == len(names) else [f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def compare_sets(
+    kind: Kind, sets: Sets, detector: str, ddof: int = 0, draws: int = 200, seed: int = 0
+) -> DistanceReport:
+    """Distances from features.
+
+    The floor is the distance of other real clips, as many as are measured, from the real ones; where there are fewer
+    others, that of the real ones' two halves, and its N is theirs.
+    """
+    name = metric_names(kind, detector)
+    real, dims = sets.real, sets.real.shape[1]
+    n = len(next(iter(sets.sources.values())))
+    lines = []
+
+    def distance(x: Features, y: Features) -> Distance:
+        return frechet_distance(x, y, ddof) if kind == "fvd" else poly_distance(x, y)
+
+    found = distance_estimates(
+        [distance(x, real) for x in sets.sources.values()],
+        n,
+        len(real),
+        draws,
+        seed,
+    )
+    cases = []
+    for (source, x), one in zip(sets.sources.items(), found, strict=True):
+        metrics = {name: as_metric(one, len(x))}
+        if kind == "fvd":
+            metrics |= _beside(name, x, real, ddof, draws, seed)
+        metrics["n_for_5_percent"] = metric(needed(one.value, one.error, len(x), False), n=len(x))
+        cases.append(case(source, metrics, {"n": len(x), "n_real": len(real)}))
+        if kind == "fvd" and (warning := rank_warning([len(x), len(real)], dims)):
+            lines.append(warning)
+    if sets.others is not None and len(real) >= 4:
+        enough = len(sets.others) >= n
+        half, other = (real, sets.others[:n]) if enough else (real[::2], real[1::2])
+        (least,) = distance_estimates([distance(other, half)], len(other), len(half), draws, seed)
+        cases.append(
+            case(FLOOR, {name: as_metric(least, len(other))}, {"n": len(other), "n_real": len(half)})
+        )
+        if not enough:
+            lines.append(f"too few real clips for a floor at the same N: it is of two halves, N {len(other)}")
+    metrics = {}
+    if len(found) == 2:
+        gap = difference(found[1], found[0])
+        metrics[f"{name}: second - first"] = as_metric(gap, n)
+        metrics["n_for_5_percent, paired"] = metric(needed(found[0].value, gap.error, n, True), n=n)
+        names = list(sets.sources)
+        lines.append(verdict(gap, names[0], names[1]))
+    return DistanceReport(cases, metrics, {}, list(dict.fromkeys(lines)))
+
+
+def verdict(gap: Estimate, one: str, other: str) -> str:
+    """What a paired difference says."""
+    if not apart(gap):
+        return f"{other} and {one}: no difference is shown (0 lies in the interval of their difference)"
+    lower = "lower" if gap.value < 0 else "higher"
+    return f"{other} is {lower} than {one}: 0 lies outside the interval of their difference"
+
+
+def _beside(name: str, x: Features, real: Features, ddof: int, draws: int, seed: int) -> dict[str, Metric]:
+    """The limit for N to infinity, precision and recall."""
+    limit = frechet_at_infinity(x, real, ddof, seed)
+    rng = np.random.default_rng(seed)
+    halves = []
+    for _ in range(HALVES):
+        half, other = (z[rng.permutation(len(z))[: max(2, len(z) // 2)]] for z in (x, real))
+        halves.append(frechet_at_infinity(half, other, ddof, seed))
+    spread = 1.96 * float(np.std(halves, ddof=1))  # of halves without replacement: as of the whole
+    precision = mean_estimate(covered(x, real).astype(float), draws, seed)
+    recall = mean_estimate(covered(real, x).astype(float), draws, seed)
+    return {
+        f"{name}_inf": metric(limit, n=len(x), low=limit - spread, high=limit + spread),
+        f"precision_k{NEIGHBOURS}": as_metric(precision, len(x), "share"),
+        f"recall_k{NEIGHBOURS}": as_metric(recall, len(real), "share"),
+    }

@@ -1,0 +1,141 @@
+"""`megavrc evaluate fvd` and `kvd`: how far clips are from real ones, by the features of a video network."""
+
+from pathlib import Path
+from typing import Any
+
+from megavrc.errors import UserError
+from megavrc.evaluation.distances import Kind, measure_distances
+from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
+from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
+from megavrc.generation.clip_sources import open_source
+from megavrc.results import case, metric, publish_tables, result
+from megavrc.user_files import resolve
+
+FEWEST_DRAWS = 20
+TOLERANCE = 0.05  # of the self-check: others computed it, with other versions
+
+
+def fvd(
+    real: Path | None = None,
+    clips: Path | None = None,
+    against: Path | None = None,
+    i3d: Path | None = None,
+    protocol: ProtocolName = "latte",
+    dataset: DatasetName | None = None,
+    change: list[str] | None = None,
+    planned: Path | None = None,
+    floor: bool = True,
+    draws: int = 200,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+    features: Path | None = None,
+    json: Path | None = None,
+    selfcheck: bool = False,
+) -> int:
+    """Frechet video distance, its limit for many clips, precision and recall, each with N and its interval.
+
+    Clips are a folder of videos or of folders of pictures (of any program), an .npz file, manifest.jsonl:SPLIT, a
+    converted folder, which generates for the list --planned or the prompts of the real clips, or a video tokenizer,
+    which reconstructs the real clips. Exactly the planned clips must be there. A network that is not the published
+    I3D is named unknown, and its distance is not called FVD.
+
+    Args:
+        real: the real clips.
+        clips: what is measured.
+        against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
+        i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
+        protocol: which real clips, strides, sizes and covariances.
+        dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, ddof, select, place.
+        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        floor: also measure real clips against other real ones.
+        draws: of the bootstrap.
+        seed: chooses real clips, bootstraps and generates.
+        batch: clips at once.
+        device: cpu or cuda.
+        features: folder where features are kept, for `kvd` and for later runs.
+        json: write the result there.
+        selfcheck: only check the network: I3D gives 151.26 for clips of zeros against ones. Exit code 1 if not.
+    """
+    if selfcheck:
+        return _selfcheck(load_detector(resolve("i3d", i3d), device), json)
+    _command("fvd", locals())
+    return 0
+
+
+def kvd(
+    real: Path,
+    clips: Path,
+    against: Path | None = None,
+    i3d: Path | None = None,
+    protocol: ProtocolName = "latte",
+    dataset: DatasetName | None = None,
+    change: list[str] | None = None,
+    planned: Path | None = None,
+    floor: bool = True,
+    draws: int = 200,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+    features: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Kernel video distance: the unbiased polynomial MMD of the features of `fvd`; its mean does not depend on N.
+
+    Args:
+        real: the real clips; all clips are given as to megavrc evaluate fvd.
+        clips: what is measured.
+        against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
+        i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
+        protocol: which real clips, strides and sizes.
+        dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, select, place.
+        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        floor: also measure real clips against other real ones.
+        draws: of the bootstrap.
+        seed: chooses real clips, bootstraps and generates.
+        batch: clips at once.
+        device: cpu or cuda.
+        features: folder where features are kept, for `fvd` and for later runs.
+        json: write the result there.
+    """
+    _command("kvd", locals())
+
+
+def _command(kind: Kind, given: dict[str, Any]) -> None:
+    protocol = protocol_of(given["protocol"], given["dataset"], given["change"] or ())
+    if given["draws"] < FEWEST_DRAWS or given["batch"] < 1:
+        raise UserError(f"--draws: at least {FEWEST_DRAWS}; --batch: at least 1")
+    if given["real"] is None or given["clips"] is None:
+        raise UserError("required: --real and --clips (see --help)")
+    detector = load_detector(resolve("i3d", given["i3d"]), given["device"])
+    if detector.name == "i3d" and protocol.frames < I3D_FRAMES:
+        raise UserError(f"--change frames={protocol.frames}: I3D takes at least {I3D_FRAMES}")
+    how = {name: given[name] for name in ("seed", "batch", "device")}
+    real = open_source(given["real"], **how)
+    clips = open_source(given["clips"], given["planned"], real, **how)
+    against = open_source(given["against"], given["planned"], real, **how) if given["against"] else None
+    bootstrap = {name: given[name] for name in ("floor", "draws", "seed", "batch")}
+    report = measure_distances(
+        kind, real, clips, against, detector, protocol, store=given["features"], **bootstrap
+    )
+    for line in report.lines:
+        print(f"note: {line}")
+    config = {name: str(given[name]) for name in ("real", "clips", "against", "planned") if given[name]}
+    content = result(
+        f"evaluate {kind}", config, report.cases, report.metrics, report.protocol, given["device"]
+    )
+    publish_tables(content, given["json"])
+
+
+def _selfcheck(detector: Detector, json: Path | None) -> int:
+    found = check_i3d(detector)
+    right = abs(found - SELFCHECK) <= TOLERANCE
+    same = "the published I3D" if detector.name == "i3d" else "another file than the published I3D"
+    print(f"{same} (sha256 {detector.sha256}), zeros against ones: {found:.3f}, expected {SELFCHECK}")
+    if json:
+        facts = {"detector": detector.name, "sha256": detector.sha256, "expected": SELFCHECK, "right": right}
+        cases = [case("zeros against ones", {"frechet": metric(found, n=8)}, facts)]
+        publish_tables(result("evaluate fvd --selfcheck", {}, cases), json)
+    return 0 if right and detector.name == "i3d" else 1

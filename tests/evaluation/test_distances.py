@@ -1,0 +1,296 @@
+"""FVD's plumbing, protocols and commands with a network of our own, which is never called FVD."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clip_sets import changed, frozen, noisy, save_network, shapes, shuffled
+from torch import Tensor, nn
+
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_files import ArrayClips
+from megavrc.evaluation.clip_source import PlannedClip
+from megavrc.evaluation.distances import FLOOR, Sets, compare_sets, measure_distances, metric_names
+from megavrc.evaluation.features import Detector, clip_features, load_detector
+from megavrc.evaluation.protocols import (
+    PRESETS,
+    measured_windows,
+    protocol_of,
+    real_windows,
+)
+from megavrc.results import read_result
+from megavrc.user_files import UserFile
+
+ROOT = Path(__file__).resolve().parents[2]
+CUSTOM = protocol_of("custom", changes=["n=48", "place=start"])
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(tmp_path_factory.mktemp("network") / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def detector(network: Path) -> Detector:
+    return load_detector(UserFile(network))
+
+
+def counting(lengths: list[int]) -> ArrayClips:
+    """Clips whose pixels say the number of their frame."""
+    arrays = [
+        np.broadcast_to(np.arange(length, dtype=np.uint8)[:, None, None, None], (length, 8, 8, 3))
+        for length in lengths
+    ]
+    return ArrayClips("counting", [PlannedClip(f"{i:03d}") for i in range(len(lengths))], arrays)
+
+
+# --- protocols -------------------------------------------------------------------------------------------------
+
+
+def test_presets() -> None:
+    assert [PRESETS[name].real_stride for name in ("latte", "stylegan-v", "videopoet-msrvtt")] == [3, 1, 1]
+    assert protocol_of("latte", "taichi").real_stride == 6 and protocol_of("latte", "taichi").name == "latte"
+    assert all((p.n, p.frames, p.stride, p.ddof) == (2048, 16, 1, 0) for p in PRESETS.values())
+    other = protocol_of("latte", changes=["size=none", "n=64"])
+    assert (other.size, other.n, other.name) == (None, 64, "custom (from latte)")
+    for word in ("sise=3", "size", "size=x", "n=1", "ddof=2", "place=left", "frames=-3"):
+        with pytest.raises(UserError, match=f"--change {word}"):
+            protocol_of("latte", changes=[word])
+
+
+def test_windows_of_real_clips_have_the_stride_of_the_protocol() -> None:
+    source = counting([20, 48, 47, 60, 200])
+    chosen = real_windows(source, protocol_of("latte"))
+    assert sorted(chosen.short) == ["000", "002"]
+    for window in chosen.windows:
+        seen = source.read(window.clip, window.wanted)[:, 0, 0, 0].astype(int)
+        assert np.array_equal(np.diff(seen), [3] * 15) and seen[-1] < source.length(window.clip)
+    assert real_windows(source, protocol_of("latte")) == chosen
+    starts = {
+        real_windows(source, protocol_of("latte"), seed=seed).windows[-1].wanted.start for seed in range(9)
+    }
+    assert len(starts) > 3
+    (centre,) = (w for w in real_windows(source, protocol_of("videopoet-msrvtt")).windows if w.clip == 3)
+    assert centre.wanted == range(22, 38)
+    assert [w.wanted for w in measured_windows(counting([17, 17]), protocol_of("latte"))] == [range(16)] * 2
+
+
+def test_which_real_clips() -> None:
+    source = counting([16] * 30)
+    change = ["n=10"]
+    first = real_windows(source, protocol_of("stylegan-v", changes=change), more=5)
+    assert [w.clip for w in first.windows] == list(range(10))
+    assert [w.clip for w in first.rest] == list(range(10, 15))
+    draws = [
+        [w.clip for w in real_windows(source, protocol_of("custom", changes=change), seed=seed).windows]
+        for seed in range(2)
+    ]
+    assert draws[0] != draws[1] and all(len(set(draw)) == 10 for draw in draws)
+
+
+def test_short_clips_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"1 clips have fewer than the 16 frames .*\(001\)"):
+        measured_windows(counting([16, 15, 20]), protocol_of("latte"))
+    with pytest.raises(UserError, match="0 real clips of 16 frames at stride 3"):
+        real_windows(counting([20, 21]), protocol_of("latte"))
+    with pytest.raises(UserError, match="at least 2"):
+        measured_windows(counting([16]), protocol_of("latte"))
+
+
+# --- features --------------------------------------------------------------------------------------------------
+
+
+def test_what_the_network_sees(tmp_path: Path) -> None:
+    class Probe(nn.Module):
+        """Says what it was given."""
+
+        def forward(
+            self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+        ) -> Tensor:
+            flags = [float(rescale), float(resize), float(return_features), float(x.dtype == torch.uint8)]
+            said = torch.tensor([float(s) for s in x.shape[1:]] + flags)
+            return torch.cat([said.expand(len(x), -1), x[:, :, :, 0, 0].float().flatten(1)], dim=1)
+
+    torch.jit.script(Probe()).save(str(tmp_path / "probe.pt"))
+    probe = load_detector(UserFile(tmp_path / "probe.pt"))
+    source = counting([16] * 3)
+    features = clip_features(source, measured_windows(source, PRESETS["custom"]), None, probe)
+    assert features[:, :8].tolist() == [[3, 16, 8, 8, 1, 1, 1, 1]] * 3
+    assert features[0, 8:].tolist() == list(range(16)) * 3
+    assert probe.name == "unknown" and metric_names("fvd", probe.name) == "frechet_unknown"
+
+
+def test_features_are_stored_by_content(detector: Detector, tmp_path: Path) -> None:
+    source, windows = shapes(6), measured_windows(shapes(6), CUSTOM)
+    calls = []
+
+    def features(clips: ArrayClips, size: int | None = None, wanted: Any = windows) -> Any:
+        found = clip_features(clips, wanted, size, detector, tmp_path)
+        calls.append(len(list(tmp_path.iterdir())))
+        return found
+
+    once = features(source)
+    assert np.array_equal(features(shapes(6, name="elsewhere")), once) and calls == [1, 1]
+    (stored,) = tmp_path.iterdir()
+    np.savez(stored, features=once + 1)
+    assert np.array_equal(features(source), once + 1)  # it is read
+    stored.write_bytes(stored.read_bytes()[:99])
+    assert np.array_equal(features(source), once)  # damage is not
+    assert not np.array_equal(features(shapes(6, first=9)), once)  # other clips of the same name
+    features(source, size=16)
+    features(source, wanted=measured_windows(source, protocol_of("custom", changes=["frames=9"])))
+    assert calls[-3:] == [2, 3, 4]
+
+
+def test_networks_that_are_none(tmp_path: Path) -> None:
+    class Other(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+            return x.float().mean()
+
+    class Nan(nn.Module):
+        def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+            y = x.float().mean(dim=(2, 3, 4))
+            return torch.where(y > y.min(), y, torch.nan)
+
+    source = shapes(4)
+    windows = measured_windows(source, CUSTOM)
+    for module, words in ((Other(), "does not take"), (Flat(), "no features"), (Nan(), "not finite")):
+        torch.jit.script(module).save(str(tmp_path / "x.pt"))
+        with pytest.raises(UserError, match=words):
+            clip_features(source, windows, None, load_detector(UserFile(tmp_path / "x.pt")))
+    (tmp_path / "x.pt").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="not a TorchScript file"):
+        load_detector(UserFile(tmp_path / "x.pt"))
+
+
+# --- distances -------------------------------------------------------------------------------------------------
+
+
+def test_a_report_says_what_its_value_is_worth(detector: Detector) -> None:
+    real = shapes(144)
+    good, bad = shapes(40, first=500, name="good"), changed(shapes(40, first=500), frozen, "frozen")
+    for kind in ("fvd", "kvd"):
+        report = measure_distances(kind, real, good, bad, detector, CUSTOM)  # type: ignore[arg-type]
+        name = metric_names(kind, "unknown")  # type: ignore[arg-type]
+        rows = {row["name"]: row for row in report.cases}
+        value = {row: rows[row]["metrics"][name] for row in rows}
+        assert value["good"]["low"] < value["good"]["value"] < value["good"]["high"]
+        assert value["good"]["n"] == value[FLOOR]["n"] == 40
+        assert value["good"]["value"] < value[FLOOR]["high"] and value["frozen"]["low"] > value[FLOOR]["high"]
+        gap = report.metrics[f"{name}: second - first"]
+        assert gap["low"] > 0 and "frozen is higher than good" in report.lines[-1]
+        assert report.metrics["n_for_5_percent, paired"]["value"] > 1
+        assert report.protocol["detector"]["name"] == "unknown"
+        assert report.protocol["fvd_protocol"]["place"] == "start"
+
+
+@pytest.mark.parametrize("fault", [frozen, shuffled, noisy])
+def test_planted_faults_move_the_distance(fault: Any, detector: Detector) -> None:
+    real, clips = shapes(96), shapes(32, first=300)
+    windows = measured_windows(clips, CUSTOM)
+    known = clip_features(real, measured_windows(real, CUSTOM), None, detector)
+    sets = {
+        name: clip_features(source, windows, None, detector)
+        for name, source in (("good", clips), ("bad", changed(clips, fault)))
+    }
+    report = compare_sets("fvd", Sets(known[:48], known[48:], sets), "unknown", draws=60)
+    good, bad, floor = (row["metrics"]["frechet_unknown"] for row in report.cases)
+    assert bad["low"] > max(good["high"], floor["high"])
+    assert report.metrics["frechet_unknown: second - first"]["low"] > 0
+
+
+def test_identity_is_0_and_few_clips_are_said(detector: Detector) -> None:
+    real = shapes(12)
+    protocol = protocol_of("stylegan-v", changes=["size=none", "place=start"])
+    report = measure_distances("fvd", real, real, None, detector, protocol)
+    assert report.cases[0]["metrics"]["frechet_unknown"]["value"] == 0
+    said = " ".join(report.lines)
+    assert "N 12 <= 24 dimensions" in said and "floor at the same N" in said and "protocol has 2048" in said
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name, source in (("real", shapes(40)), ("made", shapes(16, 200)), ("odd", shapes(15, 100))):
+        np.savez(folder / f"{name}.npz", clips=np.stack(source.arrays))
+    (folder / "plan.jsonl").write_text("".join(json.dumps({"id": f"{i:04d}"}) + "\n" for i in range(16)))
+    return folder
+
+
+def test_commands(
+    files: Path,
+    network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sets = [files / "real.npz", files / "made.npz", "--planned", files / "plan.jsonl", "--i3d", network]
+    options = ["--change", "size=none", "real_stride=1", "--features", tmp_path / "f", "--draws", 40]
+    assert run(monkeypatch, "fvd", *sets, *options, "--json", tmp_path / "fvd.json") == 0
+    stored = sorted((tmp_path / "f").iterdir())
+    assert run(monkeypatch, "kvd", *sets, *options, "--json", tmp_path / "kvd.json") == 0
+    assert sorted((tmp_path / "f").iterdir()) == stored  # shared
+    found = read_result(tmp_path / "fvd.json")
+    assert found["protocol"]["fvd_protocol"]["name"] == "custom (from latte)"
+    assert set(found["cases"][0]["metrics"]) == {
+        "frechet_unknown",
+        "frechet_unknown_inf",
+        "precision_k3",
+        "recall_k3",
+        "n_for_5_percent",
+    }
+    assert "fvd" not in capsys.readouterr().out.lower()
+    assert read_result(tmp_path / "kvd.json")["cases"][0]["metrics"]["kernel_unknown"]["n"] == 16
+    assert run(monkeypatch, "fvd", "--selfcheck", "--i3d", network) == 1
+    assert "another file than the published I3D" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "no network": ("fvd {}/real.npz {}/made.npz", "MEGAVRC_I3D"),
+    "network that is none": ("fvd {}/real.npz {}/made.npz --i3d {}/plan.jsonl", "not a TorchScript"),
+    "nothing to measure": ("fvd --i3d NET", "--real"),
+    "no clips": ("kvd {}/real.npz {}/none --i3d NET", "{}/none"),
+    "another set": ("fvd {}/real.npz {}/odd.npz --planned {}/plan.jsonl --i3d NET", "1 missing (0015)"),
+    "sets that do not pair": ("fvd {}/real.npz {}/made.npz {}/odd.npz --i3d NET", "not clips of the same"),
+    "too short": ("kvd {}/real.npz {}/made.npz --i3d NET --change frames=18", "fewer than the 18"),
+    "short real": ("fvd {}/real.npz {}/made.npz --i3d NET", "at stride 3"),
+    "no field": ("fvd {}/real.npz {}/made.npz --i3d NET --change size:4", "--change size:4"),
+    "few draws": ("fvd {}/real.npz {}/made.npz --i3d NET --draws 3", "--draws"),
+    "no device": ("fvd {}/real.npz {}/made.npz --i3d NET --device tpu", "tpu"),
+    "a protocol that is none": ("fvd {}/real.npz {}/made.npz --i3d NET --protocol lattte", "latte"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_in_one_line(
+    mistake: str,
+    files: Path,
+    network: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MEGAVRC_I3D", raising=False)
+    options, words = MISTAKES[mistake]
+    words_of = options.replace("{}", str(files)).replace("NET", str(network)).split()
+    assert run(monkeypatch, *words_of) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and words.replace("{}", str(files)) in lines[0]
