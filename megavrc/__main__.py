@@ -93,6 +93,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             {
                 "fvd": "megavrc.generation.evaluate_distance:fvd",
                 "kvd": "megavrc.generation.evaluate_distance:kvd",
+                "clipsim": "megavrc.generation.evaluate_clips:clipsim",
                 "alignment": "megavrc.generation.evaluate:alignment",
                 "speed": "megavrc.benchmarks.speed:speed",
                 "scenes": "megavrc.generation.evaluate_scenes:scenes",

@@ -5,9 +5,9 @@ are compared prompt for prompt.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,8 +24,7 @@ from megavrc.evaluation.protocols import (
 )
 from megavrc.evaluation.statistics import (
     Distance,
-    Estimate,
-    apart,
+    MetricReport,
     as_metric,
     difference,
     distance_estimates,
@@ -33,6 +32,7 @@ from megavrc.evaluation.statistics import (
     mean_estimate,
     needed,
     poly_distance,
+    verdict,
 )
 from megavrc.results import Metric, case, metric
 
@@ -40,16 +40,6 @@ HALVES = 24  # samples of half the clips that tell how far a limit spreads
 FLOOR = "real against real"
 
 Kind = Literal["fvd", "kvd"]
-
-
-@dataclass(frozen=True)
-class DistanceReport:
-    """Rows and metrics of a result, its protocol, and lines for people."""
-
-    cases: list[dict[str, Any]]
-    metrics: dict[str, Metric]
-    protocol: dict[str, Any]
-    lines: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ def measure_distances(
     seed: int = 0,
     store: Path | None = None,
     batch: int = 8,
-) -> DistanceReport:
+) -> MetricReport:
     """Distances of one or two sources from real clips.
 
     Args:
@@ -118,7 +108,7 @@ def measure_distances(
         "seed": seed,
     }
     lines += report.lines
-    return DistanceReport(report.cases, report.metrics, facts | {"remarks": lines}, lines)
+    return MetricReport(report.cases, report.metrics, facts | {"remarks": lines}, lines)
 
 
 def _names(sources: list[ClipSource]) -> list[str]:
@@ -128,7 +118,7 @@ def _names(sources: list[ClipSource]) -> list[str]:
 
 def compare_sets(
     kind: Kind, sets: Sets, detector: str, ddof: int = 0, draws: int = 200, seed: int = 0
-) -> DistanceReport:
+) -> MetricReport:
     """Distances from features.
 
     The floor is the distance of other real clips, as many as are measured, from the real ones; where there are fewer
@@ -174,15 +164,7 @@ def compare_sets(
         metrics["n_for_5_percent, paired"] = metric(needed(found[0].value, gap.error, n, True), n=n)
         names = list(sets.sources)
         lines.append(verdict(gap, names[0], names[1]))
-    return DistanceReport(cases, metrics, {}, list(dict.fromkeys(lines)))
-
-
-def verdict(gap: Estimate, one: str, other: str) -> str:
-    """What a paired difference says."""
-    if not apart(gap):
-        return f"{other} and {one}: no difference is shown (0 lies in the interval of their difference)"
-    lower = "lower" if gap.value < 0 else "higher"
-    return f"{other} is {lower} than {one}: 0 lies outside the interval of their difference"
+    return MetricReport(cases, metrics, {}, list(dict.fromkeys(lines)))
 
 
 def _beside(name: str, x: Features, real: Features, ddof: int, draws: int, seed: int) -> dict[str, Metric]:

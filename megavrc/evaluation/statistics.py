@@ -6,7 +6,8 @@ prompts, never frames.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +63,22 @@ def resamples(n: int, draws: int, rng: np.random.Generator) -> Array:
     return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
-def mean_estimate(values_N: Sequence[float] | NDArray[np.floating], draws: int, seed: int = 0) -> Estimate:
-    """The mean of one value a clip (or prompt)."""
+def mean_estimate(
+    values_N: Sequence[float] | NDArray[np.floating],
+    draws: int,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> Estimate:
+    """The mean of one value a clip.
+
+    Args:
+        groups: the video or prompt of each clip, which are drawn as wholes (default: each clip is one).
+    """
     values, rng = np.asarray(values_N, np.float64), np.random.default_rng(seed)
-    return estimate(float(values.mean()), resamples(len(values), draws, rng) @ values / len(values))
+    places = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, counts = np.bincount(places, values), np.bincount(places)
+    weights = resamples(len(sums), draws, rng)
+    return estimate(float(values.mean()), weights @ sums / (weights @ counts))
 
 
 class Distance(NamedTuple):
@@ -131,6 +144,24 @@ def apart(found: Estimate) -> bool:
 def as_metric(found: Estimate, n: int, unit: str = "") -> Metric:
     """An estimate in the schema of results."""
     return metric(found.value, unit, n, found.low, found.high)
+
+
+@dataclass(frozen=True)
+class MetricReport:
+    """What a metric found: rows and metrics of a result, its protocol, and remarks for people."""
+
+    cases: list[dict[str, Any]]
+    metrics: dict[str, Metric]
+    protocol: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+
+
+def verdict(gap: Estimate, one: str, other: str) -> str:
+    """What a paired difference, other - one, says."""
+    if not apart(gap):
+        return f"{other} and {one}: no difference is shown (0 lies in the interval of their difference)"
+    lower = "lower" if gap.value < 0 else "higher"
+    return f"{other} is {lower} than {one}: 0 lies outside the interval of their difference"
 
 
 def needed(value: float, error: float, n: int, paired: bool) -> int | None:

@@ -8,10 +8,10 @@ from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
 from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
 from megavrc.generation.clip_sources import open_source
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish
 from megavrc.results import case, metric, publish_tables, result
 from megavrc.user_files import resolve
 
-FEWEST_DRAWS = 20
 TOLERANCE = 0.05  # of the self-check: others computed it, with other versions
 
 
@@ -105,8 +105,7 @@ def kvd(
 
 def _command(kind: Kind, given: dict[str, Any]) -> None:
     protocol = protocol_of(given["protocol"], given["dataset"], given["change"] or ())
-    if given["draws"] < FEWEST_DRAWS or given["batch"] < 1:
-        raise UserError(f"--draws: at least {FEWEST_DRAWS}; --batch: at least 1")
+    check_least(draws=(given["draws"], FEWEST_DRAWS), batch=(given["batch"], 1))
     if given["real"] is None or given["clips"] is None:
         raise UserError("required: --real and --clips (see --help)")
     detector = load_detector(resolve("i3d", given["i3d"]), given["device"])
@@ -120,13 +119,8 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
     report = measure_distances(
         kind, real, clips, against, detector, protocol, store=given["features"], **bootstrap
     )
-    for line in report.lines:
-        print(f"note: {line}")
-    config = {name: str(given[name]) for name in ("real", "clips", "against", "planned") if given[name]}
-    content = result(
-        f"evaluate {kind}", config, report.cases, report.metrics, report.protocol, given["device"]
-    )
-    publish_tables(content, given["json"])
+    config = {name: given[name] for name in ("real", "clips", "against", "planned")}
+    publish(kind, report, config, given["json"], given["device"])
 
 
 def _selfcheck(detector: Detector, json: Path | None) -> int:

@@ -1,0 +1,149 @@
+"""CLIPSIM (Wu et al. 2021): cosine of a caption and each frame of its clip, averaged over frames, then over clips.
+
+Beside it stands what the captions of other clips get: a model that ignores its captions has the same. In the mode
+`video` the frames of real clips take the place of the captions.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_model import ClipModel, Embeddings
+from megavrc.evaluation.clip_source import ClipSource, first, pairs
+from megavrc.evaluation.statistics import (
+    Array,
+    MetricReport,
+    as_metric,
+    difference,
+    mean_estimate,
+    needed,
+    verdict,
+)
+from megavrc.progress import progress
+from megavrc.results import case, metric
+
+Mode = Literal["text", "video"]
+
+
+class Similarities(NamedTuple):
+    """For each clip: the mean cosine with its own caption (or real clip), and with another clip's."""
+
+    own: Array
+    other: Array
+    cut: int  # captions longer than the model reads
+
+
+def similarities(
+    source: ClipSource, model: ClipModel, wanted: range, real: ClipSource | None = None
+) -> Similarities:
+    """Similarities of a source's clips.
+
+    Args:
+        wanted: numbers of the frames that count.
+        real: compare with the frames of its clips instead of captions.
+
+    Raises:
+        UserError: a clip without a caption, one that is too short or cannot be read.
+    """
+    frames = [
+        _frames(source, index, model, wanted) for index in progress(range(len(source.clips)), source.name)
+    ]
+    if real is not None:
+        partners = pairs(source, real)
+        targets = [_frames(real, index, model, wanted) for index in progress(partners, real.name)]
+        names, cut = [clip.key for clip in source.clips], 0
+    else:
+        if silent := [clip.key for clip in source.clips if not clip.prompt]:
+            raise UserError(
+                f"{source.name}: {len(silent)} clips have no caption ({first(silent)}): give --planned"
+            )
+        names = [str(clip.prompt) for clip in source.clips]
+        captions = model.captions(names)
+        targets, cut = [row[None] for row in captions.embeddings], sum(captions.cut)
+    others = [_other(names, index) for index in range(len(names))]
+    own = np.array([_cosine(a, b) for a, b in zip(frames, targets, strict=True)])
+    other = np.array([_cosine(a, targets[index]) for a, index in zip(frames, others, strict=True)])
+    return Similarities(own, other, cut)
+
+
+def _frames(source: ClipSource, index: int, model: ClipModel, wanted: range) -> Embeddings:
+    if source.length(index) <= wanted[-1]:
+        key, length = source.clips[index].key, source.length(index)
+        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
+    return model.frames(source.read(index, wanted))
+
+
+def _other(names: list[str], index: int) -> int:
+    """The next clip with another caption; itself if all are alike."""
+    places = (place % len(names) for place in range(index + 1, index + len(names)))
+    return next((place for place in places if names[place] != names[index]), index)
+
+
+def _cosine(frames_TD: Embeddings, target_TD: Embeddings) -> float:
+    """Frame by frame where both have frames."""
+    return float((frames_TD * target_TD).sum(axis=1).mean())
+
+
+def measure_clipsim(
+    clips: ClipSource,
+    model: ClipModel,
+    against: ClipSource | None = None,
+    real: ClipSource | None = None,
+    mode: Mode = "text",
+    frames: int = 16,
+    stride: int = 1,
+    draws: int = 1000,
+    seed: int = 0,
+) -> MetricReport:
+    """CLIPSIM of one or two sources.
+
+    Args:
+        against: other clips of the same prompts; the difference is measured prompt for prompt.
+        real: in the mode `text` its own CLIPSIM is measured too; in the mode `video` clips are compared with it.
+        frames, stride: which frames of each clip count.
+
+    Raises:
+        UserError: see `similarities`.
+    """
+    wanted = range(0, (frames - 1) * stride + 1, stride)
+    if mode == "video" and real is None:
+        raise UserError("--mode video: give --real, the clips to compare with")
+    sources = [clips, *([against] if against else []), *([real] if real and mode == "text" else [])]
+    found = [similarities(source, model, wanted, real if mode == "video" else None) for source in sources]
+    groups = [[clip.key.partition("#")[0] for clip in source.clips] for source in sources]
+    if against:
+        order = pairs(clips, against)
+        found[1] = Similarities(found[1].own[order], found[1].other[order], found[1].cut)
+        groups[1] = [groups[1][index] for index in order]
+    cases = []
+    for source, one, group in zip(sources, found, groups, strict=True):
+        n = len(set(group))
+        own, other = (mean_estimate(values, draws, seed, group) for values in (one.own, one.other))
+        metrics = {
+            "clipsim": as_metric(own, n),
+            "other_captions": as_metric(other, n),
+            "above_others": as_metric(difference(own, other), n),
+            "n_for_5_percent": metric(needed(own.value, own.error, n, False), n=n),
+        }
+        cases.append(case(source.name, metrics, {"clips": len(one.own), "cut_captions": one.cut}))
+    metrics, lines = {}, []
+    if against:
+        mine, theirs = (mean_estimate(item.own, draws, seed, groups[0]) for item in found[:2])
+        gap, n = difference(theirs, mine), len(set(groups[0]))
+        metrics["clipsim: second - first"] = as_metric(gap, n)
+        metrics["n_for_5_percent, paired"] = metric(needed(mine.value, gap.error, n, True), n=n)
+        lines.append(verdict(gap, clips.name, against.name))
+    if sum(one.cut for one in found):
+        lines.append(f"{found[0].cut} captions are longer than what the model reads, and were cut")
+    facts: dict[str, Any] = {
+        "mode": mode,
+        "clip": model.facts,
+        "frames": frames,
+        "stride": stride,
+        "cosine": "0 to 1, not clamped; mean over frames, then over clips",
+        "interval": f"95%, bootstrap of videos (keys up to #), {draws} draws",
+        "storage": [source.storage for source in sources],
+        "seed": seed,
+    }
+    return MetricReport(cases, metrics, facts | {"remarks": lines}, lines)
