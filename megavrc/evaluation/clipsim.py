@@ -11,8 +11,8 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import ClipModel, Embeddings
 from megavrc.evaluation.clip_source import ClipSource, first, pairs
+from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
-    Array,
     MetricReport,
     as_metric,
     difference,
