@@ -60,7 +60,7 @@ def clipsim(
     )
     assert one is not None
     report = measure_clipsim(one, model, other, true, mode, frames, stride, draws, seed)
-    publish("clipsim", report, {"clips": clips, "against": against, "real": real}, json, device)
+    publish_report("clipsim", report, {"clips": clips, "against": against, "real": real}, json, device)
 
 
 def check_least(**values: tuple[int, int]) -> None:
@@ -70,7 +70,7 @@ def check_least(**values: tuple[int, int]) -> None:
             raise UserError(f"--{name}: {value}, at least {least}")
 
 
-def publish(
+def publish_report(
     name: str, report: MetricReport, config: Mapping[str, Any], json: Path | None, device: str = "cpu"
 ) -> None:
     """Print a report's remarks and tables; write it where `json` says."""

@@ -8,7 +8,7 @@ from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
 from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
 from megavrc.results import case, metric, publish_tables, result
 from megavrc.user_files import resolve
 
@@ -120,7 +120,7 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
         kind, real, clips, against, detector, protocol, store=given["features"], **bootstrap
     )
     config = {name: given[name] for name in ("real", "clips", "against", "planned")}
-    publish(kind, report, config, given["json"], given["device"])
+    publish_report(kind, report, config, given["json"], given["device"])
 
 
 def _selfcheck(detector: Detector, json: Path | None) -> int:
