@@ -268,17 +268,19 @@ def _option_lines(name: str, action: Any) -> list[str]:
     kinds = _kinds(action)
     item = _list(kinds)
     kind = kinds[0] if item is None and kinds else item
-    value = METAVARS.get(kind, "VALUE") if kinds else "FILE"
+    value = METAVARS.get(kind, "VALUE") if kinds else "FILE" * (name == "--config")
     if typing.get_origin(kind) is typing.Literal:
         value = f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     head = f"  {name} {value}{' ..' if item is not None else ''}".rstrip()
-    sentence = one_line(action.help or "").replace("%%", "%")
-    default = action.default
+    sentence = one_line(action.help or "").replace("%%", "%").rstrip(".")
+    if sentence.partition(" ")[0].isalpha():  # and not a value that is to be typed, such as `int8`
+        sentence = sentence[:1].upper() + sentence[1:]
+    default = None if action.default == argparse.SUPPRESS else action.default
     if action.required:
-        sentence = f"{sentence.rstrip('.')} (required)"
+        sentence += " (required)"
     elif default is not False and default not in (None, "", [], {}, ()) and "(default" not in sentence:
-        sentence = f"{sentence.rstrip('.')} (default: {default})"
-    lines = textwrap.wrap(sentence, WIDTH - COLUMN) or [""]
+        sentence += f" (default: {default})"
+    lines = textwrap.wrap(f"{sentence}." if sentence else "", WIDTH - COLUMN) or [""]
     if len(head) > COLUMN - 2:
         return [head, *(f"{'':{COLUMN}}{line}" for line in lines)]
     return [f"{head:{COLUMN}}{lines[0]}".rstrip(), *(f"{'':{COLUMN}}{line}" for line in lines[1:])]

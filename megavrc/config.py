@@ -4,6 +4,7 @@ This file knows no component of megavrc. An unknown key is an error wherever it 
 in one line and exit code 2 (`UserError`), never in a traceback.
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -42,12 +43,19 @@ def command(main: Main, prog: str | None = None) -> typing.NoReturn:
     the options that it does not know, and all that stands after `--`. The exit code is the integer that the function
     returns (0 for None), 2 for a `UserError`, a wrong option, or a file that cannot be read or written.
     """
-    try:
+    code = 1
+    with closed_pipe_is_no_error():
         code = run_command(main, sys.argv[1:], prog)
-    except BrokenPipeError:  # `command | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def closed_pipe_is_no_error() -> Iterator[None]:
+    """For what prints: `command | head` has read enough, and nothing more is to be said."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
@@ -150,12 +158,11 @@ def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str
     )
     parser.add_class_arguments(cls, as_group=False)
     options = Options(parser)
+    options.actions["--print_config"].help = "print what files and options come to, as YAML, and exit"
     if wants_help(argv):
-        print(
-            help_text(
-                parser.prog, f"{_summary(cls)} Every key can stand in the YAML file too.", options, first
-            )
-        )
+        summary = f"{_summary(cls)} Every key can stand in the YAML file too."
+        with closed_pipe_is_no_error():
+            print(help_text(parser.prog, summary, options, first), flush=True)
         sys.exit(0)
     argv, files = _find_files(cls, argv)
     for path in files:
@@ -171,9 +178,9 @@ def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str
 def _find_files(cls: type, argv: list[str]) -> tuple[list[str], list[Path]]:
     """The command line with paths where it has names of configurations, and these paths.
 
-    A shipped file that has become options of another one (`retired_files` of the class) is replaced by them.
+    A file that is another name for a shipped one, or for options of it (`aliases` of the class), is replaced by them.
     """
-    retired: dict[str, list[str]] = getattr(cls, "retired_files", {})
+    aliases: dict[str, list[str]] = getattr(cls, "aliases", {})
     words: list[str] = []
     files: list[Path] = []
     for word, previous in zip(argv, ["", *argv], strict=False):
@@ -182,12 +189,12 @@ def _find_files(cls: type, argv: list[str]) -> tuple[list[str], list[Path]]:
             continue
         name = word.removeprefix("--config=")
         file, options = name, []
-        if not Path(name).is_file() and (now := retired.get(f"{Path(name).name.removesuffix('.yaml')}.yaml")):
+        if not Path(name).is_file() and (now := aliases.get(f"{Path(name).name.removesuffix('.yaml')}.yaml")):
             file, options = str(Path(name).with_name(now[0])), now[1:]
         files.append(find_config(file))
         words += [f"{word.removesuffix(name)}{files[-1]}", *options]
-        if options:
-            print(f"{name}: read as {file} {' '.join(options)}", file=sys.stderr)
+        if file != name:
+            print(f"{name}: read as {' '.join([file, *options])}", file=sys.stderr)
     return words, files
 
 

@@ -370,7 +370,7 @@ def page(file: Path) -> None:
     """Make the tables of a Markdown page anew from the result files that it names.
 
     Args:
-        file: with `<!-- table: RESULT COLUMN, COLUMN -->` .. `<!-- end -->`, RESULT relative to it.
+        file: Markdown page with `<!-- table: RESULT COLUMN, COLUMN -->` .. `<!-- end -->`, RESULT relative to it.
     """
     text = page_text(file)
     print(f"{file}: {'as it was' if text == file.read_text() else 'tables made anew'}")

@@ -199,8 +199,11 @@ def test_shipped_configurations_by_name(
         assert load_config(RunConfig, ["--config", name]) == by_path
         assert capsys.readouterr().err == f"{name}: taken from the package, configuration video_1.2b\n"
     assert load_config(RunConfig, ["--config=video_1.2b", "--config=24gb"]).model.preset == "l"
+    ucf = load_config(RunConfig, ["--config", "ucf101"])
+    assert ucf == load_config(RunConfig, ["--config", "ucf101_video"])
+    assert capsys.readouterr().err == "ucf101: read as ucf101_video.yaml\n"
     for name, said in (
-        ("ucf101", "ucf101_image, ucf101_video"),
+        ("ucf", "ucf101_image, ucf101_video"),
         ("vidoe_1.2b", "did you mean video_1.2b"),
         ("x/none.yaml", "no such"),
     ):
@@ -248,7 +251,7 @@ def test_an_installed_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     assert {path.relative_to(target / "megavrc/configs") for path in target.rglob("*.yaml")} == shipped
     environment = {**os.environ, "PYTHONPATH": str(target)}
     for words, said in (
-        (["plan_run", "--config", "ucf101_video", "--gpus", "8"], "throughput"),
+        (["plan_run", "--config", "ucf101", "--gpus", "8", "--train.micro_batch", "2"], "throughput"),
         (["plan_run", "--config=pretrain/configs/ucf101_video.yaml"], "throughput"),
         (["submit_slurm", "render", "--gpus=1", "--", "pretrain_vrc", "--config=ucf101_video"], "srun"),
     ):

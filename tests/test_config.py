@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,6 +137,16 @@ def test_files_that_cannot_be_written(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(BrokenPipeError):
         run_command(talk, [])
+
+
+def test_help_into_a_pipe_that_has_read_enough(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as end:
+            load_config(Whole, ["--help"])
+    assert end.value.code == 0
 
 
 def flag(loud: bool = False, times: int = 1) -> int:

@@ -101,6 +101,18 @@ def test_help(command: str) -> None:
     assert subcommands == (braces[1].split(",") if braces else [])
 
 
+@pytest.mark.parametrize(
+    "command", sorted(set(ENTRIES) - {"doctor"})
+)  # which has the standard library's parser
+def test_help_says_every_option_in_a_sentence(command: str) -> None:
+    for subcommand in re.findall(r"^  (\S+) +\S", help_text(command), re.MULTILINE):
+        text = help_text(command, "" if subcommand.startswith("--") else subcommand)
+        for option, rest in re.findall(r"^  (--[\w.]+)(.*(?:\n {30}.*)*)", text, re.MULTILINE):
+            assert re.search(r"(  |^ {30})\S[^.]+.*\.$", rest, re.DOTALL | re.MULTILINE), option
+    if command.startswith("pretrain"):
+        assert help_text(command).partition("more options")[0].count("\n  --") == 10
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([\w-]+)", "".join(page.read_text() for page in PAGES)))

@@ -66,7 +66,7 @@ def generate(
         sampled_steps: instead of whole clips, time this many token steps at each of a few cache lengths and
             interpolate: an estimate, and marked as such. 0 generates whole clips.
         transformers: also time transformers generating from a Llama of the same size, dtype and context.
-        dtype: of weights and cache.
+        dtype: type of weights and cache.
         threads: CPU threads.
         device: cpu or cuda.
         json: write the results there.

@@ -46,7 +46,7 @@ def loader(
 
     Args:
         samples: clips in all shards together.
-        shards: of equal size.
+        shards: number of shards of equal size.
         batch: clips of a batch.
         rounds: measurements of each.
         json: write the results there.

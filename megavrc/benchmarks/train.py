@@ -98,7 +98,7 @@ def train(
         saves: checkpoints written after the timed steps of the first round.
         processes: ranks of a run.
         threads: CPU threads of a rank.
-        folder: on the disk that checkpoints are written to (default: a temporary one).
+        folder: folder on the disk that checkpoints are written to (default: a temporary one).
         json: write the results there.
     """
     on_gpu = torch.cuda.is_available()

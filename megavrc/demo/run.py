@@ -65,7 +65,7 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
     Args:
         out: run folder.
         part: fraction of the clips and of the training steps.
-        seed: of weights, data order and sampling.
+        seed: seed of weights, data order and sampling.
         processes: training processes, one thread each: 1, 2 or 4.
     """
     if not 0 < part <= 1:

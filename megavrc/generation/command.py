@@ -53,17 +53,18 @@ def generate(
     Args:
         model: folder written by megavrc convert_checkpoint to-hf.
         out: output folder.
-        prompt: what the clips show, one or several texts: --prompt "a red square moves left" "a blue circle moves up".
+        prompt: one or several texts that say what the clips show: --prompt "a red square moves left" "a blue circle
+            moves up".
         prompts: file with one prompt a line, instead of prompt.
         label: one or several classes, for a class-conditioned model, by number or name: --label 3 bike.
         seed: clip i uses seed + i.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
-        temperature: of all tokens; 0 takes the most likely.
+        temperature: temperature of all tokens; 0 takes the most likely.
         frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).
         device: cpu or cuda.
         first_image: picture that every clip starts with; its centre is cut to a square.
         clip: video that every clip continues.
-        clip_frames: how many of its last frames the model sees, 1 + 4k; they are the first frames of the result.
+        clip_frames: number of its last frames that the model sees, 1 + 4k; they are the first frames of the result.
         overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
@@ -78,9 +79,9 @@ def generate(
         speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
             passes, other clips for a seed.
         draft: first guess of a draft token: its neighbour, a repeat of the newest token, or a random one.
-        dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
+        dtype: type of the generator's weights (default: the folder's); the video tokenizer stays fp32.
         quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
-        text_encoder: for a model of text features, the folder of the encoder that made them.
+        text_encoder: folder of the encoder that made the features, for a model of text features.
         batch_size: clips generated at once.
         fps: frames a second of the files.
         scale: enlarge each pixel this many times in the files.

@@ -30,7 +30,7 @@ def to_hf(
         out: the new folder.
         text_tokenizer: tokenizer.model, for a model that is conditioned on text.
         step: optimiser step of the checkpoint to take (default: the newest).
-        dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
+        dtype: type of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
         weights: as trained, or their average over training (train.ema).
         captions: manifest.jsonl or one caption a line: tokenizer.json must give sentencepiece's ids on all of them
@@ -48,8 +48,8 @@ def from_hf(model: Path, out: Path, classes: int | None = None, seed: int = 0) -
     Args:
         model: folder in Hugging Face format.
         out: the new folder: a checkpoint, and the tokenizers to prepare data with.
-        classes: of the new dataset, for a class-conditioned model; their embeddings are fresh.
-        seed: of the fresh embeddings.
+        classes: number of classes of the new dataset, for a class-conditioned model; their embeddings are fresh.
+        seed: seed of the fresh embeddings.
     """
     from megavrc.hf.from_hf import from_hf
 
@@ -94,7 +94,7 @@ def import_deepspeed(checkpoint: Path, config: Path, tag: str = "") -> None:
     Args:
         checkpoint: the folder that DeepSpeed's save_checkpoint wrote to; its pickles are read, nothing in them is run.
         config: YAML file of the run, as for megavrc pretrain_vrc; its run_dir must be new.
-        tag: of the checkpoint (default: what the file `latest` names).
+        tag: name of the checkpoint (default: what the file `latest` names).
     """
     from megavrc.config import load_config
     from megavrc.training.import_deepspeed import import_run

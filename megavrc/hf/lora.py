@@ -34,8 +34,8 @@ class AdapterConfig:
     """The adapters.
 
     Attributes:
-        rank: of the two matrices that each is a product of.
-        alpha: it is scaled by alpha / rank.
+        rank: rank of the two matrices that each adapter is the product of.
+        alpha: the product is scaled by alpha / rank.
     """
 
     rank: int = 8
@@ -47,8 +47,10 @@ class LoraRunConfig(BaseRunConfig):
     """A fine-tuning.
 
     Attributes:
-        folder: in Hugging Face format, that is fine-tuned. out: new folder for the result.
-        data: finished token dataset, made by the folder's video tokenizer. split: of it.
+        folder: folder in Hugging Face format that is fine-tuned.
+        out: new folder for the result.
+        data: finished token dataset, made by the folder's video tokenizer.
+        split: split of the dataset.
         max_incomplete: as `data.max_incomplete` of `TokenDataConfig`.
         adapters: see their class.
     """

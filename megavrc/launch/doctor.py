@@ -87,7 +87,8 @@ def main(argv: list[str]) -> int:
     for name, (variable, purpose) in USER_FILES.items():
         parser.add_argument(f"--{name}", metavar="PATH", help=f"{purpose}; default: ${variable}")
     parser.add_argument("--json", metavar="FILE", help="write the findings there too")
-    options = vars(parser.parse_args(argv))
+    spelled = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in argv]
+    options = vars(parser.parse_args(spelled))
     report = options.pop("json")
     findings = examine(options)
     for line in doctor_table(findings):

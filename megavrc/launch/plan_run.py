@@ -29,15 +29,15 @@ def plan_run(
 
     Args:
         training: --config FILE and options of the training command.
-        gpu: its type, such as h100, h200, a100, a100-40, rtx-4090; with tflops and gib_memory any name.
-        gpus: how many, over all nodes.
+        gpu: type of the GPU, such as h100, h200, a100, a100-40, rtx-4090; with tflops and gib_memory any name.
+        gpus: number of GPUs, over all nodes.
         tflops: dense bf16 peak of a type that is not known, in 10^12 operations a second.
-        gib_memory: its memory in GiB.
+        gib_memory: memory of that type in GiB.
         mfu: assumed share of the peak. Measured elsewhere on H100s: 0.42 for 1.3B parameters (MosaicML).
         checkpoint_s: seconds that training stands still for a checkpoint.
-        clips: of the dataset, for the time of an epoch.
+        clips: number of clips of the dataset, for the time of an epoch.
         check: exit with code 2 if it will not fit, naming what.
-        json: write the numbers there too.
+        json: file that the numbers are written to, too.
     """
     if not training:
         raise UserError("required: --config FILE; options of the training command may follow")

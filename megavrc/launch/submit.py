@@ -75,7 +75,7 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
 
     Args:
         run_dir: folder of the run (of tokenization: OUT).
-        exit_code: of the attempt that ends now, inside its job.
+        exit_code: exit code of the attempt that ends now, inside its job.
     """
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if exit_code is None:

@@ -82,22 +82,25 @@ class ModelConfig:
     """A VRC model.
 
     Attributes:
-        preset: where values left at 0 come from.
-        layers, heads, width: the trunk.
+        preset: sizes that values left at 0 come from.
+        layers: blocks of the trunk.
+        heads: attention heads of a block.
+        width: width of the trunk's rows; a multiple of 16 for every head.
         hidden_multiple: the SwiGLU width is int(8 width / 3) rounded up to a multiple of this.
         vocab: codebook size of the video tokenizer.
         grid: cells along one side of a latent frame (N = grid x grid tokens a frame).
         frames: latent frames after the first (F); 0 is the image model of stage 1.
-        condition, compression: see their classes.
+        condition: what the video is generated from.
+        compression: compressor and decompressor.
         decompressor_head: `shared` with the first frame, or its `own` 1x1 projection to the vocabulary.
         prediction: `segment` is VRC; `token` the paper's baseline: no compression, next token everywhere.
         first_frame: `token` by token, or `row` by row with the segment mechanism (not in the paper).
         keep_first_frame: segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read literally.
         segment_attention: inside a segment, `bidirectional` (Eq. 6) or `causal`.
-        feedback: what is compressed for the next pass at generation: sampled `tokens`, the `soft` mean embedding of
-            their distribution, or the decompressor's `features`.
+        feedback: input of the compressor for the next pass at generation: sampled `tokens`, the `soft` mean embedding
+            of their distribution, or the decompressor's `features`.
         rope_base: base of the rotary frequencies.
-        dropout: on embeddings, residual branches and feed-forward outputs.
+        dropout: dropout of embeddings, residual branches and feed-forward outputs.
         loss_reduction: `term` = mean over the first frame + mean over the later ones; `token` = mean over all
             tokens; `block` = Eq. 7 literally, a later frame being one outcome (a sum over its tokens).
         frame_loss_weight: 1 + frames weights of the frames within their terms (empty: all 1).

@@ -22,7 +22,7 @@ class OmniTokenizerConfig:
     """Sizes of the network; the defaults are the published video VQ models', except `temporal_peg`.
 
     Attributes:
-        width: of the transformers.
+        width: width of the transformers.
         heads: attention heads.
         dim_head: channels of a head in `t` layers (window layers use width / heads).
         patch: pixels of a patch's side.

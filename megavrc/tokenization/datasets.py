@@ -183,7 +183,7 @@ def msrvtt(
         annotations: folder with MSRVTT_data.json, or with the *videodatainfo.json files; default: found in `folder`.
         captions: `one` draws a caption for each video and keeps the others as `captions`; `all` makes an entry of
             every caption (the same video again and again: for evaluation over all captions).
-        seed: of the drawn caption.
+        seed: seed of the drawn caption.
     """
     videos, texts = _msrvtt_json(annotations or folder)
     files = {path.stem: path for path in sorted(folder.rglob("*")) if is_video(path)}

@@ -65,7 +65,7 @@ def run(
 
     Args:
         out: folder of the job, with its plan.
-        tokenizer: where the tokenizer lies, if not where it was planned; its sha256 must be that of the plan.
+        tokenizer: folder or file of the tokenizer, if not where it was planned; its sha256 must be that of the plan.
         task: number of this task, from 0 (default: of the SLURM array, else 0).
         of: number of tasks (default: of the SLURM array, else 1).
         decoders: decoding processes (default: the cores of this task less the threads, at most 16).

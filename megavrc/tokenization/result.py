@@ -48,8 +48,8 @@ def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -
 
     Args:
         out: folder of the job.
-        tokenizer: where the tokenizer lies, if not where it was planned.
-        samples: that are cut from their videos again, encoded, decoded and compared; 0 for none.
+        tokenizer: folder or file of the tokenizer, if not where it was planned.
+        samples: number of samples that are cut from their videos again, encoded, decoded and compared; 0 for none.
     """
     work = load_plan(out)
     missing = [shard for shard in work.units if not is_done(work, shard)]
@@ -84,8 +84,8 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
 
     Args:
         out: folder of the job.
-        tokenizer: where the tokenizer lies, if not where it was planned.
-        samples: that are cut from their videos again, encoded, decoded and compared; 0 for none.
+        tokenizer: folder or file of the tokenizer, if not where it was planned.
+        samples: number of samples that are cut from their videos again, encoded, decoded and compared; 0 for none.
     """
     work = load_plan(out)
     loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"

@@ -32,8 +32,9 @@ class ClipSettings:
         clips_per_shard: samples of a full video shard.
         clip_batch: clips in an encoder batch.
         image_batch: images in an encoder batch.
-        precision: of the encoder; bf16 changes some ids (docs/model.md), distances to the codebook stay float32.
-        seed: of the order of the videos in the shards, of clip starts and of image frames.
+        precision: arithmetic of the encoder; bf16 changes some ids (docs/model.md), distances to the codebook stay
+            float32.
+        seed: seed of the order of the videos in the shards, of clip starts and of image frames.
     """
 
     frames: int = 17

@@ -70,7 +70,7 @@ def text_features(
             (default: MEGAVRC_TEXT_ENCODER).
         max_tokens: longer captions are cut; a model takes as many as it has condition slots less one.
         batch: captions in an encoder batch.
-        precision: of the encoder; features are stored in float16.
+        precision: arithmetic of the encoder; features are stored in float16.
         task: number of this task, from 0 (default: of the SLURM array, else 0).
         of: number of tasks (default: of the SLURM array, else 1).
         threads: CPU threads of the encoder; features are promised equal for equal threads.

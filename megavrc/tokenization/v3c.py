@@ -113,10 +113,10 @@ def v3c(
         min_frames: shots with fewer frames are left out: (frames - 1) * stride + 1 of the clips to be cut.
         min_seconds: shortest shot.
         max_seconds: longest shot.
-        shots_per_video: at most so many, drawn, so that long videos do not dominate; 0: all.
+        shots_per_video: largest number of shots of a video, drawn, so that long videos do not dominate; 0: all.
         clips: draw so many shots of what the filters leave; 0: all.
         val_fraction: share of the videos (never of their shots) that become split `val`.
-        seed: of the two draws.
+        seed: seed of the two draws.
     """
     _check_template(template)
     filters = Filters(languages, licences, min_side, min_words, min_frames, min_seconds, max_seconds)

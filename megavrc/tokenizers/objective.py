@@ -38,10 +38,10 @@ class ObjectiveConfig:
         first_frame: factor on the errors of frame 0 (1 of 17 frames, but 1 of 5 latent frames).
         foreground: added to the weight 1 of pixels that differ from the background (the median of frame 0).
         motion: added to the weight of pixels that changed since the frame before.
-        decay: of the codebook's moving averages.
+        decay: decay of the codebook's moving averages.
         warmup_steps: first steps without quantisation; the codebook is then seeded by k-means++ with the last
             vectors. 0 keeps the codebook that the network has.
-        seed_vectors: how many last vectors are kept for seeding.
+        seed_vectors: number of last vectors that are kept for seeding.
         restart: replace codes whose average count in a forward pass falls below 1 by vectors of that pass.
         scales: factors of the resolution, one drawn for every step, as in [0.5, 0.75, 1, 1.25]. Empty: always 1.
         perceptual: weight of the LPIPS distance of a random frame of each clip; needs `vgg`.

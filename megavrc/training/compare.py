@@ -179,7 +179,7 @@ def compare_runs(
         tolerance: largest relative difference that counts as the same.
         plot: draw both runs there, .png or .svg.
         save: write run_a there as a reference file.
-        every: in that file, only lines of steps that are multiples of this, and the last one.
+        every: compare only lines of that file of steps that are multiples of this, and the last one.
         json: write the differences there.
     """
     a = read_curves(run_a)

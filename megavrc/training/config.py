@@ -26,17 +26,17 @@ class TrainConfig:
         async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter
             (16 with ema), divided by the ranks. Otherwise training waits.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
-        precision: of the forward and backward pass; master weights and moments are fp32 always.
+        precision: arithmetic of the forward and backward pass; master weights and moments are fp32 always.
         workers: processes a rank reads data with; 0 reads in the training process.
         activation_checkpointing: `layers` keeps only the input of each block of the model and computes it again in the
             backward pass: less memory, about a third more computation.
-        compile: each block of the model with torch.compile (not at ZeRO stage 3).
+        compile: compile each block of the model with torch.compile (not at ZeRO stage 3).
         ema: decay of an average of the weights, which previews, validation and conversion then can use (0: none).
         exit_duration: minutes after which the run saves and stops as if asked to by a signal (0: no limit).
         spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
             goes back to the last checkpoint and leaves out the data since (0: no guard).
         spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
-        spike_rollbacks: how often a run may go back before it ends as diverged.
+        spike_rollbacks: number of times that a run may go back before it ends as diverged.
         watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
             code 85; longer than a preview or a checkpoint takes (0: no watchdog).
     """
@@ -99,7 +99,9 @@ class OptimizerConfig:
     Attributes:
         kind: `adamw` is torch's, fused; `apex` the FusedAdam of NVIDIA apex, which must be installed.
         lr: peak learning rate.
-        betas: of the moments. eps: added to the root of the second moment. weight_decay: decoupled, times lr.
+        betas: decay of the first and of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times lr.
         warmup: steps of linear warm-up from 0.
         schedule: after the warm-up, `cosine` down to final_lr x lr at the last step, or `constant`.
         final_lr: the fraction of lr at the end of the cosine.
@@ -141,9 +143,10 @@ class BaseRunConfig:
     """A run of any task. A task's own configuration inherits from it and adds its model and data.
 
     Attributes:
-        run_dir: where everything about the run is written; the same configuration there resumes.
-        seed: of weights, data order, dropout and condition dropout.
-        train, optimizer: see their classes.
+        run_dir: folder that everything about the run is written to; the same configuration there resumes.
+        seed: seed of weights, data order, dropout and condition dropout.
+        train: the loop.
+        optimizer: AdamW and its schedule.
         deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
     """
 

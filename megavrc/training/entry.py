@@ -27,8 +27,8 @@ C = TypeVar("C", bound=BaseRunConfig)
 
 # keys that everyone needs
 FIRST = tuple(
-    "config run_dir init_from data.path data.video_tokenizer train.steps train.global_batch train.micro_batch "
-    "train.precision seed".split()
+    "config run_dir init_from data.path data.video_tokenizer data.size train.steps train.global_batch "
+    "train.micro_batch train.precision seed".split()
 )
 
 

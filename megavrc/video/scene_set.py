@@ -47,13 +47,14 @@ def make_scenes(
         out: folder, made if missing.
         kind: `scenes`: one or two objects of five shapes and six colours, some behind a bar; or `corner`: one object
             that goes right or down, equally likely and told by nothing.
-        told: how probably the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in `corner`.
-        bounce: at a wall, `reflect` or go on in a `random` direction.
+        told: probability that the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in
+            `corner`.
+        bounce: what an object does at a wall, `reflect` or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.
         test: clips of the split test, and as many of the split heldout.
-        heldout: how many combinations of colour, shape and direction only the captions of the split heldout tell, 0 to
-            12 of 120. None where nothing is told.
+        heldout: number of combinations of colour, shape and direction that only the captions of the split heldout tell,
+            0 to 12 of 120. None where nothing is told.
         seed: chooses everything that is random.
         frames: frames a clip.
         size: side in pixels.

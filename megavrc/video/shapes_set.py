@@ -38,7 +38,7 @@ def make_shapes(
         out: folder, made if missing.
         clips: training clips; colours, shapes and directions are balanced.
         val: clips of the split val (combinations of training), and as many of the split heldout.
-        heldout: how many of the 72 combinations of colour, shape and direction are left out of training, 0 to 18.
+        heldout: number of the 72 combinations of colour, shape and direction that are left out of training, 0 to 18.
         seed: chooses everything that is random.
         frames: frames a clip.
         size: side in pixels.

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_this_machine_can_run_the_demo(tmp_path: Path) -> None:
     report = tmp_path / "doctor.json"
     run = subprocess.run(
-        [sys.executable, ROOT / "tools/doctor.py", "--json", report],
+        [sys.executable, ROOT / "tools/doctor.py", "--json", report, "--text-encoder", tmp_path / "none"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -29,6 +29,8 @@ def test_this_machine_can_run_the_demo(tmp_path: Path) -> None:
     content = json.loads(report.read_text())
     assert content["able"]
     assert {"required", "tried", "your files"} <= {finding["group"] for finding in content["findings"]}
+    [encoder] = [finding for finding in content["findings"] if finding["name"] == "text_encoder"]
+    assert str(tmp_path / "none") in encoder["found"] + encoder["advice"]
 
 
 @pytest.mark.parametrize(

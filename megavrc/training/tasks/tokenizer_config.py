@@ -72,8 +72,8 @@ class TokenizerRunConfig(BaseRunConfig):
         objective: its loss.
         init_from: the finished run (or one of its checkpoints) that the network and its codebook are taken from. If
             that one saw images only, what a clip needs beyond is made of the weights for images.
-        init_inflation: how: `average` as the original does, every repeated weight over temporal_patch; `still` such
-            that a clip without motion gives what its image gives.
+        init_inflation: how the weights for clips are made of those for images: `average` as the original does, every
+            repeated weight over temporal_patch; `still` such that a clip without motion gives what its image gives.
     """
 
     model: OmniTokenizerConfig

@@ -14,7 +14,7 @@ class BlendPart:
 
     Attributes:
         path: as `data.path`.
-        weight: its share of the samples, relative to the other weights.
+        weight: share of the samples, relative to the other weights.
     """
 
     path: str
@@ -54,15 +54,16 @@ class TokenDataConfig:
         text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
         video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
             decoded with it. Empty: neither.
-        split: of the dataset.
+        split: split of the dataset.
         shuffle: `global` shuffles all samples of an epoch together, `window` those of `window` shards at a time, in
             a new order of the shards; for datasets at a URL that are larger than the cache.
-        on_damage: what a damaged sample does: `fail` ends the run, `replace` puts another one in its place and logs it.
-        max_damaged: how many different damaged samples a rank may replace between start and end of a process.
+        window: shards that `shuffle: window` mixes at a time.
+        on_damage: effect of a damaged sample: `fail` ends the run, `replace` puts another one in its place and logs it.
+        max_damaged: number of different damaged samples that a rank may replace between start and end of a process.
         max_incomplete: largest share of samples whose caption is cut to the slots, or that have no caption or label and
             train without one; of some that are looked at before a new run starts. A run that resumes only says it.
-        cache_dir: where shards from a URL are kept; on a disk of this machine, shared by its ranks.
-        cache_gb: how much of them (10^9 bytes).
+        cache_dir: folder that shards from a URL are kept in; on a disk of this machine, shared by its ranks.
+        cache_gb: largest amount of them (10^9 bytes).
         validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
     """
 
@@ -109,15 +110,18 @@ class ClipPreviewConfig(PreviewConfig):
     """Clips generated while training.
 
     Attributes:
-        first_temperature, later_temperature: of the first frame's and the later frames' tokens.
+        first_temperature: temperature of the first frame's tokens.
+        later_temperature: temperature of the later frames' tokens.
     """
 
     first_temperature: float = 0.7
     later_temperature: float = 0.5
 
 
-# Shipped files that are options of another one now, for command lines that name them: six for UCF101 became two.
-RETIRED_FILES = {
+# Other names of shipped files: the short one, and for command lines of before, those that are options of another now.
+ALIASES = {
+    "ucf101.yaml": ["ucf101_video.yaml"],
+} | {
     f"ucf101_{preset}_{stage}.yaml": [
         f"ucf101_{stage}.yaml",
         f"--model.preset={preset}",
@@ -142,7 +146,10 @@ class RunConfig(BaseRunConfig):
 
     Attributes:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
-        model, data, train, preview: see their classes.
+        model: the network.
+        data: what it is trained on.
+        train: the loop, and how VRC computes in it.
+        preview: clips generated while training.
         init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
             the same stage on other data, or what megavrc convert_checkpoint from-hf wrote.
     """
@@ -153,7 +160,7 @@ class RunConfig(BaseRunConfig):
     train: VRCTrainConfig = field(default_factory=VRCTrainConfig)
     preview: ClipPreviewConfig = field(default_factory=ClipPreviewConfig)
     init_from: str = ""
-    retired_files: ClassVar = RETIRED_FILES
+    aliases: ClassVar = ALIASES
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
