@@ -18,7 +18,7 @@ from torch import Tensor
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.measure import cuda_lap_times, lap_times, turns
-from megavrc.model.attention import BACKENDS, BackendError, SegmentMask, choose_backend, load_backend
+from megavrc.model.attention import BACKENDS, Backend, BackendError, SegmentMask, choose_backend, load_backend
 from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 
 Attend = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
@@ -43,7 +43,7 @@ def attention(
     shapes: list[tuple[int, int]] | None = None,
     text: list[int] | None = None,
     frames: list[int] | None = None,
-    backends: list[Literal["rects", "masked", "flex", "triton", "flash"]] | None = None,
+    backends: list[Backend] | None = None,
     rounds: int | None = None,
     threads: int = 1,
     tune: bool = False,

@@ -15,7 +15,7 @@ class FaultyTask:
     `gradient`: `nan` makes one element of the first parameter's gradient NaN.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task[Any]) -> None:
         self._task = task
 
     def __getattr__(self, name: str) -> Any:

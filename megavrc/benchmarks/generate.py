@@ -10,7 +10,6 @@ import torch
 from megavrc.benchmarks import cost
 from megavrc.benchmarks.generate_cases import (
     Case,
-    Preset,
     Variant,
     default_variants,
     random_cases,
@@ -24,6 +23,7 @@ from megavrc.hardware import check_device, peak_memory, reset_peak_memory
 from megavrc.measure import clock, in_turn, turns
 from megavrc.model import VRC, ModelConfig, VideoPipeline
 from megavrc.model.clips import decode_clips
+from megavrc.model.config import Preset
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 

@@ -16,7 +16,6 @@ from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 
-Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
 FRAMES = {"prediction": "segment", "first_frame": "token"}
 CHANGES: dict[Variant, dict[str, Any]] = {

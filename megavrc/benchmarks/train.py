@@ -20,6 +20,8 @@ from megavrc.hardware import gpu_of
 from megavrc.launch.memory import GPU_ONLY, activations, memory_bytes
 from megavrc.measure import turns
 from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.attention import Backend
+from megavrc.model.config import Preset
 from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 from megavrc.training.tasks.vrc_config import ClipPreviewConfig, RunConfig, TokenDataConfig, VRCTrainConfig
 
@@ -58,12 +60,12 @@ KILLED = (-9, 137)  # by the kernel, which is how a CPU runs out of memory
 
 
 def train(
-    preset: list[Literal["debug", "b", "l", "xl", "1.2b"]] | None = None,
+    preset: list[Preset] | None = None,
     frames: int = 4,
     micro_batch: list[int] | None = None,
     grid: int = 0,
     precision: Literal["fp32", "bf16"] | None = None,
-    attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto",
+    attention: Literal["auto", Backend] = "auto",
     activation_checkpointing: Literal["none", "layers"] = "none",
     compile: bool = False,
     zero: Literal[0, 1, 2, 3] = 1,

@@ -143,9 +143,9 @@ class LoraTask:
             parameter.data = parameter.data.contiguous()  # as ranks send them
         return Adapted(model, self.config.adapters)
 
-    def initialise(self, module: nn.Module) -> None: ...
+    def initialise(self, module: Adapted) -> None: ...
 
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
+    def blocks(self, module: Adapted) -> list[nn.Module]:
         return []
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,15 +157,15 @@ class LoraTask:
             "drop": torch.tensor(drop),
         }
 
-    def loss(self, module: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: Adapted, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         drop = batch["drop"] if module.training else None
-        out = module.get_submodule("model")(batch["ids"], batch["condition"], drop)
+        out = module.model(batch["ids"], batch["condition"], drop)
         return out.loss, {"first": out.loss_first}
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None: ...
+    def preview(self, module: Adapted, folder: Path, step: int) -> None: ...
 
     @torch.no_grad()
-    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+    def finish(self, module: Adapted, run_dir: Path) -> dict[str, Any]:
         """Merge the adapters into the folder's own float32 weights, and publish the result."""
         whole = self.build()
         whole.load_state_dict(module.state_dict(), strict=False)

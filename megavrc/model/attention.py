@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,21 @@ from torch import Tensor
 from .attention_sdpa import dense_attention, masked_attention, rects_attention
 from .segment_mask import SegmentMask
 
-__all__ = ["BACKENDS", "BackendError", "SegmentMask", "choose_backend", "load_backend", "segment_attention"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendError",
+    "SegmentMask",
+    "choose_backend",
+    "load_backend",
+    "segment_attention",
+]
 
 log = logging.getLogger("megavrc")
 
 VARIABLE = "MEGAVRC_ATTENTION"
-BACKENDS = ("dense", "rects", "masked", "flex", "triton", "flash")
+Backend = Literal["dense", "rects", "masked", "flex", "triton", "flash"]
+BACKENDS = get_args(Backend)
 # Triton goes first, and flash joins, when the benchmark on a GPU shows them faster (docs/attention.md).
 TRAINING = {"cuda": ("flex", "triton", "rects")}
 # Relative Frobenius errors of a trial: wide enough for TF32, far below any wrong mask.

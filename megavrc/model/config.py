@@ -3,11 +3,13 @@
 Values left at 0 come from the preset. Every ablation of the paper is a field here, never another model file.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
+Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 # Sizes of the paper's appendix A, which are those of LlamaGen (arXiv 2406.06525); `debug` is for tests and the demo.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "debug": dict(
         layers=4, heads=4, width=128, hidden_multiple=8, vocab=512, grid=8, rope_base=100.0, slots=8
     ),
@@ -42,6 +44,19 @@ class ConditionConfig:
     classes: int = 0
     drop: float = 0.1
     attention: Literal["causal", "bidirectional"] = "causal"
+
+    def problems(self) -> Iterator[str]:
+        """What does not fit together, a sentence each."""
+        if self.learned_text and self.vocab <= 0:
+            yield "condition.vocab: the size of the text vocabulary is needed"
+        if self.features and self.feature_dim <= 0:
+            yield "condition.feature_dim: the width of the text features is needed"
+        if self.is_class and self.classes <= 0:
+            yield "condition.classes: the number of classes is needed"
+        if self.is_class and self.slots != 1:
+            yield f"condition.slots: a class takes 1 slot, not {self.slots}"
+        if not self.is_class and self.slots < 2:
+            yield "condition.slots: text needs at least 2 (the last is begin-video)"
 
     @property
     def is_class(self) -> bool:
@@ -106,7 +121,7 @@ class ModelConfig:
         frame_loss_weight: 1 + frames weights of the frames within their terms (empty: all 1).
     """
 
-    preset: Literal["debug", "b", "l", "xl", "1.2b"] = "debug"
+    preset: Preset = "debug"
     layers: int = 0
     heads: int = 0
     width: int = 0
@@ -135,62 +150,29 @@ class ModelConfig:
                 setattr(self, name, preset.get(name, 0))
         if not self.condition.slots:
             self.condition.slots = 1 if self.condition.is_class else preset["slots"]
-        problems = self.problems()
-        if problems:
+        if problems := list(self.problems()):
             raise ValueError("; ".join(problems))
 
-    def problems(self) -> list[str]:
+    def problems(self) -> Iterator[str]:
         """Everything that does not fit together, each as one sentence that names the field."""
-        condition, compression = self.condition, self.compression
-        checks = [
-            (self.preset in PRESETS, f"preset: {self.preset!r} is not one of {', '.join(PRESETS)}"),
-            (
-                self.heads > 0 and self.width % (self.heads * 16) == 0,
-                f"width: {self.width} must be heads ({self.heads}) times a multiple of 16",
-            ),
-            (self.frames >= 0, f"frames: {self.frames} is negative"),
-            (
-                compression.rate in (1, 4, 16, 64),
-                f"compression.rate: {compression.rate} is not 1, 4, 16 or 64",
-            ),
-            (
-                compression.rate not in (1, 4, 16, 64) or self.grid % compression.side == 0,
-                f"grid: {self.grid} cannot be divided by compression.rate {compression.rate}",
-            ),
-            (
-                compression.kind != "identity" or compression.rate == 1,
-                "compression.kind: identity needs compression.rate 1",
-            ),
-            (
-                not condition.learned_text or condition.vocab > 0,
-                "condition.vocab: the size of the text vocabulary is needed",
-            ),
-            (
-                not condition.features or condition.feature_dim > 0,
-                "condition.feature_dim: the width of the text features is needed",
-            ),
-            (
-                not condition.is_class or condition.classes > 0,
-                "condition.classes: the number of classes is needed",
-            ),
-            (
-                not condition.is_class or condition.slots == 1,
-                f"condition.slots: a class takes 1 slot, not {condition.slots}",
-            ),
-            (
-                condition.is_class or condition.slots >= 2,
-                "condition.slots: text needs at least 2 (the last is begin-video)",
-            ),
-            (
-                self.prediction == "segment" or (self.first_frame == "token" and self.keep_first_frame),
-                "prediction: token has no segments, so first_frame must be token and keep_first_frame true",
-            ),
-            (
-                len(self.frame_loss_weight) in (0, 1 + self.frames),
-                f"frame_loss_weight: needs 1 + frames = {1 + self.frames} values, has {len(self.frame_loss_weight)}",
-            ),
-        ]
-        return [problem for fine, problem in checks if not fine]
+        compression = self.compression
+        if self.preset not in PRESETS:
+            yield f"preset: {self.preset!r} is not one of {', '.join(PRESETS)}"
+        if self.heads <= 0 or self.width % (self.heads * 16):
+            yield f"width: {self.width} must be heads ({self.heads}) times a multiple of 16"
+        if self.frames < 0:
+            yield f"frames: {self.frames} is negative"
+        if compression.rate not in (1, 4, 16, 64):
+            yield f"compression.rate: {compression.rate} is not 1, 4, 16 or 64"
+        elif self.grid % compression.side:
+            yield f"grid: {self.grid} cannot be divided by compression.rate {compression.rate}"
+        if compression.kind == "identity" and compression.rate != 1:
+            yield "compression.kind: identity needs compression.rate 1"
+        yield from self.condition.problems()
+        if self.prediction == "token" and (self.first_frame != "token" or not self.keep_first_frame):
+            yield "prediction: token has no segments, so first_frame must be token and keep_first_frame true"
+        if len(self.frame_loss_weight) not in (0, 1 + self.frames):
+            yield f"frame_loss_weight: needs 1 + frames = {1 + self.frames} values, has {len(self.frame_loss_weight)}"
 
     @property
     def tokens_per_frame(self) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from megavrc.errors import UserError
+from megavrc.video.read import Crop
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ClipSettings:
     stride: int = 1
     fps: float | None = None
     size: int = 256
-    crop: Literal["center", "squash"] = "center"
+    crop: Crop = "center"
     short: Literal["skip", "clamp"] = "skip"
     clips_per_video: int = 1
     images_per_video: int = 10

@@ -87,7 +87,7 @@ def _run(cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], pro
     return 0
 
 
-def run_task(config: C, make_task: Callable[[C, Rank], Task], rank: Rank) -> None:
+def run_task(config: C, make_task: Callable[[C, Rank], Task[Any]], rank: Rank) -> None:
     """Make a task and train it, on every rank; the main one logs. Raises as `train`, or what making the task raises."""
     _log_on_main_rank(rank)
     with same_error_on_all_ranks(rank):

@@ -48,7 +48,7 @@ class Native:
     groups: dict[str, Tensors]
 
 
-def import_run(source: Path, tag: str, config: BaseRunConfig, task: Task) -> Path:
+def import_run(source: Path, tag: str, config: BaseRunConfig, task: Task[Any]) -> Path:
     """Write a native checkpoint as the first one of a new run, which then resumes from it.
 
     Args:
@@ -69,7 +69,7 @@ def import_run(source: Path, tag: str, config: BaseRunConfig, task: Task) -> Pat
         lease.release()
 
 
-def _import(source: Path, tag: str, config: BaseRunConfig, task: Task) -> Path:
+def _import(source: Path, tag: str, config: BaseRunConfig, task: Task[Any]) -> Path:
     native = read_native(_tagged(source, tag))
     groups = _renamed(native.groups, task.build(), source)
     state = {

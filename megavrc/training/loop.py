@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from typing import Any
 
 from megavrc.distributed import Rank, StopSignal, any_rank
 from megavrc.training.config import BaseRunConfig
@@ -13,7 +14,7 @@ from megavrc.training.watchdog import Watchdog
 log = logging.getLogger("megavrc")
 
 
-def train(config: BaseRunConfig, task: Task, rank: Rank) -> None:
+def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
     """Train until `train.steps`, or until a signal or the time limit stops it; resumes what is in the run folder.
 
     Raises:

@@ -49,7 +49,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: BaseRunConfig, task: Task, run: RunFolder, rank: Rank, watchdog: Watchdog
+        self, config: BaseRunConfig, task: Task[Any], run: RunFolder, rank: Rank, watchdog: Watchdog
     ) -> None:
         self.config, self.task, self.run, self.rank, self.watchdog = config, task, run, rank, watchdog
         self.step = self.skipped = self.data_offset = 0

@@ -1,5 +1,7 @@
 """The loss on samples that are never trained on: the same samples, without dropout, whatever the number of ranks."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from megavrc.training.tasks.base import Samples, to_device
 
 
 @torch.no_grad()
-def validate(module: nn.Module, task: Task, micro_batch: int, rank: Rank, step: int) -> dict[str, float]:
+def validate(module: nn.Module, task: Task[Any], micro_batch: int, rank: Rank, step: int) -> dict[str, float]:
     """Mean loss and metrics over every validation set, as {"val/<set>/<metric>": mean} (collective).
 
     Args:
@@ -26,7 +28,7 @@ def validate(module: nn.Module, task: Task, micro_batch: int, rank: Rank, step: 
 
 
 def _means(
-    module: nn.Module, task: Task, samples: Samples, micro_batch: int, rank: Rank, step: int
+    module: nn.Module, task: Task[Any], samples: Samples, micro_batch: int, rank: Rank, step: int
 ) -> dict[str, float]:
     batches = evaluation_batches(
         samples.source,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return tuple(to_device(value, device) for value in batch)
 
 
-class Task(Protocol):
-    """One kind of training: a module, its data and its loss.
+M = TypeVar("M", bound=nn.Module)
+
+
+class Task(Protocol[M]):
+    """One kind of training: a module of type M, its data and its loss.
 
     Attributes:
         source: samples by index.
@@ -56,26 +59,26 @@ class Task(Protocol):
     @property
     def order(self) -> SampleOrder: ...
 
-    def build(self) -> nn.Module:
+    def build(self) -> M:
         """The module with random weights, on the CPU."""
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialise(self, module: M) -> None:
         """Called once, before step 0 of a run: take weights from elsewhere. The same result on every rank."""
 
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
+    def blocks(self, module: M) -> list[nn.Module]:
         """The module's repeated layers, for activation checkpointing and compilation; none of them with a BatchNorm."""
 
     def collate(self, items: list[dict[str, Any]]) -> Any:
         """A batch (tensors in dictionaries and tuples) of items, which have their "position"; picklable."""
 
-    def loss(self, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: M, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and detached scalar metrics of a batch on the module's device, at optimiser step `step`.
 
         For validation the module is in eval mode; then nothing is dropped.
         """
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, module: M, folder: Path, step: int) -> None:
         """Write pictures of what the module (in eval mode) does now; on the main rank alone, so nothing collective."""
 
-    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+    def finish(self, module: M, run_dir: Path) -> dict[str, Any]:
         """After the last step, on the main rank: export what others use. Returns what complete.json should say."""

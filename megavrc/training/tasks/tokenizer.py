@@ -63,15 +63,14 @@ class TokenizerTask:
             "starts_from_another_run": bool(config.init_from),
         }
 
-    def build(self) -> nn.Module:
+    def build(self) -> TokenizerObjective:
         return TokenizerObjective(OmniTokenizerNet(self.config.model), self.config.objective, self.perceptual)
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialise(self, module: TokenizerObjective) -> None:
         if self.config.init_from:
-            assert isinstance(module, TokenizerObjective)
             start_from_run(module.net, self.config)
 
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
+    def blocks(self, module: TokenizerObjective) -> list[nn.Module]:
         return []
 
     def frames_at(self, step: int) -> int:
@@ -97,12 +96,11 @@ class TokenizerTask:
         return window(item["clip"], frames, lambda below: (seed + part * below // parts) % below)
 
     def loss(
-        self, module: nn.Module, batch: dict[str, Tensor], step: int
+        self, module: TokenizerObjective, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return module(batch["clips"], step, batch["frame"])
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
-        assert isinstance(module, TokenizerObjective)
+    def preview(self, module: TokenizerObjective, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
         if count and bool(module.seeded):  # before, the codebook is noise
             longest = max(self.config.data.all_turns())
@@ -120,8 +118,7 @@ class TokenizerTask:
             rows += [(item["caption"] or item["key"], clip), ("reconstruction", recon)]
         return rows
 
-    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
-        assert isinstance(module, TokenizerObjective)
+    def finish(self, module: TokenizerObjective, run_dir: Path) -> dict[str, Any]:
         tokenizer = OmniTokenizer(module.net)
         tokenizer.save(run_dir / EXPORT)
         return {"tokenizer": EXPORT, "tokenizer_sha256": tokenizer.sha256}

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 from megavrc.tokenizers.inflation import Inflation
 from megavrc.tokenizers.objective import ObjectiveConfig
 from megavrc.training.config import BaseRunConfig, PreviewConfig
+from megavrc.video.read import Crop
 
 
 @dataclass
@@ -32,7 +33,7 @@ class ClipDataConfig:
     path: str
     frames: int = 17
     size: int = 64
-    crop: Literal["center", "squash"] = "center"
+    crop: Crop = "center"
     split: str = "train"
     limit: int = 0
     cache: bool = True

@@ -1,6 +1,7 @@
 """Stages 1 and 2: VRC on tokenized images and clips."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ class VRCTask:
         self.validation = open_validation(data, model.condition, expected, self.source.text_encoder)
         self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
         self.text = TextTokenizer(data.text_tokenizer) if model.condition.learned_text else None
-        problems = [problem for fine, problem in self._checks() if not fine]
-        if problems:
+        if problems := list(self._problems()):
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
         resumes = (Path(config.run_dir) / "run.json").is_file()
         incomplete = check_conditions(
@@ -72,53 +72,35 @@ class VRCTask:
             "starts_from_stage_1": bool(config.init_from),
         }
 
-    def _checks(self) -> list[tuple[bool, str]]:
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together in dataset, model and text tokenizer."""
         model, info, shape = self.config.model, self.source.info, self.source.shape
-        kind, frames = ("image", 1) if self.config.stage == "image" else ("video", 1 + model.frames)
-        classes = len(info.get("classes") or [])
-        return [
-            (
-                info["kind"] == kind,
-                f"stage {self.config.stage} trains on {kind} tokens, this dataset has {info['kind']}s",
-            ),
-            (
-                shape[0] == frames,
-                f"model.frames: samples have {shape[0]} latent frames, the model takes {frames}",
-            ),
-            (
-                shape[1:] == (model.grid, model.grid),
-                f"model.grid: samples are {shape[1]}x{shape[2]}, the model's grid is {model.grid}",
-            ),
-            (
-                self.source.vocab == model.vocab,
-                f"model.vocab: is {model.vocab}, the samples' ids are below {self.source.vocab}",
-            ),
-            (
-                self.text is None or self.text.vocab <= model.condition.vocab,
-                f"model.condition.vocab: is {model.condition.vocab}, the text tokenizer has "
-                f"{self.text.vocab if self.text else 0} ids",
-            ),
-            (
-                not model.condition.is_class or classes <= model.condition.classes,
-                f"model.condition.classes: is {model.condition.classes}, the dataset has {classes} classes",
-            ),
-            (
-                self.source.text_encoder is None or self.source.feature_width == model.condition.feature_dim,
-                f"model.condition.feature_dim: is {model.condition.feature_dim}, the text features have "
-                f"{self.source.feature_width} columns",
-            ),
-        ]
+        condition, stage = model.condition, self.config.stage
+        kind, frames = ("image", 1) if stage == "image" else ("video", 1 + model.frames)
+        classes, width = len(info.get("classes") or []), self.source.feature_width
+        if info["kind"] != kind:
+            yield f"stage {stage} trains on {kind} tokens, this dataset has {info['kind']}s"
+        if shape[0] != frames:
+            yield f"model.frames: samples have {shape[0]} latent frames, the model takes {frames}"
+        if shape[1:] != (model.grid, model.grid):
+            yield f"model.grid: samples are {shape[1]}x{shape[2]}, the model's grid is {model.grid}"
+        if self.source.vocab != model.vocab:
+            yield f"model.vocab: is {model.vocab}, the samples' ids are below {self.source.vocab}"
+        if self.text and self.text.vocab > condition.vocab:
+            yield f"model.condition.vocab: is {condition.vocab}, the text tokenizer has {self.text.vocab} ids"
+        if condition.is_class and classes > condition.classes:
+            yield f"model.condition.classes: is {condition.classes}, the dataset has {classes} classes"
+        if self.source.text_encoder and width != condition.feature_dim:
+            yield f"model.condition.feature_dim: is {condition.feature_dim}, the text features have {width} columns"
 
-    def build(self) -> nn.Module:
+    def build(self) -> VRC:
         return VRC(self.config.model)
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialise(self, module: VRC) -> None:
         if self.config.init_from:
-            assert isinstance(module, VRC)
             start_from(module, self.facts, self.config.init_from)
 
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
-        assert isinstance(module, VRC)
+    def blocks(self, module: VRC) -> list[nn.Module]:
         return list(module.trunk.layers)
 
     def condition(self, items: list[dict[str, Any]]) -> Condition:
@@ -135,7 +117,7 @@ class VRCTask:
     def dropped(self, position: int) -> bool:
         return is_dropped(position, self.config.model.condition.drop, self.config.seed)
 
-    def loss(self, module: nn.Module, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: VRC, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         drop = batch["drop"] if module.training else None
         out = module(batch["ids"], batch["condition"], drop, backend=self.config.train.attention)
         if self.config.stage == "image":
@@ -143,11 +125,10 @@ class VRCTask:
         frames = {f"frame_{index}": loss for index, loss in enumerate(out.loss_frames) if index}
         return out.loss, {"first": out.loss_first, "later": out.loss_later, **frames}
 
-    def preview(self, module: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, module: VRC, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
         if self.video_tokenizer is None or not count:
             return
-        assert isinstance(module, VRC)
         items = self._preview_items(count)
         if not items:
             log.warning("step %d: no preview, there is no whole sample for it", step)
@@ -191,5 +172,5 @@ class VRCTask:
         label, names = item["label"], self.class_names or ()
         return "no class" if label is None else f"class {names[label] if label < len(names) else label}"
 
-    def finish(self, module: nn.Module, run_dir: Path) -> dict[str, Any]:
+    def finish(self, module: VRC, run_dir: Path) -> dict[str, Any]:
         return {}

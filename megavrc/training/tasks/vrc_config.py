@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from megavrc.model import ModelConfig
+from megavrc.model.attention import Backend
 from megavrc.training.config import BaseRunConfig, PreviewConfig, TrainConfig
 
 
@@ -102,7 +103,7 @@ class VRCTrainConfig(TrainConfig):
             (docs/attention.md). One that cannot run is an error.
     """
 
-    attention: Literal["auto", "rects", "flex", "triton", "flash", "dense"] = "auto"
+    attention: Literal["auto", Backend] = "auto"
 
 
 @dataclass
