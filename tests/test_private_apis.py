@@ -120,7 +120,7 @@ NEEDED = [
         "torch._dynamo.variables.functions",
         "",
         "_dynamo_marked_constant",
-        "model/attention.py",
+        "model/quick_start.py",
         "the trial is not traced",
     ),
     ("torch", "UntypedStorage._cdata", "", "launch/memory.py", "shared storage is counted once"),

@@ -16,9 +16,9 @@ from megavrc.generation.keymap import from_folder
 from megavrc.generation.prompts import open_encoder, prompt_features
 from megavrc.hardware import check_device
 from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
-from megavrc.model.clips import SAMPLING_OPTIONS, Label, class_names, decode_clips, label_condition
+from megavrc.model.clips import SAMPLING_OPTIONS, Label, class_names, class_numbers, decode_clips
 from megavrc.model.compressor import BatchNorm
-from megavrc.model.condition import Condition, pad_features
+from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.inputs import warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
@@ -75,18 +75,24 @@ class Folder:
             UserError: the other kind of condition, a prompt that is too long, or a label outside the classes.
         """
         config = self.model.config.condition
-        if label is not None and prompt is None and config.is_class:
-            return _user_error(label_condition, label, config, self.class_names)
+        kind = kind_of(config)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        if prompts and label is None and self.text_tokenizer is not None:
-            rows = [self.text_tokenizer.encode(text, config.slots) for text in prompts]
-            warn_of_prompts(prompts, rows)
-            return Condition(torch.tensor(rows))
-        if prompts and label is None and self.text_encoder is not None:
-            features = [prompt_features(self.text_encoder, text, config.slots - 1) for text in prompts]
-            return pad_features(features, config.slots - 1)
-        wanted = "labels" if config.is_class else "prompts"
-        if config.features:
+        given: list[Any] = []
+        if kind.reads == "label" and prompt is None and label is not None:
+            given = _user_error(class_numbers, label, config.classes, self.class_names)
+        elif label is None and self.text_tokenizer is not None:
+            for text in prompts:
+                self.text_tokenizer.encode(text, config.slots)  # raises for one that is too long, by name
+            given = [self.text_tokenizer.ids(text) for text in prompts]
+            warn_of_prompts(prompts, given)
+        elif label is None and self.text_encoder is not None:
+            given = [prompt_features(self.text_encoder, text, config.slots - 1) for text in prompts]
+        elif label is None and kind.reads == "caption":
+            given = prompts
+        if given:
+            return _user_error(kind.make, config, given)
+        wanted = "labels" if kind.reads == "label" else "prompts"
+        if kind.reads == "features":
             wanted += " and the text encoder that it was trained with (megavrc generate --text_encoder)"
         raise UserError(f"{self.path}: this model is generated from {wanted}")
 

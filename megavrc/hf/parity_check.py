@@ -17,7 +17,7 @@ from megavrc.files import write_json
 from megavrc.generation.folder import read_sampling
 from megavrc.model import VRC, ClipRequest, VideoPipeline
 from megavrc.model.attention import BackendError
-from megavrc.model.clips import decode_clips, label_condition
+from megavrc.model.clips import decode_clips
 from megavrc.model.condition import Condition
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import TextTokenizer
@@ -54,16 +54,18 @@ def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> 
     prompts, labels = [], []
     if condition.is_class:
         labels = [0, condition.classes - 1]
-        tensors["condition"] = label_condition(labels, condition).values
+        tensors["condition"] = vrc.condition.make(condition, labels).values
     elif text is not None:
         kept = [prompt for prompt in PROMPTS if len(text.ids(prompt)) < condition.slots]
         prompts = (kept or [""]) * CLIPS
         prompts = prompts[:CLIPS]
         tensors["condition"] = torch.tensor([text.encode(prompt, condition.slots) for prompt in prompts])
-    else:
+    elif condition.features:
         slots = (CLIPS, condition.slots - 1)
         tensors["condition"] = torch.randn(*slots, condition.feature_dim, generator=generator)
         tensors["real"] = torch.rand(slots, generator=generator) < 0.5
+    else:
+        tensors["condition"] = vrc.null_condition(CLIPS).values
     if config.tokens_per_frame > LONG_FRAME and config.frames:
         side = config.grid * net.config.patch
         known = 1 + (config.frames - 1) * net.config.temporal_patch if config.prediction == "token" else 1

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_sdpa import dense_attention, masked_attention, rects_attention
+from .quick_start import never_traced
 from .segment_mask import SegmentMask
 
 __all__ = [
@@ -93,6 +94,7 @@ def prepare(backend: str, mask: SegmentMask, x: Tensor, head_dim: int, gradients
     return name
 
 
+@never_traced
 def choose_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, gradients: bool) -> str:
     """The backend that `segment_attention` takes.
 
@@ -102,10 +104,6 @@ def choose_backend(backend: str, device_type: str, dtype: torch.dtype, head_dim:
     if backend == "auto":
         backend = os.environ.get(VARIABLE) or "auto"
     return _choose(backend, device_type, dtype, head_dim, gradients)
-
-
-# What torch.compiler.assume_constant_result sets, without its import of the whole compiler: never traced into.
-choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

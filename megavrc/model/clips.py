@@ -1,4 +1,4 @@
-"""What people give and get, as tensors: sampling options, text ids and labels, and the pixels of clips.
+"""What people give and get, as tensors: sampling options, and the pixels of clips.
 
 Shared by the transformers wrapper and by the loader that needs no transformers, so that both give the same clips.
 """
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .condition import BEGIN, PAD, Condition
-from .config import ConditionConfig
 from .inputs import check_finite, unknown_name
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
@@ -56,21 +54,6 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
-def text_condition(tokens: Sequence[Sequence[int]], config: ConditionConfig) -> Condition:
-    """The condition of text ids without special tokens: left-padded, begin-video in the last slot.
-
-    Raises:
-        ValueError: more text than the model has slots for.
-    """
-    longest = max(map(len, tokens))
-    if longest > config.slots - 1:
-        raise ValueError(
-            f"the prompt has {longest} text tokens, the model takes at most {config.slots - 1}: shorten it"
-        )
-    rows = [[PAD] * (config.slots - 1 - len(ids)) + [*ids, BEGIN] for ids in tokens]
-    return Condition(torch.tensor(rows))
-
-
 def class_names(id2label: Mapping[Any, str] | None, classes: int) -> list[str]:
     """The names of classes by number, of a folder's config; the number where there is none."""
     known = {int(number): str(name) for number, name in (id2label or {}).items()}
@@ -78,12 +61,10 @@ def class_names(id2label: Mapping[Any, str] | None, classes: int) -> list[str]:
     return [str(i) if known.get(i, unnamed[i]) == unnamed[i] else known[i] for i in range(classes)]
 
 
-def label_condition(
-    label: Label | Sequence[Label], config: ConditionConfig, names: Sequence[str] = ()
-) -> Condition:
-    """The condition of one class or B classes, each a number or one of `names`; ValueError for any other."""
+def class_numbers(label: Label | Sequence[Label], classes: int, names: Sequence[str] = ()) -> list[int]:
+    """The numbers of one class or B classes, each given as a number or one of `names`; ValueError for any other."""
     labels = [label] if isinstance(label, str) or not hasattr(label, "__iter__") else label
-    return Condition(torch.tensor([_class_number(one, config.classes, names) for one in labels]))
+    return [_class_number(one, classes, names) for one in labels]
 
 
 def _class_number(label: Label, classes: int, names: Sequence[str]) -> int:

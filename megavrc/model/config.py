@@ -55,8 +55,13 @@ class ConditionConfig:
             yield "condition.classes: the number of classes is needed"
         if self.is_class and self.slots != 1:
             yield f"condition.slots: a class takes 1 slot, not {self.slots}"
-        if not self.is_class and self.slots < 2:
+        if self.kind == "text" and self.slots < 2:
             yield "condition.slots: text needs at least 2 (the last is begin-video)"
+
+    @property
+    def name(self) -> str:
+        """Of its class in `condition.KINDS`."""
+        return self.text if self.kind == "text" else self.kind
 
     @property
     def is_class(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .condition import Condition, ConditionEmbedding
+from .condition import Condition, kind_of
 from .config import ModelConfig
 from .vrc import VRC
 
@@ -49,7 +49,7 @@ def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Condition, Tens
     with torch.device("meta"):
         ids = torch.zeros(batch, 1 + config.frames, config.grid, config.grid, dtype=torch.long)
         drop = torch.zeros(batch, dtype=torch.bool)
-        return ids, ConditionEmbedding(config.condition, 1).null(batch), drop
+        return ids, kind_of(config.condition)(config.condition, 1).null(batch), drop
 
 
 def _products(module: nn.Module, x: Tensor, out: Tensor) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput, cached_file
 
-from .clips import SAMPLING_OPTIONS, Label, class_names, decode_clips, label_condition, text_condition
+from .clips import SAMPLING_OPTIONS, Label, class_names, class_numbers, decode_clips
 from .compressor import BatchNorm
-from .condition import Condition, ConditionLike
+from .condition import Condition, ConditionLike, kind_of
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
@@ -212,15 +212,19 @@ class VRCForVideoGeneration(PreTrainedModel):
         if condition is not None:
             return Condition.of(condition)
         config = self.vrc.config.condition
-        if config.is_class != (label is not None) or config.features:
-            wanted = "label" if config.is_class else "condition" if config.features else "prompt"
+        kind = kind_of(config)
+        wanted = {"label": "label", "features": "condition"}.get(kind.reads, "prompt")
+        if wanted != ("prompt" if label is None else "label"):
             raise ValueError(f"this model is conditioned on {config.kind} ({wanted}=)")
         if label is not None:
-            return label_condition(label, config, class_names(self.config.id2label, config.classes))
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        tokens = self.text_tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
-        warn_of_prompts(prompts, tokens)
-        return text_condition(tokens, config)
+            names = class_names(self.config.id2label, config.classes)
+            return kind.make(config, class_numbers(label, config.classes, names))
+        given = [prompt] if isinstance(prompt, str) else list(prompt)
+        if kind.reads == "tokens":
+            prompts, tokenizer = given, self.text_tokenizer
+            given = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+            warn_of_prompts(prompts, given)
+        return kind.make(config, given)
 
     def generate_video(
         self,

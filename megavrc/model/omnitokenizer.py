@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .omnitokenizer_layers import DRAWN_ON, EPS, Transformer
+from .omnitokenizer_layers import EPS, Transformer
+from .quick_start import DRAWN_ON
 
 DISTANCE_ROWS = 8192  # vectors compared with the codebook at once, to bound memory
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .quick_start import DRAWN_ON
+
 EPS = 1e-5
 COSINE_SCALE = 8.0  # of the logits of normalised queries and keys, at every head size
 ROPE_BASE = 10000.0
-DRAWN_ON = "cpu"  # random numbers on the meta device, where weights are loaded, import torch's compiler: 2 s
 
 
 class GammaNorm(nn.Module):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from .attention import SegmentMask
 from .compressor import RESETTABLE, Compressor, Decompressor
-from .condition import Condition, ConditionEmbedding, ConditionLike, embedding
+from .condition import Condition, ConditionLike, kind_of
 from .config import ModelConfig
 from .layout import COMPRESSED, RAW, Layout, make_layout
+from .quick_start import embedding
 from .rope import rope_table
 from .transformer import RMSNorm, Trunk
 
@@ -47,7 +48,7 @@ class VRC(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.condition = ConditionEmbedding(config.condition, config.width)
+        self.condition = kind_of(config.condition)(config.condition, config.width)
         self.tokens = embedding(config.vocab, config.width)
         self.types = embedding(3, config.width)
         self.dropout = nn.Dropout(config.dropout)

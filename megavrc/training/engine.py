@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from megavrc.checkpoint.shards import Groups
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
+from megavrc.model.quick_start import nothing_compiled
 from megavrc.training.averaging import AVERAGE, Average
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.optimizer import make_optimizer
@@ -230,13 +230,12 @@ def _merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def _import_deepspeed(rank: Rank) -> Any:
     if rank.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every known accelerator is probed for
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it guesses, with a warning
     warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 
-    # ZeRO imports this optimizer, which is not used here; compiling it would load torch's compiler, for 1.7 s.
-    with patch.object(torch, "compile", lambda function: function), contextlib.suppress(ImportError):
+    with nothing_compiled(), contextlib.suppress(ImportError):  # ZeRO imports it; it is not used here
         import deepspeed.runtime.zero.muon.original_muon
     from deepspeed.utils import logger
 

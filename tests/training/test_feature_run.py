@@ -17,7 +17,7 @@ from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
-from megavrc.model.condition import pad_features
+from megavrc.model.condition import FeatureEmbedding
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig, ValidationDataConfig
 
@@ -96,7 +96,7 @@ def test_a_batch_has_the_features_of_its_captions(made: Path, tmp_path: Path) ->
 
 
 def test_features_are_cut_to_the_slots_and_may_be_none() -> None:
-    padded = pad_features([torch.ones(9, 2), torch.empty(0, 2)], 4)
+    padded = FeatureEmbedding.make(ConditionConfig(slots=5), [torch.ones(9, 2), torch.empty(0, 2)])
     assert padded.real.tolist() == [[True] * 4, [False] * 4]
     assert padded.values.sum() == 8
 

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
 from megavrc.model import ConditionConfig
-from megavrc.model.condition import Condition, pad_features
+from megavrc.model.condition import Condition, kind_of
 from megavrc.tokenizers import TextTokenizer
 
 log = logging.getLogger("megavrc")
@@ -31,13 +29,10 @@ def conditions_of(
         config: of the model's condition.
         text: tokenizer of a model that learns text embeddings.
     """
-    if config.is_class:
-        labels = [config.classes if item["label"] is None else item["label"] for item in items]
-        return Condition(torch.tensor(labels))
-    if text is None:
-        return pad_features([item["features"] for item in items], config.slots - 1)
-    rows = [text.encode(item["caption"] or "", config.slots, truncate=True) for item in items]
-    return Condition(torch.tensor(rows))
+    kind = kind_of(config)
+    if text is not None:
+        return kind.make(config, [text.ids(item["caption"] or "")[: config.slots - 1] for item in items])
+    return kind.make(config, [item[kind.reads] for item in items])
 
 
 def is_dropped(position: int, share: float, seed: int) -> bool:
@@ -126,9 +121,10 @@ def _look(
     item: dict[str, Any], config: ConditionConfig, text: TextTokenizer | None, found: Incomplete
 ) -> None:
     found.samples += 1
-    if item["label" if config.is_class else "caption"] is None:
+    reads = kind_of(config).reads
+    if item["label" if reads == "label" else "caption"] is None:
         found.missing += 1
-    elif not config.is_class:
+    elif reads in ("tokens", "features"):
         tokens = len(item["features"]) if text is None else len(text.ids(item["caption"]))
         if tokens > config.slots - 1 or item.get("cut"):
             found.cut += 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
-from megavrc.model.condition import Condition
+from megavrc.model.condition import Condition, kind_of
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import write_preview
@@ -167,7 +167,7 @@ class VRCTask:
         return [list(chosen.values())[index % len(chosen)] for index in range(count if chosen else 0)]
 
     def _label(self, item: dict[str, Any]) -> str:
-        if not self.config.model.condition.is_class:
+        if kind_of(self.config.model.condition).reads != "label":
             return item["caption"] or "no caption"
         label, names = item["label"], self.class_names or ()
         return "no class" if label is None else f"class {names[label] if label < len(names) else label}"
