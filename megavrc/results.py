@@ -206,7 +206,8 @@ def shown(value: Metric) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    whole = float(value).is_integer() and abs(value) < 1e15  # a count
+    return f"{value:,.0f}" if abs(value) >= 1000 and (whole or abs(value) < 1e7) else f"{value:.3g}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,5 @@
 """What a finished run of the study is worth: `measure.py {captions,gate,bits,sample,score}`."""
 
-import json as json_format
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from megavrc.training.averaging import AVERAGE
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import RunConfig
+from megavrc.video.manifest import read_captions
 
 DRAWS = 10_000  # of the bootstrap
 CLIPS = 512  # of a validation set, at most
@@ -37,7 +37,7 @@ def captions(manifest: Path, text: Path, config: Path, json: Path) -> None:
     """
     slots = load_config(RunConfig, [f"--config={config}"]).model.condition.slots
     tokenizer = TextTokenizer(text)
-    texts = {json_format.loads(line)["caption"] for line in manifest.read_text().splitlines()}
+    texts = set(read_captions(manifest))
     longest = max(texts, key=lambda caption: len(tokenizer.ids(caption)))
     needed = len(tokenizer.ids(longest)) + 1
     if needed > slots:

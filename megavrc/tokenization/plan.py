@@ -23,7 +23,7 @@ from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, sha256_json, write_atomic, write_json
 from megavrc.tokenization.sampling import ClipSettings, source_key
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.manifest import Entry, read_manifest
+from megavrc.video.manifest import Entry, read_jsonl, read_manifest
 from megavrc.video.versions import decoder_versions
 
 FORMAT = 1  # of plan.json, plan.jsonl and failures/
@@ -85,8 +85,7 @@ class Plan:
     def sources(self, wanted: list[PlannedShard]) -> dict[PlannedShard, list[Entry]]:
         """The videos of some shards, in order."""
         found: dict[PlannedShard, list[Entry]] = {shard: [] for shard in wanted}
-        for line in (self.out / "plan.jsonl").read_text().splitlines():
-            entry = json.loads(line)
+        for _, entry in read_jsonl(self.out / "plan.jsonl"):
             shard = PlannedShard(entry["split"], entry.pop("shard"), self.shards[entry["split"]])
             if shard in found:
                 found[shard].append(entry)

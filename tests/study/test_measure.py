@@ -30,7 +30,11 @@ def test_the_gate_names_what_does_not_pass(tmp_path: Path) -> None:
 def test_a_caption_that_would_be_cut_is_refused(tmp_path: Path) -> None:
     words = ["a red ring moves left", "ring " * 26, "ring " * 28]
     TextTokenizer.train(words, tmp_path / "tokenizer.model", vocab=40)
-    lines = [json.dumps({"caption": text.strip(), "split": "test"}) + "\n" for text in words]
+    words[0] += "\u2028"  # ends no line
+    lines = [
+        json.dumps({"caption": text.rstrip(" "), "split": "test"}, ensure_ascii=False) + "\n"
+        for text in words
+    ]
     manifest, found = tmp_path / "manifest.jsonl", tmp_path / "captions.json"
     manifest.write_text("".join(lines))
     with pytest.raises(UserError, match="slots: is 28, 29 are needed for 'ring ring"):

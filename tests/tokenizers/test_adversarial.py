@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megavrc.errors import UserError
+from megavrc.evaluation.quality import mean_psnr
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import ObjectiveConfig, TokenizerObjective, mean_over_ranks
 from megavrc.tokenizers.perceptual import STAGES, Perceptual
-from megavrc.tokenizers.quality import ssim
+from megavrc.tokenizers.quality import clip_psnr, ssim
 
 FULL = {"perceptual": 0.5, "vgg": "given", "gan_frame": 0.3, "gan_clip": 0.2, "feature_matching": 0.5}
 FULL |= {"gan_width": 4, "gan_start": 2, "restart": True, "scales": [0.5, 1.0]}
@@ -191,6 +192,13 @@ def test_ssim() -> None:
     values = [ssim(x + size * noise, x).item() for size in (0.0, 0.05, 0.2, 0.5)]
     assert values == sorted(values, reverse=True) and values[-1] < 0.5
     assert ssim(x[..., :8, :8], x[..., :8, :8]).item() == pytest.approx(1.0), "smaller than the window"
+
+
+def test_psnr_while_training_is_that_of_the_evaluation() -> None:
+    x = torch.randint(256, (3, 3, 2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    y = (x.float() + torch.tensor([0.0, 3.0, 40.0])[:, None, None, None, None]).clamp(0, 255).to(torch.uint8)
+    floats = [clips.float() / 255 - 0.5 for clips in (x, y)]
+    assert clip_psnr(*floats).item() == pytest.approx(mean_psnr(x.numpy(), y.numpy()), rel=1e-5)
 
 
 def test_one_resolution_is_drawn_for_every_step() -> None:
