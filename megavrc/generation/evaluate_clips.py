@@ -1,16 +1,26 @@
-"""`megavrc evaluate clipsim`: whether clips show what their captions say, by the user's CLIP."""
+"""`megavrc evaluate clipsim`, `drift`, `redundancy`, `export`: commands on clips, whoever made them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import ClipModel
+from megavrc.evaluation.clip_source import Frames
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
+from megavrc.evaluation.drift import SHARES, measure_drift
+from megavrc.evaluation.export_clips import Layout, export_clips
+from megavrc.evaluation.redundancy import Encode, measure_redundancy
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
 from megavrc.results import publish_tables, result
+from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
+from megavrc.video.h264 import CRF
 
 FEWEST_DRAWS = 20
 
@@ -63,6 +73,126 @@ def clipsim(
     publish_report("clipsim", report, {"clips": clips, "against": against, "real": real}, json, device)
 
 
+def drift(
+    clips: Path,
+    real: Path | None = None,
+    planned: Path | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """Clips that freeze, loop, fade or blur, as shares; change, contrast and sharpness by frame. Pixels alone decide.
+
+    Clips are given as to megavrc evaluate fvd. --json also holds the curves, NAME/FRAME.
+
+    Args:
+        clips: what is measured.
+        real: real clips, measured beside.
+        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        draws: of the bootstrap.
+        seed: bootstraps and generates.
+        batch: clips generated at once.
+        device: cpu or cuda.
+        json: write the result there.
+    """
+    check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
+    true = open_source(real) if real else None
+    source = open_source(clips, planned, true, seed, batch, device)
+    report = measure_drift(source, true, draws, seed)
+    config = {"clips": clips, "real": real, "planned": planned}
+    publish_report("drift", report, config, json, device, SHARES)
+
+
+def redundancy(
+    clips: Path,
+    tokenizer: Path | None = None,
+    planned: Path | None = None,
+    frames: int = 5,
+    stride: int = 1,
+    crf: int = CRF,
+    draws: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
+    """How much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
+
+    H.264 as one I frame and P frames, and by the paper's literal command, which also makes B frames: bytes of each
+    frame's packet and of its picture data alone. Clips are given as to megavrc evaluate fvd.
+
+    Args:
+        clips: what is measured.
+        tokenizer: folder or .ckpt of a video tokenizer, whose ids of neighbouring latent frames are compared.
+        planned: what must be among the clips: JSON lines with id.
+        frames: of each clip, from its first on.
+        stride: step between them.
+        crf: x264 quality, 1 (best) to 51.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+        device: of the tokenizer, cpu or cuda.
+        json: write the result there.
+    """
+    check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
+    if crf > 51:
+        raise UserError(f"--crf: {crf}, at most 51")
+    video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None
+    source = open_source(clips, planned, seed=seed, device=device)
+    report = measure_redundancy(source, frames, stride, crf, encoder(video) if video else None, draws, seed)
+    if video:
+        report.protocol["tokenizer"] = video.sha256
+    publish_report("redundancy", report, {"clips": clips, "tokenizer": tokenizer}, json, device)
+
+
+def encoder(video: OmniTokenizer) -> Encode:
+    """A tokenizer as a function from a clip to its ids; what is over 1 + 4k frames is left out."""
+
+    def encode(frames_THWC: Frames) -> NDArray[np.int64]:
+        patch = video.config.temporal_patch
+        whole = len(frames_THWC) - (len(frames_THWC) - 1) % patch
+        if whole <= patch:
+            raise UserError(f"--frames: {len(frames_THWC)}, two latent frames take {1 + patch}")
+        try:
+            ids = video.encode(torch.from_numpy(np.ascontiguousarray(frames_THWC[None, :whole])))
+        except ValueError as error:
+            raise UserError(f"clips that the video tokenizer does not take: {error}") from None
+        return ids[0].cpu().numpy()
+
+    return encode
+
+
+def export(
+    clips: Path,
+    out: Path,
+    layout: Layout,
+    planned: Path | None = None,
+    fps: float = 8,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+) -> None:
+    """Write clips as other suites read them: vbench ({prompt}-{index}.mp4), frames (folders of PNG) or npz.
+
+    Clips are given as to megavrc evaluate fvd.
+
+    Args:
+        clips: what is exported.
+        out: a folder, or FILE.npz; must not be there yet.
+        layout: of the files.
+        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        fps: frames a second of mp4 files.
+        seed: of generated clips.
+        batch: clips generated at once.
+        device: cpu or cuda.
+    """
+    check_least(batch=(batch, 1))
+    if not 0 < fps <= 1000:
+        raise UserError(f"--fps: {fps}, above 0")
+    count = export_clips(open_source(clips, planned, None, seed, batch, device), layout, out, fps)
+    print(f"{out}: {count} clips")
+
+
 def check_least(**values: tuple[int, int]) -> None:
     """Refuse options below their least value."""
     for name, (value, least) in values.items():
@@ -71,11 +201,16 @@ def check_least(**values: tuple[int, int]) -> None:
 
 
 def publish_report(
-    name: str, report: MetricReport, config: Mapping[str, Any], json: Path | None, device: str = "cpu"
+    name: str,
+    report: MetricReport,
+    config: Mapping[str, Any],
+    json: Path | None,
+    device: str = "cpu",
+    columns: Sequence[str] = (),
 ) -> None:
-    """Print a report's remarks and tables; write it where `json` says."""
+    """Print a report's remarks and tables (these columns, default all); write it where `json` says."""
     for line in report.lines:
         print(f"note: {line}")
     given = {key: str(value) for key, value in config.items() if value is not None}
     content = result(f"evaluate {name}", given, report.cases, report.metrics, report.protocol, device)
-    publish_tables(content, json)
+    publish_tables(content, json, columns)

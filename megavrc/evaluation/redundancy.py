@@ -1,0 +1,126 @@
+"""How much of a clip its earlier frames already hold: for a codec, in pixels, in tokens (the paper's Figure 2)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_source import ClipSource, Frames
+from megavrc.evaluation.frechet import Array
+from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
+from megavrc.progress import progress
+from megavrc.results import case
+from megavrc.video.h264 import CRF, CodedFrame, GopMode, coded_frames
+
+Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its latent frames, [t, h, w]
+
+BLOCK = 16  # pixels, of a macroblock
+SAME = 2  # grey levels that the pixels of an unchanged block may be apart
+
+
+class Coded(NamedTuple):
+    """Sizes of the frames of each clip, [clips, frames], and their kinds."""
+
+    packets: Array
+    payloads: Array
+    kinds: list[str]
+
+
+def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) -> NDArray[np.bool_]:
+    """Which blocks are as in the frame before, [T - 1, rows, columns]; edges that fill no block do not count."""
+    _, height, width, _ = frames_THWC.shape
+    rows, columns = height // block, width // block
+    pixels = frames_THWC[:, : rows * block, : columns * block].astype(np.int16)
+    apart = np.abs(np.diff(pixels, axis=0)).max(axis=-1)
+    blocks = apart.reshape(len(apart), rows, block, columns, block).max(axis=(2, 4))
+    unchanged: NDArray[np.bool_] = blocks <= same
+    return unchanged
+
+
+def code_clips(clips: list[Frames], mode: GopMode, crf: int = CRF) -> Coded:
+    """H.264 of each clip; all have one length."""
+    coded: list[list[CodedFrame]] = [
+        coded_frames(frames, mode, crf) for frames in progress(clips, f"H.264 {mode}")
+    ]
+    packets, payloads = (
+        np.array([[getattr(frame, name) for frame in clip] for clip in coded], np.float64)
+        for name in ("packet", "payload")
+    )
+    return Coded(packets, payloads, sorted({" ".join(frame.kind for frame in clip) for clip in coded}))
+
+
+def measure_redundancy(
+    source: ClipSource,
+    frames: int = 5,
+    stride: int = 1,
+    crf: int = CRF,
+    encode: Encode | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> MetricReport:
+    """Redundancy of clips.
+
+    Args:
+        frames, stride: of each clip, from its first on.
+        crf: x264 quality.
+        encode: a video tokenizer: also compare the ids of neighbouring latent frames.
+
+    Raises:
+        UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
+    """
+    wanted = range(0, (frames - 1) * stride + 1, stride)
+    read = [_frames(source, index, wanted) for index in progress(range(len(source.clips)), source.name)]
+    n, raw = len(read), np.array([clip.size / len(clip) for clip in read])
+    cases = []
+    for mode in ("ippp", "paper"):
+        coded = code_clips(read, mode, crf)
+        later = coded.payloads[:, 1:].mean(axis=1)
+        values = {
+            "later_over_first": later / coded.payloads[:, 0],
+            "raw_over_coded": raw * frames / coded.packets.sum(axis=1),
+        }
+        values |= {f"payload/{t}": coded.payloads[:, t] for t in range(frames)}
+        values |= {f"packet/{t}": coded.packets[:, t] for t in range(frames)}
+        metrics = {
+            name: as_metric(mean_estimate(value, draws, seed), n, "bytes" if "/" in name else "")
+            for name, value in values.items()
+        }
+        cases.append(case(f"H.264 {mode}", metrics, {"frames": coded.kinds}))
+    blocks = np.array([unchanged_blocks(clip).mean() for clip in read])
+    facts = {"block": BLOCK, "levels": SAME}
+    metrics = {"unchanged": as_metric(mean_estimate(blocks, draws, seed), n, "share")}
+    if np.isfinite(blocks).all():  # a picture smaller than a block has none
+        cases.append(case("blocks of pixels", metrics, facts))
+    if encode:
+        equal = np.array([_equal_ids(encode(clip)) for clip in progress(read, "tokens")])
+        metrics = {
+            f"equal_to_the_one_before/{k + 1}": as_metric(mean_estimate(column, draws, seed), n, "share")
+            for k, column in enumerate(equal.T)
+        }
+        cases.append(case("tokens of latent frames", metrics))
+    protocol: dict[str, Any] = {
+        "clips": n,
+        "source": source.name,
+        "storage": source.storage,
+        "frames": frames,
+        "stride": stride,
+        "encoder": f"x264, crf {crf}, one group of pictures, one thread",
+        "interval": f"95%, bootstrap of clips, {draws} draws",
+        "seed": seed,
+    }
+    return MetricReport(cases, {}, protocol)
+
+
+def _frames(source: ClipSource, index: int, wanted: range) -> Frames:
+    if source.length(index) <= wanted[-1]:
+        key, length = source.clips[index].key, source.length(index)
+        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
+    return source.read(index, wanted)
+
+
+def _equal_ids(ids_THW: NDArray[np.int64]) -> Array:
+    """Share of tokens that are those of the latent frame before, [t - 1]."""
+    equal: Array = (ids_THW[1:] == ids_THW[:-1]).mean(axis=(1, 2))
+    return equal
