@@ -122,15 +122,16 @@ class Options:
         """What the parser says, in plain words."""
         if found := re.match(r"the following arguments are required: (.*)", message):
             return f"required: {found[1]}"
+        if found := re.match(r"Parser key \"([^\"]+)\": Unable to load config", message):
+            return f"--{found[1]}: holds keys of its own: --{found[1]}.KEY VALUE"
         found = re.match(r"Parser key \"\u200b?([^\"]+)\": .*?(?:[Gg]ot value|Given value): (.*)", message)
         action = found and self.actions.get(f"--{found[1]}")
         if not found or not _kinds(action):
             return message
         values = given.get(f"--{found[1]}")
+        got = " ".join(values) if values else found[2].partition(" Subclass types expect")[0]
         where = f"--{found[1]}" if values else found[1]
-        return (
-            f"{where}: expected {describe(_kinds(action))}, got {' '.join(values) if values else found[2]!r}"
-        )
+        return f"{where}: expected {describe(_kinds(action))}, got {got!r}"
 
 
 def _is_value(word: str) -> bool:

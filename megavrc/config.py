@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megavrc.command_line import Options, help_text, one_line
-from megavrc.errors import EXIT_USER, UserError
+from megavrc.errors import EXIT_INTERRUPTED, EXIT_USER, UserError
 from megavrc.files import write_atomic
 
 T = TypeVar("T")
@@ -64,6 +64,9 @@ def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
         return _run(main, argv, prog or Path(sys.argv[0]).name)
     except UserError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except OSError as error:
         if error.filename is None:  # a connection, a pipe: nothing that the user named
             raise
@@ -232,9 +235,22 @@ def _check_keys(cls: type, path: Path) -> None:
         raise UserError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
     if replaced := drop_retired(cls, content):
         raise UserError(f"{path}: {'; '.join(replaced)}")
+    if wrong := list(_no_sections(cls, content, "")):
+        raise UserError(f"{path}: {'; '.join(wrong)}")
     unknown = list(_unknown_keys(cls, content, ""))
     if unknown:
         raise UserError(f"{path}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+
+
+def _no_sections(cls: type, content: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Keys that hold a section (a dataclass), whose value is none."""
+    for key, hint in typing.get_type_hints(cls).items():
+        if not dataclasses.is_dataclass(hint) or key not in content:
+            continue
+        if isinstance(content[key], dict):
+            yield from _no_sections(typing.cast(type, hint), content[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}: expected `key: value` lines below it, got {content[key]!r}"
 
 
 def _unknown_keys(cls: type, content: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -3,12 +3,14 @@
 EXIT_USER = 2
 EXIT_STOPPED = 75
 EXIT_HANG = 85
+EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     0: "finished, or stopped by a signal after saving",
     1: "an exception; see the log",
     EXIT_USER: "the user's mistake; see the log",
     EXIT_STOPPED: "tokenization stopped by a signal",
     EXIT_HANG: "a hang, which the watchdog named in the log, or a network that failed for minutes",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C before it could save",
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
     138: "stopped (SIGUSR1) before training had begun",

@@ -1,6 +1,7 @@
 """Words as people type them: texts, lists, names of options and commands; what is wrong is said in plain words."""
 
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -134,10 +135,30 @@ def test_mistakes_in_plain_words(words: list[str], said: str, capsys: pytest.Cap
     assert capsys.readouterr().err == f"error: {said} (see --help)\n"
 
 
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def wait() -> None:
+        """Wait."""
+        signal.raise_signal(signal.SIGINT)
+
+    assert run_command(wait, []) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
 def test_types_of_a_configuration_in_plain_words(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {steps: many}")
+    (tmp_path / "b.yaml").write_text("train: 5\nmodel: {condition: text}")
+    (tmp_path / "c.yaml").write_text("data: {blend: [3]}")
     for words, said in (
         (["--config", str(tmp_path / "a.yaml")], "train.steps: expected an integer, got 'many'"),
+        (
+            ["--config", str(tmp_path / "b.yaml")],
+            "train: expected `key: value` lines below it, got 5; model.condition: expected `key: value` lines",
+        ),
+        (
+            ["--config", str(tmp_path / "c.yaml")],
+            "data.blend: expected a list of values, each a mapping of its keys, got '3' (see",
+        ),
+        (["--config", "ucf101_video", "--train", "5"], "--train: holds keys of its own: --train.KEY VALUE"),
         (
             ["--config", "ucf101_video", "--train.stepps", "3"],
             "unknown option --train.stepps (did you mean --train.steps?)",

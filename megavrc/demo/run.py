@@ -96,7 +96,7 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
 def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     """The commands of the demo in their order."""
     python = sys.executable
-    launch = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
     manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
     prompts = max(1, round(part * PROMPTS))
     options = {name: training_options(name, part, seed, processes) for name in CONFIGS}

@@ -20,7 +20,7 @@ from megavrc.training.config import BaseRunConfig, OptimizerConfig, TrainConfig
 from megavrc.training.entry import run_task
 from megavrc.training.guards import Diverged
 from megavrc.training.tasks.base import Samples
-from megavrc.training.tasks.conditions import check_conditions, conditions_of, is_dropped
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints, is_dropped
 from megavrc.training.tasks.tokens import open_training
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 
@@ -109,10 +109,8 @@ class LoraTask:
         condition, text = self.model.condition, self.folder.text_tokenizer
         self.source, self.order = open_training(data, config.seed, condition, sha256)
         self._check()
-        resumes = (Path(config.run_dir) / "run.json").is_file()
-        check_conditions(
-            self.source, condition, text, 1.0 if resumes else config.max_incomplete, "max_incomplete"
-        )
+        most = 1.0 if has_checkpoints(config.run_dir) else config.max_incomplete
+        check_conditions(self.source, condition, text, most, "max_incomplete")
         self.max_damaged, self.flops = 0, 0
         self.tokens = (1 + self.model.frames) * self.model.tokens_per_frame
         self.facts: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from megavrc.config import load_config
 from megavrc.distributed import AbsentRank, Rank, connect, same_error_on_all_ranks, strip_launcher_args
-from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
+from megavrc.errors import EXIT_HANG, EXIT_INTERRUPTED, EXIT_USER, UserError
 from megavrc.model.attention import BackendError
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.guards import Diverged
@@ -48,8 +48,8 @@ def pretrain(
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
 
     Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
-    is gone or never came, or the data's network failed, so run it again; 1 anything else: the run has diverged, or an
-    error with its traceback.
+    is gone or never came, or the data's network failed, so run it again; 130 Ctrl-C before it could save; 1 anything
+    else: the run has diverged, or an error with its traceback.
     """
     try:
         code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog)
@@ -59,6 +59,10 @@ def pretrain(
         code = _say(error, error.exit_code)
     except AbsentRank as error:
         code = _say(error, EXIT_HANG)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("stopped by Ctrl-C", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     except Exception:
         with contextlib.suppress(OSError):  # of a log on a full disk, which changes no exit code
             traceback.print_exc()

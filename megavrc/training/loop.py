@@ -32,6 +32,8 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
             run.complete_file.unlink(missing_ok=True)
         with Watchdog(run.path, rank, config.train.watchdog_s) as watchdog:
             with contextlib.closing(Trainer(config, task, run, rank, watchdog)) as trainer:
+                if rank.main:
+                    run.record_start()
                 steps = (run.step, config.train.steps)
                 log.info("%s: steps %d to %d on %d ranks", run.path, *steps, rank.world_size)
                 _run_steps(trainer, stop)

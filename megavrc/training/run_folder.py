@@ -5,6 +5,7 @@ config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ co
 
 import copy
 import dataclasses
+import json
 import logging
 import platform
 import sys
@@ -64,6 +65,7 @@ class RunFolder:
     ) -> None:
         self.config, self.identity, self.facts, self.rank = config, identity, facts, rank
         self.path = Path(config.run_dir)
+        self.starts: list[dict[str, Any]] = []  # of this run, on the main rank
         self.lease: Lease | None = None  # on the main rank
         _refuse_other_ranks(config, identity, rank)
         chosen = main_rank_decides(self._open, rank)  # which verifies it for all
@@ -110,17 +112,23 @@ class RunFolder:
             raise
 
     def _open_leased(self) -> Path | None:
-        starts: list[dict[str, Any]] = []
         if record := read_record(self.path):
             _refuse_another(self.path, current_identity(self.config, record["identity"]), self.identity)
-            starts = record["starts"]
+            self.starts = record["starts"]
+        else:
+            write_record(self.path, self.identity, self.facts, [])
         found = newest_good(self.store)
-        dump_yaml(self.config, self.path / "config.yaml")
-        starts.append(
-            {**_surroundings(), "world_size": self.rank.world_size, "step": found.step if found else 0}
-        )
-        write_record(self.path, self.identity, self.facts, starts)
         return found.path if found else None
+
+    def record_start(self) -> None:
+        """Write down that training begins now, on the main rank, and say what differs from last time."""
+        changed = changes(self.config, self.checkpoint.state.get("config", {})) if self.checkpoint else []
+        if changed:
+            log.warning("%s: differs from last time: %s", self.path, "; ".join(changed))
+        dump_yaml(self.config, self.path / "config.yaml")
+        start = {**_surroundings(), "world_size": self.rank.world_size, "step": self.step}
+        self.starts.append({**start, "changed": changed} if changed else start)
+        write_record(self.path, self.identity, self.facts, self.starts)
 
     def newest(self) -> Checkpoint:
         """The newest whole checkpoint (collective); there must be one."""
@@ -179,7 +187,7 @@ def _refuse_other_ranks(config: BaseRunConfig, identity: dict[str, Any], rank: R
     dist.all_gather_object(everyones, mine)
     different = [number for number, theirs in enumerate(everyones) if theirs != everyones[0]]
     if different:
-        first = list(_differences(everyones[different[0]], everyones[0], ""))
+        first = _sentences(everyones[different[0]], everyones[0])
         raise UserError(
             f"rank{'s' * (len(different) > 1)} {', '.join(map(str, different))} would train another run than rank 0 "
             f"({'; '.join(first[:4])}); all nodes must see the same configuration file and the same datasets"
@@ -199,8 +207,20 @@ def current_identity(config: BaseRunConfig, identity: dict[str, Any]) -> dict[st
     return found
 
 
+def changes(config: BaseRunConfig, before: dict[str, Any]) -> list[str]:
+    """What differs in a configuration from the one of a checkpoint, a key each; not where it lies, nor new keys."""
+    before, now = copy.deepcopy(before), to_dict(config)
+    drop_retired(type(config), before)
+    found = [(key, old, new) for key, old, new in _differences(before, now, "") if key != "run_dir"]
+    return [f"{key} {_shown(old)}, now {_shown(new)}" for key, old, new in found if old is not None]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
 def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    differences = list(_differences(theirs, mine, ""))
+    differences = _sentences(theirs, mine)
     if differences:
         raise UserError(
             f"{path}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to that "
@@ -208,14 +228,19 @@ def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) ->
         )
 
 
-def _differences(theirs: Any, mine: Any, key: str) -> list[str]:
+def _sentences(theirs: Any, mine: Any) -> list[str]:
+    return [f"{key}: {old!r} there, {new!r} here" for key, old, new in _differences(theirs, mine, "")]
+
+
+def _differences(theirs: Any, mine: Any, key: str) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ, with both."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         names = sorted(theirs.keys() | mine.keys())
         nested = [
             _differences(theirs.get(name), mine.get(name), f"{key}.{name}".lstrip(".")) for name in names
         ]
         return [difference for part in nested for difference in part]
-    return [] if theirs == mine else [f"{key}: {theirs!r} there, {mine!r} here"]
+    return [] if theirs == mine else [(key, theirs, mine)]
 
 
 def _surroundings() -> dict[str, Any]:

@@ -91,11 +91,27 @@ def test_the_launcher_of_deepspeed(world: Path, torchrun: Path, free_port: int) 
 
 
 @pytest.mark.slow
+def test_a_mistake_under_our_torchrun_is_one_line(world: Path) -> None:
+    words = ["-m", "megavrc.distributed.torchrun", *TORCHRUN[3:], PRETRAIN, "--config=demo_image"]
+    done = subprocess.run(
+        [sys.executable, *words, "--data.path=/nowhere"],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number", "exit_code"),
     [
         ("python", signal.SIGTERM, 0),
+        ("python", signal.SIGINT, 0),
         ("torchrun", signal.SIGTERM, 1),  # whatever its processes say
+        ("ours", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("ours", signal.SIGINT, 128 + signal.SIGINT),
         pytest.param("mpirun", signal.SIGUSR1, 0, marks=needs_mpi),  # SIGTERM would end the job at once
     ],
 )
@@ -103,21 +119,29 @@ def test_a_signal_to_the_launcher_stops_a_run_after_saving(
     world: Path, name: str, number: signal.Signals, exit_code: int
 ) -> None:
     words = {"python": [sys.executable], "torchrun": [sys.executable, *TORCHRUN[1:]]}
+    words["ours"] = [sys.executable, "-m", "megavrc.distributed.torchrun", *TORCHRUN[3:]]
     words["mpirun"] = [*map(str, MPIRUN), sys.executable]
-    config = write_config(world, world / "tokens", f"stop-{name}", 100_000)
+    stem = f"stop-{name}-{number}"
+    config = write_config(world, world / "tokens", stem, 100_000)
     command = [*words[name], PRETRAIN, f"--config={config}"]
-    run = world / f"stop-{name}"
-    process = subprocess.Popen(command, env=environment(), cwd=ROOT)
+    run = world / stem
+    process = subprocess.Popen(
+        command, env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     try:
         end = time.monotonic() + 120
         while len(metrics(run)) < 3:
             assert time.monotonic() < end and process.poll() is None, "it does not train"
             time.sleep(0.1)
-        process.send_signal(number)
-        code = process.wait(60)
+        if number == signal.SIGINT:  # Ctrl-C reaches all processes of a terminal
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        code = process.returncode
     finally:
         process.kill()
-    assert code == exit_code
+    assert code == exit_code and (name == "torchrun" or "Traceback" not in said), said
     latest = (run / "checkpoints" / "latest").read_text()
     assert (
         int(latest.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "complete.json").exists()

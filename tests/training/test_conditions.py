@@ -11,7 +11,6 @@ from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.errors import UserError
-from megavrc.files import write_json
 from megavrc.hf.card import training_rows
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.tokenizers import TextTokenizer
@@ -77,8 +76,7 @@ def test_cut_captions_are_said_and_refused_above_a_share(
 
 def test_a_run_that_resumes_is_not_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = dataset(tmp_path / "one", [(LONG, None)] * 4)
-    (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run" / "run.json", {})
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     VRCTask(run(tmp_path, [path], text_condition()))
     assert "100.00% are cut" in caplog.text
 

@@ -39,6 +39,8 @@ def test_a_finished_run_does_nothing(worlds: dict[str, Any]) -> None:
     assert worlds["again2"] == [[], []]
     complete = json.loads((worlds["root"] / "parts" / "complete.json").read_text())
     assert complete["step"] == 10 and complete["exported"]
+    record = json.loads((worlds["root"] / "parts" / "run.json").read_text())
+    assert len(record["starts"]) == 2, "and leaves the record of those that trained"
 
 
 def test_a_finished_run_continues_with_more_steps_and_is_unfinished_meanwhile(worlds: dict[str, Any]) -> None:

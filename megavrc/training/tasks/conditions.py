@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megavrc.data.blend import TokenBlend
@@ -38,6 +39,11 @@ def conditions_of(
 def is_dropped(position: int, share: float, seed: int) -> bool:
     """Whether the sample at a position trains without its condition."""
     return seed_for(seed, "drop", position) / 2**63 < share
+
+
+def has_checkpoints(run_dir: str) -> bool:
+    """Whether a run goes on there: what its samples lack was said when it began."""
+    return any((Path(run_dir) / "checkpoints").glob("step-*"))
 
 
 @dataclass

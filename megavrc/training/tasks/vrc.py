@@ -16,7 +16,7 @@ from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
-from megavrc.training.tasks.conditions import check_conditions, conditions_of, is_dropped
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints, is_dropped
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 from megavrc.training.tasks.vrc_config import RunConfig
 
@@ -43,10 +43,8 @@ class VRCTask:
         self.text = TextTokenizer(data.text_tokenizer) if model.condition.learned_text else None
         if problems := list(self._problems()):
             raise UserError(f"{self.source.address}: " + "; ".join(problems))
-        resumes = (Path(config.run_dir) / "run.json").is_file()
-        incomplete = check_conditions(
-            self.source, model.condition, self.text, 1.0 if resumes else data.max_incomplete
-        )
+        most = 1.0 if has_checkpoints(config.run_dir) else data.max_incomplete
+        incomplete = check_conditions(self.source, model.condition, self.text, most)
         self.tokens = (1 + model.frames) * model.tokens_per_frame
         self.flops = training_flops(model)
         self.facts = {
