@@ -110,6 +110,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             },
             "what the parts of the pipeline cost on this machine",
         ),
+        "reproduce": Entry(
+            {"study": "megavrc.paper.study:study"},
+            "the study's tables and figures, from result files",
+        ),
         "results": Entry(
             {name: f"megavrc.results:{name}" for name in ("show", "compare", "page")},
             "any result file as a table; which numbers of two differ, and why; tables of a page made anew",

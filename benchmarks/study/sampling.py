@@ -125,7 +125,8 @@ def score(run: Path, samples: Path, json: Path) -> None:
             "n": len(scenes),
             "clips": sha256_json(keys),
             "scores": {name: found.to_dict() for name, found in scores.items()},
-            "by_clip": {name: _line(found) for name, found in scores.items() if found.values.ndim == 1},
+            "by_clip": {name: _line(found) for name, found in scores.items() if found.values.ndim == 1}
+            | {"objects": " ".join(str(len(scene.objects)) for scene in scenes[:: how["draws"]])},
         },
     )
 

@@ -1,0 +1,97 @@
+"""What the runs of the study measured, clip by clip: the result files of benchmarks/study/run.py."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.results import Metric, Result, read_result
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one model: the mean over clips of `score` in a case of its result file.
+
+    Attributes:
+        run: name of the run in benchmarks/study/matrix.yaml.
+        checkpoint: step.
+        kind: of its clips: `given`, `free` or `modes`; `bits SET`: what the clips of a validation set cost.
+        score: name; of bits `total`, `first` (frame) or `later` (frames).
+    """
+
+    run: str
+    checkpoint: int
+    kind: str
+    score: str
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run with one seed: `status` is done, trained or failed."""
+
+    name: str
+    seed: int
+    status: str
+    content: Result
+
+    def metric(self, name: str) -> Metric | None:
+        """A number of the whole run, such as `parameters`, if it was measured."""
+        found: Metric | None = self.content["metrics"].get(name)
+        return found
+
+    def clips(self, cell: Cell) -> tuple[Array, str] | None:
+        """([clips] values, nan where a clip says nothing; hash of the clips' keys), if they were measured."""
+        case = f"{cell.kind} {cell.checkpoint}"
+        for row in self.content["cases"]:
+            if row["name"] == case:
+                return _values(row, cell), row["config"]["clips"]
+        return None
+
+
+def _values(row: dict[str, object], cell: Cell) -> Array:
+    by_clip = row["by_clip"]
+    if isinstance(by_clip, list):
+        bits = np.array([[float(word) for word in line.split()] for line in by_clip])
+        parts = {"total": bits.sum(axis=1), "first": bits[:, 0], "later": bits[:, 1:].sum(axis=1)}
+        return parts[cell.score]
+    assert isinstance(by_clip, dict)
+    return np.array([np.nan if word == "-" else float(word) for word in by_clip[cell.score].split()])
+
+
+def read_study(folder: Path) -> dict[str, list[StudyRun]]:
+    """All runs by name, each with its seeds in order. Raises UserError for a file that is none of the study's."""
+    runs: dict[str, list[StudyRun]] = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        content = read_result(path)
+        missing = [key for key in ("run", "seed", "status") if key not in content]
+        if missing:
+            raise UserError(f"{path}: no result of benchmarks/study/run.py: {', '.join(missing)} missing")
+        runs[content["run"]].append(StudyRun(content["run"], content["seed"], content["status"], content))
+    if not runs:
+        raise UserError(
+            f"{folder}: no results of the study; python benchmarks/study/run.py run --work DIR makes them"
+        )
+    return dict(runs)
+
+
+def values(runs: dict[str, list[StudyRun]], cell: Cell) -> dict[int, tuple[Array, str]]:
+    """By seed, what `StudyRun.clips` gives; seeds that have not measured it are left out."""
+    found = {run.seed: run.clips(cell) for run in runs.get(cell.run, [])}
+    return {seed: clips for seed, clips in found.items() if clips is not None}
+
+
+def paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[int, Array]:
+    """By seed, first minus second, clip by clip: [clips]. Raises UserError if the two are of different clips."""
+    one, two = values(runs, first), values(runs, second)
+    for seed in one.keys() & two.keys():
+        if one[seed][1] != two[seed][1]:
+            raise UserError(
+                f"{first.run} and {second.run}, seed {seed}, {first.kind}: measured on different clips; "
+                "measure one of them again"
+            )
+    return {seed: one[seed][0] - two[seed][0] for seed in sorted(one.keys() & two.keys())}
