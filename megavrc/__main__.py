@@ -1,5 +1,6 @@
 """`megavrc COMMAND`: one table of all commands. Nothing is imported but what the command needs."""
 
+import io
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, cast
@@ -128,6 +129,10 @@ def main(name: str | None = None) -> NoReturn:
     Args:
         name: of the command (default: the first word of the command line).
     """
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # names of files and captions that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     entries = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
     if name is None:
         if sys.argv[1:2] in ([], ["-h"], ["--help"]):

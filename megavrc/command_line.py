@@ -190,6 +190,9 @@ def describe(kinds: list[Any]) -> str:
 def _value(name: str, values: list[str], kinds: list[Any]) -> str | None:
     """The values of an option as the one word that the parser reads as them; None where it stands alone."""
     item = _list(kinds)
+    for text in values:
+        if text != text.encode(errors="replace").decode():  # bytes that the terminal sent
+            raise UserError(f"{name}: {text!a} is no UTF-8; rename the file, or set the terminal to UTF-8")
     if not values:
         if kinds and kinds != [bool]:
             raise UserError(f"{name}: a value is missing: {describe(kinds)} (see --help)")

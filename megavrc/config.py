@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from megavrc.command_line import Options, help_text, one_line
 from megavrc.errors import EXIT_INTERRUPTED, EXIT_USER, UserError
-from megavrc.files import write_atomic
+from megavrc.files import read_text, write_atomic
 
 T = TypeVar("T")
 
@@ -228,7 +228,7 @@ def _check_keys(cls: type, path: Path) -> None:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):
@@ -325,7 +325,7 @@ def _without_retired(cls: type, argv: list[str]) -> list[str]:
             continue
         value = value if equals else next(rest, "")
         if name == "config":
-            before = yaml.safe_load(Path(value).read_text())
+            before = yaml.safe_load(read_text(value))
             drop_retired(cls, content := copy.deepcopy(before))
             words.append(f"--config={value if content == before else json.dumps(content)}")
         else:

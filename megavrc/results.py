@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_atomic, write_json
+from megavrc.files import check_format, read_json, read_text, write_atomic, write_json
 from megavrc.hardware import machine, revision, versions
 
 FORMAT = 2  # 1: each command had a schema of its own, until November 2026
@@ -247,7 +247,7 @@ def page_text(path: Path) -> str:
         columns = found[3].split(", ") if found[3] else None
         return f"{found[1]}\n{table(read_result(path.parent / found[2]), columns)}\n\n"
 
-    return TABLE.sub(made, path.read_text())
+    return TABLE.sub(made, read_text(path))
 
 
 # --- comparison ------------------------------------------------------------------------------------------------
@@ -374,5 +374,5 @@ def page(file: Path) -> None:
         file: Markdown page with `<!-- table: RESULT COLUMN, COLUMN -->` .. `<!-- end -->`, RESULT relative to it.
     """
     text = page_text(file)
-    print(f"{file}: {'as it was' if text == file.read_text() else 'tables made anew'}")
+    print(f"{file}: {'as it was' if text == read_text(file) else 'tables made anew'}")
     write_atomic(file, text.encode())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_file
+from megavrc.files import check_format, read_json, read_lines, sha256_file
 
 MODEL_TYPE = "vrc"
 FORMAT_VERSION = 2
@@ -81,7 +81,7 @@ def check_sums(folder: Path, endings: tuple[str, ...] = ("",)) -> None:
     sums = folder / CHECKSUMS
     if not sums.is_file():
         raise UserError(f"{sums}: missing")
-    lines = [line.partition("  ") for line in sums.read_text().splitlines()]
+    lines = [line.partition("  ") for _, line in read_lines(sums)]
     for expected, _, name in lines:
         path = folder / name
         if not name.endswith(endings):

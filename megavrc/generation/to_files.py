@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import write_atomic
+from megavrc.files import read_lines, write_atomic
 from megavrc.generation.folder import Folder
 from megavrc.model import SamplingSettings
 from megavrc.progress import progress
@@ -28,7 +28,6 @@ from megavrc.video import (
     write_mp4,
     write_png,
 )
-from megavrc.video.manifest import read_lines
 
 LIST = "prompts.jsonl"
 SHEET_ROWS = 64

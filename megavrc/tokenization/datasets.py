@@ -5,20 +5,12 @@ Facts and their sources, and which could not be verified: docs/datasets.md.
 
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from megavrc.errors import UserError
-from megavrc.files import read_json
-from megavrc.video.manifest import (
-    Entry,
-    fraction,
-    from_frames,
-    from_list,
-    is_video,
-    list_folder,
-    present,
-    read_lines,
-)
+from megavrc.files import read_json, read_lines
+from megavrc.video.listing import Listing, from_frames, list_folder, videos_below
+from megavrc.video.manifest import NAMES, Entry, fraction, from_list, present
 
 PUBLISHED = {  # videos by split, for the printed comparison
     "ucf101 all": {"train": 13320},
@@ -31,22 +23,15 @@ PUBLISHED = {  # videos by split, for the printed comparison
 SKY_CLIP = 32
 
 
-class Listing(NamedTuple):
-    """A list of videos, and what a person should know of how it came about, one line each."""
-
-    entries: list[Entry]
-    notes: list[str]
-
-
 def videofolder(folder: Path, out: Path, val_fraction: float = 0.0) -> Listing:
     """List every video below a folder: class from the parent folder, caption from a .txt file beside the video.
 
     Args:
-        folder: searched with all its subfolders.
+        folder: searched with all its subfolders, also linked ones.
         out: the manifest to write; the paths in it are relative to it.
         val_fraction: share of the videos that become split `val`, chosen by their path.
     """
-    return Listing(list_folder(folder, out, val_fraction), [])
+    return list_folder(folder, out, val_fraction)
 
 
 def framefolder(
@@ -55,7 +40,7 @@ def framefolder(
     """List every folder of pictures below a folder as a video: class from its parent folder.
 
     Args:
-        folder: searched with all its subfolders; pictures are ordered by the last number in their names.
+        folder: searched with all its subfolders, also linked ones; pictures go by the last number in their names.
         out: the manifest to write; the paths in it are relative to it.
         val_fraction: share of the videos that become split `val`, chosen by their path.
         fps: frames a second of the pictures, kept in the manifest.
@@ -65,16 +50,20 @@ def framefolder(
 
 
 def list_(table: Path, out: Path) -> Listing:
-    """List the videos of a .csv (with header) or .jsonl file with a `path` column.
+    """List the videos of a .csv (with header) or .jsonl file with a column path, file_name, filename, file or video.
 
-    caption, label, split, start, end (seconds) and id are optional.
+    caption (or text, prompt), label, split, start, end (seconds) and id are optional.
 
     Args:
         table: the file; paths in it are relative to it, other columns are kept.
         out: the manifest to write; the paths in it are relative to it.
     """
     entries, missing = present(from_list(table, out), out.parent)
-    return Listing(entries, _missing(table, missing, entries))
+    notes = _missing(table, missing, entries)
+    others = dict.fromkeys(name for entry in entries for name in entry if name not in NAMES)
+    if others and not any(entry["caption"] for entry in entries):
+        notes.append(f"no captions: none of {', '.join(others)} is {' or '.join(NAMES['caption'])}")
+    return Listing(entries, notes)
 
 
 def ucf101(
@@ -92,14 +81,14 @@ def ucf101(
     around = [folder / "ucfTrainTestlist", root.parent / "ucfTrainTestlist", folder]
     lists = lists or next((place for place in around if (place / "classInd.txt").is_file()), around[0])
     classes = _class_ids(lists / "classInd.txt")
-    entries = list_folder(root, out)
+    entries, others = list_folder(root, out)
     for entry in entries:
         # The class is the folder's: files in HandstandPushups are called v_HandStandPushups_*.
         found = classes.get((entry["class"] or "").casefold())
         if found is None:
             raise UserError(f"{root}/{entry['id']}: not in a folder of a class of {lists}/classInd.txt")
         entry["class"], entry["label"] = found
-    notes = [f"{len({e['label'] for e in entries})} classes of {len(classes)} (published: 101)"]
+    notes = [*others, f"{len({e['label'] for e in entries})} classes of {len(classes)} (published: 101)"]
     if fold != "all":
         entries, more = _ucf_fold(entries, lists, fold, classes)
         notes += more
@@ -161,11 +150,11 @@ def faceforensics(folder: Path, out: Path, skip_seconds: float = 0.5, fps: float
         parts = found
     else:
         parts = {"train": folder / "videos" if (folder / "videos").is_dir() else folder}
-    entries = _one_class("faceforensics", folder, parts, out, fps)
+    entries, notes = _one_class("faceforensics", folder, parts, out, fps)
     if skip_seconds and fps is None and any("frames" in entry for entry in entries):
         raise UserError(f"{folder}: pictures do not say their rate: give --fps, or --skip_seconds 0")
     start = {"start": skip_seconds} if skip_seconds else {}
-    return Listing([{**entry, **start} for entry in entries], _counts("faceforensics", entries))
+    return Listing([{**entry, **start} for entry in entries], [*notes, *_counts("faceforensics", entries)])
 
 
 def msrvtt(
@@ -186,7 +175,7 @@ def msrvtt(
         seed: seed of the drawn caption.
     """
     videos, texts = _msrvtt_json(annotations or folder)
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if is_video(path)}
+    files = {path.stem: path for path in videos_below(folder)}
     entries: list[Entry] = []
     for name, video in videos.items():
         path = files.get(name, folder / f"{name}.mp4")
@@ -241,12 +230,14 @@ def _missing(source: Path, missing: list[Entry], kept: list[Entry]) -> list[str]
     return [f"{len(paths)} listed videos are missing and left out, {first}"]
 
 
-def _long_enough(entries: list[Entry], min_frames: int) -> Listing:
+def _long_enough(listing: Listing, min_frames: int) -> Listing:
+    entries, notes = listing
     kept = [entry for entry in entries if entry.get("frames", min_frames) >= min_frames]
     if not kept:
         raise UserError(f"none of the {len(entries)} videos has {min_frames} frames")
     left = len(entries) - len(kept)
-    return Listing(kept, [f"{left} videos of fewer than {min_frames} frames are left out"] if left else [])
+    short = [f"{left} videos of fewer than {min_frames} frames are left out"] if left else []
+    return Listing(kept, [*notes, *short])
 
 
 def _find_parts(folder: Path, places: list[str], names: dict[str, str]) -> dict[str, Path]:
@@ -279,16 +270,17 @@ def _only_folder(folder: Path, inside: str) -> Path:
     )
 
 
-def _one_class(name: str, root: Path, parts: dict[str, Path], out: Path, fps: float | None) -> list[Entry]:
+def _one_class(name: str, root: Path, parts: dict[str, Path], out: Path, fps: float | None) -> Listing:
     """Videos, or else folders of pictures, of some splits, all of class 0."""
-    entries = []
+    entries: list[Entry] = []
+    notes: list[str] = []
     for split, part in parts.items():
-        files = any(is_video(Path(file)) for _, _, files in os.walk(part) for file in files)
-        found = list_folder(part, out) if files else from_frames(part, out, fps=fps)
+        found, others = list_folder(part, out) if videos_below(part) else from_frames(part, out, fps=fps)
         inside = part.relative_to(root)
         own: dict[str, Any] = {"label": 0, "class": name, "split": split}
         entries += [{**entry, "id": (inside / entry["id"]).as_posix(), **own} for entry in found]
-    return entries
+        notes += [f"{split}: {note}" for note in others]
+    return Listing(entries, notes)
 
 
 def _class_ids(path: Path) -> dict[str, tuple[str, int]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megavrc.tokenization import datasets
-from megavrc.tokenization.datasets import Listing
 from megavrc.tokenization.v3c import v3c
+from megavrc.video.listing import Listing
 from megavrc.video.manifest import write_manifest
 
 KINDS: dict[str, Callable[..., Listing]] = {

@@ -11,13 +11,12 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import PROOF, DataError, listed, read_done, write_shard_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import read_json, read_jsonl, write_json
 from megavrc.progress import progress
 from megavrc.tokenization.plan import Plan, PlannedShard, failures_path, load_plan
 from megavrc.tokenization.proof import SAMPLES, Proof, load_tokenizer, prove
 from megavrc.tokenization.sources import changed, words
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.manifest import read_jsonl
 
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
 

@@ -8,7 +8,6 @@ Expected: V3C1, V3C2 or V3C3 (or the folder that holds them), each with
 and metadata as JSON, one object a video: `<id>.json` or `<id>.info.json` in info/, metadata/ or videos/, or a table.
 """
 
-import csv
 import html
 import os
 import re
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import read_json
+from megavrc.files import read_json, read_jsonl, read_table
 from megavrc.progress import progress
-from megavrc.tokenization.datasets import Listing
-from megavrc.video.manifest import Entry, fraction, is_video, read_jsonl
+from megavrc.video.listing import Listing, videos_below
+from megavrc.video.manifest import Entry, fraction
 
 PUBLISHED = {"V3C1": 7475, "V3C2": 9760, "V3C3": 11215}  # videos
 COLUMNS = ("startframe", "starttime", "endframe", "endtime")
@@ -224,7 +223,7 @@ def _collections(folder: Path) -> list[Path]:
 
 def _videos(part: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
     """Videos and shot boundaries of a part by id, and what is missing on either side."""
-    files = {path.stem: path for path in sorted((part / "videos").rglob("*")) if is_video(path)}
+    files = {path.stem: path for path in videos_below(part / "videos")}
     boundaries = {path.stem: path for path in (part / "msb").glob("*.tsv")}
     published = f" ({PUBLISHED[part.name]} published)" if part.name in PUBLISHED else ""
     notes = [f"{part.name}: {len(files)} videos{published}"]
@@ -236,14 +235,12 @@ def _videos(part: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
 
 
 def _shots(path: Path) -> list[Shot]:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
     shots = []
-    for number, row in enumerate(rows, 1):
+    for number, (line, row) in enumerate(read_table(path, "\t"), 1):
         try:
             first, start, last, end = (float(row[name]) for name in COLUMNS)
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path} line {number + 1}: expected numbers {', '.join(COLUMNS)}") from None
+            raise UserError(f"{path} line {line}: expected numbers {', '.join(COLUMNS)}") from None
         shots.append(Shot(number, start, end, int(last - first) + 1))  # endframe is the last one inside
     return shots
 
@@ -255,8 +252,7 @@ def _metadata(part: Path, given: Path | None) -> dict[str, Entry]:
     if given is not None and given.suffix == ".jsonl":
         raw = {str(row["id"]): row for _, row in read_jsonl(given, "id")}
     elif given is not None and given.suffix == ".csv":
-        with open(given, newline="", encoding="utf-8-sig") as file:
-            raw = {row.get("id", ""): dict(row) for row in csv.DictReader(file)}
+        raw = {row.get("id", ""): row for _, row in read_table(given)}
     else:
         places = [given] if given else [part / name for name in ("info", "metadata", "videos")]
         paths = [path for place in places for path in sorted(place.rglob("*.json"))]

@@ -15,7 +15,7 @@ import yaml
 
 from megavrc.checkpoint import read_record
 from megavrc.errors import UserError
-from megavrc.files import check_format, write_atomic
+from megavrc.files import check_format, read_text, write_atomic
 from megavrc.results import case, metric, result, write_result
 
 Line = dict[str, Any]
@@ -70,7 +70,7 @@ def read_curves(path: Path) -> Curves:
     check_format(file, about.get("format"), REFERENCE_FORMAT)
     config = about.get("config", {})
     if (path / "config.yaml").is_file():
-        config = dict(_flat(yaml.safe_load((path / "config.yaml").read_text()), ""))
+        config = dict(_flat(yaml.safe_load(read_text(path / "config.yaml")), ""))
     if record := read_record(path):
         start = record["starts"][-1]
         about = {"versions": start["versions"], "world_size": start["world_size"]}

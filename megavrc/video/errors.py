@@ -14,6 +14,7 @@ class VideoError(Exception):
     """
 
     def __init__(self, path: str | Path, stage: Stage, reason: str) -> None:
+        reason = reason.encode(errors="backslashreplace").decode()  # it may hold the name of a file
         super().__init__(path, stage, reason)  # all arguments: so that it survives pickling between processes
         self.path, self.stage, self.reason = Path(path), stage, reason
 

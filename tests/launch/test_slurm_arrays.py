@@ -20,7 +20,8 @@ from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.result import finalize
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import write_mp4
-from megavrc.video.manifest import list_folder, write_manifest
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import write_manifest
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 SETTINGS = {"size": 32, "clips_per_shard": 2, "clip_batch": 2, "image_batch": 2, "images_per_video": 2}
@@ -34,7 +35,7 @@ def sources(tmp_path: Path) -> tuple[Path, Path]:
     for number in range(8):
         folder.mkdir(exist_ok=True)
         write_mp4(folder / f"{number}.mp4", random.integers(0, 256, (18, 32, 32, 3), np.uint8))
-    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl"))
+    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl").entries)
     torch.manual_seed(0)
     config = OmniTokenizerConfig(
         width=16,

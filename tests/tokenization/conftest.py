@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jobs import LENGTHS, make_tokenizer, tokenize
 
-from megavrc.video.manifest import list_folder, write_manifest
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import write_manifest
 from megavrc.video.write import write_mp4
 
 
@@ -35,7 +36,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.with_suffix(".txt").write_text(f"video {number}")
     damaged = folder / "a" / "10.mp4"
     damaged.write_bytes(damaged.read_bytes()[:-2000])
-    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl"))
+    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl").entries)
     return folder / "manifest.jsonl"
 
 

@@ -23,7 +23,8 @@ from megavrc.tokenization.prepare import COMMANDS
 from megavrc.tokenization.result import finalize, status, verify
 from megavrc.tokenization.sampling import ClipSettings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.manifest import list_folder, read_manifest, write_manifest
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import read_manifest, write_manifest
 from megavrc.video.read import read_clip, read_frames
 
 
@@ -305,7 +306,7 @@ CLIPS = ROOT.parent / "shared" / "clips"
 )
 def test_real_videos(short: str, failed: set[str], tokenizer: Path, tmp_path: Path) -> None:
     """One is damaged, one (rotated) has 3 frames only."""
-    write_manifest(tmp_path / "m.jsonl", list_folder(CLIPS, tmp_path / "m.jsonl"))
+    write_manifest(tmp_path / "m.jsonl", list_folder(CLIPS, tmp_path / "m.jsonl").entries)
     out = tokenize(tmp_path / "m.jsonl", tokenizer, tmp_path, short=short, clips_per_video=2)
     lines = [line for path in (out / "failures").iterdir() for line in path.read_text().splitlines()]
     assert {json.loads(line)["source"] for line in lines} == failed

@@ -20,7 +20,8 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.tasks.tokens import open_training
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 from megavrc.video import write_mp4
-from megavrc.video.manifest import list_folder, write_manifest
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import write_manifest
 
 Frames = np.ndarray
 MISTAKES: dict[str, tuple[str, Callable[[Frames], Frames]]] = {  # [B, T, H, W, 3] before the encoder
@@ -48,7 +49,7 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(6):
         write_mp4(folder / f"{number}.mp4", bar(number))
     write_mp4(folder / "6.mp4", np.full((17, 32, 32, 3), 90, np.uint8))
-    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl"))
+    write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl").entries)
     return folder / "manifest.jsonl"
 
 

@@ -5,15 +5,9 @@ import pytest
 from trees import touch
 
 from megavrc.errors import UserError
-from megavrc.video.manifest import (
-    Entry,
-    from_list,
-    list_folder,
-    read_captions,
-    read_lines,
-    read_manifest,
-    write_manifest,
-)
+from megavrc.files import read_lines
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import Entry, from_list, read_captions, read_manifest, write_manifest
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
@@ -22,7 +16,7 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
         touch(videos / name)
     touch(videos / "run/b.txt", "a dog runs\n")
     out = tmp_path / "lists" / "manifest.jsonl"
-    write_manifest(out, list_folder(videos, out))
+    write_manifest(out, list_folder(videos, out).entries)
     entries = read_manifest(out)
     assert [(e["id"], e["label"], e["class"], e["caption"]) for e in entries] == [
         ("jump/a.avi", 0, "jump", None),
@@ -37,11 +31,19 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
 def test_validation_videos_stay_validation(tmp_path: Path) -> None:
     for number in range(100):
         touch(tmp_path / f"{number}.mp4")
-    before = {e["id"] for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
+    before = {
+        e["id"]
+        for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3).entries
+        if e["split"] == "val"
+    }
     assert 15 < len(before) < 45
     for number in range(100, 150):
         touch(tmp_path / f"{number}.mp4")
-    after = {e["id"] for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3) if e["split"] == "val"}
+    after = {
+        e["id"]
+        for e in list_folder(tmp_path, tmp_path / "m", val_fraction=0.3).entries
+        if e["split"] == "val"
+    }
     assert before <= after
 
 
@@ -180,9 +182,64 @@ def test_a_table_may_have_line_ends_in_its_cells(tmp_path: Path) -> None:
 
 def test_names_that_are_no_utf8_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
-    with pytest.raises(UserError, match=r"m.jsonl: cannot hold 'caf\\udce9.mp4'; rename it"):
-        write_manifest(tmp_path / "m.jsonl", list_folder(tmp_path, tmp_path / "m.jsonl"))
+    with pytest.raises(UserError, match=r"m.jsonl: cannot hold id 'caf\\udce9.mp4'; rename it"):
+        write_manifest(tmp_path / "m.jsonl", list_folder(tmp_path, tmp_path / "m.jsonl").entries)
     assert not (tmp_path / "m.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["path", "Path", "file_name", "filename", "File Name", "file", "video", "video_path"]
+)
+def test_usual_names_of_columns(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "t.csv", f"{name}, Text,Label,views\na.mp4, a red square,3,7\n")
+    touch(tmp_path / "t.jsonl", f'{{"{name}": "a.mp4", "text": "a red square", "label": 3, "views": "7"}}\n')
+    for table in ("t.csv", "t.jsonl"):
+        (entry,) = from_list(tmp_path / table, tmp_path / "m.jsonl")
+        assert entry == {
+            "id": "a.mp4",
+            "path": "a.mp4",
+            "caption": "a red square",
+            "label": 3,
+            "split": "train",
+            "views": "7",
+        }
+        assert read_captions(tmp_path / table) == ["a red square"]
+
+
+def test_a_path_is_taken_before_other_names_of_it(tmp_path: Path) -> None:
+    table = touch(tmp_path / "t.csv", "video,path,text,caption\nv7,a.mp4,old,new\n")
+    (entry,) = from_list(table, tmp_path / "m.jsonl")
+    assert (entry["path"], entry["video"], entry["caption"], entry["text"]) == ("a.mp4", "v7", "new", "old")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "clip,caption\na.mp4,x\n", "line 2: no column of paths .*; found: clip, caption"),
+        ("t.csv", "path;caption\na.mp4;x\n", "line 2: no column of paths .*; found: path;caption"),
+        (
+            "t.csv",
+            "a.mp4,a red square\nb.mp4,x\n",
+            "line 2: no column of paths .*; found: a.mp4, a red square",
+        ),
+        ("t.jsonl", '{"clip": "a.mp4"}\n', "line 1: no column of paths .*; found: clip"),
+        ("t.csv", "path,caption\n,x\n", "line 2: expected an object with .path., a string"),
+        ("t.csv", "path,caption\na.mp4,a, red, square\n", "line 2: 4 cells"),
+        ("t.csv", "path,caption\n", "holds no videos"),
+        ("t.csv", "", "holds no videos"),
+    ],
+)
+def test_tables_without_what_is_needed(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"{name}:? {message}"):
+        from_list(touch(tmp_path / name, text), tmp_path / "m.jsonl")
+
+
+def test_half_a_character_is_named_with_its_key(tmp_path: Path) -> None:
+    entry: Entry = {"id": "a", "path": "a.mp4", "captions": ["whole", "half \ud83d"]}
+    with pytest.raises(
+        UserError, match=r"m.jsonl: cannot hold captions \['whole', 'half .ud83d'\]; it holds half"
+    ):
+        write_manifest(tmp_path / "m.jsonl", [entry])
 
 
 def test_captions_of_a_file(tmp_path: Path) -> None:
@@ -193,6 +250,16 @@ def test_captions_of_a_file(tmp_path: Path) -> None:
     assert read_captions(manifest, "train") == ["a\u2028b", "", ""]
     assert read_captions(manifest) == ["a\u2028b", "v", "", ""]
     assert read_captions(touch(tmp_path / "c.txt", "a\u2028b\nc\n")) == ["a\u2028b", "c"]
+    table = touch(tmp_path / "c.CSV", 'path,caption,split\na.mp4,"a, b",\nb.mp4,,train\nc.mp4,v,val\n')
+    assert read_captions(table, "train") == ["a, b", ""]
+    with pytest.raises(UserError, match=r"c.json: captions are read from .jsonl, .csv and .txt"):
+        read_captions(touch(tmp_path / "c.json", '["a"]'))
+    with pytest.raises(
+        UserError, match=r"d.csv: holds no captions: no column is one of caption, .*; found: path, words"
+    ):
+        read_captions(touch(tmp_path / "d.csv", "path,words\na.mp4,x\n"))
+    with pytest.raises(UserError, match=r"m.jsonl: holds no captions of split 'test'"):
+        read_captions(manifest, "test")
     for text, message in (
         ('{"caption": 3}', "m.jsonl line 1: caption must be a string"),
         ("{}", "no captions"),

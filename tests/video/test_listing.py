@@ -1,0 +1,117 @@
+"""Lists of folders: what is found, what is left out and said, links."""
+
+import os
+from pathlib import Path
+
+import pytest
+from trees import frames, touch
+
+from megavrc.errors import UserError
+from megavrc.video.listing import from_frames, list_folder, walk
+
+
+def found(folder: Path) -> list[str]:
+    return [entry["id"] for entry in list_folder(folder, folder / "m.jsonl").entries]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.3gp",
+        "a.MTS",
+        "a.m2ts",
+        "a.ogv",
+        "a.VOB",
+        "a.asf",
+        "a.mxf",
+        "a.ts",
+        "a.3g2",
+        "a.qt",
+        "a.y4m",
+        "a.dv",
+    ],
+)
+def test_files_of_cameras_discs_and_broadcast_are_videos(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / name)
+    assert found(tmp_path) == [name]
+
+
+def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
+    for name in (
+        "a.mp4",
+        "b/c.MP4",
+        "b/c.srt",
+        "b/d.srt",
+        "b/e.JPG",
+        "README",
+        "b/._c.mp4",
+        ".DS_Store",
+        "no.txt",
+    ):
+        touch(tmp_path / name)
+    touch(tmp_path / "a.txt", "a caption, which is used")
+    listing = list_folder(tmp_path, tmp_path / "m.jsonl")
+    assert len(listing.entries) == 2
+    assert listing.notes == ["7 files are left out: 2 .srt, 2 hidden, 1 .jpg, 1 .txt, 1 without suffix"]
+    with pytest.raises(
+        UserError, match=r"no video files below it \(known: .*\); 1 files are left out: 1 .xyz"
+    ):
+        found(touch(tmp_path / "none" / "a.xyz").parent)
+
+
+def test_what_a_list_of_picture_folders_leaves_out(tmp_path: Path) -> None:
+    frames(tmp_path / "v", 2, "{}.png")
+    touch(tmp_path / "v.TXT", "a caption")
+    touch(tmp_path / "v" / "times.csv")
+    touch(tmp_path / "w.mp4")
+    listing = from_frames(tmp_path, tmp_path / "m.jsonl")
+    assert [(entry["id"], entry["frames"], entry["caption"]) for entry in listing.entries] == [
+        ("v", 2, "a caption")
+    ]
+    assert listing.notes == ["2 files are left out: 1 .csv, 1 .mp4"]
+
+
+def test_captions_in_files_of_any_case(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.TXT", "upper"),
+        ("b.Txt", "mixed"),
+        ("c.txt", "lower"),
+        ("c.TXT", "not this"),
+        ("d.txt", " \n"),
+    ):
+        touch(tmp_path / f"{name[0]}.mp4")
+        touch(tmp_path / name, text)
+    entries = list_folder(tmp_path, tmp_path / "m.jsonl").entries
+    assert [entry["caption"] for entry in entries] == ["upper", "mixed", "lower", None]
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk" / "clips"
+    touch(elsewhere / "a.mp4")
+    touch(elsewhere / "deep" / "b.mp4")
+    root = tmp_path / "root"
+    touch(root / "own" / "c.mp4")
+    (root / "far").symlink_to(elsewhere)
+    (elsewhere / "home").symlink_to(root)  # a circle through both
+    (root / "own" / "itself").symlink_to(".")
+    (root / "again").symlink_to(elsewhere / "deep")  # already below `far`
+    (root / "own" / "z.mp4").symlink_to(elsewhere / "a.mp4")  # of a file, which counts as a file
+    assert found(root) == ["again/b.mp4", "far/a.mp4", "own/c.mp4", "own/z.mp4"]
+    entries = list_folder(root, root / "m.jsonl").entries
+    assert [entry["class"] for entry in entries] == ["again", "far", "own", "own"]
+    assert all((root / entry["path"]).is_file() for entry in entries)
+
+
+def test_a_folder_below_the_root_has_its_own_name(tmp_path: Path) -> None:
+    touch(tmp_path / "run" / "a.mp4")
+    (tmp_path / "alias").symlink_to("run")  # sorts before
+    assert found(tmp_path) == ["run/a.mp4"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
+    touch(tmp_path / "shut" / "a.mp4")
+    (tmp_path / "shut").chmod(0)
+    with pytest.raises(UserError, match="shut: Permission denied; make it readable"):
+        list(walk(tmp_path))
+    (tmp_path / "shut").chmod(0o700)
