@@ -5,6 +5,7 @@ in begin-video, so that all samples of a batch have one layout.
 """
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from megavrc.files import sha256_file, write_atomic
 PAD, UNKNOWN, BEGIN = 0, 1, 2
 SPECIAL_PIECES = 3
 DEFAULT_VOCAB = 8000
+RESERVED = "\u2585"  # sentencepiece leaves out texts with its sign for what is unknown
+LONGEST = 4192  # bytes of a text, beyond which sentencepiece leaves it out unless it is told another bound
 
 
 class TextTokenizer:
@@ -95,10 +98,11 @@ class TextTokenizer:
         Raises:
             UserError: no captions, or a vocabulary that cannot hold their characters.
         """
-        texts = [" ".join(caption.split()) for caption in captions]
+        texts = [" ".join(caption.replace(RESERVED, " ").split()) for caption in captions]
         texts = [text for text in texts if text]
         if not texts:
             raise UserError("no captions to train a text tokenizer on")
+        longest = max(len(text.encode()) for text in texts)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -114,13 +118,14 @@ class TextTokenizer:
                 eos_id=-1,
                 num_threads=1,
                 shuffle_input_sentence=False,
+                **({"max_sentence_length": longest} if longest > LONGEST else {}),
                 minloglevel=2,
             )
         except RuntimeError as error:
-            characters = len(set("".join(texts)))
-            raise UserError(
-                f"vocab {vocab}: training failed; the captions hold {characters} characters, "
-                f"so at least {characters + SPECIAL_PIECES + 1} are needed ({error})"
-            ) from None
+            needed = re.search(r"required_chars\. \S+ vs (\d+)", str(error))
+            if needed or vocab < 1:
+                least = f"at least {needed[1]}" if needed else "a positive number"
+                raise UserError(f"vocab {vocab}: the characters of the captions need {least}") from None
+            raise UserError("the captions hold no visible characters to train a text tokenizer on") from None
         write_atomic(path, model.getvalue())
         return cls(path)

@@ -59,9 +59,23 @@ def test_few_captions_give_fewer_tokens(tmp_path: Path) -> None:
     assert TextTokenizer.train(CAPTIONS, tmp_path / "tokenizer.model", vocab=8000).vocab < 300
 
 
+@pytest.mark.parametrize("caption", ["zebra " * 1000, "zebra \u2585"])
+def test_no_caption_is_left_out(tmp_path: Path, caption: str) -> None:
+    """sentencepiece leaves out texts of more than 4192 bytes, and those with its sign for what is unknown."""
+    tokenizer = TextTokenizer.train([caption, *CAPTIONS], tmp_path / "tokenizer.model", vocab=60)
+    assert UNKNOWN not in tokenizer.ids("zebra") and tokenizer.decode(tokenizer.ids("zebra")) == "zebra"
+
+
 def test_errors_name_the_cause(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"vocab 5: .* characters"):
-        TextTokenizer.train(CAPTIONS, tmp_path / "x.model", vocab=5)
+    for vocab, needed in ((5, "at least 22"), (0, "a positive number"), (-1, "a positive number")):
+        with pytest.raises(
+            UserError, match=rf"^vocab {vocab}: the characters of the captions need {needed}$"
+        ):
+            TextTokenizer.train(CAPTIONS, tmp_path / "x.model", vocab=vocab)
+    with pytest.raises(
+        UserError, match=r"^the captions hold no visible characters to train a text tokenizer on$"
+    ):
+        TextTokenizer.train(["\u200b"], tmp_path / "x.model")
     with pytest.raises(UserError, match="no captions"):
         TextTokenizer.train(["", "  "], tmp_path / "x.model")
     with pytest.raises(UserError, match="no such text tokenizer"):
@@ -101,6 +115,20 @@ def test_command_reads_a_manifest(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert TextTokenizer(out).ids("\u2603")[-1] == UNKNOWN
     assert "6 slots" in done.stdout
+    assert f": 128 tokens from {len(CAPTIONS) + 1} captions\n" in done.stdout
+
+
+def test_command_reads_the_captions_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"zoo/{number}.mp4,{caption}\n" for number, caption in enumerate(CAPTIONS))
+    (tmp_path / "list.csv").write_text(f"file_name,text\n{rows}")
+    train_text_tokenizer(tmp_path / "list.csv", tmp_path / "table.model", 40)
+    TextTokenizer.train(CAPTIONS, tmp_path / "captions.model", 40)
+    assert (tmp_path / "table.model").read_bytes() == (tmp_path / "captions.model").read_bytes()
+    assert "40 tokens from 8 captions\n" in capsys.readouterr().out
+    train_text_tokenizer(tmp_path / "list.csv", tmp_path / "large.model", 5000)
+    assert (
+        "90 tokens from 8 captions, fewer than 5000: the captions give no more\n" in capsys.readouterr().out
+    )
 
 
 def test_command_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
