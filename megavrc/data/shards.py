@@ -31,6 +31,7 @@ from megavrc.files import read_json, sha256_file, sha256_json, write_atomic, wri
 
 FORMAT = "megavrc-shards 1"
 PROOF = "proof"  # in dataset.json: how many samples were compared with their videos, or why none were
+WITHOUT = "without"  # there too: how many videos of a split have no caption, how many no label
 BLOCK = 512  # tar pads headers and members to this many bytes
 MAX_VOCAB = 2**15  # ids are int16
 
@@ -207,10 +208,9 @@ def read_done(tar: Path, plan_sha256: str) -> dict[str, Any] | None:
 
 
 def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:
-    """The identity of a dataset: what it is and the hash of every byte in it, but not whether that was proved."""
-    return sha256_json(
-        {"dataset": {key: value for key, value in dataset.items() if key != PROOF}, "shards": shards}
-    )
+    """The identity of a dataset: what it is and the hash of every byte in it, but not what was found in these."""
+    decides = {key: value for key, value in dataset.items() if key not in (PROOF, WITHOUT)}
+    return sha256_json({"dataset": decides, "shards": shards})
 
 
 def listed(split: str, done: dict[str, Any]) -> dict[str, Any]:

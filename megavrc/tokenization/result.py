@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import PROOF, DataError, listed, read_done, write_shard_manifest
+from megavrc.data.shards import PROOF, WITHOUT, DataError, listed, read_done, write_shard_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
 from megavrc.files import read_json, read_jsonl, write_json
@@ -64,13 +64,14 @@ def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -
     ):
         for left in folder.glob(".*"):  # half-written files of tasks that were killed
             left.unlink(missing_ok=True)
+    without = _without(work)
     loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"
     for kind in work.kinds:
         shards = [_entry(work, kind, shard) for shard in work.units]
         if not any(shard["count"] for shard in shards):
             raise UserError(f"{out}: no video gave a sample; the reasons are in {out}/failures/")
         with writing(out):
-            manifest = write_shard_manifest(out / kind, work.dataset(kind), shards)
+            manifest = write_shard_manifest(out / kind, work.dataset(kind) | {WITHOUT: without}, shards)
             _prove(work, kind, loaded, samples)
         size, name = manifest["bytes"] / 1e6, manifest["manifest_id"][:12]
         print(
@@ -96,7 +97,7 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
         for split in work.settings.splits:
             dataset = TokenDataset(out / kind, work.tokenizer["sha256"], split)
             old = len(problems)
-            problems += _problems(dataset, _planned(work, split), f"verify {kind} {split}")
+            problems += _problems(dataset, set(_planned(work, split)), f"verify {kind} {split}")
             print(f"{out}/{kind} {split}: {len(dataset)} samples, {len(problems) - old} problems")
             if (features_folder(dataset.folder) / "manifest.json").is_file():
                 old = len(problems)
@@ -176,11 +177,30 @@ def can_be_retried(work: Plan, shard: PlannedShard) -> bool:
     return any(failure["stage"] in RETRYABLE for failure in read_failures(work, shard))
 
 
-def _planned(work: Plan, split: str) -> set[str]:
-    """The videos of a split that must have given samples."""
+def _planned(work: Plan, split: str) -> dict[str, dict[str, Any]]:
+    """The videos of a split that must have given samples, by id."""
     shards = [shard for shard in work.units if shard.split == split]
     failed = {failure["source"] for shard in shards for failure in read_failures(work, shard)}
-    return {entry["id"] for entries in work.sources(shards).values() for entry in entries} - failed
+    entries = (entry for entries in work.sources(shards).values() for entry in entries)
+    return {entry["id"]: entry for entry in entries if entry["id"] not in failed}
+
+
+def _without(work: Plan) -> dict[str, dict[str, int]]:
+    """How many videos of each split gave samples without a caption, and without a label; prints what is mixed."""
+    counts: dict[str, dict[str, int]] = {}
+    for split in work.settings.splits:
+        videos = _planned(work, split)
+        bare = {
+            "caption": [key for key, entry in videos.items() if not (entry["caption"] or "").strip()],
+            "label": [key for key, entry in videos.items() if entry["label"] is None],
+        }
+        counts[split] = {name: len(keys) for name, keys in bare.items()}
+        for name, keys in bare.items():
+            if 0 < len(keys) < len(videos):
+                print(
+                    f"{work.out} {split}: {len(keys)} of {len(videos)} videos have no {name}, the first is {min(keys)}"
+                )
+    return counts
 
 
 def _entry(work: Plan, kind: str, shard: PlannedShard) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""Videos without a caption or a label are counted when a dataset is finished, and do not change what it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import SMALL
+
+from megavrc.data.dataset import TokenDataset
+from megavrc.files import read_json, write_json
+from megavrc.tokenization.job import plan, run
+from megavrc.tokenization.result import finalize
+
+
+def test_videos_without_caption_or_label_are_counted(
+    manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    entries = [entry for entry in entries if entry["id"] != "a/10.mp4"][:6]  # which is damaged
+    entries += [{"path": "gone.mp4", "id": "gone"}]  # gives no sample, so nothing is counted
+    entries[1]["caption"], entries[2]["caption"], entries[4]["caption"] = None, " \n", None
+    entries[4]["split"] = entries[5]["split"] = "val"
+    for entry in entries:
+        entry |= {"path": str(manifest.parent / entry["path"]), "label": None}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    out = tmp_path / "out"
+    plan(tmp_path / "m.jsonl", out, tokenizer, **SMALL | {"images_per_video": 1, "splits": ["train", "val"]})
+    run(out)
+    finalize(out, samples=0)
+    for kind in ("video", "image"):
+        info = read_json(out / kind / "dataset.json")
+        assert info["without"] == {"train": {"caption": 2, "label": 4}, "val": {"caption": 1, "label": 2}}
+        write_json(out / kind / "dataset.json", {key: info[key] for key in info if key != "without"})
+        assert len(TokenDataset(out / kind)) == 4  # as old ones, of which this is not known
+    printed = capsys.readouterr().out
+    first = min(entries[1]["id"], entries[2]["id"])
+    assert f"{out} train: 2 of 4 videos have no caption, the first is {first}\n" in printed
+    assert "no label" not in printed  # none has one, which is not by mistake
