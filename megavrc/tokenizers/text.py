@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -103,6 +104,7 @@ class TextTokenizer:
         if not texts:
             raise UserError("no captions to train a text tokenizer on")
         longest = max(len(text.encode()) for text in texts)
+        bound: dict[str, Any] = {"max_sentence_length": longest} if longest > LONGEST else {}
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -118,7 +120,7 @@ class TextTokenizer:
                 eos_id=-1,
                 num_threads=1,
                 shuffle_input_sentence=False,
-                **({"max_sentence_length": longest} if longest > LONGEST else {}),
+                **bound,
                 minloglevel=2,
             )
         except RuntimeError as error:
