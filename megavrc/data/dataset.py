@@ -61,6 +61,13 @@ class ShardReader:
         if self.mirror:
             self.mirror.refresh("manifest.json", "dataset.json")
         if not (self.folder / "manifest.json").is_file():
+            inside = [
+                f"{self.address}/{kind}" for kind in ("video", "image") if (self.folder / kind).is_dir()
+            ]
+            if inside:
+                raise UserError(
+                    f"{self.address}: the folder of a job; its datasets are {' and '.join(inside)}"
+                )
             raise UserError(
                 f"{self.address}: no manifest.json; finish it with megavrc tokenize_videos {finish}"
             )

@@ -228,7 +228,7 @@ def load_folder(
     return Folder(
         path,
         model,
-        OmniTokenizer(net.to(device)),
+        OmniTokenizer(net.to(device), size=model.config.grid * net.config.patch),
         text,
         encoder,
         read_sampling(path),

@@ -26,6 +26,7 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_jsonl, read_manifest
 from megavrc.video.versions import decoder_versions
 
+SIZE = 256  # pixels, where neither the user nor the tokenizer says
 FORMAT = 1  # of plan.json, plan.jsonl and failures/
 PLACES = {"root", "tokenizer_path", "plan_sha256"}  # of plan.json: the first two may move
 UNHASHED = {*PLACES, "format"}  # does not decide the samples
@@ -128,6 +129,7 @@ def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, sett
         lines += [json.dumps({**chosen[i], "shard": place // videos}) for place, i in enumerate(mixed)]
         shards[split] = -(-len(chosen) // videos)
     tokenizer = OmniTokenizer.from_checkpoint(tokenizer_path)
+    settings = dataclasses.replace(settings, size=_size(settings.size, tokenizer.size))
     content = {
         "settings": dataclasses.asdict(settings),
         "tokenizer": {"name": tokenizer_path.name, "sha256": tokenizer.sha256},
@@ -199,9 +201,20 @@ def _read_plan(out: Path) -> dict[str, Any]:
     )
 
 
+def _size(asked: int | None, trained: int | None) -> int:
+    """The side of the frames: as asked for, or as the tokenizer was trained on."""
+    if asked and trained and asked != trained:
+        print(
+            f"warning: --size {asked}: the tokenizer was trained on frames of {trained} pixels",
+            file=sys.stderr,
+        )
+    return asked or trained or SIZE
+
+
 def _shapes(tokenizer: OmniTokenizer, settings: ClipSettings) -> dict[str, list[int]]:
     """Ids of a clip and of an image, found by encoding an empty clip."""
-    empty = np.zeros((1, settings.frames, settings.size, settings.size, 3), np.uint8)
+    size = settings.size or SIZE
+    empty = np.zeros((1, settings.frames, size, size, 3), np.uint8)
     try:
         _, frames, height, width = encode(tokenizer, empty).shape
     except ValueError as error:

@@ -23,7 +23,8 @@ class ClipSettings:
         stride: step between two frames of a clip, in frames of the video (with `fps`: of the resampled one).
         fps: first resample the video to this many frames a second, by the times at which its frames are shown
             (a slower video repeats frames). Default: the video's own frames, in decoded order.
-        size: side of the square frames, in pixels.
+        size: side of the square frames, in pixels. Default: that which the tokenizer was trained on, 256 where it does
+            not say.
         crop: resize the short side and cut the centre, or squash the frame into a square.
         short: a video with too few frames is skipped (and recorded), or its last frame is repeated.
         clips_per_video: clips cut from a video, each at a random place in its own equal part of the video.
@@ -41,7 +42,7 @@ class ClipSettings:
     frames: int = 17
     stride: int = 1
     fps: float | None = None
-    size: int = 256
+    size: int | None = None
     crop: Crop = "center"
     short: Literal["skip", "clamp"] = "skip"
     clips_per_video: int = 1
@@ -58,7 +59,7 @@ class ClipSettings:
         counts = (
             self.frames,
             self.stride,
-            self.size,
+            1 if self.size is None else self.size,
             self.clips_per_video,
             self.clip_batch,
             self.image_batch,

@@ -162,7 +162,7 @@ class TokenizerObjective(nn.Module):
             metrics |= {"psnr": clip_psnr(recon, x), "ssim": ssim(frames[1], frames[0])}
         metrics |= {} if restarted is None else {"restarted": restarted}
         detached = {name: value.detach() for name, value in metrics.items()}
-        return loss, detached | self._codebook_metrics()
+        return loss, detached | self.codebook_metrics()
 
     def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
         """The clips at this step's resolution, which is the same on all ranks."""
@@ -288,7 +288,10 @@ class TokenizerObjective(nn.Module):
         book.embeddings.copy_(book.z_avg / smoothed[:, None])
         book.codebook_usage.lerp_((sums[:, -1] > 0).float(), 1 - decay)
 
-    def _codebook_metrics(self) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def codebook_metrics(self) -> dict[str, Tensor]:
+        """Of the last steps: the number of codes that would tell as much if all were used equally often (perplexity),
+        and the share of codes that were used at all."""
         book = self.net.codebook
         share = book.N / book.N.sum()
         perplexity = (-(share * share.clamp_min(1e-12).log()).sum()).exp()

@@ -25,6 +25,7 @@ from .published import read_published
 FORMAT = 1  # of the folder
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+RUN_EXPORT = "model"  # in the folder of a finished run of pretrain_tokenizer
 NAMED_PROBLEMS = 3  # of weights that do not fit
 
 Precision = Literal["fp32", "bf16"]
@@ -37,12 +38,13 @@ class OmniTokenizer:
         net: the network, in float32.
         precision: of `encode`. `bf16` computes the encoder's products in bfloat16, which changes ids near ties
             (docs/model.md has numbers); the distances to the codebook stay float32.
+        size: side of the frames that it was trained on, in pixels, if known. It takes others, but may do worse.
     """
 
-    def __init__(self, net: OmniTokenizerNet, precision: Precision = "fp32") -> None:
+    def __init__(self, net: OmniTokenizerNet, precision: Precision = "fp32", size: int | None = None) -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-        self.net, self.precision = net, precision
+        self.net, self.precision, self.size = net, precision, size
         self.config = net.config
 
     @classmethod
@@ -54,9 +56,9 @@ class OmniTokenizer:
         Raises:
             UserError: nothing there, damaged, or a kind of checkpoint that is not supported.
         """
-        path = Path(path)
+        path, size = Path(path), None
         if path.is_dir():
-            config, weights = _read_folder(path)
+            config, weights, size = _read_folder(path)
         elif path.is_file():
             config, weights = read_published(path)
         else:
@@ -68,7 +70,7 @@ class OmniTokenizer:
             listed = "; ".join(problems[:NAMED_PROBLEMS])
             raise UserError(f"{path}: weights do not fit their configuration: {listed}{more}")
         net.load_state_dict(weights, assign=True)
-        return cls(net.to(device).float().eval().requires_grad_(False), precision)
+        return cls(net.to(device).float().eval().requires_grad_(False), precision, size)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json, each atomically; with config.json the folder is whole."""
@@ -77,7 +79,8 @@ class OmniTokenizer:
         # Clones: weights that share one storage cannot be written.
         weights = {name: tensor.contiguous().clone() for name, tensor in self.net.state_dict().items()}
         write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-        write_json(folder / CONFIG_FILE, {"format": FORMAT, **self.config.to_dict()})
+        about = {"format": FORMAT} | ({"size": self.size} if self.size else {})
+        write_json(folder / CONFIG_FILE, about | self.config.to_dict())
 
     @property
     def device(self) -> torch.device:
@@ -142,16 +145,40 @@ def _misfits(net: OmniTokenizerNet, weights: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor]]:
+def _refuse_other_folders(folder: Path) -> None:
+    """UserError for folders that people take for a tokenizer's, with what to do."""
+    if (folder / "run.json").is_file():
+        for inside in (folder / RUN_EXPORT, folder / "video_tokenizer"):  # the second is from-hf's
+            if (inside / CONFIG_FILE).is_file():
+                raise UserError(f"{folder}: the folder of a run; its video tokenizer is {inside}")
+        raise UserError(
+            f"{folder}: the folder of a run, with no video tokenizer in it: one of pretrain_tokenizer has "
+            f"{RUN_EXPORT}/ when it is finished"
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder}: no video tokenizer here (a folder of one has {CONFIG_FILE} and {WEIGHTS_FILE})"
+        )
     content = read_json(folder / CONFIG_FILE)
+    if isinstance(content, dict) and "model_type" in content:
+        raise UserError(
+            f"{folder}: a model of type {content['model_type']}; megavrc convert_checkpoint from-hf --model {folder} "
+            "--out NEW writes the video tokenizer of a converted VRC to NEW/video_tokenizer"
+        )
+
+
+def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor], int | None]:
+    _refuse_other_folders(folder)
+    content, size = read_json(folder / CONFIG_FILE), None
     if isinstance(content, dict):
         check_format(folder / CONFIG_FILE, content.pop("format", None), FORMAT)
+        size = content.pop("size", None)
     try:
         config = OmniTokenizerConfig.from_dict(content)
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: {error}") from None
     weights = folder / WEIGHTS_FILE
     try:
-        return config, safetensors.torch.load_file(weights)
+        return config, safetensors.torch.load_file(weights), size
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{weights}: cannot be read ({error})") from None

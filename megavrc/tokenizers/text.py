@@ -34,6 +34,8 @@ class TextTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if (inside := self.path / "tokenizer.model").is_file():
+            raise UserError(f"{self.path}: a folder; its text tokenizer is {inside}")
         if not self.path.is_file():
             raise UserError(
                 f"{self.path}: no such text tokenizer; train one with megavrc train_text_tokenizer"

@@ -80,6 +80,9 @@ def test_errors_name_the_cause(tmp_path: Path) -> None:
         TextTokenizer.train(["", "  "], tmp_path / "x.model")
     with pytest.raises(UserError, match="no such text tokenizer"):
         TextTokenizer(tmp_path / "x.model")
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match=f"a folder; its text tokenizer is {tmp_path}/tokenizer.model"):
+        TextTokenizer(tmp_path)
     (tmp_path / "x.model").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         TextTokenizer(tmp_path / "x.model")

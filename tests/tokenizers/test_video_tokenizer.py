@@ -38,6 +38,33 @@ def test_folder_round_trip(tmp_path: Path) -> None:
     assert loaded.grid(32, 32) == (4, 4)
 
 
+def test_folders_that_people_take_for_a_tokenizer(tmp_path: Path) -> None:
+    run, converted, empty = tmp_path / "run", tmp_path / "hf", tmp_path / "empty"
+    for folder in (run, converted, empty):
+        folder.mkdir()
+    (run / "run.json").write_text("{}")
+    (converted / "config.json").write_text('{"model_type": "vrc", "vrc": {}}')
+    for folder, message in (
+        (
+            run,
+            "run: the folder of a run, with no video tokenizer in it: one of pretrain_tokenizer has model/ when",
+        ),
+        (
+            converted,
+            r"hf: a model of type vrc; megavrc convert_checkpoint from-hf --model .*/hf --out NEW writes",
+        ),
+        (empty, "empty: no video tokenizer here .a folder of one has config.json and model.safetensors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            OmniTokenizer.from_checkpoint(folder)
+    for inside in ("video_tokenizer", "model"):
+        small().save(run / inside)
+        with pytest.raises(
+            UserError, match=f"run: the folder of a run; its video tokenizer is {run / inside}$"
+        ):
+            OmniTokenizer.from_checkpoint(run)
+
+
 def test_hash_tells_tokenizers_apart() -> None:
     tokenizer, other = small(), small()
     other.net.codebook.embeddings[0, 0] += 1

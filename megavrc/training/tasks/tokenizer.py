@@ -17,6 +17,7 @@ from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import TokenizerObjective
+from megavrc.tokenizers.omnitokenizer import RUN_EXPORT
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.previews import write_preview
 from megavrc.training.tasks.base import Samples
@@ -26,9 +27,9 @@ from megavrc.user_files import resolve
 
 log = logging.getLogger("megavrc")
 
-EXPORT = "model"  # folder of the finished tokenizer inside the run folder
 FILES = {"vgg", "lpips_heads"}  # of the objective: where they lie is not what the run is
 FREE = {"temporal_patch", "temporal_peg"}  # of the model: what an image stage does not depend on
+COLLAPSED = {"perplexity": 0.02, "usage": 0.25}  # shares of the codes; both are lower in a collapsed codebook
 
 
 class TokenizerTask:
@@ -42,6 +43,10 @@ class TokenizerTask:
             if objective.perceptual:  # first of all: decoding may take hours
                 vgg = resolve("vgg", objective.vgg, "objective.vgg").path
                 self.perceptual = Perceptual.from_files(vgg, objective.lpips_heads)
+        if late := [step for step in config.data.frames_schedule if step >= config.train.steps]:
+            log.warning(
+                "data.frames_schedule: step %d never comes, train.steps is %d", min(late), config.train.steps
+            )
         self.source = TrainingClips(config.data, Path(config.run_dir) / "cache", rank)
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
         rows, columns = config.model.grid(config.data.size, config.data.size)
@@ -102,9 +107,25 @@ class TokenizerTask:
 
     def preview(self, module: TokenizerObjective, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
-        if count and bool(module.seeded):  # before, the codebook is noise
+        if not bool(module.seeded):  # the codebook is noise
+            return
+        self._warn_of_collapse(module)
+        if count:
             longest = max(self.config.data.all_turns())
             write_preview(folder, step, self._reconstructions(OmniTokenizer(module.net), count, longest))
+
+    def _warn_of_collapse(self, module: TokenizerObjective) -> None:
+        """A still background alone makes the perplexity low, but leaves many codes in use."""
+        codes = self.config.model.codes
+        perplexity, usage = (float(value) for value in module.codebook_metrics().values())
+        if perplexity < COLLAPSED["perplexity"] * codes and usage < COLLAPSED["usage"]:
+            log.warning(
+                "the codebook has collapsed: %.0f%% of its %d codes are in use, and tell as much as %.1f would "
+                "(perplexity); try objective.restart: true, a longer objective.warmup_steps or fewer model.codes",
+                100 * usage,
+                codes,
+                perplexity,
+            )
 
     def _reconstructions(
         self, tokenizer: OmniTokenizer, count: int, frames: int
@@ -119,9 +140,9 @@ class TokenizerTask:
         return rows
 
     def finish(self, module: TokenizerObjective, run_dir: Path) -> dict[str, Any]:
-        tokenizer = OmniTokenizer(module.net)
-        tokenizer.save(run_dir / EXPORT)
-        return {"tokenizer": EXPORT, "tokenizer_sha256": tokenizer.sha256}
+        tokenizer = OmniTokenizer(module.net, size=self.config.data.size)
+        tokenizer.save(run_dir / RUN_EXPORT)
+        return {"tokenizer": RUN_EXPORT, "tokenizer_sha256": tokenizer.sha256}
 
 
 @torch.no_grad()

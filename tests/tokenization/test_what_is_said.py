@@ -1,4 +1,4 @@
-"""Videos without a caption or a label are counted when a dataset is finished, and do not change what it is."""
+"""What a finished dataset says of its captions, and what a plan and a dataset say of folders and sizes."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,12 @@ import pytest
 from jobs import SMALL
 
 from megavrc.data.dataset import TokenDataset
+from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
 from megavrc.tokenization.job import plan, run
+from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.result import finalize
+from megavrc.tokenizers import OmniTokenizer
 
 
 def test_videos_without_caption_or_label_are_counted(
@@ -36,3 +39,30 @@ def test_videos_without_caption_or_label_are_counted(
     first = min(entries[1]["id"], entries[2]["id"])
     assert f"{out} train: 2 of 4 videos have no caption, the first is {first}\n" in printed
     assert "no label" not in printed  # none has one, which is not by mistake
+
+
+def test_the_folder_of_a_job_is_no_dataset(done: Path) -> None:
+    with pytest.raises(
+        UserError, match=f"{done}: the folder of a job; its datasets are {done}/video and {done}/image"
+    ):
+        TokenDataset(done)
+    with pytest.raises(UserError, match=r"no manifest.json; finish it with megavrc tokenize_videos finalize"):
+        TokenDataset(done / "failures")
+
+
+def test_the_tokenizer_says_the_size(
+    manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {key: value for key, value in SMALL.items() if key != "size"}
+    loaded = OmniTokenizer.from_checkpoint(tokenizer)
+    OmniTokenizer(loaded.net, size=48).save(tmp_path / "tokenizer")
+    for name, options, expected in (("own", {}, 48), ("other", {"size": 32}, 32)):
+        plan(manifest, tmp_path / name, tmp_path / "tokenizer", **small, **options)
+        assert load_plan(tmp_path / name).settings.size == expected
+        warned = (
+            "warning: --size 32: the tokenizer was trained on frames of 48 pixels" in capsys.readouterr().err
+        )
+        assert warned == (name == "other")
+    plan(manifest, tmp_path / "old", tokenizer, **small)  # which does not say
+    assert load_plan(tmp_path / "old").settings.size == 256
+    plan(manifest, tmp_path / "old", tokenizer, **small, size=256)  # the same plan
