@@ -11,9 +11,10 @@ import numpy as np
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import Frames, PlannedClip, check_doubled, check_planned, first
-from megavrc.files import sha256_file, sha256_json
+from megavrc.files import read_jsonl, sha256_file, sha256_json
 from megavrc.video.errors import VideoError
-from megavrc.video.manifest import Entry, from_frames, is_video, list_folder, read_jsonl, read_manifest
+from megavrc.video.listing import from_frames, is_video, list_folder
+from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.pictures import is_picture, pictures
 from megavrc.video.read import Crop, count_frames, read_frames, resize_frames
 from megavrc.video.shots import read_shot, shot
@@ -210,13 +211,13 @@ def _scanned(folder: Path) -> list[Entry]:
     if videos and frames:
         raise UserError(f"{folder}: both videos and folders of pictures in it; measure them one by one")
     if frames:
-        entries = from_frames(folder, folder / LISTS[1])
+        entries = from_frames(folder, folder / LISTS[1]).entries
         return [entry for entry in entries if entry["path"] != "."]  # a sheet that lies beside them
     if not videos:
         loose = any(is_picture(file) for file in files)
         hint = "; its pictures are one clip: name the folder above" if loose else ""
         raise UserError(f"{folder}: neither videos nor folders of pictures in it{hint}")
-    entries = list_folder(folder, folder / LISTS[1])
+    entries = list_folder(folder, folder / LISTS[1]).entries
     return [{**entry, "id": str(Path(entry["id"]).with_suffix(""))} for entry in entries]
 
 
