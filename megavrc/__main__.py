@@ -129,9 +129,7 @@ def main(name: str | None = None) -> NoReturn:
     Args:
         name: of the command (default: the first word of the command line).
     """
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # names of files and captions that the terminal has no letters for
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters of captions and names
         sys.stdout.reconfigure(errors="backslashreplace")
     entries = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
     if name is None:

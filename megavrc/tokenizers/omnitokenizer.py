@@ -172,7 +172,8 @@ def _read_folder(folder: Path) -> tuple[OmniTokenizerConfig, dict[str, Tensor], 
     content, size = read_json(folder / CONFIG_FILE), None
     if isinstance(content, dict):
         check_format(folder / CONFIG_FILE, content.pop("format", None), FORMAT)
-        size = content.pop("size", None)
+        if not isinstance(size := content.pop("size", None), int | None):
+            raise UserError(f"{folder / CONFIG_FILE}: size {size!r} must be an integer, in pixels")
     try:
         config = OmniTokenizerConfig.from_dict(content)
     except (TypeError, ValueError) as error:

@@ -82,8 +82,11 @@ class TextTokenizer:
         return [PAD] * (slots - 1 - len(ids)) + ids + [BEGIN]
 
     def ids(self, text: str) -> list[int]:
-        """Ids of the text alone."""
-        return list(self._processor.encode(text))
+        """Ids of the text alone; UserError if it holds half a character, which is no text."""
+        try:
+            return list(self._processor.encode(text.encode()))
+        except UnicodeEncodeError:
+            raise UserError(f"prompt {text!a:.60}: holds half a character; mend the text") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special ones left out."""

@@ -41,6 +41,12 @@ def test_unknown_characters_and_spelled_out_specials_are_text(tokenizer: TextTok
     assert BEGIN not in tokenizer.ids("<s> a red") and PAD not in tokenizer.ids("<pad> a red")
 
 
+def test_half_a_character_is_refused(tokenizer: TextTokenizer) -> None:
+    for text in ("a red \ud83d", "caf\udce9"):
+        with pytest.raises(UserError, match=r"prompt '.*\\ud.*': holds half a character"):
+            tokenizer.encode(text, 8)
+
+
 def test_a_long_prompt_is_refused_or_cut(tokenizer: TextTokenizer) -> None:
     with pytest.raises(UserError, match="5 tokens, the model takes 4"):
         tokenizer.encode("a red square moves left", 5)
