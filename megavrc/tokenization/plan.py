@@ -20,10 +20,10 @@ import torch
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_json, write_atomic, write_json
+from megavrc.files import check_format, read_json, read_jsonl, sha256_json, write_atomic, write_json
 from megavrc.tokenization.sampling import ClipSettings, source_key
 from megavrc.tokenizers import OmniTokenizer
-from megavrc.video.manifest import Entry, read_jsonl, read_manifest
+from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.versions import decoder_versions
 
 SIZE = 256  # pixels, where neither the user nor the tokenizer says
