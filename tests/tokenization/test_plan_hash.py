@@ -25,7 +25,7 @@ def job(done: Path, tmp_path: Path) -> Path:
 
 def refused(job: Path, name: str) -> None:
     for command in COMMANDS:
-        with pytest.raises(UserError, match=rf"{name}: ") as error:
+        with pytest.raises(UserError, match=rf"{name}( line 1)?: ") as error:
             command(job)
         assert "\n" not in str(error.value)
 
