@@ -203,6 +203,13 @@ def _run(folder: Path, config: RunConfig, options: list[str], processes: int, th
     raise RuntimeError(f"{' '.join(words)}: exit code {ended.returncode}\n{ended.stderr[-3000:]}")
 
 
+def training_peak(folder: Path, measured: Case, frames: int) -> float | None:
+    """Bytes that a GPU has at most had in three steps of training, bf16, ZeRO stage 1; None: more than there are."""
+    settings = VRCTrainConfig(steps=2, precision="bf16", zero=1, keep=1, watchdog_s=0)
+    found = _run(folder, _config(folder, measured, frames, 0, settings, 1), ["1", "0"], 1, 1)
+    return None if "out_of_memory" in found else found["memory_GiB"] * 2**30
+
+
 # --- the result ---------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,68 @@
+"""`evaluate copying` on a tiny model: its bits are those of the training loss."""
+
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hf_source import CAPTIONS
+
+from megavrc.generation.evaluate_clips import encoder
+from megavrc.generation.evaluate_copying import token_bits
+from megavrc.generation.folder import load_folder
+from megavrc.results import read_result
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def clip(seed: int) -> np.ndarray:
+    """A bright cell that comes and goes over a still ground, 17 frames of 16x16."""
+    rng = np.random.default_rng(seed)
+    frames = np.repeat(rng.integers(0, 200, (1, 16, 16, 3)), 17, axis=0).astype(np.uint8)
+    frames[6:12, :4, 4:8] = 255
+    return frames
+
+
+def test_bits_are_those_of_the_loss(folder: Path) -> None:
+    loaded = load_folder(folder)
+    ids = encoder(loaded.video_tokenizer)(clip(0))
+    bits = token_bits(loaded, CAPTIONS[0], ids, ids)
+    assert bits.shape == (4, 4, 4)
+    with torch.no_grad():
+        out = loaded.model(torch.from_numpy(ids[None]), loaded.condition(CAPTIONS[0]))
+    assert bits.mean() * math.log(2) == pytest.approx(out.loss_later.item(), rel=1e-5)
+    other = ids.copy()
+    other[2] = (other[2] + 1) % 64
+    moved = np.abs(token_bits(loaded, CAPTIONS[0], other, ids) - bits).max(axis=(1, 2)) > 1e-6
+    assert moved.tolist() == [False, False, True, True]  # frames after the changed one, and no frame before
+
+
+def test_copying_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "copying", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+        return int(exit_.value.code or 0)
+
+    clips = np.stack([clip(seed) for seed in range(3)])
+    np.savez(tmp_path / "a.npz", clips=clips, prompts=np.array(CAPTIONS[:3]))
+    np.savez(tmp_path / "mute.npz", clips=clips)
+    np.savez(tmp_path / "short.npz", clips=clips[:, :9], prompts=np.array(CAPTIONS[:3]))
+    assert run(folder, tmp_path / "a.npz", "--json", tmp_path / "c.json") == 0
+    (row,) = read_result(tmp_path / "c.json")["cases"]
+    assert row["metrics"]["bits_changed"]["n"] == 3 and row["metrics"]["bits_changed"]["unit"] == "bits"
+    capsys.readouterr()
+    for words, said in (
+        ((folder, tmp_path / "mute.npz"), "no caption"),
+        ((folder, tmp_path / "short.npz"), "0000 has 9 frames"),
+        ((tmp_path, tmp_path / "a.npz"), "config.json"),
+        ((folder, tmp_path / "a.npz", "--n", 0), "--n"),
+    ):
+        assert run(*words) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and said in lines[0]
