@@ -33,12 +33,16 @@ class Detection(NamedTuple):
 
 
 class Score(TypedDict, total=False):
-    """Fractions of clips whose colour, shape, direction and all three are right; `n` clips; `psnr` in dB."""
+    """Fractions of clips whose colour, shape, direction and all three are right; `n` clips; `psnr` in dB.
+
+    `iou` is the mean overlap with the best template, 0 to 1: a torn shape is named all the same, and overlaps less.
+    """
 
     colour: float
     shape: float
     direction: float
     all: float
+    iou: float
     n: int
     psnr: float
 
@@ -112,10 +116,11 @@ def _direction(mask_THW: NDArray[np.bool_], visible: NDArray[np.intp], min_trave
 
 def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> Score:
     """Score clips, each uint8 [T, H, W, 3], against what their captions say."""
-    right = []
-    for frames, wanted in zip(clips, expected, strict=True):
-        found = detect(frames)
-        right.append([a == b for a, b in zip(found[:3], wanted, strict=True)])
+    found = [detect(frames) for frames in clips]
+    right = [
+        [a == b for a, b in zip(seen[:3], wanted, strict=True)]
+        for seen, wanted in zip(found, expected, strict=True)
+    ]
     hits = np.asarray(right, dtype=bool).reshape(len(right), 3)
     if not len(hits):
         raise ValueError("no clips to score")
@@ -125,6 +130,7 @@ def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> S
         shape=float(shape),
         direction=float(direction),
         all=float(hits.all(axis=1).mean()),
+        iou=float(np.mean([seen.iou for seen in found])),
         n=len(hits),
     )
 

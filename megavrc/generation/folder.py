@@ -20,7 +20,7 @@ from megavrc.model.clips import SAMPLING_OPTIONS, Label, class_names, class_numb
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
-from megavrc.model.inputs import warn_of_prompts
+from megavrc.model.inputs import check_numbers, warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.quantization.int8 import quantize_int8
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -205,6 +205,8 @@ def load_folder(
     fill(model, parts["vrc"], path)
     fill(net, parts["video_tokenizer"], path)
     check_weights(path)
+    for part in (model, net):
+        _user_error(check_numbers, part.state_dict(), prefix=f"{path}: ")
     condition = model.config.condition
     text = None
     if condition.learned_text:

@@ -6,7 +6,7 @@ import math
 import operator
 import secrets
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,20 @@ def check_finite(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: {value} is not a finite number")
+
+
+def check_numbers(weights: Mapping[str, Tensor]) -> None:
+    """ValueError naming the first tensor that holds NaN or infinity, with which tokens cannot be drawn."""
+    for name, tensor in weights.items():
+        # A sum holds what its parts hold, and needs no memory. Tensors that are elsewhere are on the meta device.
+        if (
+            tensor.is_floating_point()
+            and not tensor.is_meta
+            and not tensor.sum(dtype=torch.float32).isfinite()
+        ):
+            raise ValueError(
+                f"{name} holds NaN or infinite numbers: its training failed, or the file is damaged"
+            )
 
 
 def as_output(pixels_BTHWC: Tensor, output: str) -> Any:

@@ -19,7 +19,7 @@ from .condition import Condition, ConditionLike, kind_of
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
-from .inputs import OUTPUTS, as_output, warn_of_prompts
+from .inputs import OUTPUTS, as_output, check_numbers, warn_of_prompts
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .pipeline import ClipRequest, VideoPipeline
 from .vrc import VRC
@@ -97,6 +97,7 @@ class VRCForVideoGeneration(PreTrainedModel):
                 f"weights: {len(info['missing_keys'])} tensors are missing, {len(info['unexpected_keys'])} too many, "
                 f"the first is {wrong[0]}"
             )
+        check_numbers(loaded.state_dict())
         loaded._freeze()  # loading makes new parameters
         loaded._hub = {name: options[name] for name in HUB if name in options}
         loaded._sampling = loaded._read_sampling()

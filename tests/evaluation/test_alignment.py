@@ -25,7 +25,16 @@ def test_all_combinations_are_found_after_h264(tmp_path: Path) -> None:
     for number, combination in enumerate(COMBINATIONS):
         write_mp4(tmp_path / "a.mp4", of(combination, number))
         clips.append(read_clip(tmp_path / "a.mp4", 0, 17, size=None))
-    assert score(clips, COMBINATIONS) == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 72}
+    found = score(clips, COMBINATIONS)
+    assert found.pop("iou") > 0.85
+    assert found == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 72}
+
+
+def test_a_torn_shape_overlaps_less() -> None:
+    wanted = Combination("red", "square", "down")
+    whole = of(wanted)
+    torn = np.where(np.arange(64)[:, None] < 32, np.roll(whole, -5, axis=1), np.roll(whole, 5, axis=1))
+    assert score([torn], [wanted])["iou"] < score([whole], [wanted])["iou"] - 0.15
 
 
 @pytest.mark.parametrize("size", [32, 128])
@@ -105,9 +114,10 @@ def test_evaluate_asks_for_every_combination_equally_often() -> None:
         real, lambda clips: clips ^ 1, draw, trained, heldout, prompts=144, guidance=2.0, seed=7
     )
     assert set(report.scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout", "unguided"}
-    assert report.scores["real"] == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 20}
+    right = {"colour": 1, "shape": 1, "direction": 1, "all": 1}
+    assert report.scores["real"].items() >= {**right, "n": 20}.items()
     assert report.scores["reconstructed"]["psnr"] == pytest.approx(20 * np.log10(255))
-    assert report.scores["generated"] == {"colour": 1, "shape": 1, "direction": 1, "all": 1, "n": 132}
+    assert report.scores["generated"].items() >= {**right, "n": 132}.items()
     share = sum(c.direction == "left" for c in trained) / len(trained)
     assert report.scores["generated_t1"]["direction"] == pytest.approx(share)
     assert report.scores["heldout"]["n"] == 144

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,20 @@ def test_every_tensor_is_required(copy, name) -> None:
     ):
         VRCForVideoGeneration.from_pretrained(copy)
     with pytest.raises(UserError, match=r"1 tensors do not fit|missing|incomplete"):
+        load_folder(copy)
+
+
+@pytest.mark.parametrize("name", ["vrc.head.weight", "video_tokenizer.codebook.embeddings"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(copy, name, number) -> None:
+    """Drawing tokens with them was an index out of range, on CUDA the end of the process."""
+    tensors = load_file(copy / "model.safetensors")
+    tensors[name].view(-1)[3] = number
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinite"):
+        VRCForVideoGeneration.from_pretrained(copy)
+    with pytest.raises(UserError, match=f"{copy}: .*{name.partition('.')[2]} holds NaN or infinite"):
         load_folder(copy)
 
 
@@ -123,6 +139,35 @@ def test_gradient_checkpointing_changes_no_gradient_and_none_is_unused(folder) -
         grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
         assert not [name for name, grad in grads[-1].items() if grad is None]
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+@pytest.mark.slow
+def test_two_processes_of_ddp_train_one_model(folder, tmp_path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    # transformers copies the folder's code into its cache: once, before several processes do.
+    load = f"from transformers import AutoModel; AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)"
+    subprocess.run([sys.executable, "-c", load], env=environment, check=True, timeout=120)
+    script = Path(__file__).with_name("ddp.py")
+    done = subprocess.run(
+        [*launch, script, folder, tmp_path], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys()
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+
+    model = VRCForVideoGeneration.from_pretrained(folder).eval()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for rank in (0, 1):
+        generator = torch.Generator().manual_seed(rank)
+        ids = torch.randint(64, (2, 5, 4, 4), generator=generator)
+        (model(ids, torch.randint(3, 90, (2, 16), generator=generator)).loss / 2).backward()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(ranks[0][f"gradient {name}"], weight.grad, rtol=1e-4, atol=1e-6)
+        changed = not torch.equal(ranks[0][f"weight {name}"], before[name])
+        assert changed == name.startswith("vrc."), name
 
 
 def test_sums_follow_save_pretrained(copy, tmp_path) -> None:
