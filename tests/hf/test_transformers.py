@@ -45,7 +45,7 @@ def test_the_same_clips_with_and_without_transformers(results, loaded) -> None:
     assert frames.shape == (2, 17, 16, 16, 3) and frames.dtype == torch.uint8
     assert torch.equal(frames, results["default"])
     layers = dict(temperature=0.0, guidance=2.0, later_temperature=1.0)
-    ids, _ = loaded.generate(PROMPTS, seed=[5, 9], settings=sampling_settings(layers))
+    ids, _ = loaded.generate(PROMPTS, seed=[5, 9], settings=sampling_settings(loaded.sampling, layers))
     assert torch.equal(ids, results["cold"])
     one = loaded.generate(PROMPTS[:1], seed=[5], frames=9)[1]
     assert one.shape[1] == 9 and torch.equal(one, results["one"])
