@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import Ended, run_forked
 
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -37,12 +37,6 @@ def run(monkeypatch: pytest.MonkeyPatch, script: str, *options: object) -> int:
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     return int(exit_.value.code or 0)
-
-
-def pretrain(*options: object) -> subprocess.CompletedProcess[str]:
-    """The pretraining command in a process of its own, which it ends in its own way."""
-    command = [sys.executable, ROOT / "pretrain/pretrain_vrc.py", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +96,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(world: Path) -> Path:
+def pretraining(world: Path) -> dict[str, Ended]:
+    """How a run of one step ended, and how its mistakes did, by name; the last one stands in the run's folder."""
+    mistakes = {
+        name: f"--run_dir {world}/other {options.replace('{}', str(world))}".split()
+        for name, (options, _) in PRETRAIN_MISTAKES.items()
+    }
+    runs = {"": [], **mistakes, "another run": ["--seed", "1"]}
+    command = [ROOT / "pretrain/pretrain_vrc.py", "--config", world / "config.yaml"]
+    ended = run_forked(world / "printed", *([*command, *words] for words in runs.values()))
+    return dict(zip(runs, ended, strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, pretraining: dict[str, Ended]) -> Path:
     """A run of one step, and its converted folder."""
-    done = pretrain("--config", world / "config.yaml")
-    assert done.returncode == 0, done.stderr
+    assert pretraining[""].returncode == 0, pretraining[""].stderr
     with pytest.MonkeyPatch.context() as patch:
         parts = ["--video_tokenizer", world / "tokenizer0", "--text_tokenizer", world / "tokenizer.model"]
         convert = ["to-hf", "--run", world / "run", *parts, "--out", world / "hf"]
@@ -262,16 +268,14 @@ def test_with_a_trained_model(
 
 
 @pytest.mark.parametrize("mistake", PRETRAIN_MISTAKES)
-def test_pretraining(mistake: str, world: Path) -> None:
-    options, words = PRETRAIN_MISTAKES[mistake]
-    options = f"--config {world}/config.yaml --run_dir {world}/other {options}"
-    done = pretrain(*options.replace("{}", str(world)).split())
+def test_pretraining(mistake: str, world: Path, pretraining: dict[str, Ended]) -> None:
+    done = pretraining[mistake]
     assert done.returncode == 2, done.stderr
-    check_line(done.stderr, words.replace("{}", str(world)))
+    check_line(done.stderr, PRETRAIN_MISTAKES[mistake][1].replace("{}", str(world)))
 
 
-def test_a_run_folder_that_holds_another_run(trained: Path) -> None:
-    done = pretrain("--config", trained / "config.yaml", "--seed", 1)
+def test_a_run_folder_that_holds_another_run(pretraining: dict[str, Ended]) -> None:
+    done = pretraining["another run"]
     assert done.returncode == 2, done.stderr
     check_line(done.stderr, "holds another run (seed: 0 there, 1 here)")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import DamagedCheckpoint, Retention, newest_good, read, read_weights, verify, write
 from megavrc.checkpoint.shards import plan_shards, write_shard
+from megavrc.config import run_command
 from megavrc.errors import UserError
 
 GROUPS = ("model", "exp_avg", "exp_avg_sq", "buffers")
@@ -228,22 +229,22 @@ def test_weights_of_a_run_or_of_one_checkpoint(tmp_path: Path) -> None:
         read_weights(first)
 
 
-def test_the_command_verifies_a_run_or_one_checkpoint(tmp_path: Path) -> None:
+def test_the_command_verifies_a_run_or_one_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in (1, 2):
         commit(tmp_path / "checkpoints", step)
-    tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
-    def verified(folder: Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, tool, "verify", "--model", folder], capture_output=True, text=True
-        )
+    def verified(folder: Path) -> tuple[int, str, str]:
+        code = run_command("megavrc.hf.commands:verify", ["--model", str(folder)])
+        return code, *capsys.readouterr()
 
-    assert verified(tmp_path).stdout.count(": whole") == 2
+    assert verified(tmp_path)[1].count(": whole") == 2
     flip(tmp_path / "checkpoints" / "step-00000001" / "exp_avg-00001.safetensors")
-    found = verified(tmp_path)
-    assert found.returncode == 2 and "step-00000002: whole" in found.stdout
-    assert "error: 1 damaged:" in found.stderr and "exp_avg-00001.safetensors: its bytes" in found.stderr
-    assert verified(tmp_path / "checkpoints" / "step-00000002").returncode == 0
+    code, out, error = verified(tmp_path)
+    assert code == 2 and "step-00000002: whole" in out
+    assert "error: 1 damaged:" in error and "exp_avg-00001.safetensors: its bytes" in error
+    assert verified(tmp_path / "checkpoints" / "step-00000002")[0] == 0
 
 
 # --- retention -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from parsing import parsed
 
-from megavrc.demo.run import main
+from megavrc.demo.run import demo_steps, main
 from megavrc.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,21 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+def test_every_command_of_the_demo_knows_its_options(tmp_path):
+    """What the whole demo, which is slow, would find first."""
+    steps = demo_steps(tmp_path, 0.5, 3, 2)
+    for step in steps:
+        script = next((at for at, word in enumerate(step.words) if word.endswith(".py")), None)
+        if script:
+            assert parsed(step.words[script], step.words[script + 1 :])
+    [stages] = [step.environment for step in steps if step.environment]
+    for stage, options in (("image", stages["IMAGE_OPTIONS"]), ("video", stages["VIDEO_OPTIONS"])):
+        words = [f"--config=pretrain/configs/demo_{stage}.yaml", *shlex.split(options)]
+        found = parsed("pretrain/pretrain_vrc.py", words)
+        assert found["seed"] == 3 and found["train.micro_batch"] == 4
+
+
+@pytest.mark.slow
 def test_every_part_leaves_its_result(run):
     for name in ("tokenizer", "stage1", "stage2"):
         assert (run / name / "complete.json").is_file()
@@ -37,6 +54,7 @@ def test_every_part_leaves_its_result(run):
     assert (run / "hf" / "modeling_vrc.py").is_file()
 
 
+@pytest.mark.slow
 def test_scores_cover_all_sets(run):
     scores = json.loads((run / "alignment.json").read_text())
     assert set(scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout"}
@@ -44,6 +62,7 @@ def test_scores_cover_all_sets(run):
     assert scores["reconstructed"]["psnr"] > 5
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_other_file(run):
     page = (run / "report.html").read_text()
     assert page.count("data:image/") == 2 and page.count("<svg") == 3
@@ -52,6 +71,7 @@ def test_the_report_needs_no_other_file(run):
     assert "small-scale demonstration" in page
 
 
+@pytest.mark.slow
 def test_a_demo_goes_on_where_it_was_stopped(run):
     (run / "tokens" / "image" / "manifest.json").unlink()  # killed between the last two files of tokenization
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if "samples" not in path.parts}

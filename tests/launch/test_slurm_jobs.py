@@ -105,6 +105,7 @@ def submit(cluster: Cluster, reference: Path, folder: Path, *options: str, **tra
     return Job(cluster, folder / "run", job)
 
 
+@pytest.mark.slow  # test_slurm_arrays.py has jobs that come back among the fast tests
 def test_a_stopped_and_a_killed_job_come_back_and_finish(
     cluster: Cluster, reference: Path, tmp_path: Path
 ) -> None:

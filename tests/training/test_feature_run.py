@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoders import make_encoder
 from test_tasks import CAPTIONS, make_tokens
 from worlds import ROOT, environment
 
@@ -18,25 +19,27 @@ from megavrc.errors import UserError
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.condition import FeatureEmbedding
+from megavrc.tokenization.text_features import text_features
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig, ValidationDataConfig
 
-ENCODER = "import sys, pathlib, encoders; encoders.make_encoder(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
-
 
 def run(*words: str | Path) -> None:
-    env = environment()
-    env["PYTHONPATH"] += f":{ROOT / 'tests'}"
     done = subprocess.run(
-        [sys.executable, *map(str, words)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, words)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
 
 def make_features(out: Path, seed: int = 0) -> None:
     """As the tool makes them, with a random T5 of width 16."""
-    run("-c", ENCODER, out / f"t5-{seed}", str(seed))
-    run("tools/tokenize_videos.py", "text-features", "--out", out, "--encoder", out / f"t5-{seed}")
+    make_encoder(out / f"t5-{seed}", seed)
+    text_features(out=out, encoder=out / f"t5-{seed}")
 
 
 @pytest.fixture(scope="module")
