@@ -167,7 +167,8 @@ def _list(kinds: list[Any]) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    return kind in (str, Path) or all(isinstance(choice, str) for choice in typing.get_args(kind) or [0])
+    texts = not {str, Path}.isdisjoint(_members(kind))  # numbers too, perhaps: `int | str`
+    return texts or all(isinstance(choice, str) for choice in typing.get_args(kind) or [0])
 
 
 def describe(kinds: list[Any]) -> str:
@@ -178,7 +179,7 @@ def describe(kinds: list[Any]) -> str:
         if origin is typing.Literal:
             said.append(f"one of {', '.join(map(str, inner))}")
         elif origin in (list, tuple):
-            many = PLURALS.get(inner[0]) or f"values, each {describe([inner[0]])}"
+            many = PLURALS.get(inner[0]) or f"values, each {describe(_members(inner[0]))}"
             said.append(
                 f"{len(inner)} {many}" if origin is tuple and ... not in inner else f"a list of {many}"
             )
@@ -202,7 +203,7 @@ def _value(name: str, values: list[str], kinds: list[Any]) -> str | None:
             raise UserError(f"{name}: takes one value, got {' '.join(values)} (see --help)")
         return values[0]
     if len(values) == 1 and (old := _spelled_as_list(values[0], item, str in kinds)):
-        if typing.get_args(item) == () or typing.get_origin(item) is typing.Literal:
+        if typing.get_origin(item) not in (list, tuple, dict):
             _deprecated(f"{name} {values[0]}", "write the values as words, one after another")
         return old
     if len(values) == 1 and len(kinds) > 1 and not _is_text(item):
@@ -218,7 +219,11 @@ def _spelled_as_list(word: str, item: Any, free: bool) -> str:
         return word if not free and word[:1] + word[-1:] == "[]" else ""
     if not isinstance(content, list):
         return ""
-    wanted = str if _is_text(item) else (int, float) if item in (int, float) else (list, dict)
+    wanted: Any = (list, dict)
+    if _is_text(item):
+        wanted = (str, int) if int in _members(item) else str
+    elif item in (int, float):
+        wanted = (int, float)
     return word if all(isinstance(element, wanted) for element in content) else ""
 
 

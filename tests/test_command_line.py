@@ -49,6 +49,7 @@ def see(
     name: str = "",
     maybe: str | None = None,
     label: list[int] | int | None = None,
+    classes: list[int | str] | int | str | None = None,
     sizes: list[float] | None = None,
     kinds: list[Literal["a", "b"]] | None = None,
     pairs: list[tuple[int, int]] | None = None,
@@ -82,6 +83,7 @@ def test_lists_are_words() -> None:
     assert seen("--label", "3", "7")["label"] == [3, 7]
     assert seen("--label", "3")["label"] == 3
     assert seen("--label", "-3", "-7")["label"] == [-3, -7]
+    assert seen("--classes", "3", "null", "- a", "bike")["classes"] == [3, "null", "- a", "bike"]
     assert seen("--sizes", "3", "1e-2")["sizes"] == [3, 0.01]
     assert seen("--kinds", "a", "b")["kinds"] == ["a", "b"]
     assert list(map(tuple, seen("--pairs", "[8,12]", "[8,32]")["pairs"])) == [(8, 12), (8, 32)]
@@ -97,11 +99,12 @@ def test_old_spellings_of_lists_warn_once(
     monkeypatch.setattr(command_line, "_warned", set())
     for _ in range(2):
         assert seen("--label=[3, 7]")["label"] == [3, 7]
+    assert seen("--classes=[3, 7]")["classes"] == [3, 7]
     assert seen('--prompt=["a", "b"]')["prompt"] == ["a", "b"]
     assert seen("--names", "[en]")["names"] == ["en"]
     assert seen("--kinds=[a,b]")["kinds"] == ["a", "b"]
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert (
         lines[0]
         == "warning: --label [3, 7]: write the values as words, one after another; megavrc 2.0 drops this spelling"

@@ -16,7 +16,7 @@ def generate(
     out: Path,
     prompt: list[str] | str | None = None,
     prompts: Path | None = None,
-    label: list[str] | str | None = None,
+    label: list[int | str] | int | str | None = None,
     seed: int = 0,
     guidance: float | None = None,
     later_guidance: float | None = None,
