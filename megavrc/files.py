@@ -109,7 +109,9 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
     except StopIteration:
         return
     except csv.Error as error:
-        raise UserError(f"{path} line {number}: {error}; see that quotation marks come in pairs") from None
+        raise UserError(
+            f"{path} line {number}: {error}; quotation marks come in pairs, lines end in a line feed"
+        ) from None
 
 
 def read_json(path: str | Path) -> Any:

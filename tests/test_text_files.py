@@ -75,6 +75,7 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         ("path,caption,\na.mp4,a,red\n", "line 2: 3 cells, the header names 2"),
         ("path\na, b\n", "line 2: 2 cells, .*; a cell that holds ',' needs quotation marks"),
         ('path,caption\na.mp4,x\nb.mp4,"open\nc.mp4,y\n', "line 3: unexpected end of data"),
+        ("path,caption\ra.mp4,x\rb.mp4,y\r", "line 1: .*lines end in a line feed"),
         ('path,caption\na.mp4,"a" red\n', "line 2: ',' expected after '\"'"),
         ("path,caption,path\na,b,c\n", "line 1: column path stands there twice"),
         ("path,caption\na.mp4," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),

@@ -93,10 +93,11 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     seen = set()
     waiting = [folder]
     while waiting:
-        for name, folders, names in os.walk(waiting.pop(0), onerror=_unreadable):
+        start = waiting.pop(0)
+        real = start.resolve()
+        for name, folders, names in os.walk(start, onerror=_unreadable):
             where = Path(name)
-            status = where.stat()
-            if (here := (status.st_dev, status.st_ino)) in seen:
+            if (here := real / where.relative_to(start)) in seen:
                 folders.clear()
                 continue
             seen.add(here)

@@ -172,7 +172,7 @@ def from_list(table: Path, out: Path) -> list[Entry]:
     for number, row in read_table(table) if kind == ".csv" else read_jsonl(table):
         fields = _named(row)
         if "path" not in fields:
-            columns = ", ".join(row) or "none"
+            columns = (", ".join(row) or "none") + "; commas stand between cells" * (kind == ".csv")
             raise UserError(
                 f"{table} line {number}: no column of paths ({', '.join(NAMES['path'])}); found: {columns}"
             )

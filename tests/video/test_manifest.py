@@ -216,7 +216,11 @@ def test_a_path_is_taken_before_other_names_of_it(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("t.csv", "clip,caption\na.mp4,x\n", "line 2: no column of paths .*; found: clip, caption"),
-        ("t.csv", "path;caption\na.mp4;x\n", "line 2: no column of paths .*; found: path;caption"),
+        (
+            "t.csv",
+            "path;caption\na.mp4;x\n",
+            "line 2: no column of paths .*; found: path;caption; commas stand",
+        ),
         (
             "t.csv",
             "a.mp4,a red square\nb.mp4,x\n",
