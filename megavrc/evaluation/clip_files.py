@@ -13,7 +13,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import Frames, PlannedClip, check_doubled, check_planned, first
 from megavrc.files import read_jsonl, sha256_file, sha256_json
 from megavrc.video.errors import VideoError
-from megavrc.video.listing import from_frames, is_video, list_folder
+from megavrc.video.listing import files_below, from_frames, is_video, list_folder, videos_below
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.pictures import is_picture, pictures
 from megavrc.video.read import Crop, count_frames, read_frames, resize_frames
@@ -193,9 +193,8 @@ def _of_folder(folder: Path) -> FileClips:
     ways = {path.with_suffix("") for path in listed}
     stale = [
         file.relative_to(folder).as_posix()
-        for file in sorted(folder.rglob("*"))
-        if is_video(file)
-        and file.resolve() not in listed
+        for file in videos_below(folder)
+        if file.resolve() not in listed
         and not (file.suffix.lower() in COMPANIONS and file.resolve().with_suffix("") in ways)
     ]
     if stale:
@@ -205,7 +204,7 @@ def _of_folder(folder: Path) -> FileClips:
 
 def _scanned(folder: Path) -> list[Entry]:
     """What lies in a folder; the key of a video is its name without the ending."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = files_below(folder)
     videos = {file.parent for file in files if is_video(file)}
     frames = {file.parent for file in files if is_picture(file)} - {folder} - videos
     if videos and frames:

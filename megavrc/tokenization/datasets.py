@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from megavrc.errors import UserError
 from megavrc.files import read_json, read_lines
-from megavrc.video.listing import Listing, from_frames, list_folder, videos_below
+from megavrc.video.listing import Listing, files_below, from_frames, list_folder, videos_below
 from megavrc.video.manifest import NAMES, Entry, fraction, from_list, present
 
 PUBLISHED = {  # videos by split, for the printed comparison
@@ -332,7 +332,9 @@ def _lines(path: Path) -> list[str]:
 
 def _msrvtt_json(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Videos by id, and their captions in order of `sen_id`."""
-    files = sorted(folder.rglob("MSRVTT_data.json")) or sorted(folder.rglob("*videodatainfo.json"))
+    found = files_below(folder)
+    files = [path for path in found if path.name == "MSRVTT_data.json"]
+    files = files or [path for path in found if path.name.endswith("videodatainfo.json")]
     if not files:
         raise UserError(
             f"{folder}: neither MSRVTT_data.json nor *videodatainfo.json below it; give --annotations"

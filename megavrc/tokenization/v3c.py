@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from megavrc.errors import UserError
 from megavrc.files import read_json, read_jsonl, read_table
 from megavrc.progress import progress
-from megavrc.video.listing import Listing, videos_below
+from megavrc.video.listing import Listing, files_below, videos_below
 from megavrc.video.manifest import Entry, fraction
 
 PUBLISHED = {"V3C1": 7475, "V3C2": 9760, "V3C3": 11215}  # videos
@@ -255,7 +255,8 @@ def _metadata(part: Path, given: Path | None) -> dict[str, Entry]:
         raw = {row.get("id", ""): row for _, row in read_table(given)}
     else:
         places = [given] if given else [part / name for name in ("info", "metadata", "videos")]
-        paths = [path for place in places for path in sorted(place.rglob("*.json"))]
+        files = [path for place in places if place.is_dir() for path in files_below(place)]
+        paths = [path for path in files if path.suffix == ".json"]
         raw = {path.stem.removesuffix(".info"): read_json(path) for path in paths}
     return {name: _about(name, content) for name, content in raw.items()}
 

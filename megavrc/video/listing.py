@@ -33,8 +33,8 @@ def list_folder(folder: Path, out: Path, val_fraction: float = 0.0) -> Listing:
     The class is the name of the parent folder (none for videos directly in `folder`), the caption the content of a
     `.txt` file beside the video. Which videos are validation depends on their path alone.
     """
-    files = [where / name for where, names in walk(folder) for name in names]
-    videos = sorted(filter(is_video, files))
+    files = files_below(folder)
+    videos = list(filter(is_video, files))
     entries, texts = _entries(folder, out, videos, val_fraction)
     notes = left_out(set(files).difference(videos, texts))
     if not videos:
@@ -48,14 +48,13 @@ def from_frames(folder: Path, out: Path, val_fraction: float = 0.0, fps: float |
 
     Each has `frames`, its number of pictures, and `fps` if it is given (pictures do not say their rate).
     """
-    counts: Counter[Path] = Counter()
-    others = set()
-    for where, names in walk(folder):
-        for path in (where / name for name in names):
-            if is_picture(path):
-                counts[where] += 1
-            else:
-                others.add(path)
+    counts: dict[Path, int] = {}
+    others: set[Path] = set()
+    for where, names in _walk(folder):  # of pictures there may be millions, so they are counted and not kept
+        chosen = [name for name in names if is_picture(Path(name))]
+        if chosen:
+            counts[where] = len(chosen)
+        others.update(where / name for name in set(names).difference(chosen))
     videos = sorted(counts)
     entries, texts = _entries(folder, out, videos, val_fraction)
     notes = left_out(others.difference(texts))
@@ -74,23 +73,26 @@ def is_video(path: Path) -> bool:
 
 
 def videos_below(folder: Path) -> list[Path]:
-    """The video files below a folder, links followed."""
-    return sorted(
-        path for where, names in walk(folder) for path in map(where.joinpath, names) if is_video(path)
-    )
+    """The video files below a folder, as `files_below`."""
+    return sorted(where / name for where, names in _walk(folder) for name in names if is_video(Path(name)))
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folders at and below a folder, each with the names of its files. Links to folders are followed.
+def files_below(folder: Path) -> list[Path]:
+    """The files at any depth below a folder, sorted. Links to folders are followed.
 
-    A folder is given once, under its own name where that lies below `folder`: links may form circles.
+    A folder is entered once, under its own name where that lies below `folder`: links may form circles.
 
     Raises:
         UserError: no such folder, or one that may not be read.
     """
+    return sorted(where / name for where, names in _walk(folder) for name in names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folders that `files_below` enters, each with the names of its files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    seen = set()
+    seen: set[Path] = set()
     waiting = [folder]
     while waiting:
         start = waiting.pop(0)

@@ -7,7 +7,7 @@ import pytest
 from trees import frames, touch
 
 from megavrc.errors import UserError
-from megavrc.video.listing import from_frames, list_folder, walk
+from megavrc.video.listing import files_below, from_frames, list_folder
 
 
 def found(folder: Path) -> list[str]:
@@ -113,5 +113,5 @@ def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
     touch(tmp_path / "shut" / "a.mp4")
     (tmp_path / "shut").chmod(0)
     with pytest.raises(UserError, match="shut: Permission denied; make it readable"):
-        list(walk(tmp_path))
+        files_below(tmp_path)
     (tmp_path / "shut").chmod(0o700)
