@@ -11,6 +11,7 @@ from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
 from megavrc.hf.card import training_rows
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.tokenizers import TextTokenizer
@@ -91,6 +92,21 @@ def test_one_missing_caption_costs_nothing(tmp_path: Path, caplog: pytest.LogCap
     null = task.config.model.condition
     assert rows[missing].tolist() == [0] * (null.slots - 1) + [2]
     assert all(row.count(0) < null.slots - 1 for n, row in enumerate(rows.tolist()) if n != missing)
+
+
+def test_one_of_thousands_is_known_from_the_count_of_the_dataset(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = dataset(tmp_path / "one", [(SHORT, None), (None, None)] + [(SHORT, None)] * 400, shards=1)
+    said = "one: 1 videos of split train have no caption"
+    VRCTask(run(tmp_path, [path], text_condition()))
+    assert said not in caplog.text  # none of the samples looked at, and nobody counted
+    info = tmp_path / "one" / "dataset.json"
+    write_json(info, read_json(info) | {"without": {"train": {"caption": 1, "label": 402}}})
+    VRCTask(run(tmp_path, [path], text_condition()))
+    assert f"{said} and train without one" in caplog.text
+    with pytest.raises(UserError, match=rf"{said}; mend that, or allow it with data.max_incomplete"):
+        VRCTask(run(tmp_path, [path], text_condition(), max_incomplete=0.0))
 
 
 def test_no_caption_at_all_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError
+from megavrc.data.shards import WITHOUT, DataError
 from megavrc.distributed import seed_for
 from megavrc.errors import UserError
 from megavrc.model import ConditionConfig
@@ -108,11 +108,23 @@ def check_conditions(
             )
         if found.share:
             log.warning("%s: %s", part.address, found.in_words(config))
+        if not found.missing:
+            _say_rare(part, config, most, option)
         total.samples += found.samples
         total.cut += found.cut
         total.missing += found.missing
         total.longest = max(total.longest, found.longest)
     return total
+
+
+def _say_rare(part: TokenDataset, config: ConditionConfig, most: float, option: str) -> None:
+    """Of a dataset that was counted when it was finished, the few that none of the samples looked at is of."""
+    what = "label" if config.is_class else "caption"
+    if bare := part.info.get(WITHOUT, {}).get(part.split, {}).get(what):
+        words = f"{part.address}: {bare} videos of split {part.split} have no {what}"
+        if not most:
+            raise UserError(f"{words}; mend that, or allow it with {option} (which is 0)")
+        log.warning("%s and train without one", words)
 
 
 def _rows(part: TokenDataset) -> Iterator[int]:
