@@ -18,14 +18,16 @@ if TYPE_CHECKING:  # imported where it is used: showing a result needs none of i
 
 
 def check_device(device: "str | torch.device") -> "torch.device":
-    """The device, if this machine has it; else UserError."""
+    """The device, if this machine has it; else UserError. "auto" is a GPU where torch finds one, else the CPU."""
     import torch
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError):  # torch without CUDA asserts
-        has = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        has = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
         raise UserError(f"device {device}: not on this machine; choose {has}") from None
     return wanted
 

@@ -14,17 +14,18 @@ def progress(
     iterable: Iterable[T],
     label: str,
     total: int | None = None,
-    note: Callable[[], str] | None = None,
+    note: Callable[[], str] = str,
+    units: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
     """Pass `iterable` through, showing how far it is: a bar on a terminal, otherwise a line every few seconds.
 
-    `note` says what else is worth knowing, such as a rate.
+    `note` says what else is worth knowing, such as a rate; `units` how much of the total an item is, perhaps 0.
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
 
     def noted(text: str) -> str:
-        return f"{text}, {note()}" if note else text
+        return ", ".join(filter(None, (text, note())))
 
     if sys.stderr.isatty():
         from rich.console import Console
@@ -34,16 +35,17 @@ def progress(
             task = bar.add_task(label, total=total)
             for item in iterable:
                 yield item
-                bar.update(task, advance=1, description=noted(label))
+                bar.update(task, advance=units(item), description=noted(label))
         return
     start = last = time.monotonic()
     count = 0
-    for count, item in enumerate(iterable, 1):
+    for item in iterable:
         yield item
+        count += units(item)
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS:
             last = now
-            left = f", {(now - start) / count * (total - count):.0f} s left" if total else ""
+            left = f", {(now - start) / count * (total - count):.0f} s left" if total and count else ""
             line = noted(f"{label}: {count}/{total or '?'}")
             print(f"{line}{left}", file=sys.stderr, flush=True)
     print(f"{label}: {count} done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

@@ -23,10 +23,11 @@ def generate(
     plausibility: float | None = None,
     temperature: float | None = None,
     frames: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    clips_per_prompt: int = 1,
     first_image: Path | None = None,
     clip: Path | None = None,
-    clip_frames: int = 5,
+    clip_frames: int | None = None,
     overlap: int | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -45,10 +46,10 @@ def generate(
     fps: float = 8,
     scale: int = 1,
 ) -> None:
-    """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png of all, and prompts.jsonl.
+    """Generate video. Writes NAME.mp4 and NAME.gif of each clip, sheet.png and prompts.jsonl, a list of all clips.
 
     Clips that are in the output folder, made from the same model, precision, prompt, seed and sampling, are not made
-    again.
+    again; others are added to it.
 
     Args:
         model: folder written by megavrc convert_checkpoint to-hf.
@@ -57,14 +58,16 @@ def generate(
             moves up".
         prompts: file with one prompt a line, instead of prompt.
         label: one or several classes, for a class-conditioned model, by number or name: --label 3 bike.
-        seed: clip i uses seed + i.
+        seed: prompt i uses seed + i; with more clips a prompt, clip j of it SEED + i + j x prompts.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         temperature: temperature of all tokens; 0 takes the most likely.
         frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
+        clips_per_prompt: how many of each prompt or label, each with its own seed.
         first_image: picture that every clip starts with; its centre is cut to a square.
         clip: video that every clip continues.
-        clip_frames: number of its last frames that the model sees, 1 + 4k; they are the first frames of the result.
+        clip_frames: number of its last frames that the model sees, 1 + 4k; they are the first frames of the result
+            (default: 5).
         overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
@@ -93,17 +96,27 @@ def generate(
         raise UserError("give one of --prompt, --prompts and --label")
     if first_image and clip:
         raise UserError("give --first_image or --clip, not both")
-    folder = load_folder(model, device, dtype, quantize, text_encoder)
+    if clip_frames is not None and clip is None:
+        raise UserError("--clip_frames: of which video? give it with --clip")
     texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
+    folder = load_folder(model, device, dtype, quantize, text_encoder)
     labels = [] if label is None else folder.condition(label=label).values.tolist()
-    config = folder.model.config
-    side = config.grid * folder.video_tokenizer.config.patch
-    beginning = read_image(first_image, side)[None] if first_image else None
-    beginning = read_end(clip, side, clip_frames) if clip else beginning
+    wanted = clips_to_write(texts, labels, seed, clips_per_prompt)
+    tokenizer = folder.video_tokenizer.config
+    side = folder.model.config.grid * tokenizer.patch
     try:
         settings = sampling_settings(folder.sampling, sampling)
+        given = 5 if clip_frames is None else clip_frames
+        if clip:
+            tokenizer.latent_frames(given)
     except ValueError as error:
         raise UserError(str(error)) from None
-    wanted = clips_to_write(texts, labels, seed)
+    if draft and not settings.speculative:
+        raise UserError("--draft: of how many tokens? give it with --speculative")
+    window = 1 + folder.model.config.frames * tokenizer.temporal_patch
+    if overlap is not None and (frames or 0) <= window:
+        raise UserError(f"--overlap: these clips are one window; give it with --frames above {window}")
+    beginning = read_image(first_image, side)[None] if first_image else None
+    beginning = read_end(clip, side, given) if clip else beginning
     count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
     print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")

@@ -165,7 +165,12 @@ class Folder:
         Raises:
             UserError: inputs that do not fit the model.
         """
-        request = self.request(prompt, label, **options)
+        return self.stream_request(self.request(prompt, label, **options), output, by_frame)
+
+    def stream_request(
+        self, request: ClipRequest, output: str = "uint8", by_frame: bool = True
+    ) -> Iterator[Tensor]:
+        """As `stream`, of a request or a part of one; what cannot be is refused before the first clip is read."""
         return _on_cpu(_user_error(self.pipeline.stream, request, output, by_frame))
 
 
@@ -182,7 +187,7 @@ def load_folder(
 
     Args:
         path: the folder.
-        device: where the model is put.
+        device: where the model is put; "auto" is a GPU where there is one.
         dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
             float32.
         quantize: `int8` for 8-bit matrices (needs torchao).

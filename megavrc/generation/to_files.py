@@ -1,9 +1,15 @@
-"""Clips of a converted folder as files: mp4 and GIF of each, one sheet of all, and a list that a later run resumes."""
+"""Clips of a converted folder as files: mp4 and GIF of each, one sheet of all, and a list that a later run resumes.
+
+A folder only grows: a clip that differs from those of the list in anything gets a name of its own.
+"""
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import logging
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import read_lines, write_atomic
+from megavrc.files import read_jsonl, read_lines, write_atomic
 from megavrc.generation.folder import Folder
-from megavrc.model import SamplingSettings
+from megavrc.model import ClipRequest, SamplingSettings
 from megavrc.progress import progress
 from megavrc.video import (
     VideoError,
@@ -29,44 +35,48 @@ from megavrc.video import (
     write_png,
 )
 
+log = logging.getLogger(__name__)
 LIST = "prompts.jsonl"
-SHEET_ROWS = 64
+SHEET_FRAMES = 6  # of a clip, on the sheet
+SHEET_HEIGHT = 4000  # pixels, at most: what viewers show and people scroll through
+ENLARGED = 128  # pixels: frames up to this size are drawn twice as large on the sheet
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ClipToWrite:
-    """One clip to generate: a prompt or a label, and its seed."""
+    """One clip to generate: the place of its prompt or label among all, the prompt or label, and its seed."""
 
-    name: str
+    number: int
     caption: str | None
     label: int | None
     seed: int
 
     @property
-    def text(self) -> str:
-        """What the clip should show, for people."""
-        return self.caption if self.caption is not None else f"label {self.label}"
+    def name(self) -> str:
+        """Of its files, if no other clip of the folder has it."""
+        what = _slug(self.caption) if self.caption is not None else f"label-{self.label}"
+        return f"{self.number:04d}-{what}-seed{self.seed}"
 
-    def record(self) -> dict[str, Any]:
-        """The line of a video manifest."""
-        return {
-            "id": self.name,
-            "path": f"{self.name}.mp4",
-            "caption": self.caption,
-            "label": self.label,
-            "split": "generated",
-            "seed": self.seed,
-        }
+    def record(self) -> Record:
+        """What it says in a video manifest, but for its name."""
+        return {"caption": self.caption, "label": self.label, "split": "generated", "seed": self.seed}
 
 
-def clips_to_write(prompts: list[str], labels: list[int], seed: int) -> list[ClipToWrite]:
-    """Clip i gets seed + i, and a name that starts with i."""
-    texts = [
-        ClipToWrite(f"{i:04d}-{_slug(prompt)}", prompt, None, seed + i) for i, prompt in enumerate(prompts)
-    ]
-    return texts + [
-        ClipToWrite(f"{i:04d}-label-{label}", None, label, seed + i) for i, label in enumerate(labels)
+def clips_to_write(prompts: list[str], labels: list[int], seed: int, copies: int = 1) -> list[ClipToWrite]:
+    """`copies` clips of each prompt, or of each label; copy j of prompt i gets the seed `seed` + i + j x prompts.
+
+    So more copies leave the first ones as they are.
+    """
+    if copies < 1:
+        raise UserError(f"clips_per_prompt: {copies} is not a positive number")
+    what: list[tuple[str | None, int | None]] = [(prompt, None) for prompt in prompts]
+    what += [(None, label) for label in labels]
+    return [
+        ClipToWrite(number, *each, seed + number + copy * len(what))
+        for number, each in enumerate(what)
+        for copy in range(copies)
     ]
 
 
@@ -109,7 +119,7 @@ def generate_files(
     fps: float = 8,
     scale: int = 1,
 ) -> int:
-    """Generate what is not there yet and write it into `out`.
+    """Generate what is not there yet and add it to what is in `out`.
 
     Args:
         folder: the model.
@@ -126,51 +136,45 @@ def generate_files(
     Returns:
         How many clips were generated now; the others were there, made from the same model, precision, prompt, seed and
         sampling.
+
+    Raises:
+        UserError: a clip that the model cannot make; then none is made. A list that is damaged.
     """
     for name, value in {"batch_size": batch_size, "scale": scale, "fps": fps}.items():
         if not value > 0:
             raise UserError(f"{name}: {value} is not a positive number")
-    out.mkdir(parents=True, exist_ok=True)
-    origin: dict[str, Any] = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
+    origin: Record = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
     origin |= {"dtype": str(folder.model.tokens.weight.dtype), "quantize": folder.quantize}
     origin["sampling"] = dataclasses.asdict(settings)
     if overlap is not None:
         origin["overlap"] = overlap
     if beginning is not None:
         origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
-    records = [clip.record() | origin for clip in wanted]
-    there = _finished(out)
-    missing = [i for i, record in enumerate(records) if there.get(record["id"]) != record]
-    done = set(range(len(records))).difference(missing)
+    listed = {record["id"]: record for record in _read_list(out) if _file(out, record, "mp4").is_file()}
+    records = _named(out, listed, [(clip.name, clip.record() | origin) for clip in wanted])
+    there = {record["id"] for record in listed.values() if _file(out, record, "gif").is_file()}
+    missing = [i for i, record in enumerate(records) if record["id"] not in there]
     if missing:
-        _write_list(out, records, done)  # before files that other lines speak of are written over
-    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    clips: dict[int, Frames] = {}
-    for batch in progress(batches, f"generate {len(missing)} clips", len(batches)):
-        made = _generate(folder, [wanted[i] for i in batch], settings, beginning, frames, overlap)
-        for i, clip in zip(batch, made, strict=True):
-            write_gif(out / f"{wanted[i].name}.gif", clip, fps, scale)
-            write_mp4(out / f"{wanted[i].name}.mp4", clip, fps, scale)
-            clips[i] = clip
-        done.update(batch)
-        _write_list(out, records, done)
-    rows = [
-        (clip.text, clips[i] if i in clips else _read_back(out, clip, scale)) for i, clip in enumerate(wanted)
-    ]
-    write_png(out / "sheet.png", contact_sheet(rows[:SHEET_ROWS]))
+        request = _request(folder, [wanted[i] for i in missing], settings, beginning, frames, overlap)
+        out.mkdir(parents=True, exist_ok=True)
+        _generate(folder, request, batch_size, out, listed, [records[i] for i in missing])
+    mine = {record["id"]: record for record in records}
+    shown = _write_sheet(out, [*records, *(listed[name] for name in [*listed][::-1] if name not in mine)])
+    if shown < len(records):
+        log.info("%s/sheet.png: shows the first %d of these %d clips", out, shown, len(records))
     return len(missing)
 
 
-def _generate(
+def _request(
     folder: Folder,
     wanted: list[ClipToWrite],
     settings: SamplingSettings,
     beginning: Tensor | None,
     frames: int | None,
     overlap: int | None,
-) -> list[Frames]:
-    """Pixels of one batch, each uint8 [T, H, W, 3]."""
-    chunks = folder.stream(
+) -> ClipRequest:
+    """All clips as one request; UserError if the model cannot make one of them."""
+    request = folder.request(
         [clip.caption for clip in wanted if clip.caption is not None] or None,
         [clip.label for clip in wanted if clip.label is not None] or None,
         seed=[clip.seed for clip in wanted],
@@ -178,36 +182,125 @@ def _generate(
         clip=None if beginning is None else beginning.expand(len(wanted), -1, -1, -1, -1),
         frames=frames,
         overlap=overlap,
-        by_frame=False,
     )
-    return list(torch.cat(list(chunks), dim=1).numpy())
+    folder.stream_request(request, by_frame=False)  # refuses what cannot be, and does no work until it is read
+    return request
 
 
-def _finished(out: Path) -> dict[str, dict[str, Any]]:
-    """Lines of an earlier run's list whose files are there."""
+def _generate(
+    folder: Folder,
+    request: ClipRequest,
+    batch_size: int,
+    out: Path,
+    listed: dict[str, Record],
+    new: list[Record],
+) -> None:
+    """Generate the clips of a request, whose records are `new`; write their files, and the list after each batch."""
+    seen = 0  # frames of the batch at hand
+
+    def batches() -> Iterator[int]:
+        """After each window the clips that it finished: 0 until the last one of a batch."""
+        nonlocal seen
+        for start in range(0, len(new), batch_size):
+            part, chunks = slice(start, start + batch_size), []
+            for chunk in folder.stream_request(request[part], by_frame=False):
+                chunks.append(chunk)
+                seen = sum(map(_length, chunks))
+                yield 0
+            clips = torch.cat(chunks, dim=1).numpy()
+            try:
+                for record, clip in zip(new[part], clips, strict=True):
+                    write_gif(_file(out, record, "gif"), clip, record["fps"], record["scale"])
+                    write_mp4(_file(out, record, "mp4"), clip, record["fps"], record["scale"])
+                    listed[record["id"]] = record
+            finally:
+                _write_list(out, listed.values())
+            yield len(clips)
+
+    def note() -> str:
+        return f"frame {seen} of {request.frames}" if request.frames else ""
+
+    for _ in progress(batches(), f"generate {len(new)} clips", len(new), note, units=int):
+        pass
+
+
+def _length(chunk_BTHWC: Tensor) -> int:
+    return chunk_BTHWC.shape[1]
+
+
+# --- the list ----------------------------------------------------------------------------------------------------
+
+
+def _read_list(out: Path) -> list[Record]:
     if not (out / LIST).is_file():
-        return {}
+        return []
     try:
-        records = [json.loads(line) for _, line in read_lines(out / LIST)]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{out / LIST}: damaged ({error}); remove it to generate everything again") from None
-    whole = [
-        record
-        for record in records
-        if all((out / f"{record['id']}{end}").is_file() for end in (".mp4", ".gif"))
-    ]
-    return {record["id"]: record for record in whole}
+        return [record for _, record in read_jsonl(out / LIST, "id")]
+    except UserError as error:
+        raise UserError(f"{error}; mend it, or move it away: then all clips are made again") from None
 
 
-def _write_list(out: Path, records: list[dict[str, Any]], done: set[int]) -> None:
-    lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in sorted(done)]
+def _write_list(out: Path, records: Iterable[Record]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     write_atomic(out / LIST, "".join(lines).encode())
 
 
-def _read_back(out: Path, clip: ClipToWrite, scale: int) -> Frames:
-    path = out / f"{clip.name}.mp4"
+def _file(out: Path, record: Record, suffix: str) -> Path:
+    return out / f"{record['id']}.{suffix}"
+
+
+def _named(out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]]) -> list[Record]:
+    """Records with their names: that of the same clip in the list, else their own, with a number if it is taken."""
+    there = {_content(record): record for record in listed.values()}
+    taken = {path.stem for path in out.glob("*.mp4")}
+    named = []
+    for name, record in wanted:
+        if (known := there.get(_content(record))) is None:
+            tries = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+            free = next(each for each in tries if each not in taken)
+            known = {"id": free, "path": f"{free}.mp4"} | record
+        named.append(known)
+    return named
+
+
+def _content(record: Record) -> str:
+    """What makes it this clip and no other."""
+    return json.dumps({key: record[key] for key in sorted(record) if key not in ("id", "path")})
+
+
+# --- the sheet ---------------------------------------------------------------------------------------------------
+
+
+def _write_sheet(out: Path, records: list[Record]) -> int:
+    """Draw clips, a row each, as many as fit; returns how many."""
+    rows: list[tuple[str, Frames]] = []
+    height = 0
+    for record in records:
+        try:
+            frames = _stills(out, record)
+        except VideoError:  # a file that somebody put in the place of an earlier clip
+            continue
+        what = record["caption"] if record.get("caption") is not None else f"label {record.get('label')}"
+        rows.append((f"{what} (seed {record.get('seed')})", frames))
+        height += contact_sheet(rows[-1:], 1, _enlarged(frames)).shape[0]
+        if height > SHEET_HEIGHT and len(rows) > 1:
+            rows.pop()
+            break
+    if rows:
+        write_png(out / "sheet.png", contact_sheet(rows, SHEET_FRAMES, _enlarged(rows[0][1])))
+    return len(rows)
+
+
+def _enlarged(frames: Frames) -> int:
+    return 2 if frames.shape[1] <= ENLARGED else 1
+
+
+def _stills(out: Path, record: Record) -> Frames:
+    """Frames of a clip for the sheet, at the model's size."""
+    path, scale = _file(out, record, "mp4"), record.get("scale", 1)
     inside = slice(scale // 2, None, scale)  # not at the edge of an enlarged pixel, where colours bleed
-    return read_frames(path, range(count_frames(path)))[:, inside, inside]
+    frames = np.linspace(0, count_frames(path) - 1, SHEET_FRAMES).round().astype(int)
+    return read_frames(path, sorted(set(frames.tolist())))[:, inside, inside]
 
 
 def _slug(text: str) -> str:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,53 +38,152 @@ def test_generating_needs_neither_the_compiler_nor_the_engine(folder) -> None:
     assert done.stdout.strip() == "[]"  # each of them costs seconds of every command's start
 
 
+def listed(out: Path) -> list[dict[str, Any]]:
+    """The lines of the list, and that each has its files."""
+    lines = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
+    files = {path.name for path in out.iterdir()} - {"prompts.jsonl", "sheet.png"}
+    assert files == {f"{line['id']}{end}" for line in lines for end in (".mp4", ".gif")}
+    return lines
+
+
 def test_files_and_resuming(loaded, tmp_path) -> None:
     settings = sampling_settings(loaded.sampling)
     wanted = clips_to_write(PROMPTS, [], seed=3)
     assert generate_files(loaded, wanted, tmp_path, settings, batch_size=2) == 3
-    names = [clip.name for clip in wanted]
-    assert names[1] == "0001-a-blue-dog" and len(set(names)) == 3
-    files = {path.name for path in tmp_path.iterdir()}
-    clips = {f"{name}{end}" for name in names for end in (".mp4", ".gif")}
-    assert files == clips | {"prompts.jsonl", "sheet.png"}
-    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    lines = listed(tmp_path)
+    assert [line["id"] for line in lines][1] == "0001-a-blue-dog-seed4" and (tmp_path / "sheet.png").is_file()
     assert [(line["caption"], line["seed"]) for line in lines] == [(PROMPTS[i], 3 + i) for i in range(3)]
     assert count_frames(tmp_path / lines[0]["path"]) == 17
 
-    (tmp_path / f"{names[1]}.mp4").unlink()
-    assert generate_files(loaded, wanted, tmp_path, settings) == 1
-    assert generate_files(loaded, wanted, tmp_path, settings) == 0
-    assert generate_files(loaded, clips_to_write(PROMPTS[:1], [], seed=4), tmp_path, settings) == 1
-    assert (
-        generate_files(
-            loaded, clips_to_write(PROMPTS[:1], [], seed=4), tmp_path, sampling_settings({"top_k": 2})
-        )
-        == 1
-    )
+    for end in ("mp4", "gif"):  # each of them is needed
+        (tmp_path / f"{lines[1]['id']}.{end}").unlink()
+        assert generate_files(loaded, wanted, tmp_path, settings) == 1
+        assert generate_files(loaded, wanted, tmp_path, settings) == 0
+    assert sorted(map(str, listed(tmp_path))) == sorted(map(str, lines))
+
+
+def test_nothing_is_lost_when_other_clips_are_made_in_the_same_folder(loaded, tmp_path) -> None:
+    """Another seed, prompt, sampling, length, and files that are in no list: each has a name of its own."""
+    first = clips_to_write(PROMPTS[:1], [], seed=3)
+    before: dict[str, bytes] = {"0000-a-red-square-moves-left-seed9.mp4": b"somebody's"}
+    (tmp_path / "0000-a-red-square-moves-left-seed9.mp4").write_bytes(b"somebody's")
+    for wanted, sampling, frames in (
+        (first, {}, 5),
+        (clips_to_write(PROMPTS[:1], [], seed=4), {}, 5),
+        (clips_to_write(PROMPTS[:1], [], seed=9), {}, 5),
+        (clips_to_write(["a dog"], [], seed=3), {}, 5),
+        (first, {"top_k": 2}, 5),
+        (first, {"top_k": 2}, 9),
+    ):
+        assert generate_files(loaded, wanted, tmp_path, sampling_settings(sampling), frames=frames) == 1
+        now = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".mp4", ".gif")}
+        assert now.items() > before.items()
+        before = now
+    assert len(before) == 6 * 2 + 1
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [
+        "0000-a-red-square-moves-left-seed3",
+        "0000-a-red-square-moves-left-seed4",
+        "0000-a-red-square-moves-left-seed9-2",
+        "0000-a-dog-seed3",
+        "0000-a-red-square-moves-left-seed3-2",
+        "0000-a-red-square-moves-left-seed3-3",
+    ]
+    assert generate_files(loaded, first, tmp_path, sampling_settings({}), frames=5) == 0
+    rows = Image.open(tmp_path / "sheet.png").height // (20 + 2 * 16 + 4)
+    assert rows == 6  # those of before too
+
+
+def test_several_clips_a_prompt_and_later_more(loaded, tmp_path) -> None:
+    settings = sampling_settings({})
+    for copies, made in ((1, 2), (3, 4), (2, 0)):
+        wanted = clips_to_write(PROMPTS[:2], [], 5, copies)
+        assert len(wanted) == 2 * copies
+        assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == made
+    assert sorted((line["caption"], line["seed"]) for line in listed(tmp_path)) == [
+        *((PROMPTS[1], seed) for seed in (6, 8, 10)),
+        *((PROMPTS[0], seed) for seed in (5, 7, 9)),
+    ]
+    with pytest.raises(UserError, match="clips_per_prompt: 0"):
+        clips_to_write(PROMPTS, [], 0, 0)
 
 
 def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_path) -> None:
     wanted, settings = clips_to_write(PROMPTS[:1], [], seed=3), sampling_settings({"top_k": 1})
     half = load_folder(folder, dtype="bf16")
-    for model, made in ((loaded, 1), (half, 1), (half, 0), (loaded, 1)):
+    for model, made in ((loaded, 1), (half, 1), (half, 0), (loaded, 0)):
         assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
-    assert json.loads((tmp_path / "prompts.jsonl").read_text())["dtype"] == "torch.float32"
+    assert [line["dtype"] for line in listed(tmp_path)] == ["torch.float32", "torch.bfloat16"]
     pytest.importorskip("torchao", reason="torchao is not installed")
-    for model, made in ((load_folder(folder, quantize="int8"), 1), (loaded, 1)):
+    for model, made in ((load_folder(folder, quantize="int8"), 1), (loaded, 0)):
         assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
 
 
-def test_an_interrupted_run_leaves_no_line_about_what_it_wrote_over(loaded, tmp_path) -> None:
-    """Other clips are made in the place of the first ones, and the second of them cannot be written."""
+def test_an_interrupted_run_lists_what_it_made(loaded, tmp_path) -> None:
+    """The second clip of a batch cannot be written: the first one stays, and is not made again."""
     wanted, settings = clips_to_write(PROMPTS[:2], [], seed=3), sampling_settings({})
-    assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 2
     blocked = tmp_path / f"{wanted[1].name}.gif"
-    blocked.unlink()
     blocked.mkdir()
     with pytest.raises(OSError):
-        generate_files(loaded, wanted, tmp_path, sampling_settings({"top_k": 1}), frames=5)
+        generate_files(loaded, wanted, tmp_path, settings, frames=5)
     blocked.rmdir()
-    assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 2
+    assert [line["seed"] for line in listed(tmp_path)] == [3]
+    assert generate_files(loaded, wanted, tmp_path, settings, frames=5) == 1
+
+
+def test_all_prompts_are_checked_before_the_first_clip(folder, tmp_path, capsys) -> None:
+    (tmp_path / "p.txt").write_text("a dog\n" * 4 + "a blue dog " * 12 + "\n")
+    words = ["--model", str(folder), "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
+    assert run_command(generate, [*words, "--batch_size", "2"]) == 2
+    assert "prompt 'a blue dog a blue" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    for more, said in (
+        (["--frames", "6"], "1 + 4k frames, got 6"),
+        (["--frames", "33", "--overlap", "6"], "overlap: 6"),
+        (["--seed", "-1"], "seed: -1"),
+        (["--seed", str(2**64 - 2)], f"seed: {2**64}"),
+    ):
+        (tmp_path / "p.txt").write_text("a dog\n" * 3)
+        assert run_command(generate, [*words, *more]) == 2
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--clip_frames", "5"], "give it with --clip"),
+        (["--draft", "repeat"], "give it with --speculative"),
+        (["--overlap", "5"], "give it with --frames above 17"),
+        (["--device", "tpu"], "device tpu: not on this machine; choose auto"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(folder, tmp_path, capsys, words, said) -> None:
+    common = ["--model", str(folder), "--out", str(tmp_path / "out"), "--prompt", "a"]
+    assert run_command(generate, [*common, *words]) == 2
+    assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_the_sheet_of_many_clips_is_no_tower(loaded, tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("megavrc.generation.to_files.SHEET_HEIGHT", 200)
+    caplog.set_level("INFO", "megavrc")
+    wanted = clips_to_write(["a dog"] * 5, [], seed=0)
+    assert generate_files(loaded, wanted, tmp_path, sampling_settings({}), frames=1) == 5
+    row = 20 + 2 * 16 + 4
+    assert Image.open(tmp_path / "sheet.png").height in range(3 * row, 200)
+    assert "shows the first 3 of these 5 clips" in caplog.text
+
+
+def test_what_is_counted_are_clips_and_long_ones_say_how_far_they_are(
+    loaded, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("megavrc.progress.PROGRESS_SECONDS", 0)
+    wanted = clips_to_write(PROMPTS, [], seed=3)
+    generate_files(loaded, wanted, tmp_path, sampling_settings({}), frames=25, overlap=9, batch_size=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [f"generate 3 clips: 0/3, frame {seen} of 25" for seen in (17, 25)] + [
+        line for line in lines if line.startswith("generate 3 clips: 2/3, frame 25 of 25, ")
+    ][:1]
+    assert lines[-1].startswith("generate 3 clips: 3 done")
 
 
 def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
@@ -135,7 +235,7 @@ def test_the_command(folder, loaded, tmp_path, capsys) -> None:
     assert run_command(generate, common + options) == 0
     assert "2 clips generated, 0 were there" in capsys.readouterr().out
     _, frames = loaded.generate(PROMPTS[:2], seed=[7, 8], frames=5, settings=sampling_settings({"top_k": 1}))
-    shown = read_frames(tmp_path / "out" / "0001-a-blue-dog.mp4", range(5))[:, 2::4, 2::4]
+    shown = read_frames(tmp_path / "out" / "0001-a-blue-dog-seed8.mp4", range(5))[:, 2::4, 2::4]
     assert torch.tensor(shown.astype(int)).sub(frames[1].int()).abs().float().mean() < 12
     assert run_command(generate, common) == 2
     assert capsys.readouterr().err == "error: give one of --prompt, --prompts and --label\n"
