@@ -23,7 +23,7 @@ def finetune_lora(
     batch_size: int = 8,
     seed: int = 0,
     split: str = "train",
-    device: str = "cpu",
+    device: str = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     save_every: int = 100,
     max_incomplete: float = 0.05,
@@ -42,7 +42,7 @@ def finetune_lora(
         batch_size: clips of a step.
         seed: of adapters, data order and condition dropout.
         split: of the dataset.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         precision: bf16 computes faster on GPUs; the adapters' master weights stay float32.
         save_every: steps between checkpoints.
         max_incomplete: largest share of clips whose caption is longer than the model takes, or that have none.

@@ -74,7 +74,7 @@ def attention(
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
         dtype or ("bf16" if on_gpu else "fp32")
     ]
-    check_device(device)
+    device = str(check_device(device))
     rounds = rounds if rounds is not None else 30 if on_gpu else 5
     if min([rounds, *(text or [1])]) < 1 or min(frames or [0]) < 0:
         raise UserError("--rounds and --text must be at least 1, --frames at least 0")

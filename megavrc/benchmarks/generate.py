@@ -74,7 +74,7 @@ def generate(
     if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4 or (sampled_steps and device != "cpu"):
         raise UserError("--repeats is at least 1, --frames 1 + 4k, --sampled-steps at least 0 and for a CPU")
     torch.set_num_threads(threads)
-    check_device(device)
+    device = str(check_device(device))
     number = getattr(torch, dtype)
     batches, scales = _several(batch), list(dict.fromkeys((1.0, guidance)))
     speculative = speculative if speculative is not None else 16 if model else 0

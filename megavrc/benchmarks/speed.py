@@ -11,6 +11,7 @@ from megavrc.benchmarks.generate_cases import CHANGES
 from megavrc.errors import UserError
 from megavrc.generation.evaluate import checked_settings
 from megavrc.generation.folder import load_folder
+from megavrc.hardware import check_device
 from megavrc.measure import clock, in_turn
 from megavrc.model import VRC, ClipRequest, SamplingSettings, VideoPipeline
 from megavrc.model.decoder import store_for_generation
@@ -25,7 +26,7 @@ def speed(
     first_temperature: float = 1.0,
     later_temperature: float = 1.0,
     guidance: float = 1.0,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """Time the generation of one clip at batch 1: tokens only, warm, median.
@@ -41,12 +42,13 @@ def speed(
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the times there.
     """
     if repeats < 5 or warmup < 1:
         raise UserError(f"repeats {repeats}, warmup {warmup}: at least 5 and 1")
     settings = checked_settings(first_temperature, later_temperature, guidance)
+    device = str(check_device(device))
     vrc = load_folder(model, device).model
     models: dict[str, VRC] = {vrc.config.prediction: vrc}
     if baseline:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.evaluation.quality import mean_psnr
+from megavrc.evaluation.scene_fit import pieces
 from megavrc.video.shapes import CANVAS, COLOURS, SHAPES, Combination, caption, signed_distance
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
@@ -24,18 +25,23 @@ AREAS = {"square": 4.0, "circle": np.pi, "triangle": 2.0}  # at r = 1
 
 
 class Detection(NamedTuple):
-    """What a clip shows; None where nothing is found. `iou` is the mean overlap with the template of `shape`."""
+    """What a clip shows; None where nothing is found.
+
+    `iou` is the mean overlap with the template of `shape`; `whole` says that every frame shows one piece, specks aside.
+    """
 
     colour: str | None
     shape: str | None
     direction: str | None
     iou: float
+    whole: bool
 
 
 class Score(TypedDict, total=False):
     """Fractions of clips whose colour, shape, direction and all three are right; `n` clips; `psnr` in dB.
 
-    `iou` is the mean overlap with the best template, 0 to 1: a torn shape is named all the same, and overlaps less.
+    `iou`: mean overlap with the template of the shape found, 0 where none is; `whole`: fraction of clips that show one
+    piece in every frame. `all` asks for neither.
     """
 
     colour: float
@@ -43,6 +49,7 @@ class Score(TypedDict, total=False):
     direction: float
     all: float
     iou: float
+    whole: float
     n: int
     psnr: float
 
@@ -60,10 +67,11 @@ def detect(frames_THWC: Frames) -> Detection:
     scale = frames.shape[1] / CANVAS
     visible = np.flatnonzero(mask_THW.sum(axis=(1, 2)) >= MIN_AREA * scale**2)
     if 2 * len(visible) < len(frames):  # in most frames there is nothing
-        return Detection(None, None, None, 0.0)
+        return Detection(None, None, None, 0.0, False)
     shape, iou = _shape(mask_THW[visible])
     direction = _direction(mask_THW, visible, MIN_TRAVEL * scale)
-    return Detection(_colour(frames[mask_THW].mean(axis=0)), shape, direction, iou)
+    whole = bool((pieces(mask_THW, scale)[1] == 1).all())
+    return Detection(_colour(frames[mask_THW].mean(axis=0)), shape, direction, iou, whole)
 
 
 def _colour(rgb: NDArray[np.float32]) -> str | None:
@@ -118,8 +126,8 @@ def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> S
     """Score clips, each uint8 [T, H, W, 3], against what their captions say."""
     found = [detect(frames) for frames in clips]
     right = [
-        [a == b for a, b in zip(seen[:3], wanted, strict=True)]
-        for seen, wanted in zip(found, expected, strict=True)
+        [a == b for a, b in zip(each[:3], wanted, strict=True)]
+        for each, wanted in zip(found, expected, strict=True)
     ]
     hits = np.asarray(right, dtype=bool).reshape(len(right), 3)
     if not len(hits):
@@ -130,7 +138,8 @@ def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> S
         shape=float(shape),
         direction=float(direction),
         all=float(hits.all(axis=1).mean()),
-        iou=float(np.mean([seen.iou for seen in found])),
+        iou=float(np.mean([each.iou for each in found])),
+        whole=float(np.mean([each.whole for each in found])),
         n=len(hits),
     )
 
@@ -157,7 +166,7 @@ def evaluate(
     guidance: float = 1.0,
     seed: int = 0,
     batch: int = 24,
-    progress: Callable[[range, str, int], Any] = lambda steps, label, total: steps,
+    progress: Callable[..., Any] = lambda starts, label, total, units: starts,
 ) -> Report:
     """Score real, reconstructed and generated clips.
 
@@ -174,7 +183,7 @@ def evaluate(
             `generated` without it.
         seed: clip i is generated with the seed `seed` + i.
         batch: clips that are reconstructed or generated together.
-        progress: wraps a range of batches: (range, label, total).
+        progress: wraps the starts of batches: (starts, label, clips, units=clips of a batch by its start).
 
     Returns:
         Report with the scores `real`, `reconstructed` (and its PSNR against `real`), `generated`, `generated_t1`
@@ -183,10 +192,8 @@ def evaluate(
     wanted, clips = [combination for combination, _ in real], np.stack([frames for _, frames in real])
 
     def run(function: Callable[[int, int], Clips], total: int, label: str) -> Clips:
-        starts = range(0, total, batch)
-        return np.concatenate(
-            [function(i, min(i + batch, total)) for i in progress(starts, label, len(starts))]
-        )
+        starts = progress(range(0, total, batch), label, total, units=lambda i: min(batch, total - i))
+        return np.concatenate([function(i, min(i + batch, total)) for i in starts])
 
     def generated(combinations: Sequence[Combination], how: tuple[float, float, float], label: str) -> Clips:
         def one_batch(start: int, end: int) -> Clips:

@@ -32,7 +32,7 @@ def alignment(
     plausibility: float = PLAUSIBILITY,
     speculative: int = 0,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
     sheet: Path | None = None,
 ) -> None:
@@ -54,7 +54,7 @@ def alignment(
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
         seed: clip i is generated with the seed SEED + i.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """

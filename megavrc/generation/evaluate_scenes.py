@@ -13,6 +13,7 @@ from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
 from megavrc.generation.evaluate import checked_settings, read_videos
 from megavrc.generation.folder import Folder, load_folder
+from megavrc.hardware import check_device
 from megavrc.model import SamplingSettings
 from megavrc.progress import progress
 from megavrc.results import Metric, case, markdown, metric, result, shown, write_result
@@ -38,7 +39,7 @@ def scenes(
     guidance: float = 1.0,
     seed: int = 0,
     batch: int = 16,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
     sheet: Path | None = None,
 ) -> None:
@@ -58,13 +59,14 @@ def scenes(
         guidance: classifier-free guidance scale; 1 is none.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there, with 95% intervals.
         sheet: write a contact sheet (PNG) with the first clips of every set there.
     """
     settings = checked_settings(first_temperature, later_temperature, guidance)  # mistakes before any work
     if batch < 1 or (n is not None and n < 1):
         raise UserError("batch and n: at least 1")
+    device = str(check_device(device))
     rows = scene_rows(manifest, split)[:n]
     folder = load_folder(model, device) if model else None
     video = (
@@ -129,7 +131,7 @@ def read_clips(manifest: Path, paths: Sequence[str]) -> Clips:
 def reconstruct(tokenizer: OmniTokenizer, clips: Clips, batch: int, manifest: Path) -> Clips:
     """The clips, encoded and decoded."""
     made = []
-    for part in progress(parts(len(clips), batch), "reconstruct"):
+    for part in batches(len(clips), batch, "reconstruct"):
         try:
             made.append(tokenizer.decode(tokenizer.encode(torch.from_numpy(clips[part]))).cpu().numpy())
         except ValueError as error:
@@ -147,9 +149,7 @@ def make_set(
 ) -> Clips:
     """A clip a caption, from its first frame (uint8 [B, H, W, 3]) if these are given."""
     made = []
-    for part in progress(
-        parts(len(captions), batch), "generate" if first_frames is None else "from first frame"
-    ):
+    for part in batches(len(captions), batch, "generate" if first_frames is None else "from first frame"):
         first = None if first_frames is None else torch.from_numpy(first_frames[part])
         _, frames = folder.generate(
             captions[part], seed=seeds[part], settings=settings, first_frame=first, batch_size=batch
@@ -158,9 +158,10 @@ def make_set(
     return np.concatenate(made)
 
 
-def parts(total: int, batch: int) -> list[slice]:
-    """Batches of `total` clips."""
-    return [slice(start, start + batch) for start in range(0, total, batch)]
+def batches(total: int, batch: int, label: str) -> Iterator[slice]:
+    """Batches of `total` clips, which are counted."""
+    parts = [slice(start, min(start + batch, total)) for start in range(0, total, batch)]
+    return progress(parts, label, total, units=lambda part: part.stop - part.start)
 
 
 def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dict[str, SceneScore]]:

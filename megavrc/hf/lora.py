@@ -222,7 +222,7 @@ def finetune(
     data: Path,
     out: Path,
     options: LoraOptions,
-    device: str = "cpu",
+    device: str = "auto",
     split: str = "train",
     run_dir: Path | None = None,
 ) -> list[float]:
@@ -236,7 +236,7 @@ def finetune(
         data: finished token dataset, made by the folder's video tokenizer.
         out: new folder. It is not there yet when a signal stopped the training.
         options: of the training.
-        device: to train on.
+        device: to train on; auto is cuda where there is one.
         split: of the dataset.
         run_dir: checkpoints and metrics (default: `out` with `.run` after its name).
 
