@@ -16,7 +16,14 @@ from megavrc.generation.keymap import from_folder
 from megavrc.generation.prompts import open_encoder, prompt_features
 from megavrc.hardware import check_device
 from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
-from megavrc.model.clips import SAMPLING_OPTIONS, Label, class_names, class_numbers, decode_clips
+from megavrc.model.clips import (
+    SAMPLING_OPTIONS,
+    Label,
+    class_names,
+    class_numbers,
+    decode_clips,
+    sampling_settings,
+)
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
@@ -245,9 +252,14 @@ def load_folder(
 
 
 def read_sampling(path: Path) -> dict[str, Any]:
-    """The sampling options that a folder says, see `megavrc.model.clips.sampling_settings`."""
-    content = read_json(path / SAMPLING) if (path / SAMPLING).is_file() else {}
-    return {name: content[name] for name in SAMPLING_OPTIONS if name in content}
+    """The sampling options that a folder says (see `sampling_settings`); UserError for those that cannot be."""
+    file = path / SAMPLING
+    content = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected an object of sampling options, got {type(content).__name__}")
+    options = {name: content[name] for name in SAMPLING_OPTIONS if name in content}
+    _user_error(sampling_settings, options, prefix=f"{file}: ")
+    return options
 
 
 def cast(model: VRC, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import check_finite, unknown_name
+from .inputs import check_types, unknown_name
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
@@ -40,7 +40,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
             if name in given:
                 value = given.pop(name)
                 given = {f"{part}_{name}": value for part in PARTS} | given
-        check_finite(given)
+        check_types({name: value for name, value in given.items() if name in SAMPLING_OPTIONS})
         if "guidance" in given:  # of the whole clip, as temperature is
             chosen.pop("later_guidance", None)
         chosen |= given

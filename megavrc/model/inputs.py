@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import math
+import numbers
 import operator
 import secrets
 import warnings
@@ -168,9 +169,15 @@ def _fit(picture_HWC: Tensor, side: int) -> Tensor:
     return square.round().clamp(0, 255).to(torch.uint8)
 
 
-def check_finite(options: dict[str, Any]) -> None:
-    """ValueError naming the first option that is NaN or infinite."""
+def check_types(options: dict[str, Any]) -> None:
+    """ValueError naming the first sampling option that is no number of its kind (`draft`: no text)."""
     for name, value in options.items():
+        whole = name.endswith("top_k") or name == "speculative"
+        kind, said = (numbers.Integral, "a whole number") if whole else (numbers.Real, "a number")
+        if name == "draft":
+            kind, said = str, "a text"
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name}: {value!r:.60} is not {said}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: {value} is not a finite number")
 

@@ -163,6 +163,32 @@ def test_options_that_would_be_ignored_are_refused(folder, tmp_path, capsys, wor
     assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1]", "expected an object of sampling options, got list"),
+        ('{"temperature": "hot"}', "temperature: 'hot' is not a number"),
+        ('{"first_top_p": [0.5]}', "first_top_p: [0.5] is not a number"),
+        ('{"guidance": true}', "guidance: True is not a number"),
+        ('{"later_guidance": 1e999}', "later_guidance: inf is not a finite number"),
+        ('{"plausibility": {}}', "plausibility: {} is not a number"),
+        ('{"top_k": 2.5}', "first_top_k: 2.5 is not a whole number"),
+        (f'{{"speculative": "{"9" * 999}"}}', "is not a whole number"),
+        ('{"draft": 3}', "draft: 3 is not a text"),
+        ('{"draft": "guess"}', "draft one of neighbour"),
+        ("\xff", "not valid JSON"),
+    ],
+)
+def test_a_hostile_generation_config_is_one_line(folder, tmp_path, content, said) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError) as error:
+        load_folder(tmp_path)
+    assert f"{tmp_path}/generation_config.json: " in str(error.value) and said in str(error.value)
+
+
 def test_the_sheet_of_many_clips_is_no_tower(loaded, tmp_path, caplog, monkeypatch) -> None:
     monkeypatch.setattr("megavrc.generation.to_files.SHEET_HEIGHT", 200)
     caplog.set_level("INFO", "megavrc")
