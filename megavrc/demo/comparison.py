@@ -33,15 +33,14 @@ def write_comparison(
     tokenizer = loaded.video_tokenizer
     rebuilt = tokenizer.decode(tokenizer.encode(torch.from_numpy(real))).numpy()
     made = np.asarray(loaded.generate(prompts, seed=seed, settings=settings)[1])
-    cells = []
-    for index, entry in enumerate(entries):
-        note = " (held out)" if entry["split"] == "heldout" else ""
-        for name, clips in (("real", real), ("reconstructed", rebuilt), ("generated", made)):
-            cells.append((f"{name}: {entry['caption']}{note}", clips[index]))
+    captions = [entry["caption"] + " (held out)" * (entry["split"] == "heldout") for entry in entries]
+    sets = {"real": real, "reconstructed": rebuilt, "generated": made}
+    cells = [(name, clips[index]) for index in range(len(entries)) for name, clips in sets.items()]
     out.mkdir(parents=True, exist_ok=True)
-    write_png(out / "comparison.png", contact_sheet(cells, columns=9, scale=2))
-    short = [(label.split(": ")[index % 3 == 0], clip) for index, (label, clip) in enumerate(cells)]
-    write_gif(out / "comparison.gif", clip_grid(short, columns=6, scale=3), fps=8)
+    stills = [(f"{name}: {captions[place // len(sets)]}", clip) for place, (name, clip) in enumerate(cells)]
+    write_png(out / "comparison.png", contact_sheet(stills, columns=9, scale=2))
+    moving = clip_grid(cells, columns=len(sets), scale=3, headings=captions, text=18)
+    write_gif(out / "comparison.gif", moving, fps=8)
 
 
 def _choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 import json
 import os
 import platform
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from megavrc import __version__
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_atomic
+from megavrc.hardware import cpu_name, revision
 from megavrc.model import ModelConfig, SamplingSettings
 from megavrc.report.figures import COLOURS, panels, svg
 from megavrc.report.page import picture, render
@@ -27,14 +32,17 @@ SETS = {  # set of clips -> (name, what it is)
     "heldout": ("held out", "combinations never seen in training, {temperatures}"),
 }
 ATTRIBUTES = ("colour", "shape", "direction", "all")
-PICTURES = {  # moving grids first, then the still sheets
-    "comparison.gif": "real, reconstructed and generated clips side by side, moving",
-    "comparison.png": "frames of real, reconstructed and generated clips with their prompts",
-}
+MOVING = "real, reconstructed and generated clips side by side, moving, under their prompts"
+STILLS = "frames of real, reconstructed and generated clips with their prompts"
 
 
-def write_report(run: Path, settings: SamplingSettings) -> Path:
-    """Write `report.html` into a demo run folder and return its path; `settings` made its generated clips.
+def write_report(run: Path, settings: SamplingSettings, what_now: Sequence[tuple[str, str]] = ()) -> Path:
+    """Write `report.html` into a demo run folder and return its path.
+
+    Args:
+        run: the folder.
+        settings: made its generated clips.
+        what_now: what to do next, as (what, command).
 
     Raises:
         UserError: a file that the demo's commands should have left is missing or damaged.
@@ -45,11 +53,14 @@ def write_report(run: Path, settings: SamplingSettings) -> Path:
         scores=read_json(run / "alignment.json"),
         sets={key: (name, what.format(temperatures=temperatures)) for key, (name, what) in SETS.items()},
         attributes=ATTRIBUTES,
-        pictures=[picture(run / "samples" / name, alt) for name, alt in PICTURES.items()],
+        moving=picture(run / "samples" / "comparison.gif", MOVING),
+        stills=picture(run / "samples" / "comparison.png", STILLS),
         speed=_speed(run),
         curves=[_curves(run / name, name) for name in RUNS],
         steps=read_json(run / "timing.json"),
-        machine=_machine(),
+        what_now=what_now,
+        facts=_facts(run),
+        root=shlex.quote(str(Path(__file__).parents[2])),
     )
     write_atomic(run / "report.html", page.encode())
     return run / "report.html"
@@ -84,7 +95,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _curves(run: Path, name: str) -> str:
     """Training curves of one run as inline SVG."""
     metrics = read_metrics(run / "metrics.jsonl")
-    figure, (axes,) = panels(1)
+    figure, (axes,) = panels(1, width=3.9)
     for colour, (key, label) in zip(COLOURS, CURVES[name].items(), strict=False):
         points = [(row["step"], row[key]) for row in metrics if key in row]
         axis = axes
@@ -104,9 +115,18 @@ def _curves(run: Path, name: str) -> str:
     return svg(figure)
 
 
-def _machine() -> str:
+def _facts(run: Path) -> dict[str, str]:
+    """What made these numbers: seed and part, when, where, with which versions."""
     import torch
 
-    cores = os.cpu_count()
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.system()} {platform.machine()}, {cores} cores, {versions}"
+    made = read_json(run / "demo.json") if (run / "demo.json").is_file() else {}
+    scored = datetime.fromtimestamp((run / "alignment.json").stat().st_mtime, UTC)
+    return {
+        "seed": str(made.get("seed", "not known")),
+        "part of the clips and steps": str(made.get("part", "not known")),
+        "training processes": str(made.get("processes", "not known")),
+        "scores of": f"{scored:%Y-%m-%d %H:%M} UTC",
+        "megavrc": f"{__version__}, revision {revision() or 'not known'}",
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "machine": f"{platform.system()}, {cpu_name()}, {os.cpu_count()} cores",
+    }

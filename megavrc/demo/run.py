@@ -58,6 +58,12 @@ class Step:
     product: Path
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def command(self) -> str:
+        """What to type in the repository to run it: its variables too."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.words)])
+
 
 def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, processes: int = 2) -> None:
     """Run the whole path on a CPU: clips, tokenizer, shards, two stages, conversion, samples, scores, report.
@@ -77,20 +83,38 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
     timing = read_json(out / "timing.json") if (out / "timing.json").exists() else []
     steps = demo_steps(out, part, seed, processes)
     for number, step in enumerate(steps, 1):
-        print(f"\n[{number}/{len(steps)}] {step.name}\n$ {shlex.join(step.words)}", flush=True)
+        print(f"\n[{number}/{len(steps)}] {step.name}\n$ {step.command}", flush=True)
         if step.product.exists():
             print(f"{step.product}: already there")
             continue
         seconds = _timed(lambda step=step: _run(step))  # type: ignore[misc]
         timing = [entry for entry in timing if entry["step"] != step.name]
-        timing.append({"step": step.name, "command": shlex.join(step.words), "seconds": seconds})
+        timing.append({"step": step.name, "command": step.command, "seconds": seconds})
         write_json(out / "timing.json", timing)
         print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
     settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
     write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", settings, seed)
-    report = write_report(out, settings)
+    next_steps = what_now(out)
+    report = write_report(out, settings, next_steps)
     _print_scores(read_json(out / "alignment.json"))
-    print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser.")
+    print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser. What now:")
+    for what, line in next_steps:
+        print(f"\n# {what}\n$ {line}")
+
+
+def what_now(run: Path) -> list[tuple[str, str]]:
+    """What to do with the trained model, as commands."""
+    megavrc, model = [sys.executable, "-m", "megavrc"], f"--model={run / 'hf'}"
+    more = ["--prompt", "a green circle moves down", "--clips_per_prompt=4", f"--out={run / 'samples'}"]
+    videos = ["prepare_dataset", "videofolder", "VIDEOS", "manifest.jsonl"]
+    return [
+        ("four clips of a prompt of yours", shlex.join([*megavrc, "generate", model, *more])),
+        ("a web page that generates clips", shlex.join([*megavrc, "serve", model])),
+        (
+            "the list of your own videos, from a folder; docs/training.md goes on",
+            shlex.join([*megavrc, *videos]),
+        ),
+    ]
 
 
 def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:

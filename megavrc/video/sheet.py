@@ -13,7 +13,7 @@ Picture = NDArray[np.uint8]  # [H, W, 3], RGB
 
 PAPER, INK = 250, 20  # grey levels
 TEXT = 13  # pixels
-LINE = 20  # height of a label, pixels
+LEADING = 7  # pixels that a line of text is higher than its letters
 GAP = 4  # between pictures, pixels
 
 
@@ -34,8 +34,22 @@ def contact_sheet(rows: Sequence[tuple[str, Frames]], columns: int = 6, scale: i
     return _stack(strips)
 
 
-def clip_grid(clips: Sequence[tuple[str, Frames]], columns: int = 4, scale: int = 3) -> Frames:
-    """Put clips of one size and length side by side, each under its label, as one clip: uint8 [T, height, width, 3]."""
+def clip_grid(
+    clips: Sequence[tuple[str, Frames]],
+    columns: int = 4,
+    scale: int = 3,
+    headings: Sequence[str] = (),
+    text: int = TEXT,
+) -> Frames:
+    """Put clips of one size and length side by side, each under its label, as one clip: uint8 [T, height, width, 3].
+
+    Args:
+        clips: (label, uint8 [T, H, W, 3]).
+        columns: clips a row.
+        scale: enlarge each pixel this many times (nearest).
+        headings: one a row, across it.
+        text: size of labels in pixels.
+    """
     if not clips or columns < 1:
         raise ValueError("a grid needs at least one clip and one column")
     lengths = {len(frames) for _, frames in clips}
@@ -44,8 +58,12 @@ def clip_grid(clips: Sequence[tuple[str, Frames]], columns: int = 4, scale: int 
     lines = [clips[i : i + columns] for i in range(0, len(clips), columns)]
 
     def picture(time: int) -> Picture:
-        cells = [[_labelled(label, _row([frames[time]], scale)) for label, frames in line] for line in lines]
-        return _stack([np.concatenate(line, axis=1) for line in cells])
+        rows = []
+        for number, line in enumerate(lines):
+            cells = [_labelled(label, _row([frames[time]], scale), text) for label, frames in line]
+            row = np.concatenate(cells, axis=1)
+            rows.append(_labelled(headings[number], row, text + text // 4) if headings else row)
+        return _stack(rows)
 
     return np.stack([picture(time) for time in range(lengths.pop())])
 
@@ -60,16 +78,16 @@ def _row(pictures: Frames | list[Picture], scale: int) -> Picture:
     )
 
 
-def _labelled(label: str, picture: Picture) -> Picture:
-    """Write `label` above a picture, as much of it as fits."""
+def _labelled(label: str, picture: Picture, size: int = TEXT) -> Picture:
+    """Write `label` above a picture, as much of it as fits, in letters of `size` pixels."""
     height, width = picture.shape[:2]
-    font = ImageFont.load_default(TEXT)
+    font, line = ImageFont.load_default(size), size + LEADING
     text = label
     while text and font.getlength(text) > width - GAP:
         text = text[:-2] + "…"
-    canvas = Image.new("RGB", (width, LINE + height), (PAPER,) * 3)
+    canvas = Image.new("RGB", (width, line + height), (PAPER,) * 3)
     ImageDraw.Draw(canvas).text((1, 2), text, font=font, fill=(INK,) * 3)
-    canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (0, LINE))
+    canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (0, line))
     return np.asarray(canvas)
 
 

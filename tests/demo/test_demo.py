@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from parsing import parsed
 
-from megavrc.demo.run import demo_steps, main
+from megavrc.demo.run import demo_steps, main, what_now
 from megavrc.errors import UserError
+from megavrc.video import clip_grid
 
 ROOT = Path(__file__).parents[2]
 WORDS = [sys.executable, "-m", "megavrc.demo.run", "--part=0.01"]
@@ -81,6 +83,29 @@ def test_a_demo_goes_on_where_it_was_stopped(run):
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     again = {"tokens", "image", "video", "plan.json", "plan.jsonl", "dataset.json", "manifest.json"}
     assert changed <= {"report.html", "samples", "timing.json", run.name} | again
+
+
+def test_commands_are_printed_whole(tmp_path):
+    """With the variables that they read, quoted as a shell takes them; what comes next too."""
+    steps = demo_steps(tmp_path / "my run", 0.25, 3, 2)
+    assert {len(step.environment) for step in steps} == {0, 6}
+    for step in steps:
+        words = shlex.split(step.command)
+        variables = dict(word.split("=", 1) for word in words[: len(step.environment)])
+        assert variables == step.environment and words[len(variables) :] == step.words
+    for _, line in what_now(tmp_path / "my run"):
+        assert shlex.split(line)[:3] == [sys.executable, "-m", "megavrc"]
+
+
+def test_the_comparison_names_every_clip(tmp_path):
+    """Captions and the three kinds stand in the pictures whole: a phone shows them 350 pixels wide."""
+    clips = [(name, np.zeros((2, 64, 64, 3), np.uint8)) for name in ("real", "reconstructed", "generated")]
+    caption = "a magenta triangle moves right (held out)"
+    grid = clip_grid(clips, columns=3, scale=3, headings=[caption], text=18)
+    assert grid.shape[1:3] == (2 * 4 + 64 * 3 + 25 + 29, 3 * (64 * 3 + 4) + 4)
+    longer = clip_grid(clips, columns=3, scale=3, headings=[caption + " and more" * 9], text=18)
+    ink = [np.flatnonzero((g[0, 6:28] < 128).all(axis=-1).any(axis=0)).max() for g in (grid, longer)]
+    assert ink[0] < ink[1] < grid.shape[2]  # the caption is not cut, a longer one is
 
 
 def test_parts_of_another_demo_are_not_passed_off_as_this_one(tmp_path):

@@ -1,11 +1,13 @@
 """Figures and pages: written as their name says, the same every time, with texts escaped; the demo's old times."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
 import pytest
 
+from megavrc import __version__
 from megavrc.demo.report import _seconds, write_report
 from megavrc.errors import UserError
 from megavrc.files import write_json
@@ -72,6 +74,7 @@ def test_the_report_of_a_demo(tmp_path: Path) -> None:
         "alignment.json": {"reconstructed": scores | {"psnr": 29.64}, **sets},
         "timing.json": [{"step": "make clips", "command": "make --of=<script>", "seconds": 2.4}],
         "hf/config.json": {"vrc": config.to_dict()},
+        "demo.json": {"format": 1, "part": 0.25, "seed": 41, "processes": 2},
     }
     for name, content in files.items():
         write_json(tmp_path / name, content)
@@ -86,7 +89,11 @@ def test_the_report_of_a_demo(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     for name in ("comparison.gif", "comparison.png"):
         (tmp_path / "samples" / name).write_bytes(b"picture")
-    page = write_report(tmp_path, SamplingSettings()).read_text()
+    page = write_report(tmp_path, SamplingSettings(), [("what <next>", "do --this")]).read_text()
     assert page.count("data:image/") == 2 and page.count("<svg") == 3
     assert "50.0%" in page and "29.6" in page and "1.7 times" in page and "&lt;script&gt;" in page
     assert str(config.tokens_per_frame + config.frames) in page
+    assert "what &lt;next&gt;" in page and "<pre>do --this</pre>" in page
+    assert "<td>41</td>" in page and __version__ in page and f"{datetime.now(UTC):%Y-%m-%d}" in page
+    numbers, pictures = page.index("50.0%"), page.index("data:image/")
+    assert numbers < page.index("1.7 times") < pictures

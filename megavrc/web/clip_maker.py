@@ -1,0 +1,319 @@
+"""What the page's button does: inputs as they came from a browser to clips, which are shown while they grow."""
+
+import html
+import logging
+import math
+import secrets
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from megavrc.errors import UserError
+from megavrc.generation.folder import Folder
+from megavrc.generation.to_files import read_end
+from megavrc.model.clips import SAMPLING_OPTIONS
+from megavrc.video import VideoError, read_picture, write_mp4
+from megavrc.web.uploads import read_upload, uploaded
+
+log = logging.getLogger(__name__)
+FPS = 8
+SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
+SEEDS = 2**53  # a browser's numbers are exact below it
+MOST_CLIPS = 8  # at once
+MOST_WINDOWS = 8  # of a clip
+PENDING = 225  # grey of a frame that is not there yet
+ON_STRIP = 17  # frames
+GAP = 8  # pixels between clips
+WAITING = "waiting for its turn"
+# What comes after prompt, picture, seed, guidance and temperatures, which every request has.
+MORE_SAMPLING = (
+    "later_guidance",
+    "plausibility",
+    "first_top_k",
+    "later_top_k",
+    "first_top_p",
+    "later_top_p",
+    "speculative",
+)
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+
+
+def stream(folder: Folder, frames: int, window: int, **options: Any) -> Iterator[Tensor]:
+    """Generate clips; after each latent frame yield all frames so far, uint8 [B, T, H, W, 3].
+
+    Args:
+        folder: the model.
+        frames: of each clip. Longer ones than `window`, which the model was trained for, grow by windows.
+        options: see `Folder.request`.
+
+    Raises:
+        UserError: inputs that do not fit the model.
+    """
+    parts: list[Tensor] = []
+    if frames > window:
+        for chunk in folder.stream(frames=frames, by_frame=False, **options):
+            parts.append(chunk)
+            yield torch.cat(parts, dim=1)
+        return
+    for ids_B1HW in folder.stream(frames=frames, output="ids", **options):
+        parts.append(ids_B1HW)
+        yield folder.video_tokenizer.decode(torch.cat(parts, dim=1)).cpu()
+
+
+class Shown(NamedTuple):
+    """What the page shows, in its order: animation, strip of frames, status, file to save, what was asked for, seed."""
+
+    clip: Any = None
+    strip: Any = None
+    status: Any = None
+    save: Any = None
+    about: Any = None
+    seed: Any = None
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """Makes clips of what a page's visitor asks for.
+
+    Attributes:
+        folder: the model.
+        uploads: where the page's uploads lie.
+        side: of a frame in pixels. window: frames that the model was trained for. patch: frames of a latent one.
+        classes: names of a model's classes, empty for a model of prompts.
+    """
+
+    folder: Folder
+    uploads: Path
+    side: int
+    window: int
+    patch: int
+    classes: tuple[str, ...]
+
+    def __call__(
+        self,
+        source: Any,
+        picture: Any,
+        seed: Any,
+        guidance: Any,
+        first_temperature: Any,
+        later_temperature: Any,
+        frames: Any = None,
+        clips: Any = 1,
+        random_seed: Any = False,
+        video: Any = None,
+        video_frames: Any = 5,
+        *more: Any,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields what `Shown` names.
+
+        The arguments are JSON as it came from whoever asked: text or class, {"path": upload} or None, numbers, a
+        truth value; `more` are those of MORE_SAMPLING, None for the folder's own.
+        """
+        import gradio as gr
+
+        given = dict(zip(MORE_SAMPLING, more, strict=False))
+        given |= {"guidance": guidance} if given.get("later_guidance") is None else {"guidance": guidance}
+        given |= {"first_temperature": first_temperature, "later_temperature": later_temperature}
+        keep = gr.skip()
+        yield Shown(None, None, "waiting for the first frame", gr.update(interactive=False), keep, keep)
+        try:
+            with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as name:
+                files = Path(name)
+                number = secrets.randbelow(2**32) if random_seed else _whole("seed", seed, 0, SEEDS - 1)
+                options = self._options(source, picture, video, video_frames, clips, number)
+                options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
+                length = self._length(frames)
+                about = self._about(source, number, len(options["seed"]), length, given)
+                for update in self._grow(files, length, options):
+                    yield Shown(*update, keep, about, number)
+                saved = str(next(files.glob("clip*.[mz]*")))
+                ready = gr.update(value=saved, interactive=True)
+                yield Shown(keep, keep, f"{update[2]}: done", ready, about, number)
+        except UserError as error:
+            said = str(error)
+        except Exception:  # ours, not the visitor's: its text may hold what must not leave the server
+            log.exception("the page could not make a clip")
+            said = "this failed on the server; its log says why"
+        else:
+            return
+        yield Shown(None, None, said, keep, keep, keep)
+        raise gr.Error(html.escape(said), print_exception=False)
+
+    def _options(
+        self, source: Any, picture: Any, video: Any, video_frames: Any, clips: Any, seed: int
+    ) -> dict[str, Any]:
+        """The arguments of `Folder.request`, but for the sampling."""
+        count = _whole("clips", clips, 1, MOST_CLIPS)
+        options: dict[str, Any] = {"seed": [seed + i for i in range(count)]}
+        if picture:
+            options["first_frame"] = self._picture(picture)
+        if video:
+            taken = _whole("frames to continue", video_frames, 1, self.window)
+            if (taken - 1) % self.patch:
+                raise UserError(f"frames to continue: {taken} is not 1 + {self.patch}k")
+            end = read_end(uploaded(_path(video), self.uploads), self.side, taken)
+            options["clip"] = end.expand(count, -1, -1, -1, -1)
+        if self.classes:
+            return options | {"label": [_whole("class", source, 0, len(self.classes) - 1)] * count}
+        return options | {"prompt": [str(source).strip()] * count}
+
+    def _length(self, frames: Any) -> int:
+        if frames is None:
+            return self.window
+        most = 1 + MOST_WINDOWS * (self.window - 1)
+        length = _whole("frames", frames, 1, most)
+        if (length - 1) % self.patch:
+            raise UserError(f"frames: {length} is not 1 + {self.patch}k")
+        return length
+
+    def _about(self, source: Any, seed: int, clips: int, frames: int, given: dict[str, Any]) -> str:
+        what = self.classes[int(source)] if self.classes else str(source).strip()
+        seeds = f"seed {seed}" if clips == 1 else f"seeds {seed} to {seed + clips - 1}"
+        own = {name: value for name, value in self.folder.sampling.items() if name in SAMPLING_OPTIONS}
+        changed = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in given.items()
+            if isinstance(value, int | float) and value != own.get(name, value)
+        ]
+        return ", ".join([what, seeds, f"{frames} frames", *changed])
+
+    def _grow(
+        self, files: Path, length: int, options: dict[str, Any]
+    ) -> Iterator[tuple[str, Frames, str]]:
+        """File of the animation, strip and status after each step; writes what is saved at the end."""
+        started = time.monotonic()
+        for clips_BTHWC in stream(self.folder, length, self.window, **options):
+            clips = clips_BTHWC.numpy()
+            path = files / f"{clips.shape[1]}.webp"
+            _write_webp(path, side_by_side(clips))
+            status = f"{clips.shape[1]} of {length} frames, {time.monotonic() - started:.1f} s"
+            yield str(path), _strip(clips, length), status
+        _write_mp4s(files, clips, options["seed"])
+
+    def _picture(self, picture: Any) -> Tensor:
+        try:
+            return torch.from_numpy(read_picture(read_upload(_path(picture), self.uploads), self.side))
+        except VideoError as error:
+            raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
+
+
+def clip_maker(folder: Folder, uploads: Path, names: Sequence[str] = ()) -> ClipMaker:
+    """For this model; UserError if a page cannot give it what it is generated from.
+
+    Args:
+        folder: the model.
+        uploads: where the page's uploads lie.
+        names: of the classes, where they are known.
+    """
+    model, tokenizer = folder.model.config, folder.video_tokenizer.config
+    classes = tuple(names) or tuple(map(str, range(model.condition.classes)))
+    if not model.condition.is_class and folder.text_tokenizer is None and folder.text_encoder is None:
+        raise UserError(f"{folder.path}: this model needs its text encoder: give --text_encoder")
+    window = 1 + model.frames * tokenizer.temporal_patch
+    side = model.grid * tokenizer.patch
+    return ClipMaker(
+        folder, uploads, side, window, tokenizer.temporal_patch, classes if model.condition.is_class else ()
+    )
+
+
+def _path(file: Any) -> Any:
+    """Of an upload, as Gradio sends one: {"path": ..}, or a list of one."""
+    file = file[0] if isinstance(file, list) and len(file) == 1 else file
+    return file.get("path") if isinstance(file, dict) else file
+
+
+def _real(name: str, value: Any) -> float | int:
+    """A number; a whole one where it is a count."""
+    name = name.replace("_", " ")
+    if name.endswith("top k") or name == "speculative":
+        return _whole(name, value, 0, 2**31)
+    return _number(name, value, "a number")
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    said = f"a whole number from {least} to {most}"
+    number = _number(name, value, said)
+    if not (least <= number <= most and number == int(number)):
+        raise UserError(f"{name}: give {said}, not {str(value):.40}")
+    return int(number)
+
+
+def _number(name: str, value: Any, said: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name}: give {said}, not {str(value)[:40]!r}") from None
+    if not math.isfinite(number):
+        raise UserError(f"{name}: give {said}, not {number}")
+    return number
+
+
+# --- pictures and files ------------------------------------------------------------------------------------------
+
+
+def _scale(side: int) -> int:
+    return max(1, SHOWN // side)
+
+
+def side_by_side(clips_BTHWC: NDArray[np.uint8]) -> Frames:
+    """Clips as one, enlarged: in rows of about as many as there are rows."""
+    count = len(clips_BTHWC)
+    columns = math.ceil(math.sqrt(count))
+    scale = max(1, _scale(clips_BTHWC.shape[2]) // columns)
+    clips = clips_BTHWC.repeat(scale, axis=2).repeat(scale, axis=3)
+    if count == 1:
+        return clips[0]
+    rows = -(-count // columns)
+    _, length, height, width, _ = clips.shape
+    canvas = np.full(
+        (length, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8
+    )
+    for index, clip in enumerate(clips):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        canvas[:, top : top + height, left : left + width] = clip
+    return canvas
+
+
+def _write_webp(path: Path, frames_THWC: Frames) -> None:
+    """An endless animation without loss."""
+    first, *later = map(Image.fromarray, frames_THWC)
+    first.save(
+        path, save_all=True, append_images=later, duration=1000 // FPS, loop=0, lossless=True, method=0
+    )
+
+
+def _write_mp4s(files: Path, clips_BTHWC: NDArray[np.uint8], seeds: list[int]) -> None:
+    """clip-seedN.mp4; of several clips clips.zip with one each."""
+    names = [files / f"clip-seed{seed}.mp4" for seed in seeds]
+    for name, clip in zip(names, clips_BTHWC, strict=True):
+        write_mp4(name, clip, FPS, _scale(clip.shape[1]))
+    if len(names) == 1:
+        return
+    with zipfile.ZipFile(files / "clips.zip", "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            archive.write(name, name.name)
+            name.unlink()
+
+
+def _strip(clips_BTHWC: NDArray[np.uint8], total: int) -> Frames:
+    """Frames side by side, a row a clip, those that are still to come in grey; of long clips some."""
+    there, side = clips_BTHWC.shape[1:3]
+    shown = np.linspace(0, total - 1, min(total, ON_STRIP)).round().astype(int)
+    step = side + -(-side // 8)
+    strip = np.full((len(clips_BTHWC) * step, len(shown) * step, 3), PENDING, np.uint8)
+    for row, clip in enumerate(clips_BTHWC):
+        for column, index in enumerate(shown[shown < there]):
+            top, left = row * step, column * step
+            strip[top : top + side, left : left + side] = clip[index]
+    scale = max(1, 64 // side)
+    return strip.repeat(scale, axis=0).repeat(scale, axis=1)
