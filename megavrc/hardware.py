@@ -1,9 +1,11 @@
 """Devices, their peaks and memory as their makers state them, the most memory that a process has had; what numbers are
 measured on and with."""
 
+import difflib
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -67,16 +69,24 @@ GPUS = (
 
 
 def gpu_named(name: str) -> GPU:
-    """A GPU by the name that options use.
+    """A GPU by the name that options use, however it is spelled: rtx-4090, RTX4090, NVIDIA RTX 4090.
 
     Raises:
         UserError: it is not in the table.
     """
-    for gpu in GPUS:
-        if gpu.name == name.lower():
-            return gpu
-    known = ", ".join(gpu.name for gpu in GPUS)
-    raise UserError(f"--gpu: {name!r} is not known ({known}); for another one give --tflops and --gib_memory")
+
+    def plain(name: str) -> str:
+        return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+
+    known = {plain(gpu.name): gpu for gpu in GPUS}
+    if plain(name) in known:
+        return known[plain(name)]
+    near = difflib.get_close_matches(plain(name), known, n=1)
+    meant = f", did you mean {known[near[0]].name}?" if near else ""
+    raise UserError(
+        f"--gpu: {name!r} is not known{meant} ({', '.join(gpu.name for gpu in GPUS)}); for another one give --tflops "
+        "and --gib_memory"
+    )
 
 
 def gpu_of(device_name: str) -> GPU | None:

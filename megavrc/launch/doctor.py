@@ -27,7 +27,7 @@ from megavrc.user_files import USER_FILES, place
 FORMAT = 1  # of what --json writes
 DESCRIPTION = (
     "What this machine and installation can do, which files you brought are whole. "
-    "Exit code 0: the CPU demo can run."
+    "Exit code 0: the CPU demo can run, and the folders that you name are whole."
 )
 State = Literal["ok", "note", "warn", "FAIL"]  # note: absent and not required
 
@@ -81,16 +81,19 @@ def able(findings: list[Finding]) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit code 0: the CPU demo can run."""
+    """The command. Exit code 0: the CPU demo can run, and the folders given are whole."""
     # The standard library's parser, not megavrc.config.command: jsonargparse may be what is missing.
     parser = argparse.ArgumentParser(prog="megavrc doctor", description=DESCRIPTION)
     for name, (variable, purpose) in USER_FILES.items():
         parser.add_argument(f"--{name}", metavar="PATH", help=f"{purpose}; default: ${variable}")
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="look at these too: runs, datasets, models"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the findings there too")
     spelled = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in argv]
     options = vars(parser.parse_args(spelled))
-    report = options.pop("json")
-    findings = examine(options)
+    report, folders = options.pop("json"), options.pop("folders")
+    findings = [*examine(options), *map(folder_line, folders)]
     for line in doctor_table(findings):
         print(line)
     if report:
@@ -104,7 +107,7 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             print(f"error: --json {report}: {error.strerror}", file=sys.stderr)
             return 2
-    return 0 if able(findings) else 1
+    return int(not able(findings) or any(each.group == "folders" and each.state != "ok" for each in findings))
 
 
 def doctor_table(findings: list[Finding]) -> list[str]:
@@ -336,6 +339,16 @@ def _safetensors_damage(path: Path) -> str:
     ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
     missing = 8 + header_size + max(ends, default=0) - path.stat().st_size
     return f"{missing} bytes are missing at its end" if missing > 0 else ""
+
+
+def folder_line(path: str) -> Finding:
+    """What a folder of ours is, and whether it is whole."""
+    try:
+        from megavrc.launch.folders import describe_folder
+
+        return Finding("folders", path, "whole", advice=describe_folder(Path(path)))
+    except Exception as error:  # a requirement may be missing too
+        return Finding("folders", path, "not whole", "warn", " ".join(str(error).split()))
 
 
 # --- DeepSpeed's compiled extensions ------------------------------------------------------------------------------

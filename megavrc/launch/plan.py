@@ -136,8 +136,8 @@ def problems(plan: dict[str, Any], job: Job) -> list[str]:
     if memory["total"] > HEADROOM * memory["available"]:
         most = max((name for name in memory if name not in ("total", "available")), key=memory.__getitem__)
         found.append(
-            f"memory: {gib(memory['total'])} of {HEADROOM:.0%} of {gib(memory['available'])}, most of it {most} "
-            f"({gib(memory[most])}); {_advice(largest, job)}"
+            f"memory: {gib(memory['total'])} needed, {gib(HEADROOM * memory['available'])} usable ({HEADROOM:.0%} of "
+            f"{gib(memory['available'])}); most of it is {most} ({gib(memory[most])}); {_advice(largest, job)}"
         )
     ranks = job.gpus * job.micro_batch
     if job.global_batch % ranks:

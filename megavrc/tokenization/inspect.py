@@ -16,6 +16,7 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, write_png
 
 COLUMNS = 6  # of the picture
+POOR = 20.0  # dB; what is below it looks like another video
 
 
 def inspect(
@@ -94,5 +95,8 @@ def _report(compared: list[Compared], sheet: Path) -> None:
             f"{len(again)} of them cut from their videos again: "
             f"{mean:.2%} of the ids are the same (worst sample {worst:.2%})"
         )
+        likeness = float(np.mean([psnr(item.original, item.decoded) for item in again]))
+        poor = f": below {POOR:g} dB, this tokenizer shows little of the videos" if likeness < POOR else ""
+        print(f"decoded against their videos: {likeness:.1f} dB{poor}")
     if len(again) < len(compared):
         print(f"{len(compared) - len(again)} of them have no video here to compare with")

@@ -195,7 +195,7 @@ def compare_runs(
         raise UserError(f"{run_a} and {run_b} have no metric at a common step: nothing to compare")
     rows = curve_differences(a, b, keys or both, tolerance)
     changed = config_differences(a, b)
-    for line in _table(a, b, rows, changed, tolerance):
+    for line in (verdict(rows, tolerance), *_table(a, b, rows, changed, tolerance)):
         print(line)
     if plot:
         draw_curves(a, b, [row["key"] for row in rows], plot)
@@ -234,6 +234,25 @@ def _table(
     for row in rows:
         beyond = "none" if row["first_beyond"] is None else row["first_beyond"]
         yield f"{row['key']:24s}{row['steps']:6d}{row['max']:12.3g}{row['mean']:12.3g}  {beyond}"
+
+
+def verdict(rows: list[dict[str, Any]], tolerance: float) -> str:
+    """In a sentence: do the runs agree?"""
+    beyond = [row for row in rows if row["first_beyond"] is not None]
+    steps = max(row["steps"] for row in rows)
+    if not any(row["max"] for row in rows):
+        return f"The runs are the same: no difference in {len(rows)} metrics at up to {steps} common steps."
+    largest = max(rows, key=lambda row: row["max"])
+    if not beyond:
+        return (
+            f"The runs agree within {tolerance:g}: the largest difference of {len(rows)} metrics at up to {steps} "
+            f"common steps is {largest['max']:.3g} ({largest['key']})."
+        )
+    first = min(beyond, key=lambda row: row["first_beyond"])
+    return (
+        f"The runs differ: {len(beyond)} of {len(rows)} metrics beyond {tolerance:g}, first {first['key']} at step "
+        f"{first['first_beyond']}; the largest difference is {largest['max']:.3g} ({largest['key']})."
+    )
 
 
 def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import save_file
 
 from megavrc.launch import doctor
@@ -84,3 +86,27 @@ def test_an_old_build_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     os.utime(lock, (time.time() - 3600,) * 2)
     (finding,) = doctor.build_locks()
     assert finding.state == "warn" and str(lock) in finding.advice
+
+
+def test_folders_are_looked_at(folder: Path, source: Source, tmp_path: Path) -> None:
+    """What each is, whether it is whole; exit code 1 where one is not, with the reason."""
+    looks = {
+        folder: "a converted model of prompts",
+        source.run: "a run stopped at step 7, whose checkpoint is whole",
+        source.run.parent / "video": "a video tokenizer, 64 codes",
+        make_tokens(tmp_path / "tokens", "t"): f"a token dataset, {len(CAPTIONS)} samples in 1 shards",
+    }
+    for path, said in looks.items():
+        finding = doctor.folder_line(str(path))
+        assert finding.state == "ok" and finding.advice.startswith(said)
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "tokenizer.model").unlink()
+    for path, said in (
+        (broken, "tokenizer.model: missing"),
+        (tmp_path, "none of megavrc's folders"),
+        (tmp_path / "no", "no such folder"),
+    ):
+        finding = doctor.folder_line(str(path))
+        assert finding.state == "warn" and said in finding.advice
+    assert doctor.main([str(broken)]) == 1

@@ -261,6 +261,7 @@ def test_inspecting(
         assert f"{count} samples of split train in 3 shards" in printed
         assert '"caption": "video ' in printed
         assert "5 of them cut from their videos again: 100.00% of the ids are the same" in printed
+        assert "dB: below 20 dB, this tokenizer shows little of the videos" in printed
     with pytest.raises(UserError, match="sample 9 of 9 does not exist"):
         inspect(done / "video", sample=9)
     with pytest.raises(UserError, match="needs both"):

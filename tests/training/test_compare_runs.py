@@ -44,6 +44,20 @@ def test_speed_and_place_are_no_difference(runs: dict[str, Path], capsys: pytest
     assert shown.splitlines()[-1].split() == ["loss", "2", "0", "0", "none"]
 
 
+def test_the_verdict_is_a_sentence(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for other, tolerance, said in (
+        ("same", 0, "The runs are the same: no difference in 1 metrics at up to 2 common steps."),
+        (
+            "other",
+            0.3,
+            "The runs agree within 0.3: the largest difference of 1 metrics at up to 3 common steps is 0.2",
+        ),
+        ("other", 0.05, "The runs differ: 1 of 1 metrics beyond 0.05, first loss at step 30; the largest"),
+    ):
+        compared(runs["a"], runs[other], f"--tolerance={tolerance}")
+        assert capsys.readouterr().out.startswith(said)
+
+
 def test_differences_are_measured_and_found(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
