@@ -183,7 +183,9 @@ def _request(
         frames=frames,
         overlap=overlap,
     )
-    folder.stream_request(request, by_frame=False)  # refuses what cannot be, and does no work until it is read
+    folder.stream_request(
+        request, by_frame=False
+    )  # refuses what cannot be, and does no work until it is read
     return request
 
 

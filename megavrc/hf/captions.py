@@ -29,6 +29,12 @@ def example_prompt(captions: Iterable[str], text: TextTokenizer, slots: int) -> 
     return ""
 
 
+def example_prompts(captions: Iterable[str], text: TextTokenizer, slots: int, count: int = 6) -> list[str]:
+    """The first different captions that the model takes."""
+    usable = (prompt for prompt in captions if prompt.strip() and len(text.ids(prompt)) < slots)
+    return list(dict.fromkeys(usable))[:count]
+
+
 def frame_rate(state: dict[str, Any]) -> float | None:
     """Frames a second of the clips that a run was trained on, None where they kept the rates of their videos."""
     data = state.get("config", {}).get("data", {})

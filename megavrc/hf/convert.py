@@ -24,7 +24,7 @@ from megavrc.model.sampling import PLAUSIBILITY
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video.manifest import read_captions
 
-from .captions import example_prompt, frame_rate, training_captions
+from .captions import example_prompt, example_prompts, frame_rate, training_captions
 from .card import LICENSE, model_card, training_record
 
 Weights = Literal["model", "ema"]
@@ -110,6 +110,7 @@ def to_hf(
         if text is not None:
             first = list(islice(known, 1000))
             record["example"] = example_prompt(first, text, source.model.condition.slots)
+            record["examples"] = example_prompts(first, text, source.model.condition.slots)
             known = chain(first, known)
         if fps := frame_rate(source.state):
             record["fps"] = fps

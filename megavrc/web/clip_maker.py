@@ -1,13 +1,11 @@
 """What the page's button does: inputs as they came from a browser to clips, which are shown while they grow."""
 
-import html
-import logging
 import math
 import secrets
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +19,11 @@ from torch import Tensor
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
 from megavrc.generation.to_files import read_end
-from megavrc.model.clips import SAMPLING_OPTIONS
+from megavrc.model import SamplingSettings
+from megavrc.model.clips import SAMPLING, sampling_settings
 from megavrc.video import VideoError, read_picture, write_mp4
-from megavrc.web.uploads import read_upload, uploaded
+from megavrc.web.uploads import uploaded
 
-log = logging.getLogger(__name__)
 FPS = 8
 SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
 SEEDS = 2**53  # a browser's numbers are exact below it
@@ -35,8 +33,8 @@ PENDING = 225  # grey of a frame that is not there yet
 ON_STRIP = 17  # frames
 GAP = 8  # pixels between clips
 WAITING = "waiting for its turn"
-# What comes after prompt, picture, seed, guidance and temperatures, which every request has.
-MORE_SAMPLING = (
+ALWAYS = ("guidance", "first_temperature", "later_temperature")  # sampling that every request has
+MORE = (
     "later_guidance",
     "plausibility",
     "first_top_k",
@@ -70,15 +68,21 @@ def stream(folder: Folder, frames: int, window: int, **options: Any) -> Iterator
         yield folder.video_tokenizer.decode(torch.cat(parts, dim=1)).cpu()
 
 
-class Shown(NamedTuple):
-    """What the page shows, in its order: animation, strip of frames, status, file to save, what was asked for, seed."""
+KEEP = object()  # what is shown stays
 
-    clip: Any = None
-    strip: Any = None
-    status: Any = None
-    save: Any = None
-    about: Any = None
-    seed: Any = None
+
+class Shown(NamedTuple):
+    """What the page shows, in its order: animation, strip of frames, status, file to save, what was asked for, seed.
+
+    None clears a field.
+    """
+
+    clip: Any = KEEP
+    strip: Any = KEEP
+    status: Any = KEEP
+    save: Any = KEEP
+    about: Any = KEEP
+    seed: Any = KEEP
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class ClipMaker:
         uploads: where the page's uploads lie.
         side: of a frame in pixels. window: frames that the model was trained for. patch: frames of a latent one.
         classes: names of a model's classes, empty for a model of prompts.
+        own: the folder's sampling, by the names of ALWAYS and MORE.
     """
 
     folder: Folder
@@ -98,6 +103,7 @@ class ClipMaker:
     window: int
     patch: int
     classes: tuple[str, ...]
+    own: dict[str, float]
 
     def __call__(
         self,
@@ -113,41 +119,29 @@ class ClipMaker:
         video: Any = None,
         video_frames: Any = 5,
         *more: Any,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yields what `Shown` names.
+    ) -> Iterator[Shown]:
+        """Yield what there is to show; a file to save is there until the next step.
 
         The arguments are JSON as it came from whoever asked: text or class, {"path": upload} or None, numbers, a
-        truth value; `more` are those of MORE_SAMPLING, None for the folder's own.
-        """
-        import gradio as gr
+        truth value; `more` are those of MORE, None for the folder's own.
 
-        given = dict(zip(MORE_SAMPLING, more, strict=False))
-        given |= {"guidance": guidance} if given.get("later_guidance") is None else {"guidance": guidance}
-        given |= {"first_temperature": first_temperature, "later_temperature": later_temperature}
-        keep = gr.skip()
-        yield Shown(None, None, "waiting for the first frame", gr.update(interactive=False), keep, keep)
-        try:
-            with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as name:
-                files = Path(name)
-                number = secrets.randbelow(2**32) if random_seed else _whole("seed", seed, 0, SEEDS - 1)
-                options = self._options(source, picture, video, video_frames, clips, number)
-                options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
-                length = self._length(frames)
-                about = self._about(source, number, len(options["seed"]), length, given)
-                for update in self._grow(files, length, options):
-                    yield Shown(*update, keep, about, number)
-                saved = str(next(files.glob("clip*.[mz]*")))
-                ready = gr.update(value=saved, interactive=True)
-                yield Shown(keep, keep, f"{update[2]}: done", ready, about, number)
-        except UserError as error:
-            said = str(error)
-        except Exception:  # ours, not the visitor's: its text may hold what must not leave the server
-            log.exception("the page could not make a clip")
-            said = "this failed on the server; its log says why"
-        else:
-            return
-        yield Shown(None, None, said, keep, keep, keep)
-        raise gr.Error(html.escape(said), print_exception=False)
+        Raises:
+            UserError: an argument that cannot be.
+        """
+        always = (guidance, first_temperature, later_temperature)
+        given = dict(zip((*ALWAYS, *MORE), (*always, *more), strict=False))
+        yield Shown(None, None, "waiting for the first frame", None)
+        with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as folder:
+            files = Path(folder)
+            number = secrets.randbelow(2**32) if random_seed else _whole("seed", seed, 0, SEEDS - 1)
+            options = self._options(source, picture, video, video_frames, clips, number)
+            options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
+            length = self._length(frames)
+            about = self._about(source, number, len(options["seed"]), length, given)
+            for clip, strip, status in self._grow(files, length, options):
+                yield Shown(clip, strip, status, KEEP, about, number)
+            saved = next(files.glob("clip*.[mz]*"))
+            yield Shown(status=f"{status}: done", save=str(saved))
 
     def _options(
         self, source: Any, picture: Any, video: Any, video_frames: Any, clips: Any, seed: int
@@ -161,11 +155,16 @@ class ClipMaker:
             taken = _whole("frames to continue", video_frames, 1, self.window)
             if (taken - 1) % self.patch:
                 raise UserError(f"frames to continue: {taken} is not 1 + {self.patch}k")
-            end = read_end(uploaded(_path(video), self.uploads), self.side, taken)
-            options["clip"] = end.expand(count, -1, -1, -1, -1)
+            options["clip"] = self._end(video, taken).expand(count, -1, -1, -1, -1)
         if self.classes:
-            return options | {"label": [_whole("class", source, 0, len(self.classes) - 1)] * count}
+            return options | {"label": [self._class(source)] * count}
         return options | {"prompt": [str(source).strip()] * count}
+
+    def _class(self, source: Any) -> int:
+        """The number of a class, which is given by number or name."""
+        if source in self.classes:
+            return self.classes.index(source)
+        return _whole("class", source, 0, len(self.classes) - 1)
 
     def _length(self, frames: Any) -> int:
         if frames is None:
@@ -177,19 +176,16 @@ class ClipMaker:
         return length
 
     def _about(self, source: Any, seed: int, clips: int, frames: int, given: dict[str, Any]) -> str:
-        what = self.classes[int(source)] if self.classes else str(source).strip()
+        what = self.classes[self._class(source)] if self.classes else str(source).strip()
         seeds = f"seed {seed}" if clips == 1 else f"seeds {seed} to {seed + clips - 1}"
-        own = {name: value for name, value in self.folder.sampling.items() if name in SAMPLING_OPTIONS}
         changed = [
             f"{name.replace('_', ' ')} {value:g}"
             for name, value in given.items()
-            if isinstance(value, int | float) and value != own.get(name, value)
+            if isinstance(value, int | float) and value != self.own[name]
         ]
         return ", ".join([what, seeds, f"{frames} frames", *changed])
 
-    def _grow(
-        self, files: Path, length: int, options: dict[str, Any]
-    ) -> Iterator[tuple[str, Frames, str]]:
+    def _grow(self, files: Path, length: int, options: dict[str, Any]) -> Iterator[tuple[str, Frames, str]]:
         """File of the animation, strip and status after each step; writes what is saved at the end."""
         started = time.monotonic()
         for clips_BTHWC in stream(self.folder, length, self.window, **options):
@@ -202,28 +198,41 @@ class ClipMaker:
 
     def _picture(self, picture: Any) -> Tensor:
         try:
-            return torch.from_numpy(read_picture(read_upload(_path(picture), self.uploads), self.side))
+            return torch.from_numpy(
+                read_picture(uploaded(_path(picture), self.uploads).read_bytes(), self.side)
+            )
         except VideoError as error:
             raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
 
+    def _end(self, video: Any, frames: int) -> Tensor:
+        path = uploaded(_path(video), self.uploads)
+        try:
+            return read_end(path, self.side, frames)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), path.name)) from None
 
-def clip_maker(folder: Folder, uploads: Path, names: Sequence[str] = ()) -> ClipMaker:
-    """For this model; UserError if a page cannot give it what it is generated from.
 
-    Args:
-        folder: the model.
-        uploads: where the page's uploads lie.
-        names: of the classes, where they are known.
-    """
+def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
+    """For this model and a folder of uploads; UserError if a page cannot give what it is generated from."""
     model, tokenizer = folder.model.config, folder.video_tokenizer.config
-    classes = tuple(names) or tuple(map(str, range(model.condition.classes)))
     if not model.condition.is_class and folder.text_tokenizer is None and folder.text_encoder is None:
         raise UserError(f"{folder.path}: this model needs its text encoder: give --text_encoder")
-    window = 1 + model.frames * tokenizer.temporal_patch
-    side = model.grid * tokenizer.patch
     return ClipMaker(
-        folder, uploads, side, window, tokenizer.temporal_patch, classes if model.condition.is_class else ()
+        folder,
+        uploads,
+        side=model.grid * tokenizer.patch,
+        window=1 + model.frames * tokenizer.temporal_patch,
+        patch=tokenizer.temporal_patch,
+        classes=tuple(folder.class_names),
+        own=_own(sampling_settings(folder.sampling)),
     )
+
+
+def _own(settings: SamplingSettings) -> dict[str, float]:
+    parts = {"first": settings.first, "later": settings.later}
+    own = {f"{part}_{name}": getattr(each, name) for part, each in parts.items() for name in SAMPLING}
+    whole = {name: getattr(settings, name) for name in ("plausibility", "speculative")}
+    return {"guidance": settings.guidance_of(0), "later_guidance": settings.guidance_of(1), **own, **whole}
 
 
 def _path(file: Any) -> Any:
@@ -244,7 +253,7 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     said = f"a whole number from {least} to {most}"
     number = _number(name, value, said)
     if not (least <= number <= most and number == int(number)):
-        raise UserError(f"{name}: give {said}, not {str(value):.40}")
+        raise UserError(f"{name}: give {said}, not {value!s:.40}")
     return int(number)
 
 
@@ -275,9 +284,7 @@ def side_by_side(clips_BTHWC: NDArray[np.uint8]) -> Frames:
         return clips[0]
     rows = -(-count // columns)
     _, length, height, width, _ = clips.shape
-    canvas = np.full(
-        (length, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8
-    )
+    canvas = np.full((length, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for index, clip in enumerate(clips):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
         canvas[:, top : top + height, left : left + width] = clip
@@ -310,7 +317,7 @@ def _strip(clips_BTHWC: NDArray[np.uint8], total: int) -> Frames:
     there, side = clips_BTHWC.shape[1:3]
     shown = np.linspace(0, total - 1, min(total, ON_STRIP)).round().astype(int)
     step = side + -(-side // 8)
-    strip = np.full((len(clips_BTHWC) * step, len(shown) * step, 3), PENDING, np.uint8)
+    strip = np.full((len(clips_BTHWC) * step - step + side, len(shown) * step, 3), PENDING, np.uint8)
     for row, clip in enumerate(clips_BTHWC):
         for column, index in enumerate(shown[shown < there]):
             top, left = row * step, column * step

@@ -1,273 +1,297 @@
-"""The web page of `megavrc serve`: prompt or class, first picture, seed and sampling; shows frames as they arrive.
+"""The web page of `megavrc serve`: what `megavrc generate` offers, in a browser; shows frames as they arrive.
 
 Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, it listens on this host alone unless
-told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`).
+told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`). Texts that are not ours (names
+of models and classes, captions, errors about prompts) are escaped wherever the page would read them as HTML.
 """
 
+import errno
+import html
+import json
+import logging
 import os
 import signal
+import socket
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from urllib.parse import unquote
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
 from megavrc.generation.folder_format import read_config
-from megavrc.model.clips import sampling_settings
-from megavrc.video import VideoError, read_picture, write_mp4
-from megavrc.web.uploads import only_uploads, read_upload
+from megavrc.web.clip_maker import (
+    ALWAYS,
+    KEEP,
+    MORE,
+    MOST_CLIPS,
+    MOST_WINDOWS,
+    SHOWN,
+    WAITING,
+    ClipMaker,
+    clip_maker,
+)
+from megavrc.web.uploads import only_uploads, uploaded
 
-FPS = 8
+log = logging.getLogger(__name__)
 MAX_UPLOAD = "32mb"
-SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
-Frames = NDArray[np.uint8]  # [T, H, W, 3]
-PENDING = 225  # grey of a frame that is not there yet
+HISTORY = 12  # clips
 CSS = "footer {display: none !important} #clip img, #frames img {image-rendering: pixelated}"
+OFFERED: tuple[dict[str, tuple[str, float, float, float]], ...] = (  # sampling: label, from, to, step
+    {
+        "guidance": ("Guidance, first frame (1: none)", 1, 5, 0.1),
+        "later_guidance": ("Guidance, later frames (1: none)", 1, 5, 0.1),
+    },
+    {
+        "first_temperature": ("Temperature, first frame", 0, 2, 0.05),
+        "later_temperature": ("Temperature, later frames", 0, 2, 0.05),
+    },
+    {
+        "first_top_k": ("Top-k, first frame (0: all)", 0, 1000, 1),
+        "later_top_k": ("Top-k, later frames (0: all)", 0, 1000, 1),
+    },
+    {
+        "first_top_p": ("Top-p, first frame (1: all)", 0.01, 1, 0.01),
+        "later_top_p": ("Top-p, later frames (1: all)", 0.01, 1, 0.01),
+    },
+    {
+        "plausibility": ("Plausibility (0: guidance lifts any token)", 0, 1, 0.01),
+        "speculative": ("Draft tokens a pass (0: none)", 0, 64, 1),
+    },
+)
+# At once, before the server answers: what another clip left on the page is not that of this one.
+CLEAR = f"() => [null, null, {WAITING!r}, '']"
 
 
-def stream(
-    folder: Folder,
-    prompt: str | None,
-    label: int | str | None,
-    seed: int,
-    sampling: dict[str, Any],
-    first: Tensor | None,
-) -> Iterator[Tensor]:
-    """Generate one clip; after each latent frame yield all frames so far, uint8 [T, H, W, 3].
-
-    Args:
-        folder: the model.
-        prompt, label: what the model is conditioned on, one of them.
-        seed: of the clip.
-        sampling: options that override the folder's.
-        first: uint8 [H, W, 3], the first frame.
-
-    Raises:
-        UserError: inputs that do not fit the model.
-    """
-    ids: list[Tensor] = []
-    for ids_B1HW in folder.stream(prompt, label, seed=seed, first_frame=first, output="ids", **sampling):
-        ids.append(ids_B1HW)
-        yield folder.video_tokenizer.decode(torch.cat(ids, dim=1))[0].cpu()
-
-
-@dataclass(frozen=True)
-class ClipMaker:
-    """What the page's button does, and what it makes.
-
-    Attributes:
-        folder: the model.
-        uploads: where the page's uploads lie.
-        side: of a frame in pixels. total: frames of a clip. classes: 0 for a model of prompts.
-    """
-
-    folder: Folder
-    uploads: Path
-    side: int
-    total: int
-    classes: int
-
-    def __call__(
-        self,
-        source: Any,
-        picture: Any,
-        seed: Any,
-        guidance: Any,
-        first_temperature: Any,
-        later_temperature: Any,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yields clip, strip of frames, status, and file to save, as the page shows them.
-
-        The arguments are JSON as it came from whoever asked: text or class, {"path": upload} or None, numbers.
-        """
-        import gradio as gr
-
-        sampling = dict(
-            guidance=guidance, first_temperature=first_temperature, later_temperature=later_temperature
-        )
-        yield None, None, "waiting for the first frame", gr.update(interactive=False)
-        try:
-            with tempfile.TemporaryDirectory(prefix="megavrc-serve-") as files:
-                for update in self._make(Path(files), source, picture, seed, sampling):
-                    yield *update, gr.skip()
-                saved = str(Path(files) / "clip.mp4")
-                yield gr.skip(), gr.skip(), f"{update[2]}: done", gr.update(value=saved, interactive=True)
-        except UserError as error:
-            yield None, None, str(error), gr.skip()
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def _make(
-        self, files: Path, source: Any, picture: Any, seed: Any, sampling: dict[str, Any]
-    ) -> Iterator[tuple[str, Frames, str]]:
-        """File of the animation, strip and status after each latent frame; writes clip.mp4 at the end."""
-        seed = _number("seed", seed, int)
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed: {seed} is not a whole number from 0 to 2**63 - 1")
-        sampling = {name: _number(name, value, float) for name, value in sampling.items()}
-        image = self._first_frame(picture["path"]) if picture else None
-        prompt, label = (None, source) if self.classes else (str(source).strip(), None)
-        if not isinstance(label, str | None):
-            label = _number("class", label, int)
-        started = time.monotonic()
-        for clip in stream(self.folder, prompt, label, seed, sampling, image):
-            frames = clip.numpy()
-            path = files / f"{len(frames)}.webp"
-            _write_webp(path, frames)
-            status = f"{len(frames)} of {self.total} frames, {time.monotonic() - started:.1f} s"
-            yield str(path), _strip(frames, self.total), status
-        write_mp4(files / "clip.mp4", frames, FPS, _scale(frames))
-
-    def _first_frame(self, path: Any) -> Tensor:
-        try:
-            return torch.from_numpy(read_picture(read_upload(path, self.uploads), self.side))
-        except VideoError as error:
-            raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
-
-
-def _number(name: str, value: Any, kind: type) -> Any:
-    try:
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name}: give a number, not {str(value)[:40]!r}") from None
-
-
-def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
-    """For this model; UserError if a page cannot give it what it is generated from."""
-    model, tokenizer = folder.model.config, folder.video_tokenizer.config
-    classes = model.condition.classes if model.condition.is_class else 0
-    if not classes and folder.text_tokenizer is None:
-        raise UserError(
-            f"{folder.path}: this model is generated from text features, which a page cannot give"
-        )
-    total = 1 + model.frames * tokenizer.temporal_patch
-    return ClipMaker(folder, uploads, model.grid * tokenizer.patch, total, classes)
-
-
-def build_page(folder: Folder, uploads: Path) -> Any:
-    """The page as Gradio blocks; what is uploaded to it lies in `uploads`."""
+def build_page(folder: Folder, uploads: Path, waiting: int) -> Any:
+    """The page as Gradio blocks; what is uploaded to it lies in `uploads`, at most `waiting` wait for their turn."""
+    config = read_config(folder.path)
     maker = clip_maker(folder, uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # before its components are made
     import gradio as gr
 
-    with gr.Blocks(title="VRC", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(
-            f"# VRC\n{maker.total} frames of {maker.side} x {maker.side} pixels. The same seed gives the same clip."
-        )
+    full = f"too many wait, at most {waiting}; try again in a while"
+    name = "/".join(folder.path.resolve().parts[-2:])
+    with gr.Blocks(title=f"VRC: {name}", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+        gr.HTML(_heading(name, folder, maker, config["training"]))
         with gr.Row():
             with gr.Column(scale=2):
-                inputs = _inputs(gr, maker)
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop")
+                inputs, video, start, stop = _inputs(gr, maker, config["training"])
             with gr.Column(scale=3):
-                outputs = _outputs(gr)
-        source, status = inputs[0], outputs[2]
+                outputs, again = _outputs(gr)
+                history = gr.Gallery(
+                    label="History of this page",
+                    columns=6,
+                    fit_columns=False,
+                    object_fit="contain",
+                    height=280,
+                    interactive=False,
+                    buttons=["download"],
+                )
+        source, seed = inputs[0], inputs[2]
+        clip, strip, status, save, about = outputs
+        outputs = [*outputs, seed]
         wanted = [start.click] if maker.classes else [start.click, source.submit]
+        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+        gr.on(wanted, None, None, [clip, strip, status, about], js=CLEAR, **quiet)
         # Without Gradio's own reading of inputs: it would open any picture that a request names.
+        one: dict[str, Any] = {"preprocess": False, "concurrency_limit": 1, "concurrency_id": "model"}
+        making = _making(gr, maker)
         event = gr.on(
             wanted,
-            maker.__call__,
+            making,
             inputs,
             outputs,
-            api_name="generate",
-            preprocess=False,
-            concurrency_limit=1,
-            show_progress="hidden",
+            api_name="generate_clips",
+            show_progress_on=status,
+            **one,
         )
-        stop.click(lambda: "stopped", None, status, cancels=[event], queue=False, api_visibility="private")
+        event.success(
+            partial(_remember, uploads=uploads),
+            [history, clip, about],
+            history,
+            preprocess=False,
+            show_progress="hidden",
+            **quiet,
+        )
+        event.failure(lambda said: full if said == WAITING else said, status, status, **quiet)
+        stop.click(lambda: "stopped", None, status, cancels=[event], **quiet)
+        again.click(lambda file: file, save, video, **quiet)
+        # The same for programs, with the inputs that nobody can leave out.
+        gr.Button(visible=False).click(making, inputs[:6], outputs, api_name="generate", **one)
     return page
 
 
-def _inputs(gr: Any, maker: ClipMaker) -> list[Any]:
-    """The arguments of a ClipMaker, in order."""
+def _making(gr: Any, maker: ClipMaker) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    """A ClipMaker as Gradio runs it: what stays is skipped, errors are shown as texts."""
+
+    def make(*inputs: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            for shown in maker(*inputs):
+                values = [gr.skip() if value is KEEP else value for value in shown]
+                if shown.save is not KEEP:
+                    values[3] = gr.update(value=shown.save, interactive=shown.save is not None)
+                yield tuple(values)
+        except UserError as error:
+            said = str(error)
+        except Exception:  # ours, not the visitor's: its text may hold what must not leave the server
+            log.exception("the page could not make a clip")
+            said = "this failed on the server; its log says why"
+        else:
+            return
+        yield (None, None, said, *[gr.skip()] * 3)
+        raise gr.Error(html.escape(said), print_exception=False)
+
+    return make
+
+
+def _heading(name: str, folder: Folder, maker: ClipMaker, training: dict[str, Any]) -> str:
+    """Which model this is, as HTML."""
+    millions = folder.model.parameter_counts()["total"] / 1e6
+    facts = [
+        f"{millions:.1f} million parameters",
+        f"{maker.window} frames of {maker.side} x {maker.side} pixels",
+    ]
+    if training.get("step"):
+        facts.append(f"trained for {training['step']} steps")
+    facts.append(f"weights {folder.identity()}")
+    return (
+        f"<h1>VRC: {html.escape(name)}</h1><p>{html.escape(', '.join(facts))}. "
+        "The same seed and settings give the same clip.</p>"
+    )
+
+
+def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[Any], Any, Any, Any]:
+    """The arguments of a ClipMaker, in order; the one of them that takes a video; the buttons."""
     if maker.classes:
-        source = gr.Dropdown(
-            [(name, i) for i, name in enumerate(maker.folder.class_names)], value=0, label="Class"
-        )
+        source = gr.Dropdown([(name, i) for i, name in enumerate(maker.classes)], value=0, label="Class")
     else:
-        example = read_config(maker.folder.path)["training"].get("example", "")
-        source = gr.Textbox(label="Prompt", placeholder=example, max_lines=3)
-    defaults = sampling_settings(maker.folder.sampling)
+        examples = [text for text in training.get("examples") or [training.get("example")] if text]
+        source = gr.Textbox(label="Prompt", placeholder="what the clip shows", max_lines=3)
+        if examples:
+            shown = gr.Dataset(components=[source], samples=[[text] for text in examples], label="Examples")
+            chosen = f"index => {json.dumps(examples)}[index]"  # in the browser: no need to ask the server
+            shown.click(None, shown, source, js=chosen, queue=False, api_visibility="private")
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-        guidance = gr.Slider(
-            1, max(5, defaults.guidance), defaults.guidance, step=0.1, label="Guidance (1: none)"
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
+        chance = gr.Checkbox(False, label="Random", info="a new number each time", min_width=120)
+    with gr.Row():
+        clips = gr.Slider(
+            1, MOST_CLIPS, 1, step=1, label="Clips", info="numbers from this one on", min_width=120
         )
-    with gr.Accordion("Temperature", open=False), gr.Row():
-        first = gr.Slider(0, 2, defaults.first.temperature, step=0.05, label="First frame")
-        later = gr.Slider(0, 2, defaults.later.temperature, step=0.05, label="Later frames")
+        frames = gr.Slider(
+            1,
+            1 + MOST_WINDOWS * (maker.window - 1),
+            maker.window,
+            step=maker.patch,
+            label="Frames",
+            info=f"above {maker.window} in windows",
+            min_width=120,
+        )
+    with gr.Row():
+        start, stop = (
+            gr.Button("Generate", variant="primary", min_width=120),
+            gr.Button("Stop", min_width=120),
+        )
     picture = gr.Image(label="First frame (optional)", sources=["upload", "clipboard"], height=200)
-    return [source, picture, seed, guidance, first, later]
+    with gr.Accordion("Continue a clip", open=False):
+        video = gr.File(label="Clip to continue", file_types=["video", ".gif"], height=120)
+        taken = gr.Slider(
+            1, maker.window, min(5, maker.window), step=maker.patch, label="Of its end, frames to continue"
+        )
+    with gr.Accordion("Sampling", open=False):
+        sliders = {}
+        for pair in OFFERED:
+            with gr.Row():
+                for name, (label, least, most, step) in pair.items():
+                    value = maker.own[name]
+                    sliders[name] = gr.Slider(
+                        least, max(most, value), value, step=step, label=label, min_width=120
+                    )
+    inputs = [source, picture, seed, *(sliders[name] for name in ALWAYS)]
+    inputs += [frames, clips, chance, video, taken, *(sliders[name] for name in MORE)]
+    return inputs, video, start, stop
 
 
-def _outputs(gr: Any) -> list[Any]:
-    """What a ClipMaker yields, in order."""
+def _outputs(gr: Any) -> tuple[list[Any], Any]:
+    """What a ClipMaker yields, in order, but for the seed; and the button that continues a clip."""
+    status = gr.Textbox(label="Status", interactive=False, elem_id="status")
     clip = gr.Image(label="Clip", height=SHOWN + 32, elem_id="clip", interactive=False, buttons=[])
+    about = gr.Textbox(label="Made of", interactive=False, elem_id="about")
     frames = gr.Image(label="Frames", elem_id="frames", interactive=False, height=130, buttons=[])
     with gr.Row():
-        status = gr.Textbox(label="Status", interactive=False, scale=3, elem_id="status")
-        save = gr.DownloadButton("Save as mp4", interactive=False, scale=1)
-    return [clip, frames, status, save]
+        save = gr.DownloadButton("Save as mp4", interactive=False)
+        again = gr.Button("Continue this clip")
+    return [clip, frames, status, save, about], again
 
 
-def serve(folder: Folder, host: str, port: int) -> None:
-    """Show the page until interrupted. Raises UserError when the port is taken."""
+def _remember(history: Any, clip: Any, about: Any, uploads: Path) -> list[tuple[str, str]]:
+    """The history with a clip in front, as pairs of file and caption; the arguments are JSON from the browser."""
+    shown = [(clip, about), *((item["image"], item["caption"]) for item in history or [])]
+    return [(str(uploaded(_place(file), uploads)), caption) for file, caption in shown[:HISTORY]]
+
+
+def _place(file: dict[str, Any]) -> str:
+    """Path of a file that the page shows: the browser may know its address alone."""
+    return file.get("path") or unquote(file["url"].partition("/file=")[2])
+
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+
+def check_address(host: str, port: int) -> None:
+    """UserError unless this machine can listen there."""
+    if not 0 < port < 2**16:
+        raise UserError(f"port: {port} is not one from 1 to {2**16 - 1}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            pass
+    except (socket.gaierror, UnicodeError):
+        raise UserError(f"host: {host!r} is not known; choose 127.0.0.1, or 0.0.0.0 for all") from None
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f"host: {host} is no address of this machine; choose 127.0.0.1, or 0.0.0.0 for all"
+            ) from None
+        why = {errno.EADDRINUSE: "taken", errno.EACCES: "not allowed"}.get(error.errno or 0, error.strerror)
+        raise UserError(f"port: {port} on {host} is {why}; choose another --port") from None
+
+
+def serve(folder: Folder, host: str, port: int, waiting: int) -> None:
+    """Show the page until interrupted. Raises UserError when it cannot listen there."""
+    check_address(host, port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the uploads are removed
     with tempfile.TemporaryDirectory(prefix="megavrc-page-") as private:
         uploads = Path(private).resolve()
-        page = build_page(folder, uploads)
+        page = build_page(folder, uploads, waiting)
         import fastapi
         import gradio as gr
 
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         try:
-            page.queue(max_size=16).launch(
+            page.queue(max_size=waiting).launch(
                 server_name=host,
                 server_port=port,
                 theme=theme,
                 css=CSS,
                 share=False,
-                show_error=True,
+                quiet=True,
+                prevent_thread_lock=True,
                 ssr_mode=False,
                 max_file_size=MAX_UPLOAD,
                 app_kwargs={"dependencies": [fastapi.Depends(only_uploads(uploads))]},
             )
+            shown = "127.0.0.1" if host == "0.0.0.0" else host
+            print(f"{folder.path}: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
+            threading.Event().wait()
         except OSError:
-            taken = f"port: {port} on {host} is taken or not allowed; choose another --port"
-            raise UserError(taken) from None
-
-
-def _scale(frames: Frames) -> int:
-    return max(1, SHOWN // frames.shape[1])
-
-
-def _write_webp(path: Path, frames_THWC: Frames) -> None:
-    """An endless animation without loss."""
-    size = frames_THWC.shape[1] * _scale(frames_THWC)
-    first, *later = (
-        Image.fromarray(frame).resize((size, size), Image.Resampling.NEAREST) for frame in frames_THWC
-    )
-    first.save(
-        path, save_all=True, append_images=later, duration=1000 // FPS, loop=0, lossless=True, method=0
-    )
-
-
-def _strip(frames_THWC: Frames, total: int) -> Frames:
-    """All frames side by side, those that are still to come in grey."""
-    count, side = frames_THWC.shape[:2]
-    step = side + -(-side // 8)
-    strip = np.full((side, total * step, 3), PENDING, np.uint8)
-    for index in range(count):
-        strip[:, index * step : index * step + side] = frames_THWC[index]
-    scale = max(1, 64 // side)
-    return strip.repeat(scale, axis=0).repeat(scale, axis=1)
+            raise UserError(f"port: {port} on {host} is taken; choose another --port") from None
+        except KeyboardInterrupt:
+            print("ended")
+        finally:
+            page.close(verbose=False)

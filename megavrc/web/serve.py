@@ -2,11 +2,21 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 from megavrc.errors import UserError
 
 
-def serve(model: Path, host: str = "127.0.0.1", port: int = 7860, device: str = "auto") -> None:
+def serve(
+    model: Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16"] | None = None,
+    quantize: Literal["int8"] | None = None,
+    text_encoder: Path | None = None,
+    waiting: int = 64,
+) -> None:
     """Serve the page until interrupted.
 
     Args:
@@ -14,10 +24,18 @@ def serve(model: Path, host: str = "127.0.0.1", port: int = 7860, device: str = 
         host: address to listen on; 0.0.0.0 lets other machines in, without a password.
         port: TCP port.
         device: cpu or cuda; auto is cuda where there is one.
+        dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
+        quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
+        text_encoder: for a model of text features, the folder of the encoder that made them.
+        waiting: how many may wait for their turn; others are told so.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError("gradio is not installed: pip install 'megavrc[serve]'")
     from megavrc.generation.folder import load_folder
+    from megavrc.web.demo_page import check_address
     from megavrc.web.demo_page import serve as serve_page
 
-    serve_page(load_folder(model, device), host, port)
+    if waiting < 1:
+        raise UserError(f"waiting: {waiting} is not a positive number")
+    check_address(host, port)  # before the model is loaded
+    serve_page(load_folder(model, device, dtype, quantize, text_encoder), host, port, waiting)

@@ -11,15 +11,6 @@ from typing import Any
 from megavrc.errors import UserError
 
 
-def read_upload(path: Any, folder: Path) -> bytes:
-    """The content of a file that was uploaded into `folder` (without links in its own path).
-
-    Raises:
-        UserError: anything else: another file, a link to one, an address, no text.
-    """
-    return _uploaded(path, folder).read_bytes()
-
-
 def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:
     """A FastAPI dependency of all routes that refuses requests with an address, or with a path outside of `folder`."""
     from fastapi import HTTPException, Request
@@ -31,7 +22,7 @@ def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:
             return
         try:
             for path in _paths(json.loads(await request.body() or b"null")):
-                _uploaded(path, folder)
+                uploaded(path, folder)
         except UserError as error:
             raise HTTPException(403, str(error)) from None
         except (ValueError, RecursionError):
@@ -40,14 +31,19 @@ def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:
     return check
 
 
-def _uploaded(path: Any, folder: Path) -> Path:
+def uploaded(path: Any, folder: Path) -> Path:
+    """The file that `path` names, if it was uploaded into `folder` (without links in its own path).
+
+    Raises:
+        UserError: anything else: another file, a link to one, an address, no text.
+    """
     try:
         found = Path(path).resolve(strict=True)
         if found.is_file() and found.is_relative_to(folder):
             return found
     except (TypeError, ValueError, OSError, RuntimeError):  # no path, a loop of links
         pass
-    raise UserError("the picture: only a file that was uploaded to this page is read")
+    raise UserError("only a file that was uploaded to this page is read")
 
 
 def _paths(content: Any) -> Iterator[Any]:

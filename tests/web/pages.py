@@ -13,9 +13,9 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
 
 
 @contextlib.contextmanager
-def served(folder: Path, port: int, home: Path) -> Iterator[None]:
+def served(folder: Path, port: int, home: Path, *options: str) -> Iterator[None]:
     """The page of a folder while the block runs."""
-    command = [sys.executable, TOOL, "--model", folder, "--port", str(port)]
+    command = [sys.executable, TOOL, "--model", folder, "--port", str(port), *options]
     process = subprocess.Popen(command, env=os.environ | {"HF_HOME": str(home)}, cwd=TOOL.parents[1])
     try:
         for _ in range(3000):

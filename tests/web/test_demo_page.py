@@ -1,8 +1,10 @@
 """tools/serve.py in headless Chromium."""
 
 import io
+import json
 import shutil
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from megavrc.generation.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
 from megavrc.video import write_png
-from megavrc.web.demo_page import serve, stream
+from megavrc.web.clip_maker import side_by_side, stream
+from megavrc.web.demo_page import check_address, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -130,17 +133,113 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
         assert np.array_equal(shown_clip(page), expected)
 
 
+@needs_browser
+def test_who_waits_sees_that_and_everything_the_command_offers_is_there(
+    folder, browser, free_port, tmp_path
+) -> None:
+    mine = tmp_path / "<b>mine"  # texts of a folder are texts
+    mine.mkdir()
+    for path in folder.iterdir():
+        (mine / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    config["training"]["examples"] = ["a blue dog", "<img src=http://127.0.0.1:9/x.png>"]
+    (mine / "config.json").unlink()
+    (mine / "config.json").write_text(json.dumps(config))
+    with served(mine, free_port, tmp_path):
+        first, second = open_page(browser, free_port), open_page(browser, free_port)
+        assert second.get_by_role("heading", name=f"VRC: {tmp_path.name}/<b>mine").count()
+        assert not second.get_by_text("share=True").count()
+        second.get_by_role("button", name="a blue dog").click()
+        second.get_by_role("button", name="Generate").click()
+        wait_for_status(second, "done")
+        set_number(first, "Frames", 65)
+        set_number(first, "Clips", 3)
+        first.get_by_label("Random").check()
+        first.get_by_label("Prompt").fill("a red dog")
+        first.get_by_role("button", name="Generate").click()
+        wait_for_status(first, "of 65 frames")
+        second.get_by_role("button", name="Generate").click()
+        second.get_by_text("queue: 1/").wait_for()
+        assert second.locator("#clip img").count() == 0
+        assert "done" not in second.locator("#status textarea, #status input").first.input_value()
+        wait_for_status(first, "65 of 65 frames")
+        wait_for_status(first, "done")
+        seed = int(first.get_by_label("Seed").input_value())
+        about = first.locator("#about textarea, #about input").first.input_value()
+        assert about == f"a red dog, seeds {seed} to {seed + 2}, 65 frames" and seed > 8
+        with first.expect_download() as download:
+            first.get_by_role("button", name="Save as mp4").click()
+        with zipfile.ZipFile(download.value.path()) as archive:
+            assert archive.namelist() == [f"clip-seed{seed + i}.mp4" for i in range(3)]
+
+        wait_for_status(second, "done")
+        second.get_by_role("button", name="Continue this clip").click()
+        second.get_by_text("Continue a clip").click()
+        second.get_by_text("clip-seed0").first.wait_for()
+        second.get_by_role("button", name="Generate").click()
+        wait_for_status(second, "done")
+        for page, clips in ((first, 1), (second, 3)):
+            page.wait_for_function(
+                "n => document.querySelectorAll('.grid-wrap img').length === n", arg=clips, timeout=60_000
+            )
+        assert not first.elsewhere + second.elsewhere
+
+
+def set_number(page: Any, label: str, value: int) -> None:
+    """The number beside a slider."""
+    page.get_by_label(f"number input for {label}").fill(str(value))
+    page.keyboard.press("Tab")
+
+
+@needs_browser
+def test_html_in_a_prompt_is_text_and_who_cannot_wait_is_told(folder, browser, free_port, tmp_path) -> None:
+    with served(folder, free_port, tmp_path, "--waiting", "1"):
+        page = open_page(browser, free_port)
+        page.get_by_label("Prompt").fill("<img src=http://127.0.0.1:9/x.png><b>bold</b>" * 9)
+        page.get_by_role("button", name="Generate").click()
+        wait_for_status(page, "shorten it")
+        assert (
+            page.get_by_test_id("toast-text").inner_text().startswith("prompt '<img src=http://127.0.0.1:9")
+        )
+        assert not page.elsewhere
+        page.get_by_label("Prompt").fill("a dog")
+        set_number(page, "Frames", 129)
+        others = [open_page(browser, free_port) for _ in range(2)]
+        page.get_by_role("button", name="Generate").click()
+        wait_for_status(page, "of 129 frames")
+        for other in others:
+            other.get_by_role("button", name="Generate").click()
+            other.wait_for_timeout(300)
+        wait_for_status(others[1], "too many wait, at most 1; try again in a while")
+        page.get_by_role("button", name="Stop").click()
+        wait_for_status(page, "stopped")
+
+
 def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> None:
     loaded = load_folder(folder)
-    clips = list(stream(loaded, "a red square", None, 4, {}, None))
-    assert [len(clip) for clip in clips] == [1, 5, 9, 13, 17]
-    assert torch.equal(clips[-1], loaded.generate(["a red square"], seed=[4])[1][0])
-    growing = stream(loaded, "a red square", None, 4, {"guidance": 2.0}, None)
-    assert len(next(growing)) == 1
+    clips = list(stream(loaded, 17, 17, prompt="a red square", seed=4))
+    assert [clip.shape[:2] for clip in clips] == [(1, frames) for frames in (1, 5, 9, 13, 17)]
+    assert torch.equal(clips[-1], loaded.generate(["a red square"], seed=[4])[1])
+    growing = stream(loaded, 17, 17, prompt="a red square", seed=4, guidance=2.0)
+    assert next(growing).shape[1] == 1
     growing.close()
     settings = sampling_settings(loaded.sampling, {"guidance": 2.0})
-    last = list(stream(loaded, "a red square", None, 4, {"guidance": 2.0}, None))[-1]
-    assert torch.equal(last, loaded.generate(["a red square"], seed=[4], settings=settings)[1][0])
+    last = list(stream(loaded, 17, 17, prompt="a red square", seed=4, guidance=2.0))[-1]
+    assert torch.equal(last, loaded.generate(["a red square"], seed=[4], settings=settings)[1])
+    longer = list(stream(loaded, 25, 17, prompt=["a", "b"], seed=4))
+    assert [clip.shape[:2] for clip in longer] == [(2, 17), (2, 25)]
+    whole = torch.cat(list(loaded.stream(["a", "b"], seed=4, frames=25, by_frame=False)), dim=1)
+    assert torch.equal(longer[-1], whole)
+
+
+def test_several_clips_stand_in_a_square() -> None:
+    clips = np.arange(5, dtype=np.uint8)[:, None, None, None, None] * np.ones((1, 2, 16, 16, 3), np.uint8)
+    shown = side_by_side(clips)
+    assert shown.shape == (2, 2 * 144 + 8, 3 * 144 + 16, 3)  # enlarged to a third of 448 pixels
+    assert [int(shown[0, y, x, 0]) for y, x in ((0, 0), (0, 160), (0, 320), (160, 0), (160, 160))] == [
+        *range(5)
+    ]
+    assert side_by_side(clips[:1]).shape == (2, 448, 448, 3)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +247,27 @@ def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> Non
     [
         (dict(prompt="a red square " * 20), "shorten it"),
         (dict(prompt=None, label=1), "generated from prompts"),
-        (dict(sampling={"first_temperature": -1.0}), "temperature"),
-        (dict(first=torch.zeros(8, 8, dtype=torch.uint8)), "first_frame: shape"),
+        (dict(first_temperature=-1.0), "temperature"),
+        (dict(first_frame=torch.zeros(8, 8, dtype=torch.uint8)), "first_frame: shape"),
     ],
 )
 def test_wrong_inputs_end_the_stream(folder, changes, message) -> None:
-    arguments = dict(prompt="a", label=None, seed=0, sampling={}, first=None) | changes
     with pytest.raises(UserError, match=message):
-        next(stream(load_folder(folder), **arguments))
+        next(stream(load_folder(folder), 17, 17, **dict(prompt="a", seed=0) | changes))
 
 
-def test_a_port_in_use_is_one_line(folder, free_port) -> None:
+def test_addresses_that_cannot_be_are_one_line(folder, free_port) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         with pytest.raises(UserError, match=rf"port: {free_port} on 127\.0\.0\.1 is taken"):
-            serve(load_folder(folder), "127.0.0.1", free_port)
+            serve(load_folder(folder), "127.0.0.1", free_port, 1)
+    for host, port, said in (
+        ("127.0.0.1", 99999, "port: 99999 is not one from 1 to 65535"),
+        ("127.0.0.1", 0, "port: 0 is not one"),
+        ("127.0.0.1", -5, "port: -5 is not one"),
+        ("no.such.host.invalid", free_port, "host: 'no.such.host.invalid' is not known"),
+        ("", free_port, "host: '' is not known"),
+        ("203.0.113.7", free_port, "host: 203.0.113.7 is no address of this machine"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_address(host, port)
+    check_address("0.0.0.0", free_port)

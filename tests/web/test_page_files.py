@@ -18,6 +18,7 @@ from pages import served
 from PIL import Image
 
 from megavrc.generation.folder import load_folder
+from megavrc.video import write_mp4
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 MARK = {"_type": "gradio.FileData"}
@@ -159,6 +160,39 @@ def test_no_other_input_or_route_takes_a_path(page: Page, tmp_path: Path, listen
         listener.accept()
 
 
+def test_nothing_behind_the_page_opens_addresses_or_files(
+    page: Page, tmp_path: Path, listener: socket.socket
+) -> None:
+    """Every function that its buttons call, known by number: addresses of files too, which the page itself sends."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(picture(1)))
+    here = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+    for address in (here, f"{page.address}/gradio_api/file={secret}", f"file://{secret}"):
+        file = {"path": None, "url": address, "meta": MARK}
+        for number in range(12):
+            for data in ([file] * 24, [[{"image": file, "caption": "x"}], file, *["x"] * 22]):
+                page.post("/gradio_api/run/predict", {"data": data, "fn_index": number})
+    uploads = Path(json.loads(page.upload(png(picture()))[1])[0]).parents[1]
+    assert list(uploads.rglob("first.png")) and not list(uploads.rglob("secret.png"))
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    named = json.loads(page.get("/gradio_api/info")[1])["named_endpoints"]
+    assert set(named) == {"/generate", "/generate_clips"}
+
+
+def test_a_clip_to_continue_is_an_upload(page: Page, folder: Path, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "clip.mp4", picture()[None].repeat(9, axis=0), scale=4)
+    for content, said in (
+        ((tmp_path / "clip.mp4").read_bytes(), b"complete"),
+        (b"no video", b"up.mp4: not a video"),
+    ):
+        (path,) = json.loads(page.upload(content, "up.mp4")[1])
+        inputs = ["a blue dog", None, 6, 1, 1, 1, 17, 1, False, {"path": path, "meta": MARK}, 5, *[None] * 7]
+        answer = page.post("/gradio_api/call/generate_clips", {"data": inputs})[1]
+        answer = page.get(f"/gradio_api/call/generate_clips/{json.loads(answer)['event_id']}")[1]
+        assert said in answer and str(tmp_path).encode() not in answer
+
+
 def test_uploads_that_are_no_pictures_and_odd_values_are_one_line(page: Page, folder: Path) -> None:
     playlist = b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n"
     for content in (b"no picture", playlist, b"ffconcat version 1.0\nfile /etc/passwd\n", b"<svg></svg>"):
@@ -166,8 +200,9 @@ def test_uploads_that_are_no_pictures_and_odd_values_are_one_line(page: Page, fo
         assert ".." not in path
         answer = page.generate({"path": path, "meta": MARK})[1]
         assert b"the picture: not a picture that can be read" in answer, answer
-    for seed in ("x", None, -1, 1e300, [1]):
-        assert b"seed: " in page.generate(None, seed=seed)[1]
+    for seed in ("x", None, -1, 1e20, 1e300, 2.5, [1], float("nan")):
+        answer = page.generate(None, seed=seed)[1]
+        assert b"seed: give a whole number from 0 to 9007199254740991, not " in answer, answer
     try:
         status = page.upload(bytes(40 << 20))[0]
     except urllib.error.URLError:  # the server has answered and closed before all was sent
