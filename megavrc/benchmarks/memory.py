@@ -29,7 +29,7 @@ def memory(
     train_batch: int = 1,
     batch: int = 16,
     frames: int = 4,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """Peak memory of training (bf16, ZeRO 1, no checkpointing) and of generation (bf16, ids only), with random weights.
@@ -43,12 +43,13 @@ def memory(
         train_batch: clips of a training step.
         batch: clips generated at once.
         frames: latent frames after the first.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the result there.
     """
     if min(train_batch, batch, frames) < 1:
         raise UserError("--train_batch, --batch and --frames: at least 1")
-    on_gpu = check_device(device).type == "cuda"
+    device = str(check_device(device))
+    on_gpu = device.startswith("cuda")
     cases = []
     for size, prediction in progress(list(itertools.product(preset or ("b", "l", "xl"), MODELS)), "memory"):
         config = _config(size, prediction, frames)

@@ -4,8 +4,10 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from megavrc.errors import UserError
-from megavrc.generation.folder import load_folder
+from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files, read_end, read_image, read_prompts
 from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
 from megavrc.model.sampling import Draft
@@ -102,21 +104,33 @@ def generate(
     folder = load_folder(model, device, dtype, quantize, text_encoder)
     labels = [] if label is None else folder.condition(label=label).values.tolist()
     wanted = clips_to_write(texts, labels, seed, clips_per_prompt)
-    tokenizer = folder.video_tokenizer.config
-    side = folder.model.config.grid * tokenizer.patch
     try:
         settings = sampling_settings(folder.sampling, sampling)
-        given = 5 if clip_frames is None else clip_frames
-        if clip:
-            tokenizer.latent_frames(given)
     except ValueError as error:
         raise UserError(str(error)) from None
     if draft and not settings.speculative:
         raise UserError("--draft: of how many tokens? give it with --speculative")
-    window = 1 + folder.model.config.frames * tokenizer.temporal_patch
+    window = 1 + folder.model.config.frames * folder.video_tokenizer.config.temporal_patch
     if overlap is not None and (frames or 0) <= window:
         raise UserError(f"--overlap: these clips are one window; give it with --frames above {window}")
-    beginning = read_image(first_image, side)[None] if first_image else None
-    beginning = read_end(clip, side, given) if clip else beginning
+    beginning = _beginning(folder, first_image, clip, 5 if clip_frames is None else clip_frames)
     count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
     print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")
+
+
+def _beginning(
+    folder: Folder, first_image: Path | None, clip: Path | None, clip_frames: int
+) -> Tensor | None:
+    """The first frames of all clips, uint8 [1 + 4k, H, W, 3], if a picture or a video gives them."""
+    tokenizer = folder.video_tokenizer.config
+    side = folder.model.config.grid * tokenizer.patch
+    if first_image:
+        return read_image(first_image, side)[None]
+    if not clip:
+        return None
+    end = read_end(clip, side, clip_frames)
+    try:
+        tokenizer.latent_frames(clip_frames)
+    except ValueError as error:
+        raise UserError(f"--clip_frames: {error}") from None
+    return end

@@ -17,6 +17,7 @@ from megavrc.evaluation.export_clips import Layout, export_clips
 from megavrc.evaluation.redundancy import Encode, measure_redundancy
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
+from megavrc.hardware import check_device
 from megavrc.results import publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
@@ -37,7 +38,7 @@ def clipsim(
     draws: int = 1000,
     seed: int = 0,
     batch: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """CLIPSIM: cosine of each clip's frames with its caption, by a CLIP model that you bring.
@@ -58,9 +59,10 @@ def clipsim(
         draws: of the bootstrap.
         seed: bootstraps and generates.
         batch: clips generated at once.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the result there.
     """
+    device = str(check_device(device))
     check_least(frames=(frames, 1), stride=(stride, 1), batch=(batch, 1), draws=(draws, FEWEST_DRAWS))
     model = ClipModel(resolve("clip", clip), device)
     true = open_source(real) if real else None
@@ -80,7 +82,7 @@ def drift(
     draws: int = 1000,
     seed: int = 0,
     batch: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """Clips that freeze, loop, fade or blur, as shares; change, contrast and sharpness by frame. Pixels alone decide.
@@ -94,9 +96,10 @@ def drift(
         draws: of the bootstrap.
         seed: bootstraps and generates.
         batch: clips generated at once.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the result there.
     """
+    device = str(check_device(device))
     check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
     true = open_source(real) if real else None
     source = open_source(clips, planned, true, seed, batch, device)
@@ -114,7 +117,7 @@ def redundancy(
     crf: int = CRF,
     draws: int = 1000,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """How much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
@@ -131,10 +134,11 @@ def redundancy(
         crf: x264 quality, 1 (best) to 51.
         draws: of the bootstrap.
         seed: of the bootstrap.
-        device: of the tokenizer, cpu or cuda.
+        device: of the tokenizer, cpu or cuda; auto is cuda where there is one.
         json: write the result there.
     """
     check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
+    device = str(check_device(device))
     if crf > 51:
         raise UserError(f"--crf: {crf}, at most 51")
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None
@@ -170,7 +174,7 @@ def export(
     fps: float = 8,
     seed: int = 0,
     batch: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Write clips as other suites read them: vbench ({prompt}-{index}.mp4), frames (folders of PNG) or npz.
 
@@ -184,9 +188,10 @@ def export(
         fps: frames a second of mp4 files.
         seed: of generated clips.
         batch: clips generated at once.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
     """
     check_least(batch=(batch, 1))
+    device = str(check_device(device))
     if not 0 < fps <= 1000:
         raise UserError(f"--fps: {fps}, above 0")
     count = export_clips(open_source(clips, planned, None, seed, batch, device), layout, out, fps)

@@ -12,6 +12,7 @@ from megavrc.evaluation.copying import measure_copying
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, encoder, publish_report
 from megavrc.generation.folder import Folder, load_folder
+from megavrc.hardware import check_device
 from megavrc.model import VRC
 from megavrc.model.condition import Condition
 from megavrc.progress import progress
@@ -23,7 +24,7 @@ def copying(
     n: int | None = None,
     draws: int = 1000,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     json: Path | None = None,
 ) -> None:
     """Bits that true tokens cost a model where pixels change and where they do not, with a true and a still history.
@@ -38,10 +39,11 @@ def copying(
         n: clips, the first ones (default: all).
         draws: of the bootstrap.
         seed: of the bootstrap.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         json: write the result there.
     """
     check_least(n=(1 if n is None else n, 1), draws=(draws, FEWEST_DRAWS))
+    device = str(check_device(device))
     folder = load_folder(model, device)
     if not folder.model.config.frames:
         raise UserError(f"{model}: a model of images has no later frames")

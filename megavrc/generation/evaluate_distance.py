@@ -9,6 +9,7 @@ from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i
 from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
+from megavrc.hardware import check_device
 from megavrc.results import case, metric, publish_tables, result
 from megavrc.user_files import resolve
 
@@ -28,7 +29,7 @@ def fvd(
     draws: int = 200,
     seed: int = 0,
     batch: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
     features: Path | None = None,
     json: Path | None = None,
     selfcheck: bool = False,
@@ -53,11 +54,12 @@ def fvd(
         draws: of the bootstrap.
         seed: chooses real clips, bootstraps and generates.
         batch: clips at once.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         features: folder where features are kept, for `kvd` and for later runs.
         json: write the result there.
         selfcheck: only check the network: I3D gives 151.26 for clips of zeros against ones. Exit code 1 if not.
     """
+    device = str(check_device(device))
     if selfcheck:
         return _selfcheck(load_detector(resolve("i3d", i3d), device), json)
     _command("fvd", locals())
@@ -77,7 +79,7 @@ def kvd(
     draws: int = 200,
     seed: int = 0,
     batch: int = 8,
-    device: str = "cpu",
+    device: str = "auto",
     features: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -96,10 +98,11 @@ def kvd(
         draws: of the bootstrap.
         seed: chooses real clips, bootstraps and generates.
         batch: clips at once.
-        device: cpu or cuda.
+        device: cpu or cuda; auto is cuda where there is one.
         features: folder where features are kept, for `fvd` and for later runs.
         json: write the result there.
     """
+    device = str(check_device(device))
     _command("kvd", locals())
 
 

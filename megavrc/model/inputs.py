@@ -172,11 +172,13 @@ def _fit(picture_HWC: Tensor, side: int) -> Tensor:
 def check_types(options: dict[str, Any]) -> None:
     """ValueError naming the first sampling option that is no number of its kind (`draft`: no text)."""
     for name, value in options.items():
-        whole = name.endswith("top_k") or name == "speculative"
-        kind, said = (numbers.Integral, "a whole number") if whole else (numbers.Real, "a number")
-        if name == "draft":
-            kind, said = str, "a text"
+        kind: Any = numbers.Real
+        if name.endswith("top_k") or name == "speculative":
+            kind = numbers.Integral
+        elif name == "draft":
+            kind = str
         if not isinstance(value, kind) or isinstance(value, bool):
+            said = {numbers.Real: "a number", numbers.Integral: "a whole number", str: "a text"}[kind]
             raise ValueError(f"{name}: {value!r:.60} is not {said}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: {value} is not a finite number")

@@ -95,7 +95,10 @@ def _report(compared: list[Compared], sheet: Path) -> None:
             f"{len(again)} of them cut from their videos again: "
             f"{mean:.2%} of the ids are the same (worst sample {worst:.2%})"
         )
-        likeness = float(np.mean([psnr(item.original, item.decoded) for item in again]))
+        pairs = [(item.original, item.decoded) for item in again]
+        likeness = float(
+            np.mean([psnr(original, decoded) for original, decoded in pairs if original is not None])
+        )
         poor = f": below {POOR:g} dB, this tokenizer shows little of the videos" if likeness < POOR else ""
         print(f"decoded against their videos: {likeness:.1f} dB{poor}")
     if len(again) < len(compared):

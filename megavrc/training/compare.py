@@ -195,7 +195,7 @@ def compare_runs(
         raise UserError(f"{run_a} and {run_b} have no metric at a common step: nothing to compare")
     rows = curve_differences(a, b, keys or both, tolerance)
     changed = config_differences(a, b)
-    for line in (verdict(rows, tolerance), *_table(a, b, rows, changed, tolerance)):
+    for line in (curve_verdict(rows, tolerance), *_table(a, b, rows, changed, tolerance)):
         print(line)
     if plot:
         draw_curves(a, b, [row["key"] for row in rows], plot)
@@ -236,7 +236,7 @@ def _table(
         yield f"{row['key']:24s}{row['steps']:6d}{row['max']:12.3g}{row['mean']:12.3g}  {beyond}"
 
 
-def verdict(rows: list[dict[str, Any]], tolerance: float) -> str:
+def curve_verdict(rows: list[dict[str, Any]], tolerance: float) -> str:
     """In a sentence: do the runs agree?"""
     beyond = [row for row in rows if row["first_beyond"] is not None]
     steps = max(row["steps"] for row in rows)

@@ -148,6 +148,14 @@ def test_all_prompts_are_checked_before_the_first_clip(folder, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_beginning_that_is_no_whole_number_of_latent_frames_is_refused(folder, tmp_path, capsys) -> None:
+    write_mp4(tmp_path / "clip.mp4", np.full((17, 16, 16, 3), 200, np.uint8))
+    words = ["--model", str(folder), "--prompt", "a", "--out", str(tmp_path / "out")]
+    assert run_command(generate, [*words, "--clip", str(tmp_path / "clip.mp4"), "--clip_frames", "4"]) == 2
+    assert "error: --clip_frames: a clip has 1 + 4k frames, got 4\n" == capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -176,7 +184,8 @@ def test_options_that_would_be_ignored_are_refused(folder, tmp_path, capsys, wor
         (f'{{"speculative": "{"9" * 999}"}}', "is not a whole number"),
         ('{"draft": 3}', "draft: 3 is not a text"),
         ('{"draft": "guess"}', "draft one of neighbour"),
-        ("\xff", "not valid JSON"),
+        ("\xff", "line 1: byte 0xff is no UTF-8"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_a_hostile_generation_config_is_one_line(folder, tmp_path, content, said) -> None:
@@ -186,7 +195,7 @@ def test_a_hostile_generation_config_is_one_line(folder, tmp_path, content, said
     (tmp_path / "generation_config.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError) as error:
         load_folder(tmp_path)
-    assert f"{tmp_path}/generation_config.json: " in str(error.value) and said in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}/generation_config.json") and said in str(error.value)
 
 
 def test_the_sheet_of_many_clips_is_no_tower(loaded, tmp_path, caplog, monkeypatch) -> None:
@@ -206,9 +215,11 @@ def test_what_is_counted_are_clips_and_long_ones_say_how_far_they_are(
     wanted = clips_to_write(PROMPTS, [], seed=3)
     generate_files(loaded, wanted, tmp_path, sampling_settings({}), frames=25, overlap=9, batch_size=2)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:3] == [f"generate 3 clips: 0/3, frame {seen} of 25" for seen in (17, 25)] + [
-        line for line in lines if line.startswith("generate 3 clips: 2/3, frame 25 of 25, ")
-    ][:1]
+    assert (
+        lines[:3]
+        == [f"generate 3 clips: 0/3, frame {seen} of 25" for seen in (17, 25)]
+        + [line for line in lines if line.startswith("generate 3 clips: 2/3, frame 25 of 25, ")][:1]
+    )
     assert lines[-1].startswith("generate 3 clips: 3 done")
 
 

@@ -244,6 +244,6 @@ def test_classes_keep_their_names(tmp_path) -> None:
         model.generate_video(label=["ball", "bikes"])
     generate(out, tmp_path / "clips", label=["bike", "0"])
     assert {path.name for path in (tmp_path / "clips").glob("*.mp4")} == {
-        "0000-label-1.mp4",
-        "0001-label-0.mp4",
+        "0000-label-1-seed0.mp4",
+        "0001-label-0-seed1.mp4",
     }
