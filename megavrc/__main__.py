@@ -99,6 +99,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
                 "copying": "megavrc.generation.evaluate_copying:copying",
                 "redundancy": "megavrc.generation.evaluate_clips:redundancy",
                 "export": "megavrc.generation.evaluate_clips:export",
+                "seeds": "megavrc.evaluation.seeds:seeds",
                 "alignment": "megavrc.generation.evaluate:alignment",
                 "speed": "megavrc.benchmarks.speed:speed",
                 "memory": "megavrc.benchmarks.memory:memory",

@@ -302,12 +302,16 @@ def circumstances(first: Result, second: Result) -> list[tuple[str, Any, Any]]:
 
 def _flat(content: Result) -> Iterator[tuple[str, Any]]:
     for key in ("machine", "versions", "revision", "command", "config", "protocol"):
-        part = content[key]
-        yield from (
-            ((f"{key}.{name}", value) for name, value in part.items())
-            if isinstance(part, dict)
-            else [(key, part)]
-        )
+        yield from _leaves(key, content[key])
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is not a mapping, by dotted keys."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{key}.{name}", inner)
 
 
 # --- commands --------------------------------------------------------------------------------------------------

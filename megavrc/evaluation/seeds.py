@@ -1,0 +1,73 @@
+"""Two ways of training, each with several seeds: do they differ by more than seeds do?"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, variance
+
+from scipy import stats
+
+from megavrc.errors import UserError
+from megavrc.results import Metric, Result, case, metric, publish_tables, read_result, result
+
+LEVEL = 0.95
+
+
+def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> None:
+    """Compare two ways of training over seeds: Welch's interval of the difference of means, for every common metric.
+
+    Args:
+        first: result files of one way, one a training seed, at least two.
+        second: of the other.
+        json: write the comparison there.
+    """
+    paths = (first, second)
+    if min(map(len, paths)) < 2:
+        raise UserError("--first and --second: at least two result files each, one a training seed")
+    if len(set(map(str, [*first, *second]))) < len(first) + len(second):
+        raise UserError("--first and --second: a file stands there twice")
+    files = [[read_result(path) for path in side] for side in paths]
+    values = [[_values(content) for content in side] for side in files]
+    common = [name for name in values[0][0] if all(name in found for side in values for found in side)]
+    if not common:
+        raise UserError(
+            "the files have no metric in common: they must be results of one command, of one row each"
+        )
+    cases = []
+    for name in common:
+        one, two = ([found[name] for found in side] for side in values)
+        facts = {"first": mean(one), "second": mean(two)}
+        found = difference_of_means(one, two)
+        cases.append(case(name, {"second - first": found}, facts | {"differs": not _holds_0(found)}))
+    protocol = {"interval": "95%, Welch's t over training seeds", "first": len(first), "second": len(second)}
+    config = {"first": [str(path) for path in first], "second": [str(path) for path in second]}
+    publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
+
+
+def _values(content: Result) -> dict[str, float]:
+    """Metrics by row and name; the first row, which is what was measured, has no name of its own."""
+    rows = [("", content["cases"][0]["metrics"])] if content["cases"] else [("", content["metrics"])]
+    rows += [(f"{row['name']}: ", row["metrics"]) for row in content["cases"][1:]]
+    return {
+        start + name: float(found["value"])
+        for start, metrics in rows
+        for name, found in metrics.items()
+        if found["value"] is not None
+    }
+
+
+def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Metric:
+    """second - first with Welch's 95% interval (unequal variances)."""
+    gap = mean(second) - mean(first)
+    parts = [variance(side) / len(side) for side in (first, second)]
+    error = math.sqrt(sum(parts))
+    if not error:
+        return metric(gap, n=min(len(first), len(second)), low=gap, high=gap)
+    each = ((part, len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
+    degrees = sum(parts) ** 2 / sum(part**2 / free for part, free in each)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return metric(gap, n=min(len(first), len(second)), low=gap - reach, high=gap + reach)
+
+
+def _holds_0(found: Metric) -> bool:
+    return bool(found["low"] <= 0 <= found["high"])

@@ -1,0 +1,50 @@
+"""Training seeds: the interval is Welch's, and the difference of two protocols is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from megavrc.errors import UserError
+from megavrc.evaluation.seeds import difference_of_means, seeds
+from megavrc.results import case, circumstances, metric, read_result, result, write_result
+
+
+def test_as_welch_and_right_in_95_percent() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(0, 1, 4), rng.normal(1, 3, 6)
+    found = difference_of_means(list(one), list(two))
+    interval = stats.ttest_ind(two, one, equal_var=False).confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx(tuple(interval))
+    sides = rng.normal(0, 1, (300, 2, 3)) * [[[1], [2]]]
+    inside = [f["low"] <= 0 <= f["high"] for f in (difference_of_means(*pair) for pair in sides.tolist())]
+    assert 0.92 <= np.mean(inside) <= 0.995
+    assert difference_of_means([1, 1], [2, 2])["low"] == 1
+
+
+def save(path: Path, value: float, name: str = "fvd", **protocol: object) -> Path:
+    cases = [case(path.stem, {name: metric(value)}), case("real against real", {name: metric(1.0)})]
+    write_result(path, result("evaluate fvd", {}, cases, {}, {"fvd_protocol": protocol}))
+    return path
+
+
+def test_seeds_of_two_ways(tmp_path: Path) -> None:
+    first = [save(tmp_path / f"a{i}.json", 10 + i) for i in range(3)]
+    second = [save(tmp_path / f"b{i}.json", 20 + i) for i in range(3)]
+    seeds(first, second, tmp_path / "s.json")
+    rows = {row["name"]: row for row in read_result(tmp_path / "s.json")["cases"]}
+    assert rows["fvd"]["metrics"]["second - first"]["value"] == 10 and rows["fvd"]["facts"]["differs"]
+    assert not rows["real against real: fvd"]["facts"]["differs"]
+    for sides, words in (((first[:1], second), "at least two"), ((first, first), "stands there twice")):
+        with pytest.raises(UserError, match=words):
+            seeds(*sides)
+    write_result(tmp_path / "o.json", result("plan", {}, [], {"hours": metric(3.0)}))
+    with pytest.raises(UserError, match="no metric in common"):
+        seeds(first, [second[0], tmp_path / "o.json"])
+
+
+def test_two_protocols_on_the_same_clips_are_told_apart(tmp_path: Path) -> None:
+    """`results compare` names the field."""
+    one, two = (read_result(save(tmp_path / f"{s}.json", 1, real_stride=s, size=256)) for s in (1, 3))
+    assert circumstances(one, two) == [("protocol.fvd_protocol.real_stride", 1, 3)]
