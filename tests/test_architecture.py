@@ -1,6 +1,7 @@
 """The house rules that a machine can watch: sizes, light imports, layers, no traces of the machine it was made on."""
 
 import ast
+import graphlib
 import re
 import runpy
 import shutil
@@ -105,6 +106,36 @@ def test_generation_needs_neither_deepspeed_nor_transformers() -> None:
         "import megavrc.generation.folder, megavrc.model, megavrc.tokenizers, megavrc.video"
     )
     assert not loaded & {"deepspeed", "transformers", "webdataset", "matplotlib", "tensorboard"}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other, whoever imports the first; empty where there are none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_modules_import_in_no_circle() -> None:
+    """Imports for types and lazy ones count: what depends on what has a beginning."""
+    paths = {
+        name(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in sources("megavrc")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        graph[module] = set()
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                graph[module] |= {alias.name for alias in node.names} & set(paths)
+            elif isinstance(node, ast.ImportFrom):
+                base = ".".join(filter(None, [package if node.level else "", node.module]))
+                inner = {f"{base}.{alias.name}" for alias in node.names}
+                graph[module] |= inner & set(paths) or {base} & set(paths)
+    assert len(graph) > 200 and circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

@@ -18,8 +18,8 @@ Mistakes are ValueErrors of one line.
 """
 
 from . import assign, attention, baselines, clips, merge, order, score, segment, select, similarity
-from .budget import layer_counts, layer_weighted, schedule, token_count, tower_schedule
-from .method import METHODS, Method, calibrate, find_method, reduce_tokens, register
+from .budget import layer_counts, layer_weighted, token_count, tower_schedule
+from .method import METHODS, Method, calibrate, find_method, reduce_tokens, register, schedule
 from .tokens import Reduction, Tokens
 
 __all__ = [

@@ -7,10 +7,6 @@ keep = K / N; FastV at layer 2 of 32 has keep = (2 N + 30 K) / (32 N).
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .method import Method
 
 
 def layer_weighted(counts: Sequence[int], total: int) -> float:
@@ -23,39 +19,6 @@ def token_count(keep: float, total: int) -> int:
     if not 0 < keep <= 1:
         raise ValueError(f"keep is a share above 0 and at most 1, not {keep}")
     return min(total, max(1, math.floor(keep * total + 0.5)))
-
-
-def schedule(method: "Method", keep: float, total: int, depth: int = 1, earliest: int = 1) -> dict[int, int]:
-    """{layer: visual tokens from there on}, for an LLM of `depth` layers; layer 0 is the LLM's input.
-
-    A method inside the LLM acts at the layers of its paper, scaled to `depth` and not before `earliest`; with several
-    of them each leaves the same share of what it sees. What the first layers see counts, so a small `keep` may be out
-    of reach: ValueError.
-    """
-    if method.place != "llm":
-        return {0: token_count(keep, total)}
-    token_count(keep, total)
-    layers = method.layers_of(depth, earliest)
-    spans = [after - layer for layer, after in zip(layers, [*layers[1:], depth], strict=True)]
-
-    def budget(counts: Sequence[int]) -> int:
-        return layers[0] * total + sum(span * count for span, count in zip(spans, counts, strict=True))
-
-    def at(share: float) -> list[int]:
-        return [max(1, math.floor(total * share ** (stage + 1) + 0.5)) for stage in range(len(layers))]
-
-    wanted = keep * total * depth
-    if (least := budget([1] * len(layers))) > wanted + depth / 2:
-        raise ValueError(
-            f"{method.name} acts from layer {layers[0]} of {depth} on, so it keeps at least "
-            f"{least / (total * depth):.3f} of {total} tokens in all layers together: keep {keep} is out of its reach"
-        )
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if budget(at(middle)) < wanted else (low, middle)
-    counts = min(at(low), at(high), key=lambda counts: abs(budget(counts) - wanted))
-    return dict(zip(layers, counts, strict=True))
 
 
 def layer_counts(stages: dict[int, int], total: int, depth: int) -> list[int]:
