@@ -9,7 +9,7 @@ EXIT_CODES = {
     1: "an exception; see the log",
     EXIT_USER: "the user's mistake; see the log",
     EXIT_STOPPED: "tokenization stopped by a signal",
-    EXIT_HANG: "a hang, which the watchdog named in the log, or a network that failed for minutes",
+    EXIT_HANG: "a hang, which the watchdog named in the log, or a network or file system that failed for long",
     EXIT_INTERRUPTED: "stopped by Ctrl-C before it could save",
     134: "aborted (SIGABRT)",
     137: "killed (SIGKILL): out of host memory, a lost node, or the end of the grace period",
@@ -21,3 +21,7 @@ EXIT_CODES = {
 
 class UserError(ValueError):
     """The user's mistake. The message is one line: which file, key or value is wrong, and what to do."""
+
+
+class TransientError(UserError):
+    """A file system or a network that failed again and again; another time it may work. One line, as above."""

@@ -1,20 +1,30 @@
-"""Small files: text, tables and JSON read, JSON written, atomic writes, hashes.
+"""Small files: text, tables and JSON read, JSON written, atomic writes, hashes; and patience with file systems.
 
 Whatever text a user brings is read here: UTF-8, or one line that names the file and the place.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
-from megavrc.errors import UserError
+from megavrc.errors import TransientError, UserError
+
+log = logging.getLogger("megavrc")
+T = TypeVar("T")
+
+NOT_JSON = (ValueError, RecursionError)  # what json.loads raises; the second for no end of brackets
 
 
 def read_text(path: str | Path) -> str:
@@ -24,7 +34,7 @@ def read_text(path: str | Path) -> str:
         OSError: it cannot be read.
         UserError: it holds another encoding.
     """
-    content = io.BytesIO(Path(path).read_bytes())
+    content = io.BytesIO(read_regular(path))
     return "".join(text for _, text in _decoded(path, content))
 
 
@@ -115,15 +125,68 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; UserError naming it when it is missing or damaged."""
+    """Read a JSON file; UserError naming it when it is missing, damaged, or no regular file."""
     try:
         return json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, no end of brackets
+    except NOT_JSON as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a file; UserError for a folder, and for a pipe, which would wait for its writer for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise UserError(f"{path}: not a regular file")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def read_object(path: str | Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON file that holds an object; the rest as `read_json` and `check_fields`."""
+    return check_fields(path, read_json(path), fields)
+
+
+def check_fields(where: str | Path, content: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`content`, if it is an object with these fields.
+
+    Args:
+        where: what it was read from, for the message.
+        content: from JSON.
+        fields: their types: `str`, `int` (no bool), `float` (also int), `list[int]`, `dict[str, int]`, `str | None`
+            (may be missing), `Any` (must be there).
+
+    Raises:
+        UserError: it is none, or a field is missing or of another type; names it.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected an object, got {content!r:.40}")
+    for name, kind in fields.items():
+        if name not in content and not isinstance(kind, UnionType):
+            raise UserError(f"{where}: {name} is missing")
+        if not _fits(content.get(name), kind):
+            expected = getattr(kind, "__name__", "") if get_origin(kind) is None else str(kind)
+            raise UserError(f"{where}: {name} is {content.get(name)!r:.40}, expected {expected or kind}")
+    return content
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)
 
 
 _FORMAT = re.compile(r"(\D*)([1-9]\d{0,8})")
@@ -186,3 +249,82 @@ def sha256_file(path: str | Path) -> str:
 def sha256_json(content: Any) -> str:
     """Hex SHA-256 of the canonical JSON of `content` (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_lines_of_json(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one a line; damaged lines are named in the log and left out."""
+    found, damaged = [], []
+    for number, line in enumerate(read_regular(path).split(b"\n"), 1):
+        try:
+            content = json.loads(line.decode()) if line.strip() else None
+        except NOT_JSON:
+            content = False
+        if isinstance(content, dict):
+            found.append(content)
+        elif content is not None:
+            damaged.append(str(number))
+    if damaged:
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        log.warning("%s: damaged lines are left out: %s%s", path, ", ".join(damaged[:5]), more)
+    return found
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file. One that a full disk has cut short before it stays a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = f"\n{text}"
+        file.write(f"{text}\n".encode())
+
+
+# --- patience --------------------------------------------------------------------------------------------------------
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between tries
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EIO ESTALE ETIMEDOUT EAGAIN EBUSY EINTR ENOMEM ENFILE EMFILE ENODEV ENOLINK EREMOTEIO ESHUTDOWN "
+        "ENOTCONN ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET"
+    ).split()
+}  # errors of network drives, and of machines that are short of something, that may be gone another time
+
+DENIED = (errno.EACCES, errno.EPERM)  # may pass too: of a network drive whose ticket has run out
+
+
+def patiently(action: Callable[[], T], also: Container[int] = (), pauses: Iterable[float] | None = None) -> T:
+    """`action()`, tried again after each pause while the file system fails in a way that may pass.
+
+    Args:
+        also: error numbers that may pass too.
+        pauses: in seconds (default: `PAUSES`); an iterator can be shared by several calls.
+
+    Raises:
+        TransientError: it still fails after the last pause.
+        OSError: it fails in another way.
+    """
+    left = iter(PAUSES if pauses is None else pauses)
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in PASSING and error.errno not in also:
+                raise
+            said = reason_of(error)
+            if (pause := next(left, None)) is None:
+                raise TransientError(f"{said}; tried again and again; is the drive well?") from None
+            log.warning("%s; trying again in %g s", said, pause)
+        time.sleep(pause)
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, and of which file."""
+    return f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
+
+
+def user_error(error: OSError) -> UserError:
+    """The same as one for people, a TransientError if it may pass; one that names no file is raised as it is."""
+    if error.filename is None:
+        raise error
+    return (TransientError if error.errno in PASSING else UserError)(reason_of(error))

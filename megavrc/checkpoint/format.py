@@ -28,7 +28,7 @@ from torch import Tensor
 
 from megavrc.checkpoint.shards import File, Shard
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_json, write_json
+from megavrc.files import check_fields, check_format, read_json, read_object, sha256_json, write_json
 
 FORMAT = "megavrc-checkpoint v2"
 OLDER = ("megavrc-checkpoint v1",)
@@ -120,13 +120,16 @@ class Checkpoint:
 
 def open_unverified(folder: Path) -> Checkpoint:
     """Open a checkpoint that was verified before, by another rank."""
-    return Checkpoint(folder, read_json(folder / "state.json"))
+    return Checkpoint(folder, read_object(folder / "state.json", {"step": int}))
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """Verify and open one checkpoint folder. Raises DamagedCheckpoint, or UserError for another format."""
+    """Verify and open one checkpoint folder. Raises as `verify`."""
     verify(Path(folder))
-    return open_unverified(Path(folder))
+    try:
+        return open_unverified(Path(folder))
+    except UserError as error:
+        raise DamagedCheckpoint(str(error)) from None
 
 
 def verify(folder: Path, cold: bool = False) -> None:
@@ -137,18 +140,18 @@ def verify(folder: Path, cold: bool = False) -> None:
         cold: read from the disk what the kernel still has in memory.
 
     Raises:
-        DamagedCheckpoint: a byte differs or cannot be read.
+        DamagedCheckpoint: a byte differs, or a file is missing or no file.
+        OSError: a file cannot be read, which may not be the checkpoint's fault.
         UserError: written in a format of before, or by a newer megavrc.
     """
-    try:
-        files = _read_manifest(folder / "manifest.json")["files"].items()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda item: _verify_file(folder / item[0], item[1], cold), files))
-    except OSError as error:
-        raise DamagedCheckpoint(str(error)) from None
+    files = read_manifest(folder)["files"].items()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda item: _verify_file(folder / item[0], item[1], cold), files))
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, which must have the hash that it names. Raises as `verify`."""
+    path = folder / "manifest.json"
     try:
         manifest = read_json(path)
     except UserError as error:
@@ -163,12 +166,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         check_format(path, found, FORMAT)
     if found != FORMAT or manifest.pop("sha256", None) != sha256_json(manifest):
         raise DamagedCheckpoint(f"{path}: its bytes have changed")
+    try:
+        check_fields(
+            path, manifest, {"files": dict[str, dict[str, Any]], "groups": dict[str, dict[str, str]]}
+        )
+        for name, file in manifest["files"].items():
+            check_fields(f"{path}: {name}", file, {"bytes": int, "sha256": str})
+            if Path(name).name != name:
+                raise UserError(f"{path}: {name!r} is not the name of a file of this folder")
+    except UserError as error:
+        raise DamagedCheckpoint(str(error)) from None
     return manifest
 
 
 def _verify_file(path: Path, recorded: File, cold: bool) -> None:
     if not path.is_file():
-        raise DamagedCheckpoint(f"{path}: missing")
+        raise DamagedCheckpoint(f"{path}: missing, or not a file")
     if (size := path.stat().st_size) != recorded["bytes"]:
         raise DamagedCheckpoint(f"{path}: {size} bytes, {recorded['bytes']} were written")
     if _sha256(path, cold) != recorded["sha256"]:

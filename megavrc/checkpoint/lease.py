@@ -20,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, write_json
+from megavrc.files import check_fields, check_format, patiently, read_json, write_json
 
 FORMAT = 1
+FIELDS = dict.fromkeys(("host", "machine", "slurm_job", "slurm_restarts", "time"), str) | {
+    "pid": int,
+    "started": int | None,
+}
 BEAT = 5.0  # seconds between heartbeats
 STALE = 60.0  # seconds without one after which the owner is taken for dead
 
@@ -36,13 +40,14 @@ class Lease:
 
     Raises:
         UserError: another job holds the run; it is named.
+        TransientError: the file system fails in a way that may pass.
+        OSError: it fails in another way.
     """
 
     def __init__(self, run_dir: Path, beat: float = BEAT, stale: float = STALE) -> None:
         self._folder = run_dir / "lease"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._me = _owner()
-        self._number = self._take(beat, stale)
+        self._number = patiently(lambda: self._take(beat, stale))
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(beat,), daemon=True, name="lease")
         self._heart.start()
@@ -62,7 +67,10 @@ class Lease:
             write_json(self._path(self._number), {**self._me, "released": True})
 
     def _take(self, beat: float, stale: float) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
         number, owner = _newest(self._folder)
+        if owner == self._me:  # taken, although that told of an error
+            return number
         if number and not _has_ended(self._path(number), owner, beat, stale):
             raise _in_use(self._folder, owner)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as folder:
@@ -81,7 +89,7 @@ class Lease:
 
     def _withdraw(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(self._path(number).read_text()) == self._me:
+            if read_json(self._path(number)) == self._me:
                 self._path(number).unlink()
 
     def _beat(self, seconds: float) -> None:
@@ -96,19 +104,26 @@ class Lease:
 
 def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
     """Number and owner of the newest lease; 0 if there never was one."""
-    path = max(folder.glob("[0-9]*.json"), default=None)
-    if path is None:
+    # Not `glob`, which finds nothing where a folder cannot be read.
+    numbers = [name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json")]
+    newest = max((name for name in numbers if name.isdecimal()), default=None)
+    if newest is None:
         return 0, {}
+    path = folder / f"{newest}.json"
     try:
-        return int(path.stem), json.loads(path.read_text())
-    except FileNotFoundError:  # its successor has just removed it
-        return _newest(folder)
-    except ValueError:
-        return int(path.stem), {}  # damaged: nobody's, as soon as its heartbeat stands still
+        owner = read_json(path)
+    except UserError:
+        # Its successor has just removed it; or it is damaged: nobody's, as soon as its heartbeat stands still.
+        return (int(newest), {}) if path.exists() else _newest(folder)
+    if isinstance(owner, dict):
+        check_format(path, owner.get("format"), FORMAT)
+    try:
+        return int(newest), check_fields(path, owner, FIELDS)
+    except UserError:
+        return int(newest), {}
 
 
 def _has_ended(path: Path, owner: dict[str, Any], beat: float, stale: float) -> bool:
-    check_format(path, owner.get("format"), FORMAT)
     me = _owner()
     if owner.get("released"):
         return True

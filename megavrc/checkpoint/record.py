@@ -1,9 +1,10 @@
 """run.json: which run a folder holds, each of its starts, and the format of the files beside it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from megavrc.files import check_format, read_json, write_json
+from megavrc.files import check_fields, check_format, patiently, read_json, write_json
 
 FORMAT = 1  # of run.json, complete.json, metrics.jsonl, audit.jsonl and heartbeats/: docs/formats.md
 RECORD = "run.json"
@@ -17,10 +18,16 @@ def write_record(
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:
-    """The content of run.json, None where there is none; UserError for one of a newer format."""
+    """The content of run.json, None where there is none.
+
+    Raises:
+        UserError: it is of a newer format, or damaged.
+        TransientError: the file system fails in a way that may pass.
+    """
     path = run_dir / RECORD
-    if not path.is_file():
+    if not patiently(lambda: os.path.lexists(path)):
         return None
-    content: dict[str, Any] = read_json(path)
-    check_format(path, content.get("format"), FORMAT)
-    return content
+    content = patiently(lambda: read_json(path))
+    if isinstance(content, dict):
+        check_format(path, content.get("format"), FORMAT)
+    return check_fields(path, content, {"identity": dict | None, "starts": list[dict[str, Any]]})

@@ -18,13 +18,14 @@ from megavrc.checkpoint.format import (
     DamagedCheckpoint,
     describe,
     read,
+    read_manifest,
     sync,
     verify,
     write_checkpoint_manifest,
 )
 from megavrc.checkpoint.shards import File, Groups, Probe, Shard, plan_shards, unprobed, write_shard
-from megavrc.errors import UserError
-from megavrc.files import read_json, write_atomic, write_json
+from megavrc.errors import TransientError, UserError
+from megavrc.files import DENIED, PAUSES, patiently, read_json, read_regular, write_atomic, write_json
 
 log = logging.getLogger("megavrc")
 
@@ -40,8 +41,8 @@ def begin(store: Path, step: int) -> Path:
     Whatever interrupted writes have left is removed, so the caller must be the only writer.
     """
     for leftover in store.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
-    folder = store / f"{UNFINISHED}{_name(step)}-{uuid.uuid4().hex[:8]}"
+        _delete(leftover)
+    folder = _unfinished(store, _name(step))
     folder.mkdir(parents=True)
     return folder
 
@@ -56,6 +57,8 @@ def commit(
     probe: Probe = unprobed,
 ) -> Path:
     """Make a checkpoint of a folder whose shards are all on the disk: manifest, one rename, then `latest`.
+
+    One of the same step that is there, because the run went back behind it, is put out of the way and removed last.
 
     Args:
         unfinished: from `begin`.
@@ -73,14 +76,17 @@ def commit(
     )
     sync(unfinished)
     probe("before_rename")
-    if final.exists():  # the run went back behind this step, and came here again
-        _remove(final)
+    before = _unfinished(store, f"{final.name}-old")
+    if final.exists():
+        os.rename(final, before)
     os.rename(unfinished, final)
     probe("after_rename")
     sync(store)
+    read_manifest(final)
     probe("before_latest")
     write_atomic(store / "latest", final.name.encode())
     sync(store)
+    _delete(before)
     return final
 
 
@@ -135,7 +141,7 @@ class Retention:
             return
         try:
             verify(newest, cold=True)
-        except DamagedCheckpoint as error:
+        except (DamagedCheckpoint, OSError) as error:
             log.error("DAMAGED CHECKPOINT, just written; no older one is removed: %s", error)
             return
         for folder in doomed:
@@ -155,12 +161,12 @@ def occupied(store: Path) -> int:
 
 def _validation_loss(folder: Path) -> float | None:
     try:
-        loss = read_json(folder / "state.json").get("validation_loss")
-    except UserError:
+        state = read_json(folder / "state.json")
+    except (UserError, OSError):
         return None  # a damaged one
-    return (
-        loss if loss is not None and math.isfinite(loss) else None
-    )  # NaN would be below and above all others
+    loss = state.get("validation_loss") if isinstance(state, dict) else None
+    # NaN would be below and above all others.
+    return loss if isinstance(loss, int | float) and math.isfinite(loss) else None
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -177,22 +183,35 @@ def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged, or they are of another version.
+        TransientError: the folder, or every checkpoint that is not damaged, cannot be read, which may pass.
     """
-    candidates = [folder for folder in _newest_first(store) if until is None or _step(folder) <= until]
-    latest = store / "latest"
-    if latest.is_file():
-        named = latest.read_text(errors="replace").strip()
-        candidates.sort(key=lambda folder: folder.name > named)  # stable: newest first among either
+    candidates = patiently(lambda: _candidates(store, until), DENIED)
+    pauses, unread = iter(PAUSES), None  # for all of them together
     for folder in candidates:
         try:
-            return read(folder)
+            return patiently(lambda folder=folder: read(folder), DENIED, pauses)  # type: ignore[misc]
         except DamagedCheckpoint as error:
             log.error("DAMAGED CHECKPOINT, trying another one: %s", error)
+        except TransientError as error:
+            unread = error
+            log.error("CHECKPOINT CANNOT BE READ, trying another one: %s", error)
+    if unread:
+        raise TransientError(f"{store}: none of {len(candidates)} checkpoints can be read: {unread}")
     if candidates:
         raise UserError(
             f"{store}: all {len(candidates)} checkpoints are damaged; restore one or start a new run_dir"
         )
     return None
+
+
+def _candidates(store: Path, until: int | None) -> list[Path]:
+    """The checkpoints in the order in which they are tried."""
+    folders = [folder for folder in _newest_first(store) if until is None or _step(folder) <= until]
+    try:
+        named = read_regular(store / "latest").decode(errors="replace").strip()
+    except FileNotFoundError:
+        return folders
+    return sorted(folders, key=lambda folder: folder.name > named)  # stable: newest first among either
 
 
 def read_weights(
@@ -227,8 +246,19 @@ def read_weights(
 
 
 def _newest_first(store: Path) -> list[Path]:
-    folders = [folder for folder in store.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
-    return sorted(folders, reverse=True)
+    """Checkpoints by name. Unlike `glob`, which finds nothing in a folder that cannot be read, this raises OSError."""
+    try:
+        names = os.listdir(store)
+    except FileNotFoundError:
+        if store.is_symlink():
+            raise TransientError(
+                f"{store}: the folder that it links to is not there; is its drive?"
+            ) from None
+        return []
+    except NotADirectoryError:
+        raise UserError(f"{store}: is not a folder; choose another run_dir") from None
+    steps = [name for name in names if name.startswith("step-") and name.removeprefix("step-").isdecimal()]
+    return [store / name for name in sorted(steps, reverse=True)]
 
 
 def _name(step: int) -> str:
@@ -239,8 +269,24 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _unfinished(store: Path, name: str) -> Path:
+    """A name that no other write has, nor what one has left that cannot be deleted."""
+    return store / f"{UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
+
+
 def _remove(folder: Path) -> None:
     """Rename before deleting, so that a half-deleted checkpoint never has the name of a whole one."""
-    doomed = folder.with_name(f"{UNFINISHED}{folder.name}-old")
+    doomed = _unfinished(folder.parent, f"{folder.name}-old")
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(leftover: Path) -> None:
+    """Remove what nobody reads; if that fails, say so and leave it for the next time."""
+    try:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s: cannot be deleted (%s); delete it by hand", leftover, error)

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from megavrc.errors import UserError
+from megavrc.errors import TransientError, UserError
 from megavrc.files import sha256_file
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class FetchError(UserError):
     """A remote file could not be had; the message names it and the reason."""
 
 
-class NetworkError(FetchError):
+class NetworkError(FetchError, TransientError):
     """As far as one can tell the file is there, and another time it may come."""
 
 

@@ -1,6 +1,5 @@
 """The demo's report: one HTML file with everything inside, from the files that the commands left in the run folder."""
 
-import json
 import os
 import platform
 import shlex
@@ -11,7 +10,7 @@ from typing import Any
 
 from megavrc import __version__
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_atomic
+from megavrc.files import read_json, read_lines_of_json, write_atomic
 from megavrc.hardware import cpu_name, revision
 from megavrc.model import ModelConfig, SamplingSettings
 from megavrc.report.figures import COLOURS, panels, svg
@@ -89,7 +88,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; has the run finished?")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return read_lines_of_json(path)
 
 
 def _curves(run: Path, name: str) -> str:

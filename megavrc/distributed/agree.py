@@ -8,18 +8,24 @@ import torch.distributed as dist
 
 from megavrc.distributed.env import Rank
 from megavrc.errors import UserError
+from megavrc.files import user_error
 
 
 @contextlib.contextmanager
 def same_error_on_all_ranks(rank: Rank) -> Iterator[None]:
     """Raise the first rank's UserError from inside on every rank, naming that rank (collective on the way out).
 
+    So is what the system says of a file (OSError), as a UserError.
+
     Nothing inside may be collective, unless it fails on all ranks alike. Other errors pass at once; the other ranks
     then fail as soon as the failed one has left its process group.
     """
     mine: UserError | None = None
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise user_error(error) from None
     except UserError as error:
         place = f"rank {rank.rank} on {platform.node()}: "
         mine = error if rank.main else type(error)(f"{place}{error}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import read_json
+from megavrc.files import read_lines_of_json, read_object
 from megavrc.model import ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 
@@ -169,23 +169,19 @@ def _paths(data: dict[str, Any]) -> list[str]:
 def _dataset(folder: Path) -> str:
     """The dataset in words, without its place; its folder's name when it is no longer there."""
     try:
-        info, manifest = read_json(folder / "dataset.json"), read_json(folder / "manifest.json")
-    except UserError:
+        info = read_object(folder / "dataset.json", {"kind": str, "shape": list[int]})
+        count = read_object(folder / "manifest.json", {"count": int})["count"]
+    except (UserError, OSError):
         return folder.name
-    count = sum(shard["count"] for shard in manifest["shards"])
     return f"{count} samples ({info['kind']}) of {' x '.join(map(str, info['shape']))} tokens"
 
 
 def _losses(metrics: Path, step: int) -> dict[str, float]:
     """The last losses in metrics.jsonl up to a step."""
     losses: dict[str, float] = {}
-    for line in metrics.read_text().splitlines() if metrics.is_file() else []:
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        found = {LOSSES[name]: value for name, value in content.items() if name in LOSSES}
-        if found and content["step"] <= step:
+    for line in read_lines_of_json(metrics) if metrics.is_file() else []:
+        found = {LOSSES[name]: value for name, value in line.items() if name in LOSSES}
+        if found and line.get("step", 0) <= step:
             losses = found
     return losses
 

@@ -82,7 +82,7 @@ def _verify_run(path: Path) -> None:
         try:
             verify(folder)
             print(f"{folder}: whole")
-        except DamagedCheckpoint as error:
+        except (DamagedCheckpoint, OSError) as error:
             damaged.append(str(error))
     if damaged:
         raise UserError(f"{len(damaged)} damaged: {'; '.join(damaged)}")

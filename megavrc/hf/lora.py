@@ -1,7 +1,6 @@
 """LoRA fine-tuning of a converted folder with peft, a task of the training loop; the result is published merged."""
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from megavrc.distributed import Rank, connect
 from megavrc.errors import UserError
+from megavrc.files import read_lines_of_json
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.hardware import check_device
@@ -188,8 +188,7 @@ class LoraTask:
 
 def losses(run_dir: Path) -> list[float]:
     """The loss of every step that a run has reported."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in read_lines_of_json(run_dir / "metrics.jsonl") if "loss" in line]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import yaml
 
 from megavrc.checkpoint import read_record
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_text, write_atomic
+from megavrc.files import check_fields, check_format, read_lines_of_json, read_text, write_atomic
 from megavrc.results import case, metric, result, write_result
 
 Line = dict[str, Any]
@@ -23,7 +23,7 @@ REFERENCE_FORMAT = 1
 
 # What depends on the machine and its load, not on what is trained.
 MACHINE = {"time", "clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "memory_GiB"}
-MACHINE |= {"checkpoint_stall_s", "checkpoint_failures"}
+MACHINE |= {"checkpoint_stall_s", "checkpoint_failures", "start"}
 WHERE = (
     "run_dir",
     "init_from",
@@ -65,34 +65,20 @@ def read_curves(path: Path) -> Curves:
     file = path / "metrics.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a run folder with metrics.jsonl, or a reference file")
-    rows = list(_rows(file))
-    about = rows[0]["reference"] if rows and "reference" in rows[0] else {}
+    rows = read_lines_of_json(file)
+    about = rows[0].get("reference", {}) if rows else {}
+    check_fields(f"{file} line 1", about, {"config": dict | None})
     check_format(file, about.get("format"), REFERENCE_FORMAT)
     config = about.get("config", {})
     if (path / "config.yaml").is_file():
         config = dict(_flat(yaml.safe_load(read_text(path / "config.yaml")), ""))
     if record := read_record(path):
-        start = record["starts"][-1]
-        about = {"versions": start["versions"], "world_size": start["world_size"]}
+        start = record["starts"][-1] if record["starts"] else {}
+        about = {"versions": start.get("versions", {}), "world_size": start.get("world_size")}
     lines = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     if not lines:
         raise UserError(f"{file}: has no lines of metrics, which are JSON objects with a step")
     return Curves(path, lines, config, about)
-
-
-def _rows(file: Path) -> Iterator[Line]:
-    """Its lines; a last one that is not whole belongs to a run that is being written."""
-    texts = [text for text in file.read_text(errors="replace").splitlines() if text.strip()]
-    for number, text in enumerate(texts, 1):
-        try:
-            row = jsonlib.loads(text)
-        except jsonlib.JSONDecodeError:
-            if number == len(texts):
-                return
-            raise UserError(f"{file}: line {number} is not JSON") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{file}: line {number} is not a JSON object")
-        yield row
 
 
 def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:

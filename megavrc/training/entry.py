@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from megavrc.config import load_config
 from megavrc.distributed import AbsentRank, Rank, connect, same_error_on_all_ranks, strip_launcher_args
 from megavrc.errors import EXIT_HANG, EXIT_INTERRUPTED, EXIT_USER, UserError
+from megavrc.files import user_error
 from megavrc.model.attention import BackendError
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.guards import Diverged
@@ -52,7 +53,10 @@ def pretrain(
     else: the run has diverged, or an error with its traceback.
     """
     try:
-        code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog)
+        try:
+            code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog)
+        except OSError as error:
+            raise user_error(error) from error
     except UserError as error:
         code = _say(error, exit_code_of(error))
     except LostRank as error:

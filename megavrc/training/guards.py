@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megavrc.distributed import Rank
+from megavrc.files import append_line
 from megavrc.training.config import TrainConfig
 from megavrc.training.metrics import by_rank
 
@@ -152,7 +153,6 @@ class Guards:
         ]
         line = {"step": found.step, "event": event, "reason": found.reason, **more, "ranks": ranks}
         try:
-            with open(self._run_dir / "audit.jsonl", "a") as file:
-                file.write(json.dumps(line | {"time": time.time()}) + "\n")
+            append_line(self._run_dir / "audit.jsonl", json.dumps(line | {"time": time.time()}))
         except OSError as error:
             log.warning("audit.jsonl cannot be written (%s): %s", error, json.dumps(line))

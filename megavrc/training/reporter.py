@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megavrc.files import write_atomic
+from megavrc.files import append_line, read_lines_of_json, write_atomic
 
 log = logging.getLogger("megavrc")
 
@@ -22,10 +22,11 @@ class Reporter:
         run_dir: gets metrics.jsonl and tensorboard/.
         first_step: lines of later steps, left by a run that died after its last checkpoint, are removed.
         steps: of the whole run, for the progress line.
+        start: number of this start of the run; in every line.
     """
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int) -> None:
-        self._first, self._steps = first_step, steps
+    def __init__(self, run_dir: Path, first_step: int, steps: int, start: int = 1) -> None:
+        self._first, self._steps, self._number = first_step, steps, start
         self._path = run_dir / "metrics.jsonl"
         self._start = time.monotonic()
         try:
@@ -41,10 +42,9 @@ class Reporter:
         Args:
             each_rank: values of each rank; in metrics.jsonl only.
         """
-        line = {"step": step, "time": time.time(), **values, **each_rank}
+        line = {"step": step, "time": time.time(), "start": self._number, **values, **each_rank}
         try:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self._path, json.dumps(line))
         except OSError as error:
             log.warning("%s: this line of metrics is lost (%s)", self._path, error)
         self._write_board(step, values)
@@ -61,11 +61,16 @@ class Reporter:
                 print(f"step {step}/{self._steps}  {text}  {_duration(left)} left", flush=True)
 
     def _remove_later_lines(self) -> None:
-        if self._path.is_file():
-            lines = [
-                line for line in self._path.read_text().splitlines() if _is_step_until(line, self._first)
-            ]
-            write_atomic(self._path, "".join(line + "\n" for line in lines).encode())
+        """Of steps after the first one, or of a start that another one had followed already."""
+        if not self._path.exists():
+            return
+        kept, newest = [], 0
+        for line in read_lines_of_json(self._path):
+            step, start = line.get("step"), line.get("start", 0)
+            if isinstance(step, int) and isinstance(start, int) and step <= self._first and start >= newest:
+                kept.append(json.dumps(line) + "\n")
+                newest = start
+        write_atomic(self._path, "".join(kept).encode())
 
     def _write_board(self, step: int, values: dict[str, float]) -> None:
         if self._board is None:
@@ -83,13 +88,6 @@ class Reporter:
                 self._board.close()
         if self._bar is not None:
             self._bar.stop()
-
-
-def _is_step_until(line: str, step: int) -> bool:
-    try:
-        return int(json.loads(line)["step"]) <= step
-    except (ValueError, KeyError, TypeError):
-        return False  # half a line of a killed run
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:

@@ -3,6 +3,7 @@
 config.yaml run.json metrics.jsonl tensorboard/ checkpoints/ lease/ previews/ complete.json (of a finished run only)
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -30,7 +31,7 @@ from megavrc.checkpoint import (
 from megavrc.config import drop_retired, dump_yaml, to_dict
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
-from megavrc.files import write_json
+from megavrc.files import DENIED, check_fields, patiently, write_json
 from megavrc.hardware import revision
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.saving import Saver, check_space
@@ -40,6 +41,12 @@ log = logging.getLogger("megavrc")
 T = TypeVar("T")
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
+STATE = {"updates": int, "skipped": int} | {  # of a checkpoint that training goes on from
+    "rollbacks": int | None,
+    "data_offset": int | None,
+    "losses": list[float] | None,
+    "identity": dict | None,
+}
 
 
 class RunFolder:
@@ -54,10 +61,12 @@ class RunFolder:
     Attributes:
         checkpoint: to resume from, or None.
         finished: the configured number of steps is done already.
+        start: number of this start of the run, from 1; on the main rank.
 
     Raises:
         UserError: the folder cannot be written or holds another run, another job is at work in it, no checkpoint in it
             is whole, or the ranks have different configurations or data.
+        TransientError: the folder cannot be read now.
     """
 
     def __init__(
@@ -67,11 +76,12 @@ class RunFolder:
         self.path = Path(config.run_dir)
         self.starts: list[dict[str, Any]] = []  # of this run, on the main rank
         self.lease: Lease | None = None  # on the main rank
+        self.start = 0
         _refuse_other_ranks(config, identity, rank)
         chosen = main_rank_decides(self._open, rank)  # which verifies it for all
         try:
             with same_error_on_all_ranks(rank):
-                self.checkpoint = None if chosen is None else open_unverified(chosen)
+                self.checkpoint = patiently(lambda: open_unverified(chosen), DENIED) if chosen else None
         except BaseException:
             self.close()
             raise
@@ -101,7 +111,7 @@ class RunFolder:
 
     def _open(self) -> Path | None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            patiently(lambda: self.path.mkdir(parents=True, exist_ok=True))
             self.lease = Lease(self.path)
         except OSError as error:
             raise UserError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
@@ -113,12 +123,23 @@ class RunFolder:
 
     def _open_leased(self) -> Path | None:
         if record := read_record(self.path):
-            _refuse_another(self.path, current_identity(self.config, record["identity"]), self.identity)
+            self._refuse_another(self.path, record.get("identity") or {})
             self.starts = record["starts"]
-        else:
+        if found := newest_good(self.store):
+            state = check_fields(found.path / "state.json", found.state, STATE)
+            self._refuse_another(found.path, state.get("identity") or self.identity)
+        if not record:
             write_record(self.path, self.identity, self.facts, [])
-        found = newest_good(self.store)
+        self.start = len(self.starts) + 1
         return found.path if found else None
+
+    def _refuse_another(self, where: Path, identity: dict[str, Any]) -> None:
+        differences = _sentences(current_identity(self.config, identity), self.identity)
+        if differences:
+            raise UserError(
+                f"{where}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to "
+                "that configuration to resume it"
+            )
 
     def record_start(self) -> None:
         """Write down that training begins now, on the main rank, and say what differs from last time."""
@@ -160,6 +181,11 @@ class RunFolder:
             "config": to_dict(self.config),
             "world_size": self.rank.world_size,
         }
+
+    def check_ours(self) -> None:
+        """Refuse to go on when another job has taken the run over (collective): before anything is written."""
+        with same_error_on_all_ranks(self.rank), contextlib.suppress(OSError):  # of a drive with hiccups
+            self._check_lease()
 
     def _check_lease(self) -> None:
         if self.lease:
@@ -217,15 +243,6 @@ def changes(config: BaseRunConfig, before: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _refuse_another(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    differences = _sentences(theirs, mine)
-    if differences:
-        raise UserError(
-            f"{path}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to that "
-            "configuration to resume it"
-        )
 
 
 def _sentences(theirs: Any, mine: Any) -> list[str]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from megavrc.checkpoint import begin, commit, occupied
 from megavrc.checkpoint.shards import File, Shard, plan_shards, write_shard
 from megavrc.distributed import Rank, any_rank, fault
-from megavrc.errors import UserError
+from megavrc.errors import TransientError, UserError
 from megavrc.training.state import TrainingState
 
 log = logging.getLogger("megavrc")
@@ -96,7 +96,7 @@ class Saver:
         """The checkpoint that a run ends with: committed on return, after several attempts if need be.
 
         Raises:
-            RuntimeError: it cannot be written; the log says why.
+            TransientError: it cannot be written; the log says why.
         """
         for seconds in (0.0, *RETRY_AFTER):
             time.sleep(seconds)
@@ -105,7 +105,7 @@ class Saver:
             self.finish()
             if self.failures == failures:
                 return
-        raise RuntimeError(f"{self._store}: the last checkpoint could not be written, for the reason above")
+        raise TransientError(f"{self._store}: the last checkpoint could not be written, for the reason above")
 
     def poll(self) -> None:
         """Move a write on as far as that needs no waiting. Raises as `save` does."""

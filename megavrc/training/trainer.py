@@ -101,7 +101,8 @@ class Trainer:
         if self.reporter:
             self.reporter.close()
         if self.rank.main:
-            self.reporter = Reporter(self.run.path, self.step, self.config.train.steps)
+            steps = self.config.train.steps
+            self.reporter = Reporter(self.run.path, self.step, steps, self.run.start)
 
     def train_step(self) -> Update:
         """One optimiser step: its micro-batches, then the update."""
@@ -134,10 +135,13 @@ class Trainer:
 
     def judge(self, update: Update) -> BadStep | None:
         """What the guards say of the last step (collective): a spike to go back from, or None. Raises Diverged."""
+        if not update.applied:
+            self.run.check_ours()
         return self.guards.judge(self.step - 1, update.applied, self.losses, self.samples)
 
     def go_back(self, spike: BadStep) -> None:
         """To the newest checkpoint (collective); the data since is left out, for it is what the spike came from."""
+        self.run.check_ours()
         self.saver.finish()
         checkpoint = self.run.newest()
         window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
@@ -151,6 +155,7 @@ class Trainer:
 
     def report(self, update: Update, steps: int, more: dict[str, float]) -> dict[str, float]:
         """A line of metrics about the last `steps` steps, and `more` of them (collective)."""
+        self.run.check_ours()
         means = self.meter.means()
         seconds, waiting, own = self.clock.lap()
         clips = steps * self.config.train.global_batch / seconds
@@ -226,6 +231,7 @@ class Trainer:
     def finish(self, values: dict[str, float]) -> None:
         """Export, then complete.json (collective)."""
         self.watchdog.at(self.step, "export")
+        self.run.check_ours()
         with self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
                 self.run.complete({"metrics": values, **self.task.finish(module, self.run.path)})

@@ -21,14 +21,19 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megavrc.data.mirror import NetworkError
 from megavrc.distributed import Rank
-from megavrc.errors import EXIT_HANG, EXIT_USER, UserError
+from megavrc.errors import EXIT_HANG, EXIT_USER, TransientError, UserError
+from megavrc.files import read_object
 
 PULSE = 5.0  # seconds between heartbeats
 PATIENCE = 2.5  # heartbeats that a rank may miss before it counts as silent
 
 Heartbeats = dict[int, dict[str, Any]]
+FIELDS = dict.fromkeys(("pulses", "beats", "step", "pid", "exit_code"), int) | {
+    **dict.fromkeys(("phase", "state", "host"), str),
+    "seconds": float,
+    "communicates": bool,
+}
 
 
 class LostRank(Exception):
@@ -45,7 +50,7 @@ class LostRank(Exception):
 
 def exit_code_of(error: BaseException) -> int:
     """Of a rank that ends by an error of its own: 85 if running again may mend it, 2 for the user's mistake, else 1."""
-    if isinstance(error, NetworkError):
+    if isinstance(error, TransientError):
         return EXIT_HANG
     return EXIT_USER if isinstance(error, UserError) else 1
 
@@ -179,8 +184,8 @@ class Watchdog:
         found = {}
         for rank in range(self._rank.world_size):
             try:
-                found[rank] = json.loads(self._file(rank).read_text())
-            except (OSError, json.JSONDecodeError):
+                found[rank] = read_object(self._file(rank), FIELDS)
+            except (OSError, UserError):  # none yet, or damaged: as if none had come
                 continue
         return found
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import DamagedCheckpoint, newest_good, verify
 from megavrc.distributed import Rank
-from megavrc.errors import UserError
+from megavrc.errors import TransientError, UserError
 from megavrc.training.saving import Saver
 from megavrc.training.state import Group
 
@@ -175,7 +175,7 @@ def never_writable(rank: Rank, store: Path) -> list[Any]:
     saving.save_and_wait(1, {})
     try:
         saving.save_and_wait(2, {})
-    except RuntimeError as error:
+    except TransientError as error:
         return [str(error), saving.failures]
     return []
 

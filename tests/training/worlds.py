@@ -19,7 +19,11 @@ def environment() -> dict[str, str]:
     kept = {
         k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     }
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}{os.pathsep}{HERE.parent}",
+    }
 
 
 def run_world(ranks: int, script: str | Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
