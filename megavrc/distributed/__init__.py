@@ -2,6 +2,7 @@
 
 from megavrc.distributed.agree import same_error_on_all_ranks
 from megavrc.distributed.env import AbsentRank, Rank, connect, discover, seed_for, strip_launcher_args
+from megavrc.distributed.roll_call import is_communication
 from megavrc.distributed.signals import StopSignal, any_rank, total_over_ranks
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "any_rank",
     "connect",
     "discover",
+    "is_communication",
     "same_error_on_all_ranks",
     "seed_for",
     "strip_launcher_args",

@@ -6,19 +6,26 @@ afterwards, so nothing below (torch, DeepSpeed) has to guess again.
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
+from megavrc.distributed import fault
+from megavrc.distributed.roll_call import GONE, RollCall, is_communication
 from megavrc.errors import UserError
 
+log = logging.getLogger("megavrc")
+
+ASK = 60.0  # seconds after which absent ranks are named, again and again
 PORTS = range(
     20000, 30000
 )  # below the kernel's ephemeral range, so no outgoing connection holds one by chance
@@ -32,6 +39,7 @@ class Rank:
     world_size: int
     local_rank: int
     device: torch.device
+    roll_call: RollCall | None = field(default=None, compare=False, repr=False)  # until training begins
 
     @property
     def main(self) -> bool:
@@ -145,7 +153,8 @@ def connect(
 
     Raises:
         UserError: see `discover`; or the first rank's address does not resolve.
-        AbsentRank: not all ranks came, or the first one cannot listen because its port is taken.
+        AbsentRank: not all ranks came, or the first one cannot listen because its port is taken. A rank that came and
+            is then lost, before `Rank.roll_call` ends, ends this process: exit code 85.
     """
     os.environ.update(discover(os.environ))
     address = os.environ["MASTER_ADDR"]
@@ -160,44 +169,64 @@ def connect(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = _roll_call(rank, world_size, timedelta(minutes=join_minutes))
-    timeout = timedelta(minutes=timeout_minutes)
-    store.set_timeout(timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    try:
-        yield Rank(rank, world_size, local_rank, device)
-    finally:
-        dist.destroy_process_group()
+    deadline = time.monotonic() + 60 * join_minutes
+    store = _meet(rank, world_size, deadline)
+    with contextlib.ExitStack() as stack:
+        roll_call = None
+        if world_size > 1:
+            roll_call = RollCall(_meet(rank, world_size, deadline, serves=False), rank, world_size)
+            stack.callback(roll_call.end)
+        _wait_for_all(store, rank, world_size, join_minutes, deadline)
+        fault.point("meet", 0)
+        timeout = timedelta(minutes=timeout_minutes)
+        store.set_timeout(timeout)
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            stack.callback(dist.destroy_process_group)
+            yield Rank(rank, world_size, local_rank, device, roll_call)
+        except Exception as error:
+            if roll_call and is_communication(error):
+                roll_call.wait_for_verdict()
+            raise
 
 
-def _roll_call(rank: int, world_size: int, timeout: timedelta) -> Store:
-    """A store that all ranks have reached. torch's own rendezvous does not say who is missing."""
+def _meet(rank: int, world_size: int, deadline: float, serves: bool | None = None) -> Store:
+    """The store that all ranks reach, at the first one's."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun listens, and outlives its ranks.
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = rank == 0 and not agents
-    try:
-        tcp = TCPStore(host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True)
-    except dist.DistError as error:
-        if serves:
-            reason = str(error).splitlines()[0]
-            raise AbsentRank(f"rank 0 cannot listen, set MASTER_PORT to another port: {reason}") from None
-        raise AbsentRank(f"rank 0 did not answer at {host}:{port} within {timeout}; see its log") from None
-    store = PrefixStore(f"megavrc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+    if serves is None:  # not where torchrun listens, which outlives its ranks
+        serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while True:
+        timeout = timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic())))
+        try:
+            tcp = TCPStore(host, port, world_size, serves, timeout, wait_for_workers=False, multi_tenant=True)
+            return PrefixStore(f"megavrc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+        except dist.DistError as error:
+            if serves:
+                reason = str(error).splitlines()[0]
+                raise AbsentRank(f"rank 0 cannot listen, set MASTER_PORT to another port: {reason}") from None
+        if time.monotonic() > deadline:
+            raise AbsentRank(f"rank 0 did not answer at {host}:{port} in time; see its log")
+        log.warning("rank %d waits for rank 0 at %s:%d", rank, host, port)
+
+
+def _wait_for_all(store: Store, rank: int, world_size: int, minutes: float, deadline: float) -> None:
+    """Until all ranks have come. torch's own rendezvous does not say who is missing."""
     here = [f"here/{number}" for number in range(world_size)]
     store.set(here[rank], "")
-    try:
-        store.wait(here, timeout)
-    except dist.DistError:
-        raise AbsentRank(
-            f"{_absent(store, here)} did not start within {timeout}; see the logs there"
-        ) from None
-    return store
+    while True:
+        try:
+            return store.wait(here, timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic()))))
+        except dist.DistError:
+            absent = _absent(store, here)
+        if time.monotonic() > deadline:
+            raise AbsentRank(f"{absent} did not start within {minutes:g} minutes; see the logs there")
+        if rank == 0:
+            log.warning("waiting for %s, for %g minutes at most", absent, minutes)
 
 
 def _absent(store: Store, here: list[str]) -> str:
     try:
         absent = [str(number) for number, key in enumerate(here) if not store.check([key])]
     except dist.DistError:  # the store's rank has given up first, and says who it is
-        return "other ranks"
+        raise AbsentRank(f"not all ranks came: {GONE}; see its log") from None
     return f"rank{'s' * (len(absent) > 1)} {', '.join(absent)} of {len(here)}"

@@ -4,6 +4,8 @@ import contextlib
 import logging
 from typing import Any
 
+import torch.distributed as dist
+
 from megavrc.distributed import Rank, StopSignal, any_rank
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.run_folder import RunFolder
@@ -32,6 +34,9 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
             run.complete_file.unlink(missing_ok=True)
         with Watchdog(run.path, rank, config.train.watchdog_s) as watchdog:
             with contextlib.closing(Trainer(config, task, run, rank, watchdog)) as trainer:
+                if rank.roll_call:
+                    dist.barrier()
+                    rank.roll_call.end()
                 if rank.main:
                     run.record_start()
                 steps = (run.step, config.train.steps)

@@ -19,9 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch.distributed as dist
-
-from megavrc.distributed import Rank
+from megavrc.distributed import Rank, is_communication
 from megavrc.errors import EXIT_HANG, EXIT_USER, TransientError, UserError
 from megavrc.files import read_object
 
@@ -98,7 +96,7 @@ class Watchdog:
         self._done.set()
         self._thread.join(2 * self._pulse)  # it may be stuck in the file system
         self._state = f"failed: {error}" if error else "left"
-        if error is None or not _is_communication(error):
+        if error is None or not is_communication(error):
             self._exit_code = exit_code_of(error) if error else 0
             return self._publish()
         self._state = "failed: lost another rank"
@@ -263,11 +261,3 @@ def _communicates(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _is_communication(error: BaseException) -> bool:
-    """Whether an error may come from another rank's end."""
-    if isinstance(error, UserError):  # its text may say anything
-        return False
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))

@@ -20,9 +20,7 @@ def fork_world(
     Returns:
         Exit codes (negative: the signal that killed it), and what the function returned on each rank (None: nothing).
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(ranks):
         reading, writing = os.pipe()
@@ -38,6 +36,12 @@ def fork_world(
     results = [_read(reading) for _, reading in children]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
     return codes, results
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _run(writing: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
