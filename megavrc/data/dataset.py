@@ -4,6 +4,7 @@ import bisect
 import contextlib
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +16,18 @@ import numpy as np
 import torch
 
 from megavrc.data.mirror import Mirror
-from megavrc.data.shards import FORMAT, DataError, ShardIndex, index_path, manifest_id, npy_header
+from megavrc.data.shards import (
+    FORMAT,
+    MAX_VOCAB,
+    DataError,
+    ShardIndex,
+    check_listed,
+    index_path,
+    manifest_id,
+    npy_header,
+)
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_file
+from megavrc.files import NOT_JSON, check_fields, check_format, read_json, sha256_file
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,9 +81,11 @@ class ShardReader:
             raise UserError(
                 f"{self.address}: no manifest.json; finish it with megavrc tokenize_videos {finish}"
             )
-        self.info: dict[str, Any] = read_json(self.folder / "dataset.json")
-        manifest = read_json(self.folder / "manifest.json")
+        self.info: dict[str, Any] = check_fields(
+            f"{self.address}/dataset.json", read_json(self.folder / "dataset.json"), {}
+        )
         check_format(f"{self.address}/dataset.json", self.info.get("format"), format)
+        manifest = self._read_manifest()
         self.manifest_id: str = manifest["manifest_id"]
         if manifest_id(self.info, manifest["shards"]) != self.manifest_id:
             raise DataError(
@@ -90,6 +102,16 @@ class ShardReader:
             if strict:
                 raise DataError(problem)
             log.warning("%s", problem)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        where = f"{self.address}/manifest.json"
+        fields = {"manifest_id": str, "shards": list[dict[str, Any]]}
+        manifest = check_fields(where, read_json(self.folder / "manifest.json"), fields)
+        for number, shard in enumerate(manifest["shards"]):
+            check_listed(
+                f"{where}: shard {number}", check_fields(f"{where}: shard {number}", shard, {"split": str})
+            )
+        return manifest
 
     def changed_shards(self) -> Iterator[str]:
         """A line for each shard whose bytes are not those of the manifest; reads them all."""
@@ -236,6 +258,13 @@ class TokenDataset(ShardReader):
         strict: bool = True,
     ) -> None:
         super().__init__(folder, split, strict=strict)
+        where = f"{self.address}/dataset.json"
+        check_fields(where, self.info, {"kind": str, "shape": list[int], "vocab": int, "tokenizer": dict})
+        check_fields(f"{where}: tokenizer", self.info["tokenizer"], {"sha256": str})
+        if not 0 < self.info["vocab"] <= MAX_VOCAB:
+            raise UserError(f"{where}: vocab is {self.info['vocab']}, expected 1 to {MAX_VOCAB}")
+        if len(self.info["shape"]) != 3 or not all(0 < side < 2**20 for side in self.info["shape"]):
+            raise UserError(f"{where}: shape is {self.info['shape']}, expected [t, h, w]")
         self._check_tokenizer(expected_tokenizer_sha256)
         self.shape: tuple[int, ...] = tuple(self.info["shape"])
         self.vocab: int = self.info["vocab"]
@@ -277,7 +306,18 @@ class TokenDataset(ShardReader):
     def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Ids, int16 [t, h, w] (read-only), and all JSON fields of a sample. Raises as `__getitem__`."""
         text, array = self.members(index)
-        if not array.startswith(self._header):
+        size = len(self._header) + 2 * math.prod(self.shape)
+        if not array.startswith(self._header) or len(array) != size:
             raise DataError(f"{self.folder}: sample {self.key(index)} does not have shape {self.shape}")
         ids = np.frombuffer(array, dtype="<i2", offset=len(self._header)).reshape(self.shape)
-        return ids, json.loads(text)
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            raise DataError(
+                f"{self.folder}: sample {self.key(index)}: ids outside the vocabulary of {self.vocab}"
+            )
+        where = f"{self.folder}: sample {self.key(index)}"
+        try:
+            return ids, check_fields(where, json.loads(text), {"caption": str | None, "label": int | None})
+        except UserError as error:
+            raise DataError(str(error)) from None
+        except NOT_JSON as error:
+            raise DataError(f"{where}: not valid JSON ({error})") from None

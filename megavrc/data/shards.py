@@ -14,9 +14,12 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 import secrets
 import socket
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +30,24 @@ import numpy as np
 from webdataset import TarWriter
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, sha256_file, sha256_json, write_atomic, write_json
+from megavrc.files import check_fields, read_object, sha256_file, sha256_json, write_atomic, write_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = "megavrc-shards 1"
+LISTED = {
+    "name": str,
+    "count": int,
+    "bytes": int,
+    "sha256": str,
+    "index_sha256": str,
+}  # of a shard, in manifests
+STAMP = {
+    "plan_sha256": str,
+    "failed": int | None,
+    "width": int | None,
+    "cut": int | None,
+}  # in done files, too
 PROOF = "proof"  # in dataset.json: how many samples were compared with their videos, or why none were
 WITHOUT = "without"  # there too: how many videos of a split have no caption, how many no label
 BLOCK = 512  # tar pads headers and members to this many bytes
@@ -194,17 +212,53 @@ class ShardIndex:
         content = path.read_bytes()
         if (found := hashlib.sha256(content).hexdigest()) != sha256:
             raise DataError(f"{path}: index is damaged: sha256 {found[:12]}, the manifest says {sha256[:12]}")
-        with np.load(io.BytesIO(content)) as arrays:
-            return ShardIndex(*(arrays[name] for name in ("keys", "offsets", "sizes", "crc32")))
+        try:
+            return ShardIndex(*_index_arrays(content))
+        except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{path}: index is damaged: {error}") from None
+
+
+def _index_arrays(content: bytes) -> list[np.ndarray]:
+    """Keys, offsets, sizes, crc32 of an index, whose arrays must fit each other. ValueError, KeyError, BadZipFile."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        if sum(member.file_size for member in file.infolist()) > len(content):  # ours are not compressed
+            raise ValueError("it would unpack to more than it is")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        keys, *columns = (arrays[name] for name in ("keys", "offsets", "sizes", "crc32"))
+    if keys.ndim != 1 or keys.dtype.kind != "S" or any(column.shape != (len(keys), 2) for column in columns):
+        raise ValueError("its arrays do not fit each other")
+    if any(column.dtype.kind not in "iu" or (len(keys) and column.min() < 0) for column in columns):
+        raise ValueError("its numbers are none")
+    return [keys, *columns]
 
 
 def read_done(tar: Path, plan_sha256: str) -> dict[str, Any] | None:
-    """The done file of a shard that is whole and of this plan, otherwise None."""
+    """The done file of a shard that is whole and of this plan, otherwise None; one that is damaged is named."""
     if not (done_path(tar).is_file() and index_path(tar).is_file() and tar.is_file()):
         return None
-    done = read_json(done_path(tar))
+    try:
+        done = read_object(done_path(tar), LISTED | STAMP)
+        check_listed(done_path(tar), done)
+        if done["name"] != tar.name:
+            raise UserError(f"{done_path(tar)}: name is {done['name']!r:.60}")
+    except UserError as error:
+        log.warning("%s; the shard counts as not done", error)
+        return None
     whole = done["plan_sha256"] == plan_sha256 and done["bytes"] == tar.stat().st_size
     return done if whole else None
+
+
+def check_listed(where: str | Path, shard: dict[str, Any]) -> None:
+    """UserError unless what a done file or a manifest says of a shard can be true."""
+    check_fields(where, shard, LISTED)
+    for name in ("count", "bytes"):
+        if not 0 <= shard[name] < 2**63:
+            raise UserError(f"{where}: {name} is {shard[name]}")
+    for name in ("sha256", "index_sha256"):
+        if not re.fullmatch("[0-9a-f]{64}", shard[name]):
+            raise UserError(f"{where}: {name} is {shard[name]!r:.80}, not a SHA-256")
+    if Path(shard["name"]).name != shard["name"] or "\0" in shard["name"]:
+        raise UserError(f"{where}: {shard['name']!r:.80} is not the name of a file")
 
 
 def manifest_id(dataset: dict[str, Any], shards: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.shards import DataError, MemberWriter, npy_header
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 from megavrc.progress import progress
 
 FORMAT = "megavrc-text-features 1"
@@ -63,6 +64,10 @@ class TextFeatures(ShardReader):
         folder = features_folder(tokens.folder)
         mirror = tokens.mirror.child(folder.name) if tokens.mirror else None
         super().__init__(mirror or folder, tokens.split, FORMAT, "text-features", tokens.strict)
+        where = f"{self.address}/dataset.json"
+        check_fields(where, self.info, {"width": int, "tokens": dict[str, str], "encoder": dict})
+        check_fields(f"{where}: tokens", self.info["tokens"], {"manifest_id": str})
+        check_fields(f"{where}: encoder", self.info["encoder"], {"sha256": str})
         self.width: int = self.info["width"]
         if self.info["tokens"]["manifest_id"] != tokens.manifest_id:
             raise UserError(

@@ -312,7 +312,7 @@ def _watch(processes: list[Any], done: Any) -> Iterator[int]:
 
 def _report(work: Plan, todo: list[PlannedShard], rate: _Rate) -> None:
     done = [read_done(work.tar("video", shard), work.sha256) for shard in todo]
-    failed = sum(entry["failed"] for entry in done if entry)
+    failed = sum(entry.get("failed", 0) for entry in done if entry)
     speed = f", {rate.text()}" if rate.clips else ""
     note = f", {failed} videos failed (see {work.out}/failures/)" if failed else ""
     skipped = "" if todo else " (all shards of this task were done)"

@@ -1,5 +1,6 @@
 """What a tokenization job has left so far: status, finalize, verify."""
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -8,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import PROOF, WITHOUT, DataError, listed, read_done, write_shard_manifest
+from megavrc.data.shards import PROOF, WITHOUT, DataError, ShardIndex, listed, read_done, write_shard_manifest
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
-from megavrc.files import read_json, read_jsonl, write_json
+from megavrc.files import check_fields, read_json, read_jsonl, write_json
 from megavrc.progress import progress
 from megavrc.tokenization.plan import Plan, PlannedShard, failures_path, load_plan
 from megavrc.tokenization.proof import SAMPLES, Proof, load_tokenizer, prove
 from megavrc.tokenization.sources import changed, words
 from megavrc.tokenizers import OmniTokenizer
 
+log = logging.getLogger("megavrc")
+
 RETRYABLE = {"io", "timeout", "crash"}  # stages whose failures may go away; damaged files stay damaged
+FAILURE = {"source": str, "start": float | None, "stage": str, "reason": str}
 
 
 def status(out: Path, of: int | None = None) -> None:
@@ -32,7 +36,8 @@ def status(out: Path, of: int | None = None) -> None:
     units = work.units
     missing = [number for number, shard in enumerate(units) if not is_done(work, shard)]
     print(f"{out}: {len(units) - len(missing)} of {len(units)} shards done")
-    reasons = Counter(failure["stage"] for shard in units for failure in read_failures(work, shard))
+    done = [shard for number, shard in enumerate(units) if number not in missing]
+    reasons = Counter(failure["stage"] for shard in done for failure in read_failures(work, shard))
     if reasons:
         counts = ", ".join(f"{stage} {count}" for stage, count in sorted(reasons.items()))
         print(f"{sum(reasons.values())} videos failed ({counts}); reasons in {out}/failures/")
@@ -162,14 +167,28 @@ def array_expression(missing: list[int], of: int) -> str:
 
 
 def is_done(work: Plan, shard: PlannedShard) -> bool:
-    """Whether a shard is whole, with its images."""
-    return all(read_done(work.tar(kind, shard), work.sha256) for kind in work.kinds)
+    """Whether a shard is whole, with its images and the list of its failures; what is damaged is named."""
+    done = [read_done(work.tar(kind, shard), work.sha256) for kind in work.kinds]
+    if not all(done):
+        return False
+    try:
+        found = len(read_failures(work, shard))
+    except UserError as error:
+        log.warning("%s; the shard counts as not done", error)
+        return False
+    if wrong := [entry for entry in done if entry and entry.get("failed", found) != found]:
+        path = failures_path(work, shard)
+        log.warning(
+            "%s: %d failures, there were %s; the shard counts as not done", path, found, wrong[0]["failed"]
+        )
+    return not wrong
 
 
 def read_failures(work: Plan, shard: PlannedShard) -> list[dict[str, Any]]:
     """The videos of a shard that gave no sample: {source, start, stage, reason}."""
     path = failures_path(work, shard)
-    return [fields for _, fields in read_jsonl(path)] if path.is_file() else []
+    lines = read_jsonl(path) if path.is_file() else ()
+    return [check_fields(f"{path} line {number}", fields, FAILURE) for number, fields in lines]
 
 
 def can_be_retried(work: Plan, shard: PlannedShard) -> bool:
@@ -204,7 +223,13 @@ def _without(work: Plan) -> dict[str, dict[str, int]]:
 
 
 def _entry(work: Plan, kind: str, shard: PlannedShard) -> dict[str, Any]:
-    return listed(shard.split, read_done(work.tar(kind, shard), work.sha256) or {})
+    tar = work.tar(kind, shard)
+    entry = listed(shard.split, read_done(tar, work.sha256) or {})
+    if (count := len(ShardIndex.load(tar, entry["index_sha256"]).keys)) != entry["count"]:
+        raise DataError(
+            f"{tar}: its index has {count} samples, its done file says {entry['count']}; delete it and run"
+        )
+    return entry
 
 
 def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[str]:
@@ -213,10 +238,7 @@ def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[
     sources: set[str] = set()
     for index in progress(range(len(dataset)), label):
         try:
-            ids, fields = dataset.read(index)
-            sources.add(fields["source"])
-            if ids.min() < 0 or ids.max() >= dataset.vocab:
-                yield f"sample {dataset.key(index)}: ids outside the vocabulary of {dataset.vocab}"
+            sources.add(dataset.read(index)[1]["source"])
             keys.add(dataset.key(index))
         except DataError as error:
             yield str(error)

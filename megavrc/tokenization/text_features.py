@@ -17,7 +17,7 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import listed, read_done, write_shard_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_json, write_json
+from megavrc.files import check_fields, check_format, read_json, sha256_json, write_json
 from megavrc.hardware import check_device
 from megavrc.progress import progress
 from megavrc.tokenization.job import Stop, array_task
@@ -119,7 +119,7 @@ def _plan(out: Path, settings: dict[str, Any]) -> list[FeatureJob]:
 
 def _freeze(path: Path, plan: dict[str, Any]) -> None:
     old = read_json(path) if path.is_file() else plan
-    check_format(path, old.get("format"), PLAN_FORMAT)
+    check_format(path, check_fields(path, old, {}).get("format"), PLAN_FORMAT)
     if changed := [key for key in plan if old.get(key) != plan[key]]:
         raise UserError(
             f"{path} is another plan ({', '.join(changed)} differ); remove {path.parent} to make the features again"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from megavrc.config import to_dict
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_atomic, write_json
+from megavrc.files import check_fields, check_format, read_json, write_atomic, write_json
 from megavrc.progress import progress
 from megavrc.video.write import Frames, write_mp4
 
@@ -97,7 +97,7 @@ def _claim(out: Path, kind: str, recipe: Recipe) -> None:
     wanted, file = to_dict(recipe), out / f"{kind}.json"
     if file.exists():
         found = read_json(file)
-        check_format(file, found.get("format"), FORMAT)
+        check_format(file, check_fields(file, found, {}).get("format"), FORMAT)
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             raise UserError(
