@@ -1,6 +1,8 @@
 """Clips of the video tokenizer's training are those that the manifest names: shots too."""
 
 import dataclasses
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,47 @@ def test_real_shots(tmp_path: Path, alone: Rank) -> None:
     for index, first in enumerate((0, 30, 60)):  # at 0, 1.2 and 2.4 s, 25 a second
         clip = read_clip(CASES / "a.mp4", first, 17, size=64, crop="squash")
         assert np.array_equal(clips[index]["clip"], clip)
+
+
+def test_a_damaged_cache_is_noticed(tmp_path: Path, alone: Rank, caplog: pytest.LogCaptureFixture) -> None:
+    """Pixels that changed come from their video again; what does not fit is made anew."""
+    logging.getLogger("megavrc").propagate = True
+    entries = [{"id": name, "path": name} for name in ("a.mp4", "b.mp4")]
+    for entry in entries:
+        write(tmp_path / entry["path"])
+    clips = source(tmp_path, entries, alone)
+    (index,), (array,) = ((tmp_path / "cache").glob(f"clips-*.{kind}") for kind in ("json", "npy"))
+    whole, pixels, right = index.read_bytes(), array.read_bytes(), clips[1]["clip"].copy()
+    changed = bytearray(pixels)
+    for at in range(len(pixels) - 2000, len(pixels), 7):
+        changed[at] ^= 1
+    array.write_bytes(changed)
+    clips = source(tmp_path, entries, alone)
+    assert (
+        np.array_equal(clips[1]["clip"], right)
+        and "row 1 is damaged; its video is decoded again" in caplog.text
+    )
+    assert np.array_equal(clips[0]["clip"], right) and "row 0" not in caplog.text
+    content = read_json(index)
+    edited = [
+        content | {"kept": [1, 0]},
+        content | {"crc32": [0]},
+        content | {"kept": [7]},
+        content | {"kept": "0"},
+    ]
+    damaged = [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, *(json.dumps(each).encode() for each in edited)]
+    for index_bytes, array_bytes in [
+        *((each, pixels) for each in damaged),
+        (whole, pixels[:-100]),
+        (whole, b""),
+    ]:
+        index.write_bytes(index_bytes)
+        array.write_bytes(array_bytes)
+        caplog.clear()
+        assert np.array_equal(source(tmp_path, entries, alone)[1]["clip"], right)
+        assert "the cache is damaged, and made anew" in caplog.text
+        assert (index.read_bytes(), array.read_bytes()) == (whole, pixels)
+    (tmp_path / "b.mp4").unlink()
+    array.write_bytes(changed)
+    with pytest.raises(UserError, match=r"row 1 is damaged, and .* delete the file"):
+        source(tmp_path, entries, alone)[1]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, sha256_json, write_json
+from megavrc.files import check_fields, check_format, read_object, sha256_json, write_json
 from megavrc.progress import progress
 from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import VideoError
@@ -22,6 +23,7 @@ from megavrc.video.shots import read_start, shot
 log = logging.getLogger("megavrc")
 
 CACHE_FORMAT = 1
+DAMAGED = "%s: the cache is damaged, and made anew (%s)"
 Failures = list[tuple[int, str]]
 
 
@@ -51,13 +53,19 @@ class TrainingClips:
             return
         array = cache / f"clips-{self.sha256[:16]}.npy"
         index = array.with_suffix(".json")
-        if not _exists_everywhere(index, rank):
+        shape = (len(entries), config.frames, config.size, config.size, 3)
+        with same_error_on_all_ranks(rank):
+            whole = not rank.main or _read_cache(array, index, shape) is not None
+        if not _on_main_rank(whole, rank):
             _decode_together(entries, self._root, config, array, index, rank)
-        decoded = read_json(index)
-        check_format(index, decoded.get("format"), CACHE_FORMAT)
+        with same_error_on_all_ranks(rank):
+            found = _read_cache(array, index, shape)
+            if found is None:
+                raise UserError(f"{index}: not whole on this machine; all ranks must see one run_dir")
+        decoded, self._clips = found
         self._rows: list[int] = decoded["kept"]
+        self._crc32: list[int] | None = decoded.get("crc32")
         self._entries = [entries[row] for row in self._rows]
-        self._clips = np.load(array, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -66,9 +74,24 @@ class TrainingClips:
         if self._clips is None:
             clip, index = self._decode(index)
         else:
-            clip = self._clips[self._rows[index]]
+            clip = self._cached(index)
         entry = self._entries[index]
         return {"clip": clip, "key": entry["id"], "caption": entry.get("caption")}
+
+    def _cached(self, index: int) -> np.ndarray:
+        """A clip of the memory map; from its video again, if its bytes are not those that were written."""
+        assert self._clips is not None
+        row = self._rows[index]
+        clip: np.ndarray = self._clips[row]
+        if self._crc32 is None or zlib.crc32(clip.data) == self._crc32[row]:
+            return clip
+        log.warning("%s: row %d is damaged; its video is decoded again", self._clips.filename, row)
+        try:
+            return _read(self._root, self._entries[index], self.config)
+        except VideoError as error:
+            raise UserError(
+                f"{self._clips.filename}: row {row} is damaged, and {error}; delete the file"
+            ) from None
 
     def _decode(self, index: int) -> tuple[np.ndarray, int]:
         """The first clip from `index` on that can be decoded, and its index."""
@@ -100,11 +123,40 @@ def _identity(entry: Entry) -> list[Any]:
     return [entry["id"], entry["path"]] + ([*part, entry.get("fps")] if (part := shot(entry)) else [])
 
 
-def _exists_everywhere(path: Path, rank: Rank) -> bool:
+def _read_cache(array: Path, index: Path, shape: tuple[int, ...]) -> tuple[dict[str, Any], np.memmap] | None:
+    """What lies in the cache; None where there is nothing, or it is damaged, which is said: it is made anew."""
+    if not index.is_file():
+        return None
+    try:
+        decoded = read_object(index, {})
+    except UserError as error:
+        log.warning(DAMAGED, array, error)
+        return None
+    check_format(index, decoded.pop("format", None), CACHE_FORMAT)
+    own = decoded.pop("sha256", None)  # not in caches of before
+    try:
+        check_fields(index, decoded, {"kept": list[int], "crc32": list[int] | None})
+        clips = np.load(array, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        log.warning(DAMAGED, array, error)
+        return None
+    rows = range(shape[0])
+    fits = clips.shape == shape and clips.dtype == np.uint8 and own in (None, sha256_json(decoded))
+    if (
+        not fits
+        or any(row not in rows for row in decoded["kept"])
+        or len(decoded.get("crc32", rows)) != len(rows)
+    ):
+        log.warning(DAMAGED, array, "its index does not fit")
+        return None
+    return decoded, clips
+
+
+def _on_main_rank(answer: bool, rank: Rank) -> bool:
     """The main rank's answer, so that all ranks do the same."""
-    answer = [path.is_file()]
-    dist.broadcast_object_list(answer, src=0)
-    return bool(answer[0])
+    answers = [answer]
+    dist.broadcast_object_list(answers, src=0)
+    return answers[0]
 
 
 def _decode_together(
@@ -119,6 +171,7 @@ def _decode_together(
     dist.barrier()
     clips = np.load(unfinished, mmap_mode="r+")
     failures: Failures = []
+    sums: dict[int, int] = {}
     mine = range(rank.rank, len(entries), rank.world_size)
     label = f"decoding {len(entries)} clips, 1 of {rank.world_size} shares"
     for row in progress(mine, label, len(mine)) if rank.main else mine:
@@ -126,10 +179,12 @@ def _decode_together(
             clips[row] = _read(root, entries[row], config)
         except VideoError as error:
             failures.append((row, str(error)))
+        sums[row] = zlib.crc32(clips[row])
     clips.flush()
-    everywhere: list[Failures] = [[] for _ in range(rank.world_size)]
-    dist.all_gather_object(everywhere, failures)
-    failed = dict(sorted(failure for part in everywhere for failure in part))
+    everywhere: list[tuple[Failures, dict[int, int]]] = [([], {}) for _ in range(rank.world_size)]
+    dist.all_gather_object(everywhere, (failures, sums))
+    failed = dict(sorted(failure for part, _ in everywhere for failure in part))
+    crc32 = {row: crc for _, part in everywhere for row, crc in part.items()}
     if len(failed) == len(entries):
         raise UserError(f"{config.path}: no video can be decoded, the first because: {failed[0]}")
     if failed:
@@ -140,7 +195,8 @@ def _decode_together(
         os.replace(unfinished, array)
         kept = [row for row in range(len(entries)) if row not in failed]
         reasons = [[entries[row]["id"], why] for row, why in failed.items()]
-        write_json(index, {"format": CACHE_FORMAT, "kept": kept, "failed": reasons})
+        content = {"kept": kept, "failed": reasons, "crc32": [crc32[row] for row in range(len(entries))]}
+        write_json(index, {"format": CACHE_FORMAT, **content, "sha256": sha256_json(content)})
     dist.barrier()
 
 
