@@ -14,11 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megavrc.errors import EXIT_CODES, EXIT_STOPPED, EXIT_USER, UserError
-from megavrc.files import read_json, write_atomic
+from megavrc.files import check_fields, read_lines_of_json, read_object, read_regular, write_atomic
 
 log = logging.getLogger("megavrc")
 
 MAX_STALLS = 3  # stays in a row without progress
+FIELDS = {
+    "job": str,
+    "restart": int,
+    "nodes": str,
+    "exit_code": int,
+    "step": int,
+    "time": float,
+}  # of an attempt
 STOPPED = (0, EXIT_STOPPED)  # exit codes after a signal, of training and of tokenization
 
 
@@ -64,8 +72,8 @@ def record(run_dir: Path, exit_code: int) -> list[Attempt]:
 def _users_mistake(run_dir: Path, job: str, restart: int) -> bool:
     """Whether a rank said so in this stay. Of the codes of all ranks srun returns the highest: that of a killed one."""
     for file in (run_dir / "heartbeats").glob("rank-*.json"):
-        with contextlib.suppress(UserError, OSError, AttributeError):  # empty, if its node lost power
-            said = read_json(file)
+        with contextlib.suppress(UserError, OSError):  # empty, if its node lost power
+            said = read_object(file, {})
             if (said.get("exit_code"), said.get("job"), said.get("restart")) == (EXIT_USER, job, restart):
                 return True
     return False
@@ -79,17 +87,19 @@ def attempts_file(run_dir: Path, task: str | None = None) -> Path:
 def attempts(file: Path) -> list[Attempt]:
     """Those written down, oldest first, without damaged lines."""
     found = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(Attempt(**json.loads(line)))
+    with contextlib.suppress(UserError, OSError):  # no file, or it cannot be read
+        for line in read_lines_of_json(file):
+            with contextlib.suppress(UserError, TypeError):
+                found.append(Attempt(**check_fields(file, line, FIELDS)))
     return found
 
 
 def saved_step(run_dir: Path) -> int:
     """The step of the checkpoint that `latest` names, or if it names none, of the newest; 0 when there is none."""
     store = run_dir / "checkpoints"
-    latest, names = store / "latest", [folder.name for folder in store.glob("step-*")]
-    named = latest.read_text(errors="replace").strip() if latest.is_file() else ""
+    names, named = [folder.name for folder in store.glob("step-*")], ""
+    with contextlib.suppress(UserError, OSError):  # none, or it cannot be read
+        named = read_regular(store / "latest").decode(errors="replace").strip()
     numbers = [name.removeprefix("step-") for name in ([named] if named in names else names)]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 

@@ -4,6 +4,7 @@ The folder of a submission, `RUN/slurm/N`, holds the script, the code and the co
 is edited afterwards reaches a queued job.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ set -uo pipefail
 here=$(realpath {here})
 {setup}export PYTHONPATH=$here/code${{PYTHONPATH:+:$PYTHONPATH}} PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+export MEGAVRC_MISTAKE=$here/mistake
+rm -f "$MEGAVRC_MISTAKE"
 {gpu_settings}trap 'kill -USR1 "$step"' USR1
 srun --kill-on-bad-exit=1 --wait=60 {command} &
 step=$!
@@ -35,6 +38,7 @@ while :; do # a trapped signal ends `wait`, not the step
     code=$?
     kill -0 "$step" 2> /dev/null || break
 done
+[ -e "$MEGAVRC_MISTAKE" ] && code=2 # of one rank; srun has the highest of all codes, that of a rank that it killed
 {python} "$here/code/tools/submit_slurm.py" requeue --run_dir={run_dir} --exit_code="$code" || exit
 exit "$code"
 """
@@ -106,8 +110,12 @@ class Resources:
         yield "--requeue"
         yield "--open-mode=append"
         yield f"--signal=B:USR1@{self.grace}"
-        yield f"--output={run_dir}/slurm/{'%A_%a' if self.array else '%j'}.out"
-        yield from shlex.split(self.sbatch)
+        folder = str(run_dir).replace("%", "%%")  # SLURM's own patterns begin so
+        yield f"--output={folder}/slurm/{'%A_%a' if self.array else '%j'}.out"
+        try:
+            yield from shlex.split(self.sbatch)
+        except ValueError as error:
+            raise UserError(f"--sbatch {self.sbatch!r}: {error}") from None
 
 
 def render_script(words: list[str], run_dir: Path, here: Path, resources: Resources) -> str:
@@ -118,13 +126,20 @@ def render_script(words: list[str], run_dir: Path, here: Path, resources: Resour
         run_dir: folder of the run, or of the tokenization job.
         here: folder of this submission, with `code/`.
         resources: what it asks for.
+
+    Raises:
+        UserError: the folder has a name that SLURM or PYTHONPATH cannot carry.
     """
+    if odd := re.search(r"[\x00-\x1f\x7f\\:]", str(run_dir)):
+        raise UserError(
+            f"{str(run_dir)!r}: a job's folder cannot have {odd[0]!r} in its name; choose another one"
+        )
     script, *options = words
     command = " ".join(
         [shlex.quote(resources.python), f'"$here/code/{script}"', *(shlex.quote(word) for word in options)]
     )
     return TEMPLATE.format(
-        directives="\n".join(f"#SBATCH {option}" for option in resources.directives(run_dir)),
+        directives="\n".join(f"#SBATCH {_quoted(option)}" for option in resources.directives(run_dir)),
         grace=resources.grace,
         on_signal="tokenization stops" if resources.array else "all ranks save after the same step and stop",
         here=shlex.quote(str(here)),
@@ -134,6 +149,13 @@ def render_script(words: list[str], run_dir: Path, here: Path, resources: Resour
         python=shlex.quote(resources.python),
         run_dir=shlex.quote(str(run_dir)),
     )
+
+
+def _quoted(option: str) -> str:
+    """As sbatch reads it: blanks, quotes and # count only in quotes, a backslash takes the next character as it is."""
+    if re.fullmatch(r"[\w@%+=:,./-]*", option):
+        return option
+    return '"' + re.sub(r'(["\\])', r"\\\1", option) + '"'
 
 
 def new_submission(run_dir: Path) -> Path:

@@ -71,6 +71,11 @@ def pretrain(
         with contextlib.suppress(OSError):  # of a log on a full disk, which changes no exit code
             traceback.print_exc()
         code = 1
+    if code == EXIT_USER and (
+        note := os.environ.get("MEGAVRC_MISTAKE")
+    ):  # for the batch script: docs/slurm.md
+        with contextlib.suppress(OSError):
+            open(note, "w").close()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -125,6 +125,40 @@ def test_a_stopped_and_a_killed_job_come_back_and_finish(
     assert f"step       {STEPS} saved, complete" in shown and "attempts   3" in shown
 
 
+def test_any_name_of_a_run_folder(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+    """Blanks, quotes, # and SLURM's own patterns; no training is needed to see that."""
+    name = 'my run\'s "x" #1 %j 50% é'
+    config = write_config(tmp_path, reference / "tokens", name, 5)
+    words = [
+        "--nodes=2",
+        "--sbatch=--comment='a b'",
+        "--python=/bin/true",
+        "--",
+        PRETRAIN,
+        f"--config={config}",
+    ]
+    tool(cluster, "submit", *words)
+    [folder] = (tmp_path / name / "slurm").glob("1")
+    number = json.loads((folder / "job.json").read_text())["job"]
+    wait_for("its log", (tmp_path / name / "slurm" / f"{number}.out").exists, 60)
+    assert "Comment=a b" in cluster.run("scontrol", "show", "job", number)
+    wait_for("its end", lambda: cluster.job(number)["JobState"] == "COMPLETED", 60)
+
+
+def test_an_early_mistake_of_one_rank_is_not_run_again(
+    cluster: Cluster, reference: Path, tmp_path: Path
+) -> None:
+    """Before there are heartbeats; of the codes of all ranks srun returns that of the other, which it kills."""
+    python = tmp_path / "python"
+    mistaken = '[ "${SLURM_PROCID:-0}" = 1 ] && set -- "$@" --train.stepz=1'
+    python.write_text(f'#!/bin/sh\n{mistaken}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    job = submit(cluster, reference, tmp_path, f"--python={python}")
+    wait_for("the job's end", lambda: job.state() == "FAILED", 120)
+    assert job.codes() == [2]
+    assert "stepz" in (job.run / "slurm" / "diagnosis.txt").read_text()
+
+
 @pytest.mark.slow
 def test_preemption(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
     job = submit(cluster, reference, tmp_path)

@@ -1,5 +1,6 @@
 """What is submitted: the script's text, the snapshot, refusals; and when a job goes back into the queue."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,42 @@ def test_mistakes_are_named_before_the_queue(
     said = capsys.readouterr().err
     assert named in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b", "10:30", "a\tb"])
+def test_folders_that_slurm_cannot_carry_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = write_config(tmp_path, tmp_path / "tokens", name, 5)
+    assert (
+        tool(monkeypatch, TOOL, "render", "--", PRETRAIN, f"--config={config.rename(tmp_path / 'c.yaml')}")
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert "a job's folder cannot have" in said and said.count("\n") == 1
+
+
+def test_an_unbalanced_quote_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
+    assert tool(monkeypatch, TOOL, "render", '--sbatch=--foo "', "--", PRETRAIN, f"--config={config}") == 2
+    said = capsys.readouterr().err
+    assert "--sbatch" in said and "No closing quotation" in said and said.count("\n") == 1
+
+
+def test_a_mistake_before_there_are_heartbeats_leaves_word(tmp_path: Path) -> None:
+    """Of one rank, whose exit code srun may not tell: that of another one, which it kills, is higher."""
+    note = tmp_path / "mistake"
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "MEGAVRC_MISTAKE": str(note)}
+    words = [sys.executable, PRETRAIN, "--config=none.yaml"]
+    for found in (True, False):
+        done = subprocess.run(words, capture_output=True, text=True, env=environ, cwd=ROOT)
+        assert done.returncode == 2 and note.is_file() == found
+        note.unlink(missing_ok=True)
+        environ["MEGAVRC_MISTAKE"] = str(
+            tmp_path / "full" / "mistake"
+        )  # cannot be written: no other exit code
 
 
 def test_render_writes_nothing(
@@ -229,7 +266,9 @@ def test_damaged_small_files_do_not_keep_a_job_away(run: Path) -> None:
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(content)
     whole = '{"job": "7", "restart": 0, "nodes": "n1", "exit_code": 137, "step": 0, "time": 1.0}'
-    attempts_file(run).write_text(f"{whole}\n{whole[:40]}")
+    strange = '[1]\n{"job": 7}\n' + whole.replace("137", '"x"') + "\n" + "9" * 5000 + "\n" + "[" * 100_000
+    attempts_file(run).write_text(f"{whole}\n{strange}\n{whole[:40]}")
+    os.mkfifo(run / "heartbeats" / "rank-00001.json")
     came, said = stay(run, 137)
     assert came and "exit code 137: requeued" in said
     assert [attempt.exit_code for attempt in attempts(attempts_file(run))] == [137, 137]
