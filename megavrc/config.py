@@ -31,6 +31,7 @@ CONFIGS = Path(__file__).parent / "configs"  # shipped
 
 # --- commands --------------------------------------------------------------------------------------------------
 
+FULL = ("can't allocate memory", "out of memory")  # what torch says, on CPUs and GPUs
 Function = Callable[..., Any]
 Main = Function | str | Mapping[str, Any]  # a string is "module:function", imported when it is wanted
 
@@ -71,6 +72,10 @@ def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
         if error.filename is None:  # a connection, a pipe: nothing that the user named
             raise
         message = f"{error.filename}: {error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in FULL):
+            raise
+        message = f"the memory does not suffice for this: {str(error).splitlines()[0] if str(error) else ''}"
     print(f"error: {one_line(message)}", file=sys.stderr)
     return EXIT_USER
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from megavrc.config import dump_yaml, load_config, run_command
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import check_fields, read_json, write_json
 from megavrc.progress import progress
 
 
@@ -168,6 +170,63 @@ def dashed(first_frame: int = 0) -> int:
 def test_dashes_are_underscores():
     assert run_command(dashed, ["--first-frame", "3"]) == 3
     assert run_command(dashed, ["--first-frame=-4"]) == -4
+
+
+def too_much(size: int) -> int:
+    return int(np.zeros((size, size, size, size)).sum())
+
+
+def too_much_for_torch(size: int) -> int:
+    return int(torch.zeros(size, size, size, size).sum())
+
+
+@pytest.mark.parametrize("function", [too_much, too_much_for_torch])
+def test_a_memory_that_is_too_small_is_one_line(function, capsys):
+    assert run_command(function, ["--size=20000"]) == 2
+    said = capsys.readouterr().err
+    assert "the memory does not suffice" in said and said.count("\n") == 1
+
+
+def test_other_errors_of_torch_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(buggy, [])
+
+
+def buggy() -> int:
+    raise RuntimeError("a bug")
+
+
+FIELDS = {
+    "name": str,
+    "count": int,
+    "share": float,
+    "shape": list[int],
+    "note": str | None,
+    "files": dict[str, int],
+}
+WHOLE = {"name": "a", "count": 3, "share": 1, "shape": [1, 2], "files": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": 5}, "name is 5, expected str"),
+        ({"count": True}, "count is True, expected int"),
+        ({"count": 3.0}, "count is 3.0, expected int"),
+        ({"share": "x"}, "share is 'x', expected float"),
+        ({"shape": [1, "x"]}, r"shape is \[1, 'x'\], expected list\[int\]"),
+        ({"note": 5}, r"note is 5, expected str \| None"),
+        ({"files": {"x": None}}, "files is .* expected dict"),
+    ],
+)
+def test_fields_are_checked_by_name(change, said):
+    assert check_fields("a.json", WHOLE, FIELDS) == WHOLE
+    with pytest.raises(UserError, match=f"a.json: {said}"):
+        check_fields("a.json", WHOLE | change, FIELDS)
+    with pytest.raises(UserError, match="name is missing"):
+        check_fields("a.json", {}, FIELDS)
+    with pytest.raises(UserError, match=r"expected an object, got \[\]"):
+        check_fields("a.json", [], FIELDS)
 
 
 def test_json_files_are_written_whole(tmp_path):

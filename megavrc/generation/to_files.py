@@ -40,6 +40,7 @@ LIST = "prompts.jsonl"
 SHEET_FRAMES = 6  # of a clip, on the sheet
 SHEET_HEIGHT = 4000  # pixels, at most: what viewers show and people scroll through
 ENLARGED = 128  # pixels: frames up to this size are drawn twice as large on the sheet
+MAX_SCALE = 64  # 256 pixels become 16,384
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Record = dict[str, Any]
 
@@ -143,6 +144,8 @@ def generate_files(
     for name, value in {"batch_size": batch_size, "scale": scale, "fps": fps}.items():
         if not value > 0:
             raise UserError(f"{name}: {value} is not a positive number")
+    if scale > MAX_SCALE:
+        raise UserError(f"scale: {scale} is more than {MAX_SCALE}")
     origin: Record = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}
     origin |= {"dtype": str(folder.model.tokens.weight.dtype), "quantize": folder.quantize}
     origin["sampling"] = dataclasses.asdict(settings)

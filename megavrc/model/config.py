@@ -18,6 +18,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "xl": dict(layers=36, heads=20, width=1280),
     "1.2b": dict(layers=22, heads=32, width=2048),
 }
+# More than any model has: a number beyond is a slip, and would only be noticed when the memory is full.
+MOST = dict(layers=1000, heads=1000, width=100_000, hidden_multiple=100_000, vocab=1 << 24, grid=1000)
 PAPER = dict(hidden_multiple=256, vocab=8192, grid=32, rope_base=10000.0, slots=128)
 
 
@@ -163,10 +165,13 @@ class ModelConfig:
         compression = self.compression
         if self.preset not in PRESETS:
             yield f"preset: {self.preset!r} is not one of {', '.join(PRESETS)}"
+        for name, most in MOST.items() if self.preset in PRESETS else ():
+            if not 0 < getattr(self, name) <= most:
+                yield f"{name}: {getattr(self, name)} is not from 1 to {most}"
         if self.heads <= 0 or self.width % (self.heads * 16):
             yield f"width: {self.width} must be heads ({self.heads}) times a multiple of 16"
-        if self.frames < 0:
-            yield f"frames: {self.frames} is negative"
+        if not 0 <= self.frames <= 10_000:
+            yield f"frames: {self.frames} is not from 0 to 10000"
         if compression.rate not in (1, 4, 16, 64):
             yield f"compression.rate: {compression.rate} is not 1, 4, 16 or 64"
         elif self.grid % compression.side:

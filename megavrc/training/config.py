@@ -164,6 +164,8 @@ class BaseRunConfig:
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each. A task's configuration yields its own after these."""
+        if not self.run_dir.strip() or "\0" in self.run_dir:
+            yield f"run_dir: {self.run_dir!r} is no name of a folder"
         yield from self.train.problems()
         yield from self.optimizer.problems()
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,8 @@ def _problem(entry: Entry) -> str | None:
         return "id and split must be strings"
     if "\0" in entry["id"] + entry["path"] + entry["split"]:
         return "id, path and split must not hold a NUL character"
-    if "/" in entry["split"] or entry["split"].startswith(".") or not entry["split"]:
-        return f"split {entry['split']!r} becomes part of a file's name: no slash in it, no dot before it"
+    if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", entry["split"]):
+        return f"split {entry['split']!r:.60} becomes part of a file's name: no slash in it, no dot before it, not long"
     if not isinstance(entry["caption"], str | None):
         return "caption must be a string or null"
     label = entry["label"]

@@ -14,6 +14,7 @@ from megavrc.video.read import Crop, Frames, probe, read_clip, read_frames
 from megavrc.video.times import SLACK, frame_times, read_frames_at
 
 T = TypeVar("T")
+MOST_FRAMES = 10_000_000  # of a resampled video: four days at 25 a second
 Read = Callable[[list[int]], Frames]  # frames by their numbers in the shot, uint8 [len, H, W, 3]
 
 
@@ -63,6 +64,13 @@ def read_shot(
 
     def use_at(times: NDArray[np.float64], read: Callable[..., Frames]) -> T:
         if fps and len(times):
+            if (
+                times[-1] - times[0]
+            ) * fps > MOST_FRAMES:  # times that jump: the list alone would fill the memory
+                seconds = times[-1] - times[0]
+                raise VideoError(
+                    path, "open", f"lasts {seconds:.0f} s by its times: too many frames at {fps:g} fps"
+                )
             times = resample(times, fps)
         return use(len(times), lambda wanted: read(path, times[wanted].tolist(), size, crop))
 

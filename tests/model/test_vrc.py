@@ -227,6 +227,17 @@ def test_all_problems_of_a_configuration_are_reported_together():
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name_value",
+    [("layers", -1), ("layers", 10**6), ("width", 10**9), ("vocab", 10**12), ("grid", 10**5)],
+    ids=str,
+)
+def test_numbers_that_no_model_has_are_refused_at_once(name_value):
+    name, value = name_value
+    with pytest.raises(ValueError, match=f"{name}: {value} is not from 1 to"):
+        ModelConfig(**{name: value})
+
+
 def test_configuration_round_trip_and_unknown_key():
     config = build("row").config
     assert ModelConfig.from_dict(config.to_dict()) == config

@@ -17,7 +17,7 @@ from megavrc.tokenization.cut import cut
 from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.clips import TrainingClips
 from megavrc.training.tasks.tokenizer_config import ClipDataConfig
-from megavrc.video import read_clip, write_png
+from megavrc.video import VideoError, read_clip, write_png
 from megavrc.video.manifest import write_manifest
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
@@ -52,6 +52,14 @@ def test_shots_of_a_folder_of_pictures(tmp_path: Path, alone: Rank) -> None:
         write_png(tmp_path / "pictures" / f"{number}.png", np.full((64, 64, 3), 10 * number, np.uint8))
     shot = {"path": "pictures", "start": 1.0, "fps": 10.0}
     assert source(tmp_path, [shot], alone)[0]["clip"][:, 0, 0, 0].tolist() == [100, 110, 120, 130, 140]
+
+
+def test_times_that_jump_do_not_fill_the_memory(tmp_path: Path) -> None:
+    for number in range(3):
+        write_png(tmp_path / f"{number}.png", np.full((64, 64, 3), number, np.uint8))
+    entry = {"id": "x", "path": ".", "fps": 1e-7}  # as a damaged index says it of a video, too
+    with pytest.raises(VideoError, match="lasts 20000000 s by its times: too many frames at 25 fps"):
+        cut(ClipSettings(frames=1, size=64, fps=25.0), tmp_path, entry)
 
 
 def test_another_shot_is_another_cache(tmp_path: Path, alone: Rank) -> None:
