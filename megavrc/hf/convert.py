@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megavrc.checkpoint import read_weights
@@ -159,6 +160,8 @@ def publish(
         write_folder(partial, vrc, video, text, training, shard_size, captions)
         check(partial, vrc, video.net, text)
         partial.rename(out)
+    except (SafetensorError, OSError) as error:  # safetensors has its own error for a full disk
+        raise UserError(f"{out}: cannot be written, and nothing is left of it: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

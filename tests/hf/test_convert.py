@@ -82,6 +82,16 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == [mine]
 
 
+def test_a_full_disk_is_one_line(source, tmp_path) -> None:
+    parts, out = source.run.parent, tmp_path / "out"
+    options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", out]
+    words = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
+    limited = ["prlimit", "--fsize=100000", *words]  # bytes of a file
+    done = subprocess.run(limited, cwd=TOOL.parents[1], capture_output=True, text=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert f"error: {out}: cannot be written" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_parts_that_do_not_fit_are_named(source, tmp_path) -> None:
     parts, out = source.run.parent, tmp_path / "out"
     other = TextTokenizer.train(CAPTIONS, tmp_path / "other.model", vocab=60)
