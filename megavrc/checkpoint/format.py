@@ -144,12 +144,12 @@ def verify(folder: Path, cold: bool = False) -> None:
         OSError: a file cannot be read, which may not be the checkpoint's fault.
         UserError: written in a format of before, or by a newer megavrc.
     """
-    files = read_manifest(folder)["files"].items()
+    files = read_checkpoint_manifest(folder)["files"].items()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda item: _verify_file(folder / item[0], item[1], cold), files))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, which must have the hash that it names. Raises as `verify`."""
     path = folder / "manifest.json"
     try:

@@ -18,7 +18,7 @@ from megavrc.checkpoint.format import (
     DamagedCheckpoint,
     describe,
     read,
-    read_manifest,
+    read_checkpoint_manifest,
     sync,
     verify,
     write_checkpoint_manifest,
@@ -82,7 +82,7 @@ def commit(
     os.rename(unfinished, final)
     probe("after_rename")
     sync(store)
-    read_manifest(final)
+    read_checkpoint_manifest(final)
     probe("before_latest")
     write_atomic(store / "latest", final.name.encode())
     sync(store)

@@ -41,12 +41,6 @@ log = logging.getLogger("megavrc")
 T = TypeVar("T")
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
-STATE = {"updates": int, "skipped": int} | {  # of a checkpoint that training goes on from
-    "rollbacks": int | None,
-    "data_offset": int | None,
-    "losses": list[float] | None,
-    "identity": dict | None,
-}
 
 
 class RunFolder:
@@ -126,7 +120,7 @@ class RunFolder:
             self._refuse_another(self.path, record.get("identity") or {})
             self.starts = record["starts"]
         if found := newest_good(self.store):
-            state = check_fields(found.path / "state.json", found.state, STATE)
+            state = check_fields(found.path / "state.json", found.state, {"identity": dict | None})
             self._refuse_another(found.path, state.get("identity") or self.identity)
         if not record:
             write_record(self.path, self.identity, self.facts, [])

@@ -16,6 +16,7 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, total_over_ranks
+from megavrc.files import check_fields
 from megavrc.hardware import peak_memory
 from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import BaseRunConfig
@@ -37,6 +38,12 @@ from megavrc.training.validation import validate
 from megavrc.training.watchdog import Watchdog
 
 log = logging.getLogger("megavrc")
+
+STATE = (
+    {"updates": int, "skipped": int}
+    | dict.fromkeys(("rollbacks", "data_offset"), int | None)
+    | {"losses": list[float] | None}
+)  # of a checkpoint that training goes on from
 
 
 class Trainer:
@@ -88,6 +95,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Be where a checkpoint is (collective)."""
+        check_fields(checkpoint.path / "state.json", checkpoint.state, STATE)
         missing = self.engine.load_state(checkpoint.groups, checkpoint.state["updates"])
         if missing:
             log.warning("%s has no %s", checkpoint.path, ", ".join(sorted(missing)))
