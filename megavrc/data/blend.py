@@ -13,6 +13,7 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import SampleOrder
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 
 WINDOW = 10_000  # positions in which the shares are met exactly; so a weight counts to four digits
 
@@ -160,7 +161,10 @@ class TokenBlend:
 
 
 def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:
-    for part in features[1:]:
+    for part in features:
+        where = f"{part.address}/dataset.json"
+        check_fields(where, part.info, {"encoder": dict})
+        check_fields(f"{where}: encoder", part.info["encoder"], {"sha256": str})
         if part.info["encoder"]["sha256"] != features[0].info["encoder"]["sha256"]:
             raise UserError(f"{part.folder}: made by another text encoder than {features[0].folder}")
     return features[0].info["encoder"]["sha256"], features[0].width

@@ -214,7 +214,7 @@ class ShardIndex:
             raise DataError(f"{path}: index is damaged: sha256 {found[:12]}, the manifest says {sha256[:12]}")
         try:
             return ShardIndex(*_index_arrays(content))
-        except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (ValueError, KeyError, zipfile.BadZipFile, EOFError, MemoryError) as error:
             raise DataError(f"{path}: index is damaged: {error}") from None
 
 

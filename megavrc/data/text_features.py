@@ -65,9 +65,8 @@ class TextFeatures(ShardReader):
         mirror = tokens.mirror.child(folder.name) if tokens.mirror else None
         super().__init__(mirror or folder, tokens.split, FORMAT, "text-features", tokens.strict)
         where = f"{self.address}/dataset.json"
-        check_fields(where, self.info, {"width": int, "tokens": dict[str, str], "encoder": dict})
+        check_fields(where, self.info, {"width": int, "tokens": dict})
         check_fields(f"{where}: tokens", self.info["tokens"], {"manifest_id": str})
-        check_fields(f"{where}: encoder", self.info["encoder"], {"sha256": str})
         self.width: int = self.info["width"]
         if self.info["tokens"]["manifest_id"] != tokens.manifest_id:
             raise UserError(
