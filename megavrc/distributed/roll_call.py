@@ -36,9 +36,8 @@ class RollCall:
         self._watched = [other for other in range(world_size if rank == 0 else 1) if other != rank]
         self._known: dict[int, tuple[str, float]] = {}  # the last heartbeat of a rank, and when it came
         self._lost = ""  # who is, in words; the first rank's heartbeats say it to the others
-        self._awake = self._answered = (
-            0.0  # seconds that this process was not suspended; at the store's last answer
-        )
+        # Seconds that this process was not suspended: until now, and until the store's last answer.
+        self._awake = self._answered = 0.0
         self._beat(0)
         self._talker = threading.Thread(target=self._talk, name="roll call", daemon=True)
         self._talker.start()
@@ -82,9 +81,8 @@ class RollCall:
             self._awake += min(now - last, 2.5 * BEAT)
             last = now
             lost = self._lost or (GONE if self._awake - self._answered > SILENT else "")
-            if lost and not self._ended.wait(
-                3 * BEAT
-            ):  # until the others have heard it, or this rank ends by itself
+            # Wait until the others have heard it, or this rank ends by itself.
+            if lost and not self._ended.wait(3 * BEAT):
                 with contextlib.suppress(OSError):
                     print(f"error: {lost}; this is rank {self._rank}", file=sys.stderr, flush=True)
                 os._exit(EXIT_HANG)

@@ -34,9 +34,10 @@ def status(out: Path, of: int | None = None) -> None:
     """
     work = load_plan(out)
     units = work.units
-    missing = [number for number, shard in enumerate(units) if not is_done(work, shard)]
+    state = [is_done(work, shard) for shard in units]
+    missing = [number for number, is_whole in enumerate(state) if not is_whole]
     print(f"{out}: {len(units) - len(missing)} of {len(units)} shards done")
-    done = [shard for number, shard in enumerate(units) if number not in missing]
+    done = [shard for shard, is_whole in zip(units, state, strict=True) if is_whole]
     reasons = Counter(failure["stage"] for shard in done for failure in read_failures(work, shard))
     if reasons:
         counts = ", ".join(f"{stage} {count}" for stage, count in sorted(reasons.items()))
@@ -238,7 +239,7 @@ def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[
     sources: set[str] = set()
     for index in progress(range(len(dataset)), label):
         try:
-            sources.add(dataset.read(index)[1]["source"])
+            sources.add(dataset.read(index)[1].get("source", ""))
             keys.add(dataset.key(index))
         except DataError as error:
             yield str(error)
