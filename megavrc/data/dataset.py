@@ -201,7 +201,7 @@ class ShardReader:
         path, shard = self._path(number), self.shards[number]
         if self.mirror:
             return self.mirror.open(f"shards/{path.name}", path, shard["sha256"], shard["bytes"])
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
 
     def _close(self, number: int) -> None:
         if number in self._open:

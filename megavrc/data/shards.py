@@ -30,7 +30,15 @@ import numpy as np
 from webdataset import TarWriter
 
 from megavrc.errors import UserError
-from megavrc.files import check_fields, read_object, sha256_file, sha256_json, write_atomic, write_json
+from megavrc.files import (
+    check_fields,
+    read_object,
+    read_regular,
+    sha256_file,
+    sha256_json,
+    write_atomic,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +217,7 @@ class ShardIndex:
         path = index_path(tar)
         if not path.is_file():
             raise DataError(f"{path}: index is missing; copy it again or tokenize again")
-        content = path.read_bytes()
+        content = read_regular(path)
         if (found := hashlib.sha256(content).hexdigest()) != sha256:
             raise DataError(f"{path}: index is damaged: sha256 {found[:12]}, the manifest says {sha256[:12]}")
         try:

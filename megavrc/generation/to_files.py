@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import read_jsonl, read_lines, write_atomic
+from megavrc.files import check_fields, read_jsonl, read_lines, write_atomic
 from megavrc.generation.folder import Folder
 from megavrc.model import ClipRequest, SamplingSettings
 from megavrc.progress import progress
@@ -240,7 +240,7 @@ def _read_list(out: Path) -> list[Record]:
     if not (out / LIST).is_file():
         return []
     try:
-        return [record for _, record in read_jsonl(out / LIST, "id")]
+        return [check_fields(out / LIST, record, {"id": str}) for _, record in read_jsonl(out / LIST, "id")]
     except UserError as error:
         raise UserError(f"{error}; mend it, or move it away: then all clips are made again") from None
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from megavrc.distributed import Rank, is_communication
 from megavrc.errors import EXIT_HANG, EXIT_USER, TransientError, UserError
-from megavrc.files import read_object
+from megavrc.files import read_object, user_error
 
 PULSE = 5.0  # seconds between heartbeats
 PATIENCE = 2.5  # heartbeats that a rank may miss before it counts as silent
@@ -48,6 +48,8 @@ class LostRank(Exception):
 
 def exit_code_of(error: BaseException) -> int:
     """Of a rank that ends by an error of its own: 85 if running again may mend it, 2 for the user's mistake, else 1."""
+    if isinstance(error, OSError) and error.filename is not None:
+        error = user_error(error)
     if isinstance(error, TransientError):
         return EXIT_HANG
     return EXIT_USER if isinstance(error, UserError) else 1

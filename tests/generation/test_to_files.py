@@ -17,7 +17,7 @@ from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.generation.command import generate
 from megavrc.generation.folder import Folder, load_folder
-from megavrc.generation.to_files import clips_to_write, generate_files, read_image, read_prompts
+from megavrc.generation.to_files import _read_list, clips_to_write, generate_files, read_image, read_prompts
 from megavrc.model.clips import sampling_settings
 from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
@@ -310,3 +310,13 @@ def test_a_photo_is_the_first_frame_as_it_is_shown(tmp_path) -> None:
     Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=95)
     shown = read_image(tmp_path / "photo.jpg", 16).float()
     assert shown[:, 9:].mean() > 250 and shown[:, :7].mean() < 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"5", b"{}", b'{"id": 5}', b"\xff", b"[" * 100_000, b"9" * 5_000, b'{"id"']
+)
+def test_a_damaged_list_of_what_is_there_is_one_line(tmp_path, content):
+    (tmp_path / "prompts.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"prompts\.jsonl.*; move it away") as said:
+        _read_list(tmp_path)
+    assert "\n" not in str(said.value)
