@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from trees import frames, touch
 
 from megavrc.errors import UserError
+from megavrc.video import read_clip
 from megavrc.video.listing import files_below, from_frames, list_folder
 
 
@@ -14,26 +17,36 @@ def found(folder: Path) -> list[str]:
     return [entry["id"] for entry in list_folder(folder, folder / "m.jsonl").entries]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a.3gp",
-        "a.MTS",
-        "a.m2ts",
-        "a.ogv",
-        "a.VOB",
-        "a.asf",
-        "a.mxf",
-        "a.ts",
-        "a.3g2",
-        "a.qt",
-        "a.y4m",
-        "a.dv",
-    ],
-)
-def test_files_of_cameras_discs_and_broadcast_are_videos(tmp_path: Path, name: str) -> None:
-    touch(tmp_path / name)
+KINDS = [  # name, container, codec
+    ("a.3gp", "3gp", "mpeg4"),
+    ("a.MTS", "mpegts", "libx264"),
+    ("a.m2ts", "mpegts", "libx264"),
+    ("a.ogv", "ogg", "libvpx"),
+    ("a.VOB", "vob", "mpeg2video"),
+    ("a.asf", "asf", "wmv2"),
+    ("a.mxf", "mxf", "mpeg2video"),
+    ("a.rm", "rm", "rv10"),
+    ("a.f4v", "f4v", "libx264"),
+    ("a.qt", "mov", "mpeg4"),
+    ("a.m2v", "mpeg2video", "mpeg2video"),
+    ("a.h264", "h264", "libx264"),
+]
+
+
+@pytest.mark.parametrize(("name", "container", "codec"), KINDS)
+def test_files_of_cameras_discs_and_broadcast_are_listed_and_read(
+    tmp_path: Path, name: str, container: str, codec: str
+) -> None:
+    with av.open(tmp_path / name, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for number in range(6):
+            grey = np.full((144, 176, 3), 40 * number, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
     assert found(tmp_path) == [name]
+    levels = read_clip(tmp_path / name, 0, 5, size=16).mean((1, 2, 3))
+    assert np.abs(levels - 40 * np.arange(5)).max() < 8
 
 
 def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
