@@ -161,6 +161,8 @@ def load_plan(out: Path) -> Plan:
         UserError: there is none, or it was damaged or changed.
     """
     if not (out / "plan.json").is_file():
+        if (out.parent / "plan.json").is_file():
+            raise UserError(f"{out}: a part of a job, whose folder is {out.parent}")
         raise UserError(f"{out}: no plan.json; make one with megavrc tokenize_videos plan")
     content = _read_plan(out)
     try:

@@ -50,6 +50,11 @@ def test_the_folder_of_a_job_is_no_dataset(done: Path) -> None:
         TokenDataset(done / "failures")
 
 
+def test_a_dataset_is_no_job(done: Path) -> None:
+    with pytest.raises(UserError, match=f"{done}/video: a part of a job, whose folder is {done}$"):
+        load_plan(done / "video")
+
+
 def test_the_tokenizer_says_the_size(
     manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
