@@ -17,6 +17,8 @@ from megavrc.evaluation.export_clips import Layout, export_clips
 from megavrc.evaluation.redundancy import Encode, measure_redundancy
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
+from megavrc.generation.evaluate_tokens import report_tokens, token_grids
+from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
 from megavrc.results import publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
@@ -111,6 +113,8 @@ def drift(
 def redundancy(
     clips: Path,
     tokenizer: Path | None = None,
+    tokens: Path | None = None,
+    keep: list[float] | None = None,
     planned: Path | None = None,
     frames: int = 5,
     stride: int = 1,
@@ -128,6 +132,9 @@ def redundancy(
     Args:
         clips: what is measured.
         tokenizer: folder or .ckpt of a video tokenizer, whose ids of neighbouring latent frames are compared.
+        tokens: converted folder; instead, how few of its tokens the later latent frames need: methods of token
+            reduction and its own compressor, rate against distortion (docs/llmc.md). Takes 1 + 4k frames.
+        keep: shares of the later tokens that methods leave (default: 0.5 0.25 0.0625).
         planned: what must be among the clips: JSON lines with id.
         frames: of each clip, from its first on.
         stride: step between them.
@@ -141,6 +148,12 @@ def redundancy(
     device = str(check_device(device))
     if crf > 51:
         raise UserError(f"--crf: {crf}, at most 51")
+    if tokens:
+        folder = load_folder(tokens, device, "fp32")
+        grids = token_grids(open_source(clips, planned, seed=seed, device=device), folder, frames, stride)
+        report = report_tokens(folder, grids, [0.5, 0.25, 0.0625] if keep is None else keep, draws, seed)
+        config = {"clips": clips, "tokens": tokens, "model": folder.identity()}
+        return publish_report("redundancy", report, config, json, device)
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None
     source = open_source(clips, planned, seed=seed, device=device)
     report = measure_redundancy(source, frames, stride, crf, encoder(video) if video else None, draws, seed)

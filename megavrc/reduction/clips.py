@@ -101,7 +101,7 @@ def holitom(tokens: Tokens, count: int, threshold: float = 0.8, least: float = 0
 def fastvid(tokens: Tokens, count: int, salient: float = 0.6, least: float = 0.6) -> Reduction:
     """Salient tokens of every frame by attention; the others go into density peaks of anchor frames of their scene."""
     frames, area = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
-    value, x_TnD = tokens.known("attention").view(frames, area), tokens.features.view(frames, area, -1)
+    value, x_TnD = tokens.known("attention").view(frames, area), tokens.features.reshape(frames, area, -1)
     runs = segment.cuts(score.frame_means(tokens), min(7, max(0, frames // 4 - 1)))
     parts = budget.even(round(count * salient), frames)
     chosen = torch.cat([t * area + select.top(value[t], share) for t, share in enumerate(parts)])

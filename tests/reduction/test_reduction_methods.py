@@ -108,6 +108,21 @@ def test_the_same_input_gives_the_same_output(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_views_of_larger_tensors_are_taken_as_they_are(name: str) -> None:
+    """Features and scores that do not lie in memory one after the other, as heads and layers of a host do not."""
+    tokens = clip()
+    scattered = {
+        field.name: torch.stack([value, value], -1)[..., 0]
+        for field in fields(tokens)
+        if isinstance(value := getattr(tokens, field.name), torch.Tensor)
+    }
+    assert not scattered["features"].is_contiguous()
+    first, again = (reduce_tokens(given, name, 40) for given in (tokens, replace(tokens, **scattered)))
+    assert torch.equal(first.index, again.index)
+    torch.testing.assert_close(first.features, again.features)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_frames_do_not_depend_on_later_ones_where_that_is_said(name: str) -> None:
     """A clip that hardly moves, and the last of its five frames becomes another: what is left of the others must not
     change, or the method must say so."""
