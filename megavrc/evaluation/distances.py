@@ -29,9 +29,9 @@ from megavrc.evaluation.statistics import (
     difference,
     distance_estimates,
     frechet_distance,
-    mean_estimate,
     needed,
     poly_distance,
+    share_metric,
     verdict,
 )
 from megavrc.results import Metric, case, metric
@@ -104,7 +104,8 @@ def measure_distances(
         "detector": {"name": detector.name, "sha256": detector.sha256, "dims": known.shape[1], "tf32": False},
         "real": {"name": real.name, "n": len(known), "storage": real.storage, "short": chosen.short},
         "measured": [{"name": s.name, "n": n, "storage": s.storage} for s in sources],
-        "interval": f"95%, bootstrap of clips (of both sides, {draws} draws), moved to the value; limits: halves",
+        "interval": f"95%, bootstrap of clips of both sides, {draws} draws, moved to the value; shares: Wilson; "
+        "limits: half sets",
         "seed": seed,
     }
     lines += report.lines
@@ -143,7 +144,7 @@ def compare_sets(
     for (source, x), one in zip(sets.sources.items(), found, strict=True):
         metrics = {name: as_metric(one, len(x))}
         if kind == "fvd":
-            metrics |= _beside(name, x, real, ddof, draws, seed)
+            metrics |= _beside(name, x, real, ddof, seed)
         metrics["n_for_5_percent"] = metric(needed(one.value, one.error, len(x), False), n=len(x))
         cases.append(case(source, metrics, {"n": len(x), "n_real": len(real)}))
         if kind == "fvd" and (warning := rank_warning([len(x), len(real)], dims)):
@@ -167,7 +168,7 @@ def compare_sets(
     return MetricReport(cases, metrics, {}, list(dict.fromkeys(lines)))
 
 
-def _beside(name: str, x: Features, real: Features, ddof: int, draws: int, seed: int) -> dict[str, Metric]:
+def _beside(name: str, x: Features, real: Features, ddof: int, seed: int) -> dict[str, Metric]:
     """The limit for N to infinity, precision and recall."""
     limit = frechet_at_infinity(x, real, ddof, seed)
     rng = np.random.default_rng(seed)
@@ -176,10 +177,8 @@ def _beside(name: str, x: Features, real: Features, ddof: int, draws: int, seed:
         half, other = (z[rng.permutation(len(z))[: max(2, len(z) // 2)]] for z in (x, real))
         halves.append(frechet_at_infinity(half, other, ddof, seed))
     spread = 1.96 * float(np.std(halves, ddof=1))  # of halves without replacement: as of the whole
-    precision = mean_estimate(covered(x, real).astype(float), draws, seed)
-    recall = mean_estimate(covered(real, x).astype(float), draws, seed)
     return {
         f"{name}_inf": metric(limit, n=len(x), low=limit - spread, high=limit + spread),
-        f"precision_k{NEIGHBOURS}": as_metric(precision, len(x), "share"),
-        f"recall_k{NEIGHBOURS}": as_metric(recall, len(real), "share"),
+        f"precision_k{NEIGHBOURS}": share_metric(covered(x, real)),
+        f"recall_k{NEIGHBOURS}": share_metric(covered(real, x)),
     }

@@ -4,14 +4,20 @@ All is measured on the pixels of a clip against its own first frames, so that it
 clips have a value too, and stand beside.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, Frames, read_whole
-from megavrc.evaluation.statistics import MetricReport, as_metric, difference, mean_estimate
+from megavrc.evaluation.statistics import (
+    MetricReport,
+    as_metric,
+    mean_estimate,
+    share_difference,
+    share_metric,
+)
 from megavrc.progress import progress
 from megavrc.results import Metric, case
 
@@ -20,41 +26,48 @@ STILL = 0.001  # share of changed pixels below which nothing moves
 REPEATED = 0.25  # of the change between neighbours: what a loop's frames may differ by
 FADED = 0.8  # of the first frames' contrast or sharpness
 MIN_FRAMES = 5
+LEAST = 1e-6  # of what is divided by
+UNITS = {"motion": "share", "from_first": "levels", "contrast": "", "sharpness": ""}  # of curves
 SHARES = ("frozen", "looping", "fading", "blurring")  # of clips
 
 Curve = NDArray[np.float64]  # [T]
 
 
-def clip_drift(frames_THWC: Frames) -> dict[str, float | Curve]:
-    """Scores of one clip of at least 5 frames: shares as 0 or 1, and curves over frames.
+class ClipDrift(NamedTuple):
+    """Which of SHARES a clip is, and its curves over frames, [T] each by name."""
+
+    is_: dict[str, bool]
+    curves: dict[str, Curve]
+
+
+def clip_drift(frames_THWC: Frames) -> ClipDrift:
+    """What goes wrong in one clip of at least 5 frames.
 
     `frozen`: nothing moves in its second half. `looping`: it moves, and after at most half of its length shows again
-    what it showed. `fading`, `blurring`: contrast, or the share of fine detail in it, of the last quarter is below
-    0.8 of the first's.
+    what it showed. `fading`: the contrast of the last quarter is below 0.8 of the first's; `blurring`: not that, but
+    the share of fine detail in it is.
     """
     if len(frames_THWC) < MIN_FRAMES:
         raise ValueError(f"{len(frames_THWC)} frames, at least {MIN_FRAMES}")
-    grey = frames_THWC.astype(np.float32).mean(axis=-1)
+    grey = frames_THWC.astype(np.float64).mean(axis=-1)
     moved = _changed(frames_THWC, 1)
     contrast = grey.std(axis=(1, 2))
-    edges = (
-        np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
-    ) / 2
-    sharpness = edges / np.maximum(contrast, 1e-6)
-    frozen = moved[len(moved) // 2 :].mean() < STILL
-    curves: dict[str, Curve] = {
+    edges = sum(np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+    sharpness = edges / np.maximum(contrast, LEAST)
+    frozen, faded = bool(moved[len(moved) // 2 :].mean() < STILL), _lost(contrast)
+    found = {
+        "frozen": frozen,
+        "looping": not frozen and _loops(frames_THWC, moved),
+        "fading": faded,
+        "blurring": not faded and _lost(sharpness),
+    }
+    curves = {
         "motion": np.concatenate([[np.nan], moved]),
-        "from_first": np.abs(grey - grey[0]).mean(axis=(1, 2)).astype(np.float64),
-        "contrast": (contrast / max(float(contrast[0]), 1e-6)).astype(np.float64),
-        "sharpness": (sharpness / max(float(sharpness[0]), 1e-6)).astype(np.float64),
+        "from_first": np.abs(grey - grey[0]).mean(axis=(1, 2)),
+        "contrast": contrast / max(contrast[0], LEAST),
+        "sharpness": sharpness / max(sharpness[0], LEAST),
     }
-    return {
-        "frozen": float(frozen),
-        "looping": float(not frozen and _loops(frames_THWC, moved)),
-        "fading": float(_lost(contrast)),
-        "blurring": float(_lost(sharpness) and not _lost(contrast)),
-        **curves,
-    }
+    return ClipDrift(found, curves)
 
 
 def _changed(frames_THWC: Frames, step: int) -> Curve:
@@ -78,52 +91,45 @@ def _lost(values: NDArray[np.floating]) -> bool:
 def measure_drift(
     clips: ClipSource, real: ClipSource | None = None, draws: int = 1000, seed: int = 0
 ) -> MetricReport:
-    """Drift of clips of one length, and of real ones beside them.
+    """Shares of clips, and curves up to the length of the shortest, as NAME/FRAME; those of real clips beside them.
 
     Raises:
-        UserError: a clip that cannot be read.
+        UserError: a clip that cannot be read, or of fewer than 5 frames.
     """
-    cases, scores = [], []
     sources = [clips, real] if real else [clips]
+    cases = []
     for source in sources:
         rows = [_drift(source, index) for index in progress(range(len(source.clips)), source.name)]
-        scores.append(rows)
-        cases.append(case(source.name, _metrics(rows, draws, seed), {"clips": len(rows)}))
-    metrics = {}
+        metrics = {name: share_metric([row.is_[name] for row in rows]) for name in SHARES}
+        cases.append(case(source.name, metrics | _curves(rows, draws, seed), {"clips": len(rows)}))
+    gaps = {}
     if real:
-        for name in SHARES:
-            shares = [np.array([row[name] for row in rows], np.float64) for rows in scores]
-            mine, true = (mean_estimate(share, draws, seed + i) for i, share in enumerate(shares))
-            metrics[f"{name}: measured - real"] = as_metric(difference(mine, true), len(scores[0]), "share")
+        mine, true = (row["metrics"] for row in cases)
+        gaps = {f"{name}: measured - real": share_difference(mine[name], true[name]) for name in SHARES}
     protocol: dict[str, Any] = {
         "changed": f"more than {CHANGED} grey levels",
         "still": f"below {STILL:.1%} changed pixels",
         "faded": f"below {FADED} of the first quarter",
         "storage": [source.storage for source in sources],
-        "interval": f"95%, bootstrap of clips, {draws} draws",
+        "interval": f"95%; shares: Wilson, Newcombe; curves: bootstrap of clips, {draws} draws",
         "seed": seed,
     }
-    return MetricReport(cases, metrics, protocol)
+    return MetricReport(cases, gaps, protocol)
 
 
-def _drift(source: ClipSource, index: int) -> dict[str, float | Curve]:
+def _drift(source: ClipSource, index: int) -> ClipDrift:
+    frames = read_whole(source, index)
     try:
-        return clip_drift(read_whole(source, index))
+        return clip_drift(frames)
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{source.name}: clip {source.clips[index].key}: {error}") from None
 
 
-def _metrics(rows: list[dict[str, float | Curve]], draws: int, seed: int) -> dict[str, Metric]:
+def _curves(rows: list[ClipDrift], draws: int, seed: int) -> dict[str, Metric]:
+    length = min(len(row.curves["motion"]) for row in rows)
     found = {}
-    for name in rows[0]:
-        values = [np.atleast_1d(row[name]) for row in rows]
-        length = min(map(len, values))
-        table = np.array([value[:length] for value in values], np.float64)
-        unit = "share" if length == 1 or name == "motion" else "levels" if name == "from_first" else ""
-        for place in range(length):
-            if not np.isnan(table[:, place]).any():
-                key = name if length == 1 else f"{name}/{place}"
-                found[key] = as_metric(mean_estimate(table[:, place], draws, seed), len(rows), unit)
+    for name, unit in UNITS.items():
+        table = np.array([row.curves[name][:length] for row in rows])
+        for place in range(1 if name == "motion" else 0, length):
+            found[f"{name}/{place}"] = as_metric(mean_estimate(table[:, place], draws, seed), len(rows), unit)
     return found

@@ -89,10 +89,9 @@ def measure_redundancy(
         }
         cases.append(case(f"H.264 {mode}", metrics, {"frames": coded.kinds}))
     blocks = np.array([unchanged_blocks(clip).mean() for clip in read])
-    facts = {"block": BLOCK, "levels": SAME}
     metrics = {"unchanged": as_metric(mean_estimate(blocks, draws, seed), n, "share")}
     if np.isfinite(blocks).all():  # a picture smaller than a block has none
-        cases.append(case("blocks of pixels", metrics, facts))
+        cases.append(case("blocks of pixels", metrics))
     if encode:
         equal = np.array([_equal_ids(encode(clip)) for clip in progress(read, "tokens")])
         metrics = {
@@ -106,6 +105,7 @@ def measure_redundancy(
         "storage": source.storage,
         "frames": frames,
         "stride": stride,
+        "unchanged": f"blocks of {BLOCK}x{BLOCK} pixels, none by more than {SAME} grey levels",
         "encoder": f"x264, crf {crf}, one group of pictures, one thread",
         "interval": f"95%, bootstrap of clips, {draws} draws",
         "seed": seed,

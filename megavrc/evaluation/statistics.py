@@ -29,7 +29,8 @@ LEVEL = 0.95
 POWER = 0.8  # with which a difference of EFFECT is to be found
 EFFECT = 0.05  # of the value
 ELEMENTS = 2**24  # of an array, about
-NORMAL_SUM = 1.959964 + 0.841621  # quantiles of the normal distribution for LEVEL (two-sided) and POWER
+NORMAL = 1.959964  # quantile of the normal distribution for LEVEL, two-sided
+NORMAL_SUM = NORMAL + 0.841621  # and that for POWER
 
 
 class Estimate(NamedTuple):
@@ -79,6 +80,24 @@ def mean_estimate(
     sums, counts = np.bincount(places, values), np.bincount(places)
     weights = resamples(len(sums), draws, rng)
     return estimate(float(values.mean()), weights @ sums / (weights @ counts))
+
+
+def share_metric(hits_N: Sequence[float] | NDArray[Any]) -> Metric:
+    """A share of clips, each 0 or 1, with Wilson's interval: 0 of 144 is 0 to 2.6%, which no bootstrap says."""
+    hits = np.asarray(hits_N, np.float64)
+    n, share = len(hits), float(hits.mean())
+    z2 = NORMAL**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = NORMAL / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return metric(share, "share", n, max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+def share_difference(second: Metric, first: Metric) -> Metric:
+    """second - first of shares of different clips, with Newcombe's interval, made of both Wilson intervals."""
+    gap = second["value"] - first["value"]
+    below = math.hypot(second["value"] - second["low"], first["high"] - first["value"])
+    above = math.hypot(second["high"] - second["value"], first["value"] - first["low"])
+    return metric(gap, "share", min(first["n"], second["n"]), gap - below, gap + above)
 
 
 class Distance(NamedTuple):

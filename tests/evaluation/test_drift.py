@@ -56,7 +56,7 @@ def test_a_fault_moves_its_score_only(fault: str) -> None:
     assert found == {name: float(name == moved) for name in SHARES}
     assert all(report.cases[1]["metrics"][name]["value"] == 0 for name in SHARES)
     if moved:
-        assert report.metrics[f"{moved}: measured - real"]["low"] == 1
+        assert report.metrics[f"{moved}: measured - real"]["low"] > 0.5
 
 
 def test_compression_does_not_hide_a_frozen_clip(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from megavrc.evaluation.statistics import (
     mean_estimate,
     needed,
     poly_distance,
+    share_difference,
+    share_metric,
 )
 
 DIMS, N = 4, 100
@@ -60,6 +62,17 @@ def test_means() -> None:
     assert mean_estimate([2.0, 2.0], 10)[:3] == (2, 2, 2)
     repeated = mean_estimate(np.repeat(values, 20), 400, groups=[str(i // 20) for i in range(8000)])
     assert repeated.error == pytest.approx(found.error, rel=0.15)  # 20 captions of a video are one video
+
+
+def test_shares_have_an_interval_where_nothing_was_found() -> None:
+    nothing = share_metric([0] * 144)
+    assert (nothing["value"], nothing["low"]) == (0, 0) and nothing["high"] == pytest.approx(0.026, abs=1e-3)
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5):
+        found = [share_metric(rng.random(60) < share) for _ in range(400)]
+        assert 0.92 <= np.mean([one["low"] <= share <= one["high"] for one in found]) <= 0.99
+        gaps = [share_difference(one, two) for one, two in zip(found[::2], found[1::2], strict=True)]
+        assert 0.92 <= np.mean([gap["low"] <= 0 <= gap["high"] for gap in gaps]) <= 1
 
 
 def test_pairing_finds_what_two_intervals_hide() -> None:
