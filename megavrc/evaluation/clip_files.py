@@ -13,7 +13,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import Frames, PlannedClip, check_doubled, check_planned, first
 from megavrc.files import read_jsonl, sha256_file, sha256_json
 from megavrc.video.errors import VideoError
-from megavrc.video.listing import files_below, from_frames, is_video, list_folder, videos_below
+from megavrc.video.listing import files_below, from_frames, is_video, list_folder
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.pictures import is_picture, pictures
 from megavrc.video.read import Crop, count_frames, read_frames, resize_frames
@@ -44,7 +44,8 @@ class FileClips:
             sums = [sha256_file(file) for file in files]
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
-        return sha256_json([sums, part and [str(second) for second in part]])
+        rate = self.entries[index].get("fps") if part else None
+        return sha256_json([sums, part and [str(second) for second in part], rate])
 
     def length(self, index: int) -> int:
         path, entry = self.paths[index], self.entries[index]
@@ -188,18 +189,26 @@ def _of_folder(folder: Path) -> FileClips:
     entries = read_manifest(list_)
     if not entries:
         raise UserError(f"{list_}: names no clips")
+    if len({entry["split"] for entry in entries}) > 1:
+        raise UserError(f"{folder}: has {list_.name} of several splits: name one, {list_}:SPLIT")
     source = _of_entries(str(folder), folder, entries)
-    listed = {path.resolve() for path in source.paths}
-    ways = {path.with_suffix("") for path in listed}
-    stale = [
-        file.relative_to(folder).as_posix()
-        for file in videos_below(folder)
-        if file.resolve() not in listed
-        and not (file.suffix.lower() in COMPANIONS and file.resolve().with_suffix("") in ways)
-    ]
-    if stale:
+    if stale := _unlisted(folder, source.paths):
         raise UserError(f"{folder}: {len(stale)} stale, not in {list_.name} ({first(stale)}): remove them")
     return source
+
+
+def _unlisted(folder: Path, listed: Sequence[Path]) -> list[str]:
+    """Videos and folders of pictures that a folder's list does not name; a GIF beside a listed video is part of it."""
+    known = {path.resolve() for path in listed}
+    ways = {path.with_suffix("") for path in known}
+    found: dict[Path, None] = {}
+    for file in sorted(folder.rglob("*")):
+        companion = file.suffix.lower() in COMPANIONS and file.resolve().with_suffix("") in ways
+        if is_video(file) and not companion:
+            found[file] = None
+        elif is_picture(file) and file.parent != folder:
+            found[file.parent] = None
+    return [path.relative_to(folder).as_posix() for path in found if path.resolve() not in known]
 
 
 def _scanned(folder: Path) -> list[Entry]:

@@ -37,7 +37,7 @@ class ClipModel:
         self._model, self._tokenizer, self._pictures = _load(file)
         self._model.to(self.device).eval().requires_grad_(False)
         vision = self._model.config.vision_config
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "sha256": file.sha256,
             "patch": vision.patch_size,
             "width": vision.hidden_size,

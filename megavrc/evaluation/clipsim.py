@@ -4,12 +4,14 @@ Beside it stands what the captions of other clips get: a model that ignores its 
 `video` the frames of real clips take the place of the captions.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_model import ClipModel, Embeddings
+from megavrc.evaluation.clip_model import Captions, Embeddings
 from megavrc.evaluation.clip_source import ClipSource, first, pairs
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
@@ -26,6 +28,16 @@ from megavrc.results import case, metric
 Mode = Literal["text", "video"]
 
 
+class Embedder(Protocol):
+    """What embeds frames and captions in one space: a `ClipModel`, or another network of that kind."""
+
+    facts: dict[str, Any]
+
+    def frames(self, frames_NHWC: NDArray[np.uint8]) -> Embeddings: ...
+
+    def captions(self, texts: Sequence[str]) -> Captions: ...
+
+
 class Similarities(NamedTuple):
     """For each clip: the mean cosine with its own caption (or real clip), and with another clip's."""
 
@@ -35,7 +47,7 @@ class Similarities(NamedTuple):
 
 
 def similarities(
-    source: ClipSource, model: ClipModel, wanted: range, real: ClipSource | None = None
+    source: ClipSource, model: Embedder, wanted: range, real: ClipSource | None = None
 ) -> Similarities:
     """Similarities of a source's clips.
 
@@ -67,7 +79,7 @@ def similarities(
     return Similarities(own, other, cut)
 
 
-def _frames(source: ClipSource, index: int, model: ClipModel, wanted: range) -> Embeddings:
+def _frames(source: ClipSource, index: int, model: Embedder, wanted: range) -> Embeddings:
     if source.length(index) <= wanted[-1]:
         key, length = source.clips[index].key, source.length(index)
         raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
@@ -87,7 +99,7 @@ def _cosine(frames_TD: Embeddings, target_TD: Embeddings) -> float:
 
 def measure_clipsim(
     clips: ClipSource,
-    model: ClipModel,
+    model: Embedder,
     against: ClipSource | None = None,
     real: ClipSource | None = None,
     mode: Mode = "text",

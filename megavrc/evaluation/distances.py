@@ -36,7 +36,7 @@ from megavrc.evaluation.statistics import (
 )
 from megavrc.results import Metric, case, metric
 
-HALVES = 24  # samples of half the clips that tell how far a limit spreads
+HALVES = 12  # samples of half the clips that tell how far a limit spreads
 FLOOR = "real against real"
 
 Kind = Literal["fvd", "kvd"]
@@ -146,7 +146,12 @@ def compare_sets(
         if kind == "fvd":
             metrics |= _beside(name, x, real, ddof, seed)
         metrics["n_for_5_percent"] = metric(needed(one.value, one.error, len(x), False), n=len(x))
-        cases.append(case(source, metrics, {"n": len(x), "n_real": len(real)}))
+        distinct = len(np.unique(x, axis=0))
+        cases.append(case(source, metrics, {"n": len(x), "n_real": len(real), "distinct": distinct}))
+        if distinct < len(x):
+            lines.append(
+                f"{source}: {len(x) - distinct} of {len(x)} clips are copies of others: N is too high"
+            )
         if kind == "fvd" and (warning := rank_warning([len(x), len(real)], dims)):
             lines.append(warning)
     if sets.others is not None and len(real) >= 4:

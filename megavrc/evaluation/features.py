@@ -158,7 +158,7 @@ def _computed(
         odd = [key for key, clip in zip(keys, clips, strict=True) if clip.shape != clips[0].shape]
         if odd:
             raise UserError(
-                f"{source.name}: {odd[0]} has another size than {keys[0]}; give --size to resize both sides"
+                f"{source.name}: {odd[0]} has another size than {keys[0]}; --change size=N resizes both sides"
             )
         features = detector(np.stack(clips))
         if not np.isfinite(features).all():

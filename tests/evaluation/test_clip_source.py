@@ -105,6 +105,13 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {  # of the folder wit
         lambda folder: save_list(folder / "prompts.jsonl", KEYS + KEYS[:1]),
         "'0000' stands",
     ),
+    "a folder of frames": (lambda folder: save_frames(folder / "old"), "4 stale, not in prompts"),
+    "several splits": (
+        lambda folder: (folder / "prompts.jsonl").write_text(
+            (folder / "prompts.jsonl").read_text() + '{"path": "0000.mp4", "id": "x", "split": "val"}'
+        ),
+        "of several splits",
+    ),
     "no list": (lambda folder: (folder / "prompts.jsonl").write_text(""), "names no clips"),
 }
 

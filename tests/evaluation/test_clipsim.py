@@ -3,18 +3,20 @@
 import math
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from clip_sets import changed, frozen, shapes
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips
-from megavrc.evaluation.clip_model import ClipModel
+from megavrc.evaluation.clip_model import Captions, ClipModel
 from megavrc.evaluation.clip_source import PlannedClip
 from megavrc.evaluation.clipsim import measure_clipsim, similarities
 from megavrc.results import read_result
@@ -84,21 +86,17 @@ def test_a_known_answer(random_clip: Path, tmp_path: Path) -> None:
     assert same.cases[0]["metrics"]["clipsim"]["value"] == pytest.approx(1, abs=1e-6)
 
 
-class Matching(ClipModel):
-    """Knows the caption of every clip: a clip's number stands in its first pixel, a caption's in its last word."""
+class Matching:
+    """Knows the caption of every clip: a clip's number stands in its pixels, a caption's at its end."""
 
-    def __init__(self) -> None:
-        self.facts = {}
+    facts: dict[str, object] = {}
 
-    def frames(self, frames_NHWC):  # type: ignore[no-untyped-def]
+    def frames(self, frames_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.eye(64, dtype=np.float32)[frames_NHWC[:, 0, 0, 0]]
 
-    def captions(self, texts, batch=64):  # type: ignore[no-untyped-def]
-        from megavrc.evaluation.clip_model import Captions
-
-        return Captions(
-            np.eye(64, dtype=np.float32)[[int(text.split()[-1]) for text in texts]], [False] * len(texts)
-        )
+    def captions(self, texts: Sequence[str]) -> Captions:
+        numbers = [int(text.split()[-1]) for text in texts]
+        return Captions(np.eye(64, dtype=np.float32)[numbers], [False] * len(texts))
 
 
 def numbered(shift: int = 0, name: str = "numbered") -> ArrayClips:

@@ -217,6 +217,14 @@ def test_identity_is_0_and_few_clips_are_said(detector: Detector) -> None:
     assert "N 12 <= 24 dimensions" in said and "floor at the same N" in said and "protocol has 2048" in said
 
 
+def test_copies_of_clips_are_counted(detector: Detector) -> None:
+    once = shapes(24, first=100)
+    twice = ArrayClips("twice", once.clips, [*once.arrays[:12], *once.arrays[:12]])
+    report = measure_distances("kvd", shapes(48), twice, None, detector, CUSTOM, draws=50)
+    assert report.cases[0]["facts"]["distinct"] == 12
+    assert any("12 of 24 clips are copies" in line for line in report.lines)
+
+
 # --- the command -----------------------------------------------------------------------------------------------
 
 
