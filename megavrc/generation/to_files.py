@@ -256,11 +256,14 @@ def _file(out: Path, record: Record, suffix: str) -> Path:
 
 def _named(out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]]) -> list[Record]:
     """Records with their names: that of the same clip in the list, else their own, with a number if it is taken."""
-    there = {_content(record): record for record in listed.values()}
+    there: dict[str, list[Record]] = {}
+    for record in listed.values():
+        there.setdefault(_asked(record), []).append(record)
     taken = {path.stem for path in out.glob("*.mp4")}
     named = []
     for name, record in wanted:
-        if (known := there.get(_content(record))) is None:
+        known = next((one for one in there.get(_asked(record), ()) if _content(one) == record), None)
+        if known is None:
             tries = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
             free = next(each for each in tries if each not in taken)
             known = {"id": free, "path": f"{free}.mp4"} | record
@@ -268,9 +271,13 @@ def _named(out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]
     return named
 
 
-def _content(record: Record) -> str:
+def _asked(record: Record) -> str:
+    return str([record.get(key) for key in ("caption", "label", "seed")])
+
+
+def _content(record: Record) -> Record:
     """What makes it this clip and no other."""
-    return json.dumps({key: record[key] for key in sorted(record) if key not in ("id", "path")})
+    return {key: value for key, value in record.items() if key not in ("id", "path")}
 
 
 # --- the sheet ---------------------------------------------------------------------------------------------------

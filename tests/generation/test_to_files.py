@@ -89,7 +89,8 @@ def test_nothing_is_lost_when_other_clips_are_made_in_the_same_folder(loaded, tm
         "0000-a-red-square-moves-left-seed3-2",
         "0000-a-red-square-moves-left-seed3-3",
     ]
-    assert generate_files(loaded, first, tmp_path, sampling_settings({}), frames=5) == 0
+    for fps in (8, 8.0):
+        assert generate_files(loaded, first, tmp_path, sampling_settings({}), frames=5, fps=fps) == 0
     rows = Image.open(tmp_path / "sheet.png").height // (20 + 2 * 16 + 4)
     assert rows == 6  # those of before too
 

@@ -202,6 +202,14 @@ def test_html_in_a_prompt_is_text_and_who_cannot_wait_is_told(folder, browser, f
             page.get_by_test_id("toast-text").inner_text().startswith("prompt '<img src=http://127.0.0.1:9")
         )
         assert not page.elsewhere
+        page.get_by_label("Prompt").fill(
+            "<i>dog</i>"
+        )  # short enough: its clip is made, and named in the history
+        page.get_by_role("button", name="Generate").click()
+        wait_for_status(page, "done")
+        page.locator(".grid-wrap img").wait_for()
+        assert page.locator(".grid-wrap i, #about i").count() == 0
+        assert page.locator(".grid-wrap").get_by_text("<i>dog</i>, seed 0").count()
         page.get_by_label("Prompt").fill("a dog")
         set_number(page, "Frames", 129)
         others = [open_page(browser, free_port) for _ in range(2)]
