@@ -157,7 +157,7 @@ def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
         "seed": config["seed"],
     }
     if incomplete := state.get("facts", {}).get("incomplete"):
-        rows["captions"] = incomplete
+        rows["incomplete samples"] = incomplete
     losses = _losses(run / "metrics.jsonl", state["step"])
     return rows | {name: f"{value:.4f}" for name, value in losses.items()}
 

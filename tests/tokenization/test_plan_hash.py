@@ -9,10 +9,11 @@ import pytest
 from jobs import SMALL, files
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import read_json, sha256_json, write_json
 from megavrc.tokenization.job import plan, run
-from megavrc.tokenization.plan import load_plan
+from megavrc.tokenization.plan import UNHASHED, load_plan
 from megavrc.tokenization.result import finalize, status, verify
+from megavrc.video.manifest import read_manifest, write_manifest
 
 COMMANDS: list[Callable[[Path], None]] = [run, finalize, verify, status]
 
@@ -103,3 +104,21 @@ def test_a_setting_that_was_changed_by_hand_is_refused(job: Path, manifest: Path
         refused(job, "plan.json")
     write_json(job / "plan.json", {**content, "root": "/moved"})  # may move
     assert load_plan(job).root == Path("/moved")
+
+
+def test_one_video_without_a_label_leaves_classes_their_names(
+    manifest: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Beside the folders of the classes lies a video of none; plans of before gave no names then, and stay."""
+    entries = read_manifest(manifest)
+    for entry in entries:
+        entry["path"] = str(manifest.parent / entry["path"])
+    entries[0] |= {"label": None, "class": None}
+    write_manifest(listed := tmp_path / "manifest.jsonl", entries)
+    plan(listed, out := tmp_path / "out", tokenizer, **SMALL)
+    assert load_plan(out).classes == ["a", "b"]
+    content = read_json(out / "plan.json") | {"classes": None}
+    decides = {key: value for key, value in content.items() if key not in UNHASHED}
+    write_json(out / "plan.json", content | {"plan_sha256": sha256_json(decides)})
+    plan(listed, out, tokenizer, **SMALL)
+    assert load_plan(out).classes is None

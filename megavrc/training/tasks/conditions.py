@@ -17,7 +17,7 @@ from megavrc.tokenizers import TextTokenizer
 
 log = logging.getLogger("megavrc")
 
-SHARDS, ROWS = 32, 64  # of a dataset that are looked at, rows of each
+SHARDS, SAMPLES = 32, 2048  # of a dataset that are looked at, at most
 
 
 def conditions_of(
@@ -130,9 +130,10 @@ def _say_rare(part: TokenDataset, config: ConditionConfig, most: float, option: 
 def _rows(part: TokenDataset) -> Iterator[int]:
     """Samples spread over a few shards, so that little is read; of a remote dataset the first shard's."""
     numbers = [number for number, shard in enumerate(part.shards) if shard["count"]]
-    for number in numbers[:1] if part.mirror else numbers[:: -(-len(numbers) // SHARDS)]:
+    few = numbers[:1] if part.mirror else numbers[:: -(-len(numbers) // SHARDS)]
+    for number in few:
         rows = part.rows(number)
-        yield from rows[:: -(-len(rows) // ROWS)]
+        yield from rows[:: -(-len(rows) * len(few) // SAMPLES)]
 
 
 def _look(
