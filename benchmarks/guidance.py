@@ -6,6 +6,7 @@ every setting, and the detector of `megavrc evaluate alignment` says what came.
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -32,7 +33,7 @@ PROTOCOL = {
 def main(
     model: list[str],
     manifest: Path,
-    guidance: list[float] = [1.0, 1.5, 2.0, 3.0, 5.0],  # noqa: B006
+    guidance: list[str] = ["1", "1.5", "2", "3", "5"],  # noqa: B006
     plausibility: list[float] = [0.0, 0.1],  # noqa: B006
     clips: int = 132,
     temperature: list[str] = ["0.7/0.5", "1/1"],  # noqa: B006
@@ -44,7 +45,7 @@ def main(
     Args:
         model: converted folders, each as NAME=FOLDER.
         manifest: of the clips that they were trained on, made by megavrc make_shapes.
-        guidance: scales; at 1 there is none, and no bound either.
+        guidance: scales, or FIRST/LATER, of the first frame and of the later ones; at 1 there is none to bound.
         plausibility: bounds; 0 is none.
         clips: of each setting; rounded so that each combination comes equally often.
         temperature: each FIRST/LATER, of the first frame and of the later ones.
@@ -60,17 +61,19 @@ def main(
             raise UserError(f"--model {words}: expected NAME=FOLDER")
         folder = load_folder(Path(path))
         for heat, scale, bound in product(temperature, guidance, plausibility):
-            if scale == 1 and bound != plausibility[0]:
-                continue  # there is nothing to bound
+            if scale == "1" and bound != plausibility[0]:
+                continue
             first, later = map(float, heat.split("/"))
-            settings = checked_settings(first, later, scale, plausibility=bound)
-            label = f"{name}, temperatures {heat}, guidance {scale:g}"
-            label += f", plausibility {bound:g}" if bound and scale != 1 else ""
+            scales = [float(part) for part in scale.split("/")]
+            guided: dict[str, Any] = {"later_guidance": scales[-1], "plausibility": bound}
+            settings = checked_settings(first, later, scales[0], **guided)
+            label = f"{name}, temperatures {heat}, guidance {scale}"
+            label += f", plausibility {bound:g}" if bound and scale != "1" else ""
             found = measure(folder, asked, settings, seed, label)
-            facts = {
+            facts: dict[str, Any] = {
                 "temperatures": heat,
-                "guidance": scale,
-                "plausibility": bound,
+                "guidance": scales[0],
+                **guided,
                 "model": folder.identity(),
             }
             rows.append(case(label, {key: share(found, key) for key in KEYS}, **facts))

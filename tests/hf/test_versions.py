@@ -1,6 +1,7 @@
 """The lower end of the tested range of transformers; the upper end is what the other tests run with."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -59,6 +60,9 @@ def test_the_ends_of_the_range_are_those_of_the_requirements() -> None:
         for line in (Path(__file__).parents[2] / "requirements.txt").read_text().splitlines()
         if line.startswith("transformers")
     )
-    newest = ".".join(transformers.__version__.split(".")[:2])
-    assert line.startswith(f"transformers>={OLD[0].partition('==')[2]},<")
-    assert f"tested {newest}." in line and OLD[0].partition("==")[2] in line.partition("#")[2]
+    installed = ".".join(transformers.__version__.split(".")[:2])
+    tested = re.findall(r"\d+\.\d+\.\d+", line.partition("# tested ")[2])
+    assert tested[-1] == OLD[0].partition("==")[2]
+    assert installed in [version.rpartition(".")[0] for version in tested]
+    major, minor, _ = map(int, tested[0].split("."))
+    assert line.startswith(f"transformers>={tested[-1]},<{major}.{minor + 1} ")
