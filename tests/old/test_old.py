@@ -281,7 +281,10 @@ def test_alignment_is_measured_as_it_was(old: Path, expected: dict[str, Any]) ->
     words = ["--model=hf", "--manifest=data/manifest.jsonl", "--prompts=11", "--json=new.json"]
     assert run("tools/evaluate.py", "alignment", *words) == 0
     before, again = (json.loads(Path(name).read_text()) for name in ("results/alignment.json", "new.json"))
-    assert {name: set(again[name]) for name in before} == {name: set(before[name]) for name in before}
-    assert again["real"] == before["real"]
+    kept = {
+        name: {key: again[name].get(key) for key in scores} for name, scores in before.items()
+    }  # new ones may come
+    assert all(None not in scores.values() for scores in kept.values())
+    assert kept["real"] == before["real"]
     if machine() == expected["machine"]:
-        assert again["generated"] == before["generated"]
+        assert kept["generated"] == before["generated"]
