@@ -15,6 +15,7 @@ from megavrc.files import read_json, write_json
 from megavrc.hf.card import training_rows
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.tokenizers import TextTokenizer
+from megavrc.training.tasks import conditions
 from megavrc.training.tasks.conditions import check_conditions
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import BlendPart, RunConfig, TokenDataConfig
@@ -95,8 +96,9 @@ def test_one_missing_caption_costs_nothing(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_one_of_thousands_is_known_from_the_count_of_the_dataset(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(conditions, "SAMPLES", 200)  # looked at, every third of 402
     path = dataset(tmp_path / "one", [(SHORT, None), (None, None)] + [(SHORT, None)] * 400, shards=1)
     said = "one: 1 videos of split train have no caption"
     VRCTask(run(tmp_path, [path], text_condition()))
