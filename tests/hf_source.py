@@ -1,6 +1,7 @@
 """A tiny random model as a run left it, with its tokenizers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ def scramble(module: nn.Module, seed: int) -> None:
 class Source:
     """A run folder, its model, and both tokenizers."""
 
-    def __init__(self, root: Path, condition: ConditionConfig | None = None, frames: int = 4) -> None:
+    def __init__(
+        self, root: Path, condition: ConditionConfig | None = None, frames: int = 4, **changes: Any
+    ) -> None:
         self.text = TextTokenizer.train(CAPTIONS, root / "tokenizer.model", vocab=90)
         sizes = dict(width=32, heads=2, dim_head=16, patch=4, temporal_depth=1, window=2, codes=64)
         torch.manual_seed(0)
@@ -40,10 +43,12 @@ class Source:
         self.video = OmniTokenizer(net)
         self.video.save(root / "video")
         condition = condition or ConditionConfig(vocab=self.text.vocab + 7, slots=16)
-        self.model = VRC(
-            ModelConfig(layers=2, heads=2, width=32, grid=4, vocab=64, frames=frames, condition=condition)
-        ).eval()
+        shape: dict[str, Any] = dict(layers=2, heads=2, width=32, grid=4, vocab=64, frames=frames)
+        self.model = VRC(ModelConfig(condition=condition, **shape | changes)).eval()
         scramble(self.model, 2)
+        if self.model.config.refine:  # which adds little else
+            nn.init.normal_(self.model.partial.net[-1].weight, std=3.0)
+            nn.init.normal_(self.model.head.weight, std=0.1)
         self.run = root / "run"
         self.run.mkdir()
         model = self.model.config.to_dict()

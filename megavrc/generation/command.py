@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from megavrc.errors import UserError
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files, read_end, read_image, read_prompts
 from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
-from megavrc.model.sampling import Draft
+from megavrc.model.sampling import Draft, SamplingSettings
 
 
 def generate(
@@ -41,6 +41,8 @@ def generate(
     later_top_p: float | None = None,
     speculative: int | None = None,
     draft: Draft | None = None,
+    later_passes: list[int] | int | None = None,
+    row_passes: int | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
     quantize: Literal["int8"] | None = None,
     text_encoder: Path | None = None,
@@ -84,6 +86,9 @@ def generate(
         speculative: draft tokens that a pass verifies in the first frame (0: none): the same distribution in fewer
             passes, other clips for a seed.
         draft: first guess of a draft token: its neighbour, a repeat of the newest token, or a random one.
+        later_passes: passes of each later frame, for a model with refinement: --later_passes 8 1 1 1, where missing
+            ones are 1; or one number for all.
+        row_passes: passes of each row of the first frame, for a model with refinement that draws it in rows.
         dtype: type of the generator's weights (default: the folder's); the video tokenizer stays fp32.
         quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
         text_encoder: folder of the encoder that made the features, for a model of text features.
@@ -104,18 +109,24 @@ def generate(
     folder = load_folder(model, device, dtype, quantize, text_encoder)
     labels = [] if label is None else folder.condition(label=label).values.tolist()
     wanted = clips_to_write(texts, labels, seed, clips_per_prompt)
-    try:
-        settings = sampling_settings(folder.sampling, sampling)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if draft and not settings.speculative:
-        raise UserError("--draft: of how many tokens? give it with --speculative")
+    settings = _settings(folder, sampling)
     window = 1 + folder.model.config.frames * folder.video_tokenizer.config.temporal_patch
     if overlap is not None and (frames or 0) <= window:
         raise UserError(f"--overlap: these clips are one window; give it with --frames above {window}")
     beginning = _beginning(folder, first_image, clip, 5 if clip_frames is None else clip_frames)
     count = generate_files(folder, wanted, out, settings, beginning, frames, overlap, batch_size, fps, scale)
     print(f"{out}: {count} clips generated, {len(wanted) - count} were there; look at {out}/sheet.png")
+
+
+def _settings(folder: Folder, sampling: dict[str, Any]) -> SamplingSettings:
+    """The folder's sampling with these options."""
+    try:
+        settings = sampling_settings(folder.sampling, sampling)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if sampling["draft"] and not settings.speculative:
+        raise UserError("--draft: of how many tokens? give it with --speculative")
+    return settings
 
 
 def _beginning(

@@ -31,6 +31,7 @@ def alignment(
     later_guidance: float | None = None,
     plausibility: float = PLAUSIBILITY,
     speculative: int = 0,
+    later_passes: list[int] | None = None,
     seed: int = 0,
     device: str = "auto",
     json: Path | None = None,
@@ -53,13 +54,15 @@ def alignment(
         later_guidance: of the later frames (default: as guidance).
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
+        later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
         seed: clip i is generated with the seed SEED + i.
         device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
     """
     guided = {"later_guidance": later_guidance, "plausibility": plausibility}
-    checked_settings(first_temperature, later_temperature, guidance, speculative, **guided)  # before any work
+    always = {"speculative": speculative, "later_passes": later_passes or 1}
+    checked_settings(first_temperature, later_temperature, guidance, **always, **guided)  # before any work
     loaded = load_folder(model, device)
     entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
     if not entries["val"] or not entries["train"]:
@@ -76,7 +79,7 @@ def alignment(
 
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
         more = guided if scale == guidance else {}  # the set `unguided` is without any
-        settings = checked_settings(first, later, scale, speculative, **more)
+        settings = checked_settings(first, later, scale, **always, **more)
         return loaded.generate(texts, seed=seeds, settings=settings, batch_size=len(seeds))[1].cpu().numpy()
 
     report = evaluate(
@@ -99,12 +102,10 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
-def checked_settings(
-    first: float, later: float, guidance: float, speculative: int = 0, **guided: Any
-) -> SamplingSettings:
+def checked_settings(first: float, later: float, guidance: float, **more: Any) -> SamplingSettings:
     """The settings of a command's options; UserError for what cannot be."""
     try:
-        return SamplingSettings(Sampling(first), Sampling(later), guidance, speculative, **guided)
+        return SamplingSettings(Sampling(first), Sampling(later), guidance, **more)
     except ValueError as error:
         raise UserError(str(error)) from None
 

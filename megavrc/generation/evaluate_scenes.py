@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ def scenes(
     first_temperature: float = 1.0,
     later_temperature: float = 1.0,
     guidance: float = 1.0,
+    later_passes: list[int] | None = None,
     seed: int = 0,
     batch: int = 16,
     device: str = "auto",
@@ -57,13 +59,15 @@ def scenes(
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
+        later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
         device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there, with 95% intervals.
         sheet: write a contact sheet (PNG) with the first clips of every set there.
     """
-    settings = checked_settings(first_temperature, later_temperature, guidance)  # mistakes before any work
+    passes = later_passes or 1
+    settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)
     if batch < 1 or (n is not None and n < 1):
         raise UserError("batch and n: at least 1")
     device = str(check_device(device))
@@ -84,7 +88,8 @@ def scenes(
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
     print(set_table(metrics))
     if json:
-        config = {"split": split, "temperature": [first_temperature, later_temperature], "guidance": guidance}
+        config: dict[str, Any] = {"split": split, "temperature": [first_temperature, later_temperature]}
+        config |= {"guidance": guidance, "later_passes": passes}
         protocol = {
             "manifest_sha256": sha256_file(manifest),
             "clips": len(rows),

@@ -240,9 +240,15 @@ def _read_list(out: Path) -> list[Record]:
     if not (out / LIST).is_file():
         return []
     try:
-        return [check_fields(out / LIST, record, {"id": str}) for _, record in read_jsonl(out / LIST, "id")]
+        lines = read_jsonl(out / LIST, "id")
+        records = [check_fields(out / LIST, record, {"id": str}) for _, record in lines]
     except UserError as error:
         raise UserError(f"{error}; mend it, or move it away: then all clips are made again") from None
+    defaults = dataclasses.asdict(SamplingSettings())  # what older versions could not say
+    for record in records:
+        if isinstance(record.get("sampling"), dict):
+            record["sampling"] = defaults | record["sampling"]
+    return records
 
 
 def _write_list(out: Path, records: Iterable[Record]) -> None:

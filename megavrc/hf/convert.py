@@ -38,6 +38,9 @@ SAMPLING_DEFAULTS = {
     "guidance": 1.0,
     "plausibility": PLAUSIBILITY,
 }
+REFINED_DEFAULTS = {
+    "later_passes": [8]
+}  # of a model with refinement: in the first later frame, where choices are
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ def write_folder(
     model.save_pretrained(folder, max_shard_size=shard_size)
     if text is not None:
         write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
-    write_json(folder / SAMPLING, SAMPLING_DEFAULTS)
+    refined = REFINED_DEFAULTS if vrc.config.refine and vrc.config.frames else {}
+    write_json(folder / SAMPLING, SAMPLING_DEFAULTS | refined)
     parameters = vrc.parameter_counts()["total"]
     rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
     if classes:

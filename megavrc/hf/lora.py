@@ -20,7 +20,8 @@ from megavrc.training.config import BaseRunConfig, OptimizerConfig, TrainConfig
 from megavrc.training.entry import run_task
 from megavrc.training.guards import Diverged
 from megavrc.training.tasks.base import Samples
-from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints, is_dropped
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints
+from megavrc.training.tasks.draws import training_draws
 from megavrc.training.tasks.tokens import open_training
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 
@@ -147,17 +148,15 @@ class LoraTask:
         return []
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        condition = self.model.condition
-        drop = [is_dropped(item["position"], condition.drop, self.config.seed) for item in items]
         return {
             "ids": torch.stack([item["ids"] for item in items]),
-            "condition": conditions_of(items, condition, self.folder.text_tokenizer),
-            "drop": torch.tensor(drop),
+            "condition": conditions_of(items, self.model.condition, self.folder.text_tokenizer),
+            "draws": training_draws(items, self.model, self.config.seed),
         }
 
     def loss(self, module: Adapted, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        drop = batch["drop"] if module.training else None
-        out = module.model(batch["ids"], batch["condition"], drop)
+        draws = batch["draws"] if module.training else {}
+        out = module.model(batch["ids"], batch["condition"], **draws)
         return out.loss, {"first": out.loss_first}
 
     def preview(self, module: Adapted, folder: Path, step: int) -> None: ...

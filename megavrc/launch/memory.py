@@ -52,7 +52,8 @@ class Activations:
 def activations(config: ModelConfig, precision: Precision) -> Activations:
     """Count them from models of one and of two layers: all layers are alike."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    one, two = (saved_bytes(dataclasses.replace(config, layers=layers), dtype) for layers in (1, 2))
+    sizes = (dataclasses.replace(config, layers=layers, refine_layer=0) for layers in (1, 2))
+    one, two = (saved_bytes(size, dtype) for size in sizes)
     parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
     rows = sum(make_layout(config, part).length for part in parts)
     logits = (1 + config.frames) * config.tokens_per_frame * config.vocab

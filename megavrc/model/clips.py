@@ -18,7 +18,15 @@ Label = int | str  # a class
 SAMPLING = ("temperature", "top_k", "top_p")
 PARTS = ("first", "later")
 OPTIONS = ("prompt", "label", "condition", "first_frame", "clip", "frames", "overlap", "seed", "output")
-WHOLE = ("guidance", "later_guidance", "plausibility", "speculative", "draft")
+WHOLE = (
+    "guidance",
+    "later_guidance",
+    "plausibility",
+    "speculative",
+    "draft",
+    "later_passes",
+    "row_passes",
+)
 SAMPLING_OPTIONS = (*WHOLE, *SAMPLING, *(f"{part}_{name}" for part in PARTS for name in SAMPLING))
 
 
@@ -27,8 +35,8 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
 
     Args:
         layers: `guidance` of the whole clip, `later_guidance` of the frames after the first, `plausibility`,
-            `speculative`, `draft`; `temperature`, `top_k`, `top_p` for the whole clip; these three with `first_` or
-            `later_` before them for the first frame or the frames after it.
+            `speculative`, `draft`, `later_passes`, `row_passes`; `temperature`, `top_k`, `top_p` for the whole clip;
+            these three with `first_` or `later_` before them for the first frame or the frames after it.
 
     Raises:
         ValueError: an unknown name or an impossible value.

@@ -119,8 +119,12 @@ class ModelConfig:
         first_frame: `token` by token, or `row` by row with the segment mechanism (not in the paper).
         keep_first_frame: segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read literally.
         segment_attention: inside a segment, `bidirectional` (Eq. 6) or `causal`.
-        feedback: input of the compressor for the next pass at generation: sampled `tokens`, the `soft` mean embedding
-            of their distribution, or the decompressor's `features`.
+        feedback: input of the compressor for the next pass at generation: sampled `tokens`, or the `soft` mean
+            embedding of their distribution.
+        refine: whether rows that predict a frame (with `first_frame: row` a row of the first one, too) also see its
+            cells that are known, so that it can be drawn in several passes; false is the paper.
+        refine_layer: layer before which the known cells are added; further passes run the layers from it on.
+        context_noise: share of the tokens that training replaces by random ones before they are compressed.
         rope_base: base of the rotary frequencies.
         dropout: dropout of embeddings, residual branches and feed-forward outputs.
         loss_reduction: `term` = mean over the first frame + mean over the later ones; `token` = mean over all
@@ -143,7 +147,10 @@ class ModelConfig:
     first_frame: Literal["token", "row"] = "token"
     keep_first_frame: bool = True
     segment_attention: Literal["bidirectional", "causal"] = "bidirectional"
-    feedback: Literal["tokens", "soft", "features"] = "tokens"
+    feedback: Literal["tokens", "soft"] = "tokens"
+    refine: bool = False
+    refine_layer: int = 0
+    context_noise: float = 0.0
     rope_base: float = 0.0
     dropout: float = 0.1
     loss_reduction: Literal["term", "token", "block"] = "term"
@@ -183,6 +190,20 @@ class ModelConfig:
             yield "prediction: token has no segments, so first_frame must be token and keep_first_frame true"
         if len(self.frame_loss_weight) not in (0, 1 + self.frames):
             yield f"frame_loss_weight: needs 1 + frames = {1 + self.frames} values, has {len(self.frame_loss_weight)}"
+        if self.feedback not in ("tokens", "soft"):
+            yield (
+                f"feedback: {self.feedback!r} is not tokens or soft; features need a model that was trained to "
+                "compress them, which nothing here does"
+            )
+        if self.prediction == "token" and (self.refine or self.context_noise):
+            yield (
+                "prediction: token draws every token in a pass of its own and compresses none, so refine must be false "
+                "and context_noise 0"
+            )
+        if not 0 <= self.refine_layer < max(self.layers, 1):
+            yield f"refine_layer: {self.refine_layer} is not one of the layers 0..{self.layers - 1}"
+        if not 0 <= self.context_noise < 1:
+            yield f"context_noise: {self.context_noise} is not a share below 1"
 
     @property
     def tokens_per_frame(self) -> int:

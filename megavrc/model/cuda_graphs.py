@@ -24,6 +24,8 @@ class Workspace:
     Attributes:
         ids_BTN: long [B, 1 + F, N], the tokens, as they are drawn.
         uniform_BTN: float64, the number that each token is drawn with.
+        order_BTN: long, the cells of a frame (of a row of the first one) in the order in which they are drawn, where
+            that is in several passes.
         features_TBND: representations of the frames, where they and not the tokens are fed back.
         index: long [1], the token (of all frames in a row) that the next device step draws.
         steps: `host` positions, `device` positions, or `graph`: device positions, captured.
@@ -37,6 +39,9 @@ class Workspace:
             self.memory = Memory(model, batch, copies)
             self.ids_BTN = torch.zeros(shape, dtype=torch.long, device=like.device)
             self.uniform_BTN = torch.zeros(shape, dtype=torch.float64, device=like.device)
+            self.order_BTN = torch.zeros(
+                shape if config.refine else (0, 0, 0), dtype=torch.long, device=like.device
+            )
             self.features_TBND = like.new_zeros(fed_back, batch, config.tokens_per_frame, config.width)
             self.index = torch.zeros(1, dtype=torch.long, device=like.device)
         self.steps = steps or ("graph" if like.is_cuda else "host")

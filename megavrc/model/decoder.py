@@ -19,6 +19,8 @@ from .vrc import VRC
 
 log = logging.getLogger("megavrc")
 
+Known = tuple[Tensor, Tensor]  # ids of cells, long [B, N], and which of them are known, bool [B, N]
+
 
 class Memory:
     """What the passes of clips of one model and batch size keep: nothing of the model, so that it may outlive a clip.
@@ -28,6 +30,7 @@ class Memory:
     Attributes:
         copies: rows of a sample, 2 with guidance.
         cache: buffers for every row that a clip can have.
+        held: [rows, max(M, g), D], what the newest segment (or row of the first frame) was before `refine_layer`.
         fused: the kernels of a token step on the device, or None where they cannot run or were found wrong.
     """
 
@@ -40,6 +43,8 @@ class Memory:
         self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
         capacity = max(layout.length for layout in self.layouts.values())
         self.cache = KVCache(config.layers, rows, config.heads, capacity, config.head_dim, weight)
+        longest = max(config.segment_length, config.grid) if config.refine else 0
+        self.held = weight.new_zeros(rows, longest, config.width)
         self.fused = self._fused(model, rows) if weight.is_cuda else None
 
     def _fused(self, model: VRC, rows: int) -> FusedStep | None:
@@ -115,20 +120,41 @@ class Decoder:
         """Add raw tokens as input."""
         self.push(self.model.embed_raw(ids_BL))
 
-    def step(self, count: int, keep_mask: bool = True) -> Tensor:
+    def step(self, count: int, keep_mask: bool = True, hold: bool = False) -> Tensor:
         """One trunk pass over the pending rows; returns the normed states of its last `count` rows.
 
-        `keep_mask`: for later clips, which make the same pass again.
+        `keep_mask`: for later clips, which make the same pass again. `hold`: these rows may be run again by `refine`.
         """
         rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
         self._pending.clear()
-        start, stop = self.cache.length, self.cache.length + rows.shape[1]
-        table = self.memory.tables[self.part][start:stop]
-        mask = self.memory.mask(self.part, start, stop, keep_mask)
-        states = self.model.trunk(rows, table, mask, cache=self.cache)
-        self.cache.length = stop
-        self.passes += 1
-        return states[:, -count:]
+        if not (hold and self.config.refine):
+            return self._layers(rows, keep_mask)[:, -count:]
+        layer, start = self.config.refine_layer, self.cache.length
+        rows = self._layers(rows, keep_mask, stop=layer)
+        self.memory.held[:, :count] = rows[:, -count:]
+        self.cache.truncate(start)
+        return self._layers(rows, keep_mask, start=layer)[:, -count:]
+
+    def refine(self, added_BLD: Tensor) -> Tensor:
+        """Run the rows of the last pass that were held again, with what known cells add; returns their normed states.
+
+        Layers before `refine_layer` would compute what they did: they do not run again.
+        """
+        rows = self.memory.held[:, : added_BLD.shape[1]] + added_BLD.repeat(self.copies, 1, 1)
+        self.cache.truncate(self.cache.length - rows.shape[1])
+        return self._layers(rows, start=self.config.refine_layer)
+
+    def _layers(
+        self, rows_BLD: Tensor, keep_mask: bool = True, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Some of the trunk's layers over rows that follow those in the cache."""
+        first, last = self.cache.length, self.cache.length + rows_BLD.shape[1]
+        table = self.memory.tables[self.part][first:last]
+        mask = self.memory.mask(self.part, first, last, keep_mask)
+        states = self.model.trunk(rows_BLD, table, mask, cache=self.cache, start=start, stop=stop)
+        self.cache.length = last
+        self.passes += stop is None
+        return states
 
     def device_step(self, ids_B1: Tensor, position: Tensor, keys: int) -> Tensor:
         """The pass over one raw token a sample at a position (long [1]) below `keys` that the host does not read.
@@ -199,10 +225,39 @@ class Decoder:
             self._pending.clear()
         self.push(self.model.compress(features_BND.unflatten(1, (side, side))))
 
-    def segment_logits(self) -> tuple[Tensor, Tensor]:
-        """Run the pending rows and predict the next frame: logits [B, N, V] and representations [B, N, D]."""
-        features = self.model.decompress(self.step(self.config.segment_length))
-        return self.guide(self.model.segment_logits(features)), features[: self.batch]
+    def segment_logits(self, known: Known | None = None, cells_BK: Tensor | None = None) -> Tensor:
+        """Run the pending rows and predict the next frame; or, with known cells of it, run its segment again.
+
+        Args:
+            known: of the frame.
+            cells_BK: long, those whose logits are wanted.
+
+        Returns:
+            [B, K, V] (default: all N cells).
+        """
+        side = self.config.grid
+        if known is None:
+            states = self.step(self.config.segment_length, hold=True)
+        else:
+            ids_BHW, known_BHW = (each.unflatten(1, (side, side)) for each in known)
+            states = self.refine(self.model.known_cells(ids_BHW, known_BHW))
+        features = self._at(self.model.decompress(states), cells_BK)
+        return self.guide(self.model.segment_logits(features))
+
+    def row_logits(self, known: Known | None = None, cells_BK: Tensor | None = None) -> Tensor:
+        """The same for a row of the first frame (`first_frame: row`)."""
+        if known is None:
+            states = self.step(self.config.grid, hold=True)
+        else:
+            states = self.refine(self.model.known_cells_of_row(*known))
+        return self.guide(self.model.head(self._at(states, cells_BK)))
+
+    def _at(self, features_BND: Tensor, cells_BK: Tensor | None) -> Tensor:
+        """The features of some cells of each sample, [B, K, D]."""
+        if cells_BK is None:
+            return features_BND
+        index = cells_BK.repeat(self.copies, 1)[..., None].expand(-1, -1, features_BND.shape[-1])
+        return features_BND.gather(1, index)
 
 
 def store_for_generation(model: VRC) -> None:

@@ -44,12 +44,13 @@ def training_flops(config: ModelConfig) -> int:
     return (1 + BACKWARD) * sum(forward_flops(config).values())
 
 
-def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Condition, Tensor]:
-    """Arguments of `VRC.forward` without content: ids, condition, drop."""
+def meta_batch(config: ModelConfig, batch: int) -> tuple[Tensor | Condition, ...]:
+    """Arguments of `VRC.forward` in training without content: ids, condition, drop and, to refine, known."""
     with torch.device("meta"):
         ids = torch.zeros(batch, 1 + config.frames, config.grid, config.grid, dtype=torch.long)
         drop = torch.zeros(batch, dtype=torch.bool)
-        return ids, kind_of(config.condition)(config.condition, 1).null(batch), drop
+        known = (torch.zeros(ids.shape, dtype=torch.bool),) if config.refine else ()
+        return ids, kind_of(config.condition)(config.condition, 1).null(batch), drop, *known
 
 
 def _products(module: nn.Module, x: Tensor, out: Tensor) -> int:

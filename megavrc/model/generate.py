@@ -1,12 +1,19 @@
-"""The draws of one clip (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame."""
+"""The draws of one clip (Algorithm 1 of the paper): the first frame token by token, then one pass per later frame.
 
+With refinement, a later frame (or a row of the first one) takes several passes: each draws some of its cells from what
+it predicts of them, given those that are drawn already.
+"""
+
+import functools
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .cuda_graphs import Workspace
-from .decoder import Decoder
+from .decoder import Decoder, Known
+from .refinement import frame_passes, kept_cells
 from .sampling import Sampling, SamplingSettings, draw, probabilities
 from .speculation import speculative_frame
 
@@ -32,6 +39,8 @@ class Sampler:
         self.config = decoder.config
         self.ids_BS = space.ids_BTN.flatten(1)  # of all frames in a row
         self.uniform_BS = space.uniform_BTN.flatten(1)
+        self.order_BS = space.order_BTN.flatten(1)
+        self.passes_T = frame_passes(self.config, settings)
         self.known = 0
         self._guide(0)
 
@@ -70,17 +79,25 @@ class Sampler:
 
     def frame(self, index: int) -> None:
         """Draw a frame; those before it are there."""
-        run, decoder = self.space.run, self.decoder
         self._guide(index)
         if self.config.prediction == "token" or (index == 0 and self.config.first_frame == "token"):
             self._token_frame(index)
         elif index == 0:
-            side, sampling = self.config.grid, self.settings.first
-            for row in range(side):
-                start, stop = row * side, (row + 1) * side
-                run(("row", row), decoder, lambda start=start, stop=stop: self.cells(start, stop, sampling))  # type: ignore[misc]
+            for row in range(self.config.grid):
+                self._in_passes(("row", row), self.config.grid, 0, functools.partial(self._row, row))
         else:
-            run(("segment", index), decoder, lambda: self._segment(index))
+            count = self.config.tokens_per_frame
+            self._in_passes(("segment", index), count, index, functools.partial(self._segment, index))
+
+    def _in_passes(
+        self, key: tuple[str, int], count: int, index: int, one_pass: Callable[[int, int], None]
+    ) -> None:
+        """Draw cells that are predicted together, with the passes of their frame."""
+        before = 0
+        for upto in kept_cells(count, self.passes_T[index]):
+            run = functools.partial(one_pass, before, upto)
+            self.space.run((*key, before), self.decoder, run)
+            before = upto
 
     def _token_frame(self, index: int) -> None:
         sampling = self.settings.later if index else self.settings.first
@@ -117,7 +134,7 @@ class Sampler:
             self.on_speculation(index, passes)
 
     def cells(self, start: int, stop: int, sampling: Sampling) -> None:
-        """One pass for a token, or for a row of the first frame, from as many cells before it."""
+        """One pass for a token from the one before it."""
         if start:
             self.decoder.push_raw(self.ids_BS[:, 2 * start - stop : start])
         probs = probabilities(self.decoder.raw_logits(stop - start), sampling)
@@ -133,16 +150,53 @@ class Sampler:
         self.ids_BS.index_copy_(1, index, drawn[:, None])
         index.add_(1)
 
-    def _segment(self, index: int) -> None:
-        """One pass for a later frame, from the frame before it."""
-        self._push_segment(index)
-        logits, features_BND = self.decoder.segment_logits()
-        probs = probabilities(logits, self.settings.later)
-        self.space.ids_BTN[:, index] = draw(probs, self.space.uniform_BTN[:, index])
+    def _row(self, row: int, before: int, upto: int) -> None:
+        """A pass for a row of the first frame, from the row before it; see `_known`."""
+        side = self.config.grid
+        start, stop = row * side, (row + 1) * side
+        if row and not before:
+            self.decoder.push_raw(self.ids_BS[:, start - side : start])
+        known, cells = self._known(start, stop, before, upto)
+        probs = probabilities(self.decoder.row_logits(known, cells), self.settings.first)
+        self._put(start, stop, cells, probs)
+
+    def _segment(self, index: int, before: int, upto: int) -> None:
+        """A pass for a later frame, from the frame before it; see `_known`."""
+        if not before:
+            self._push_segment(index)
+        start = index * self.config.tokens_per_frame
+        stop = start + self.config.tokens_per_frame
+        known, cells = self._known(start, stop, before, upto)
+        probs = probabilities(self.decoder.segment_logits(known, cells), self.settings.later)
+        self._put(start, stop, cells, probs)
         if self.config.feedback == "soft":
-            features_BND = probs.to(features_BND.dtype) @ self.decoder.model.tokens.weight
-        if self.config.feedback != "tokens":
-            self.space.features_TBND[index] = features_BND
+            weight = self.decoder.model.tokens.weight
+            soft_BKD = probs.to(weight.dtype) @ weight
+            _write(self.space.features_TBND[index], cells, soft_BKD)
+
+    def _known(self, start: int, stop: int, before: int, upto: int) -> tuple[Known | None, Tensor | None]:
+        """Of the cells [start, stop), drawn in their order: which are known, and which a pass draws.
+
+        Args:
+            start, stop: tokens of all frames in a row.
+            before, upto: places in the order; the pass draws those from `before` on.
+
+        Returns:
+            None where none is known; None where all are drawn, else long [B, K].
+        """
+        if upto - before == stop - start:
+            return None, None
+        order, ids = self.order_BS[:, start:stop], self.ids_BS[:, start:stop]
+        known = None
+        if before:
+            nothing = torch.zeros_like(ids, dtype=torch.bool)
+            known = ids, nothing.scatter(1, order[:, :before], True)
+        return known, order[:, before:upto]
+
+    def _put(self, start: int, stop: int, cells: Tensor | None, probs: Tensor) -> None:
+        uniform = self.uniform_BS[:, start:stop]
+        drawn = draw(probs, uniform if cells is None else uniform.gather(1, cells))
+        _write(self.ids_BS[:, start:stop], cells, drawn)
 
     def _push_segment(self, index: int) -> None:
         """Add the frame before `index` to the input, after what is unread of the first frame."""
@@ -155,3 +209,12 @@ class Sampler:
         else:
             features = self.decoder.model.tokens(self.space.ids_BTN[:, index - 1])
         self.decoder.push_segment(features)
+
+
+def _write(target: Tensor, cells: Tensor | None, values: Tensor) -> None:
+    """Values [B, K, ..] of some cells into those of all, [B, N, ..]."""
+    if cells is None:
+        target.copy_(values)
+        return
+    places = cells if values.dim() == 2 else cells[..., None].expand_as(values)
+    target.scatter_(1, places, values)

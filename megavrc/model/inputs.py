@@ -173,7 +173,9 @@ def check_types(options: dict[str, Any]) -> None:
     """ValueError naming the first sampling option that is no number of its kind (`draft`: no text)."""
     for name, value in options.items():
         kind: Any = numbers.Real
-        if name.endswith("top_k") or name == "speculative":
+        if name == "later_passes":  # a number or several: `SamplingSettings` looks at them
+            continue
+        if name.endswith("top_k") or name in ("speculative", "row_passes"):
             kind = numbers.Integral
         elif name == "draft":
             kind = str

@@ -140,6 +140,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         ids: Tensor,
         condition: ConditionLike,
         drop: Tensor | None = None,
+        known: Tensor | None = None,
+        context: Tensor | None = None,
         logits: bool = True,
         return_loss: bool = True,
         **_: Any,
@@ -148,7 +150,7 @@ class VRCForVideoGeneration(PreTrainedModel):
 
         There is always a loss: `return_loss` is how Trainer.evaluate finds out.
         """
-        return VRCModelOutput(**vars(self.vrc(ids, condition, drop, logits)))
+        return VRCModelOutput(**vars(self.vrc(ids, condition, drop, known, context, logits)))
 
     @property
     def text_tokenizer(self) -> Any:
@@ -252,6 +254,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         later_top_p: float | None = None,
         speculative: int | None = None,
         draft: str | None = None,
+        later_passes: Sequence[int] | int | None = None,
+        row_passes: int | None = None,
         output: str = "uint8",
         on_frame: Callable[[int, Tensor], None] | None = None,
         **unknown: Any,
@@ -274,6 +278,8 @@ class VRCForVideoGeneration(PreTrainedModel):
                 first frame or the frames after it.
             speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none): the same
                 distribution, other clips for a seed; `draft`, their first guess, `neighbour`, `repeat` or `random`.
+            later_passes: of a model with refinement, passes of each later frame: one number, or a list such as
+                [8, 1, 1, 1], where missing ones are 1; `row_passes`, of each row of a first frame drawn in rows.
             output: `uint8`, [B, T, H, W, 3]; `ids` for the video tokens, long [B, t, g, g]; `pil`, B lists of images;
                 `np`, an array of floats [B, T, H, W, 3]; `pt`, a tensor of floats [B, T, 3, H, W], both from 0 to 1.
             on_frame: called with (index, ids [B, g, g]) after each latent frame.
@@ -286,6 +292,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             ValueError: inputs that do not fit the model, a prompt too long for it included; tokens asked for of a
                 video longer than the model was trained for, which is generated in windows.
         """
+        sampling = {name: value for name, value in locals().items() if name in SAMPLING_OPTIONS}
         if output not in OUTPUTS:
             raise ValueError(f"output: {output!r} is not one of {', '.join(OUTPUTS)}")
         request = self._request(
@@ -297,20 +304,7 @@ class VRCForVideoGeneration(PreTrainedModel):
             frames=frames,
             overlap=overlap,
             seed=seed,
-            guidance=guidance,
-            later_guidance=later_guidance,
-            plausibility=plausibility,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            first_temperature=first_temperature,
-            first_top_k=first_top_k,
-            first_top_p=first_top_p,
-            later_temperature=later_temperature,
-            later_top_k=later_top_k,
-            later_top_p=later_top_p,
-            speculative=speculative,
-            draft=draft,
+            **sampling,
             **unknown,
         )
         if output == "ids" or on_frame is not None:

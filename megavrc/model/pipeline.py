@@ -20,6 +20,7 @@ from .decoder import Decoder
 from .generate import OnSpeculation, Sampler
 from .inputs import first_frames, seed_list
 from .omnitokenizer import OmniTokenizerNet
+from .refinement import frame_passes, orders
 from .sampling import SamplingSettings, uniforms
 from .speculation import numbers_shape
 from .vrc import VRC
@@ -142,6 +143,7 @@ class VideoPipeline:
         overlap = 1 + config.frames // 2 * patch if request.overlap is None else request.overlap
         if not 1 <= overlap < max(window, 2) or (overlap - 1) % patch:
             raise ValueError(f"overlap: {overlap}, expected 1 + {patch}k frames, fewer than {window}")
+        frame_passes(config, request.settings)
         first = request.beginning
         given = 0 if first is None else first.shape[1] if first.dim() == 5 else 1  # others are checked later
         if given > min(window, frames):
@@ -163,10 +165,14 @@ class VideoPipeline:
         with self._workspace(len(request), settings) as space:
             device = space.ids_BTN.device
             count, more = space.uniform_BTN[0].numel(), math.prod(shape)
-            numbers = uniforms(list(request.seeds), (window + 1) * (count + more), "cpu")[:, -count - more :]
-            drawn = numbers[:, :count].view_as(space.uniform_BTN)
-            space.uniform_BTN.copy_(drawn.pin_memory() if space.ids_BTN.is_cuda else drawn, non_blocking=True)
-            speculation = numbers[:, count:].unflatten(1, shape).to(device)
+            ordered = count if max(frame_passes(vrc.config, settings)) > 1 else 0
+            total = count + more + ordered
+            numbers = uniforms(list(request.seeds), (window + 1) * total, "cpu")[:, -total:]
+            drawn, speculated, places = numbers.split([count, more, ordered], dim=1)
+            _send(drawn, space.uniform_BTN)
+            if ordered:
+                _send(orders(vrc.config, places.reshape(space.order_BTN.shape)), space.order_BTN)
+            speculation = speculated.unflatten(1, shape).to(device)
             vrc.eval()
             try:
                 with torch.autocast(device.type, enabled=False):
@@ -283,3 +289,9 @@ class VideoPipeline:
             missing = (latent - known) * net.config.temporal_patch
             given_BTHWC = torch.cat([given_BTHWC, given_BTHWC[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
         return encode_clips(net, given_BTHWC)[:, :known]
+
+
+def _send(numbers: Tensor, place: Tensor) -> None:
+    """Copy from the host into a static tensor without waiting."""
+    numbers = numbers.reshape(place.shape)
+    place.copy_(numbers.pin_memory() if place.is_cuda else numbers, non_blocking=True)

@@ -6,6 +6,7 @@ does not depend on what else is in the batch.
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -55,6 +56,9 @@ class SamplingSettings:
             fewer passes, other draws for a seed.
         draft: first guess of a token: its `neighbour` (the cell above, or in the frame before), `repeat` of the newest
             token, or `random`.
+        later_passes: passes for each later frame, one number or [G_1, .., G_F], the missing ones 1; more than 1 only
+            of a model with `refine`. A pass settles some cells, and the next ones see them.
+        row_passes: the same for each row of the first frame (`first_frame: row`).
     """
 
     first: Sampling = field(default_factory=Sampling)
@@ -64,6 +68,8 @@ class SamplingSettings:
     draft: Draft = "neighbour"
     later_guidance: float | None = None
     plausibility: float = 0.0
+    later_passes: Sequence[int] | int = 1
+    row_passes: int = 1
 
     def __post_init__(self) -> None:
         scales = self.guidance_of(0), self.guidance_of(1)
@@ -76,6 +82,13 @@ class SamplingSettings:
             raise ValueError(
                 f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
                 f"got {self.speculative} and {self.draft!r}"
+            )
+        given = self.later_passes
+        later = given if isinstance(given, list | tuple) else [given]
+        if not all(type(count) is int and count > 0 for count in (*later, self.row_passes)):
+            raise ValueError(
+                "later_passes is a positive number or a list of them, row_passes a positive number; got "
+                f"{given!r} and {self.row_passes!r}"
             )
 
     def guidance_of(self, frame: int) -> float:

@@ -112,8 +112,10 @@ class Trunk(nn.Module):
         mask: SegmentMask | None,
         cache: Cache | None = None,
         backend: str = "auto",
+        start: int = 0,
+        stop: int | None = None,
     ) -> Tensor:
-        """Embedded rows to normed states.
+        """Embedded rows to normed states; or the part of the way that some of the layers are.
 
         Args:
             x_BSD: [B, S, D] embedded rows.
@@ -121,6 +123,7 @@ class Trunk(nn.Module):
             mask: S query rows over all keys (cached ones included); None, with a cache, hides nothing.
             cache: keys and values of earlier rows, where those of these rows are written too.
             backend: of `segment_attention` without a cache.
+            start, stop: run the layers [start, stop) on what comes out of layer start - 1 (default: all, and the norm).
         """
         if cache is None:
             assert mask is not None
@@ -128,9 +131,9 @@ class Trunk(nn.Module):
                 x_BSD.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
             )
             backend = prepare(backend, mask, x_BSD, self.head_dim, gradients)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers[start:stop], start):
             if self.gradient_checkpointing and self.training and cache is None:
                 x_BSD = self._gradient_checkpointing_func(layer, x_BSD, table, mask, backend, None, index)
             else:
                 x_BSD = layer(x_BSD, table, mask, backend, cache, index)
-        return self.norm(x_BSD)
+        return self.norm(x_BSD) if stop is None else x_BSD

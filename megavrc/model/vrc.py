@@ -17,6 +17,7 @@ from .condition import Condition, ConditionLike, kind_of
 from .config import ModelConfig
 from .layout import COMPRESSED, RAW, Layout, make_layout
 from .quick_start import embedding
+from .refinement import frame_partial, row_partial
 from .rope import rope_table
 from .transformer import RMSNorm, Trunk
 
@@ -61,6 +62,10 @@ class VRC(nn.Module):
             self.decompressor = Decompressor(config.compression, config.width)
             if config.decompressor_head == "own":
                 self.decompressor_head = nn.Linear(config.width, config.vocab, bias=False)
+            if config.refine:
+                self.partial = frame_partial(config)
+        if config.refine and config.first_frame == "row":
+            self.row_partial = row_partial(config)
         self._tables: dict[tuple[str, torch.device], tuple[Layout, Tensor, SegmentMask]] = {}
         if self.tokens.weight.device.type != "meta":
             self.init_weights()
@@ -78,6 +83,8 @@ class VRC(nn.Module):
             nn.init.normal_(self.start_row, std=INIT_STD)
         nn.init.zeros_(self.head.weight)
         self.init_segments()
+        if self.config.refine and self.config.first_frame == "row":
+            self.row_partial.init_weights(INIT_STD)
 
     @torch.no_grad()
     def init_segments(self) -> None:
@@ -93,6 +100,8 @@ class VRC(nn.Module):
                 module.reset_parameters()
         if self.config.decompressor_head == "own":
             nn.init.zeros_(self.decompressor_head.weight)
+        if self.config.refine:
+            self.partial.init_weights(INIT_STD)
 
     # --- pieces that training and generation share -------------------------------------------------------------
 
@@ -129,6 +138,14 @@ class VRC(nn.Module):
         side = self.config.grid // self.config.compression.side
         return self.decompressor(states_BMD.unflatten(1, (side, side))).flatten(1, 2)
 
+    def known_cells(self, ids_BHW: Tensor, known_BHW: Tensor) -> Tensor:
+        """What the known cells of a frame add to the rows that predict it, [B, M, D]; zero where there are none."""
+        return self.partial(self.tokens(ids_BHW), known_BHW).flatten(1, 2)
+
+    def known_cells_of_row(self, ids_BW: Tensor, known_BW: Tensor) -> Tensor:
+        """The same for a row of the first frame, [B, g, D] (`first_frame: row`)."""
+        return self.row_partial(self.tokens(ids_BW)[:, None], known_BW[:, None])[:, 0]
+
     def segment_logits(self, features_BND: Tensor) -> Tensor:
         """[B, N, V] logits of decompressed representations."""
         head = self.decompressor_head if self.config.decompressor_head == "own" else self.head
@@ -145,6 +162,8 @@ class VRC(nn.Module):
         ids_BTHW: Tensor,
         condition: ConditionLike,
         drop: Tensor | None = None,
+        known: Tensor | None = None,
+        context: Tensor | None = None,
         logits: bool = False,
         backend: str = "auto",
     ) -> VRCOutput:
@@ -155,6 +174,9 @@ class VRC(nn.Module):
             condition: a `Condition`, or its tensors: long [B, C] text tokens; (float [B, C - 1, Df], bool [B, C - 1])
                 text features and where they are real; or long [B] class labels.
             drop: bool [B], True where the condition is replaced by the null condition.
+            known: bool [B, 1 + F, g, g], the cells that the rows which predict their frame see (`refine`); the loss is
+                that of the others, a mean over them for each sample and frame. None: no cell, as in one pass.
+            context: long [B, F, g, g], tokens that are compressed in the place of frames 0..F-1 (`context_noise`).
             logits: also return the logits.
             backend: of `segment_attention`.
 
@@ -165,23 +187,25 @@ class VRC(nn.Module):
         expected = (1 + config.frames, config.grid, config.grid)
         if tuple(ids_BTHW.shape[1:]) != expected:
             raise ValueError(f"ids have shape {tuple(ids_BTHW.shape[1:])}, the model takes {expected}")
+        if known is not None and not config.refine:
+            raise ValueError("known: this model has no refinement (refine is false)")
         raw_BLD = self._raw_rows(ids_BTHW)
         condition_BCD = self.embed_condition(condition, drop)
         pieces = [condition_BCD, raw_BLD]
         if not config.has_segments:
-            states = self._run(pieces, "all", backend)
-            return self._output(ids_BTHW, self._raw_logits(states), logits)
-        features = self.tokens(ids_BTHW[:, :-1]).flatten(0, 1)
+            states = self._run(pieces, "all", backend, ids_BTHW, known)
+            return self._output(ids_BTHW, self._raw_logits(states), logits, known)
+        features = self.tokens(ids_BTHW[:, :-1] if context is None else context).flatten(0, 1)
         segments_BLD = self.compress(features).unflatten(0, (-1, config.frames)).flatten(1, 2)
         if config.keep_first_frame:
-            states = self._run([*pieces, segments_BLD], "all", backend)
+            states = self._run([*pieces, segments_BLD], "all", backend, ids_BTHW, known)
             raw_logits = self._raw_logits(states)
         else:
-            raw_logits = self._raw_logits(self._run(pieces, "first", backend))
-            states = self._run([condition_BCD, segments_BLD], "later", backend)
+            raw_logits = self._raw_logits(self._run(pieces, "first", backend, ids_BTHW, known))
+            states = self._run([condition_BCD, segments_BLD], "later", backend, ids_BTHW, known)
         segment_states = states[:, -segments_BLD.shape[1] :].unflatten(1, (config.frames, -1)).flatten(0, 1)
         later = self.segment_logits(self.decompress(segment_states)).unflatten(0, (-1, config.frames))
-        return self._output(ids_BTHW, torch.cat([raw_logits[:, None], later], dim=1), logits)
+        return self._output(ids_BTHW, torch.cat([raw_logits[:, None], later], dim=1), logits, known)
 
     def _raw_rows(self, ids_BTHW: Tensor) -> Tensor:
         """Inputs of the raw part, without the last token or row when nothing reads it (see layout)."""
@@ -192,9 +216,33 @@ class VRC(nn.Module):
             rows = torch.cat([self.embed_start_row(len(rows)), rows], dim=1)
         return rows[:, : self.plan("all" if config.keep_first_frame else "first")[0].raw]
 
-    def _run(self, pieces: list[Tensor], part: str, backend: str) -> Tensor:
-        _, table, mask = self.plan(part)
-        return self.trunk(self.dropout(torch.cat(pieces, dim=1)), table, mask, backend=backend)
+    def _run(
+        self, pieces: list[Tensor], part: str, backend: str, ids_BTHW: Tensor, known: Tensor | None
+    ) -> Tensor:
+        layout, table, mask = self.plan(part)
+        rows_BSD = self.dropout(torch.cat(pieces, dim=1))
+        if known is None:
+            return self.trunk(rows_BSD, table, mask, backend=backend)
+        first = self.config.refine_layer
+        rows_BSD = self.trunk(rows_BSD, table, mask, backend=backend, stop=first)
+        rows_BSD = rows_BSD + self._known_rows(layout, ids_BTHW, known)
+        return self.trunk(rows_BSD, table, mask, backend=backend, start=first)
+
+    def _known_rows(self, layout: Layout, ids_BTHW: Tensor, known_BTHW: Tensor) -> Tensor:
+        """What known cells add to each row of a sequence, [B, S, D]."""
+        batch, side = len(ids_BTHW), self.config.grid
+        nothing = self.types.weight.new_zeros(batch, 1, self.config.width)
+        added = [nothing.expand(-1, layout.condition, -1)]
+        left = layout.raw
+        if left and self.config.first_frame == "row":
+            ids, known = ids_BTHW[:, 0].flatten(0, 1), known_BTHW[:, 0].flatten(0, 1)
+            added.append(self.known_cells_of_row(ids, known).unflatten(0, (batch, -1)).flatten(1, 2))
+            left -= side * side  # what is left is the last row, which predicts none
+        added.append(nothing.expand(-1, left, -1))
+        if layout.segments:
+            ids, known = ids_BTHW[:, 1:].flatten(0, 1), known_BTHW[:, 1:].flatten(0, 1)
+            added.append(self.known_cells(ids, known).unflatten(0, (batch, -1)).flatten(1, 2))
+        return torch.cat(added, dim=1)
 
     def _raw_logits(self, states_BSD: Tensor) -> Tensor:
         """Logits of what the raw part predicts: [B, N, V], or [B, 1 + F, N, V] for `prediction: token`."""
@@ -205,15 +253,19 @@ class VRC(nn.Module):
         start = slots if config.first_frame == "row" else slots - 1
         return self.head(states_BSD[:, start : start + count])
 
-    def _output(self, ids_BTHW: Tensor, logits: Tensor, keep: bool) -> VRCOutput:
-        """Losses from logits [B, 1 + F, N, V] (or [B, N, V] for a single frame)."""
+    def _output(self, ids_BTHW: Tensor, logits: Tensor, keep: bool, known: Tensor | None = None) -> VRCOutput:
+        """Losses from logits [B, 1 + F, N, V] (or [B, N, V] for a single frame), of the cells that are not known."""
         config = self.config
         logits = logits if logits.dim() == 4 else logits[:, None]
         wide = logits if logits.dtype == torch.float64 else logits.float()
         losses_BTN = F.cross_entropy(wide.flatten(0, 2), ids_BTHW.flatten(), reduction="none").view(
             logits.shape[:3]
         )
-        frames_T = losses_BTN.mean((0, 2))
+        if known is None:
+            frames_T = losses_BTN.mean((0, 2))
+        else:
+            unknown_BTN = ~known.flatten(2)
+            frames_T = ((losses_BTN * unknown_BTN).sum(2) / unknown_BTN.sum(2).clamp(min=1)).mean(0)
         detached = frames_T.detach()
         later = detached[1:].mean() if config.frames else detached.new_zeros(())
         return VRCOutput(

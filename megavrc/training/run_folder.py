@@ -215,7 +215,8 @@ def _refuse_other_ranks(config: BaseRunConfig, identity: dict[str, Any], rank: R
 
 
 def current_identity(config: BaseRunConfig, identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a run that an older version may have started: without the fields that are no more.
+    """The identity of a run that an older version may have started: without the fields that are no more, and with
+    those that were not there yet at their defaults.
 
     Sections of it that have the name of one of the configuration's (`model`, `objective`) hold that one's fields.
     """
@@ -224,6 +225,10 @@ def current_identity(config: BaseRunConfig, identity: dict[str, Any]) -> dict[st
         section = getattr(config, field.name)
         if dataclasses.is_dataclass(section) and isinstance(found.get(field.name), dict):
             drop_retired(type(section), found[field.name])
+            fields = {item.name: item.default for item in dataclasses.fields(section)}
+            if found[field.name].keys() <= fields.keys():  # `data` is another one's
+                added = fields.keys() - found[field.name].keys()
+                found[field.name] |= {name: fields[name] for name in added}
     return found
 
 

@@ -2,7 +2,8 @@
 
 Stage 2 from stage 1: loaded are all weights that both models have: trunk, embeddings, type rows, condition, head.
 Compressor and decompressor, which the image model lacks, are fresh. A run of the same stage, on other data, loads all
-weights. Optimizer, schedule and data position are fresh always.
+weights. What refines is fresh where the other run had no refinement. Optimizer, schedule and data position are fresh
+always.
 """
 
 import logging
@@ -27,11 +28,15 @@ FREE = {
     "keep_first_frame",
     "segment_attention",
     "feedback",
+    "refine",
+    "refine_layer",
+    "context_noise",
     "dropout",
     "loss_reduction",
     "frame_loss_weight",
 }
-FRESH = ("compressor", "decompressor", "decompressor_head")
+FRESH = ("compressor", "decompressor", "decompressor_head", "partial")
+REFINES = ("partial", "row_partial")  # fresh where the other run had no refinement
 SEGMENT_FIELDS = {"compression", "decompressor_head", "prediction"}  # not free where their weights are loaded
 
 
@@ -57,7 +62,9 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
     weights, state = read_weights(path)
     next_stage = _check(model, facts, state, path)
     mine = model.state_dict()
-    fresh = sorted(name for name in mine if next_stage and name.partition(".")[0] in FRESH)
+    parts = {name.partition(".")[0] for name in weights}
+    new = set(FRESH if next_stage else ()) | {part for part in REFINES if part not in parts}
+    fresh = sorted(name for name in mine if name.partition(".")[0] in new)
     expected = mine.keys() - set(fresh)
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
@@ -70,7 +77,7 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
         mine[name].copy_(weights[name])
     if next_stage:
         model.init_segments()
-    _show(path, state, model, fresh)
+    _show(path, state, model, {name.partition(".")[0] for name in fresh})
     return {"loaded": sorted(expected), "fresh": fresh}
 
 
@@ -100,7 +107,7 @@ def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path)
     return theirs_stage != my_stage
 
 
-def _show(path: Path, state: dict[str, Any], model: VRC, fresh: list[str]) -> None:
+def _show(path: Path, state: dict[str, Any], model: VRC, fresh: set[str]) -> None:
     log.info("the run starts from %s, step %d:", path, state["step"])
     for name, child in model.named_children():
         count = sum(parameter.numel() for parameter in child.parameters())
@@ -109,7 +116,7 @@ def _show(path: Path, state: dict[str, Any], model: VRC, fresh: list[str]) -> No
                 "  %-18s %12s parameters  %s",
                 name,
                 f"{count:,}",
-                "fresh" if fresh and name in FRESH else "loaded",
+                "fresh" if name in fresh else "loaded",
             )
     log.info("  %-18s %12s             fresh", "optimizer", "")
     log.info("  checked: video tokenizer, text tokenizer, grid, image source, model fields")

@@ -42,6 +42,7 @@ MORE = (
     "first_top_p",
     "later_top_p",
     "speculative",
+    "later_passes",  # of the first later frame, for a model with refinement
 )
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 
@@ -136,6 +137,8 @@ class ClipMaker:
             number = secrets.randbelow(2**32) if random_seed else _whole("seed", seed, 0, SEEDS - 1)
             options = self._options(source, picture, video, video_frames, clips, number)
             options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
+            if "later_passes" in options:
+                options["later_passes"] = [options["later_passes"]]
             length = self._length(frames)
             about = self._about(source, number, len(options["seed"]), length, given)
             for clip, strip, status in self._grow(files, length, options):
@@ -232,7 +235,9 @@ def _own(settings: SamplingSettings) -> dict[str, float]:
     parts = {"first": settings.first, "later": settings.later}
     own = {f"{part}_{name}": getattr(each, name) for part, each in parts.items() for name in SAMPLING}
     whole = {name: getattr(settings, name) for name in ("plausibility", "speculative")}
-    return {"guidance": settings.guidance_of(0), "later_guidance": settings.guidance_of(1), **own, **whole}
+    whole |= {"guidance": settings.guidance_of(0), "later_guidance": settings.guidance_of(1)}
+    later = settings.later_passes
+    return {**own, **whole, "later_passes": later if isinstance(later, int) else next(iter(later), 1)}
 
 
 def _path(file: Any) -> Any:
@@ -244,8 +249,8 @@ def _path(file: Any) -> Any:
 def _real(name: str, value: Any) -> float | int:
     """A number; a whole one where it is a count."""
     name = name.replace("_", " ")
-    if name.endswith("top k") or name == "speculative":
-        return _whole(name, value, 0, 2**31)
+    if name.endswith(("top k", "passes")) or name == "speculative":
+        return _whole(name, value, int(name.endswith("passes")), 2**31)
     return _number(name, value, "a number")
 
 

@@ -62,6 +62,9 @@ OFFERED: tuple[dict[str, tuple[str, float, float, float]], ...] = (  # sampling:
         "speculative": ("Draft tokens a pass (0: none)", 0, 64, 1),
     },
 )
+REFINED: dict[str, tuple[str, float, float, float]] = {
+    "later_passes": ("Passes of the first later frame (1: VRC as in the paper)", 1, 16, 1)
+}
 # At once, before the server answers: what another clip left on the page is not that of this one.
 CLEAR = f"() => [null, null, {WAITING!r}, '']"
 
@@ -205,7 +208,7 @@ def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[A
         )
     with gr.Accordion("Sampling", open=False):
         sliders = {}
-        for pair in OFFERED:
+        for pair in (*OFFERED, REFINED) if maker.folder.model.config.refine else OFFERED:
             with gr.Row():
                 for name, (label, least, most, step) in pair.items():
                     value = maker.own[name]
@@ -213,7 +216,7 @@ def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[A
                         least, max(most, value), value, step=step, label=label, min_width=120
                     )
     inputs = [source, picture, seed, *(sliders[name] for name in ALWAYS)]
-    inputs += [frames, clips, chance, video, taken, *(sliders[name] for name in MORE)]
+    inputs += [frames, clips, chance, video, taken, *(sliders[name] for name in MORE if name in sliders)]
     return inputs, video, start, stop
 
 

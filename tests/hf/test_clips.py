@@ -20,6 +20,8 @@ def test_later_layers_and_parts_override() -> None:
     assert sampling_settings(apart).guidance_of(1) == 1.0
     whole = sampling_settings(apart, {"guidance": 3.0})  # of the whole clip, as temperature is
     assert (whole.guidance_of(0), whole.guidance_of(1), whole.plausibility) == (3.0, 3.0, 0.1)
+    refined = {"later_passes": [8, 1], "row_passes": 2}
+    assert sampling_settings(refined, {"later_passes": 4}) == SamplingSettings(later_passes=4, row_passes=2)
     with pytest.raises(ValueError, match="unknown option heat"):
         sampling_settings({"heat": 1})
     with pytest.raises(ValueError, match="temperature >= 0"):

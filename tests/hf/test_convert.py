@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hf_source import CAPTIONS, Source, make_tokens
+from hf_source import CAPTIONS, Source, converted, make_tokens
 from safetensors.torch import load_file, save_file
 
 from megavrc.errors import UserError
@@ -65,6 +65,26 @@ def test_the_gate_refuses_other_weights(copy, source) -> None:
         check(copy, source.model, source.video.net, source.text)
     with pytest.raises(UserError, match=r"model\.safetensors: has changed"):
         check_sums(copy)
+
+
+def test_a_model_that_refines_passes_the_gate_and_says_how_many_passes_it_takes(tmp_path) -> None:
+    source = Source(tmp_path, refine=True, refine_layer=1)
+    folder = converted(source, tmp_path / "hf")
+    outputs = check(folder, source.model, source.video.net, source.text)
+    loaded = load_folder(folder)
+    assert loaded.sampling["later_passes"] == [8]
+    again = {"first_temperature": 0.9, "later_temperature": 0.9, "top_p": 0.95, "guidance": 1.5}
+    for passes, same in (([8], True), (1, False)):
+        ids, _ = loaded.generate(given_prompts(source), seed=gate.SEEDS, later_passes=passes, **again)
+        assert torch.equal(ids, outputs["generated"]) == same
+    with pytest.raises(UserError, match="passes: 17 for 16 cells"):
+        loaded.generate("a", later_passes=17)
+    with pytest.raises(UserError, match=r"later_passes: \[8, 1, 1, 1, 1\] for 4 later frames"):
+        loaded.generate("a", later_passes=[8, 1, 1, 1, 1])
+
+
+def given_prompts(source: Source) -> list[str]:
+    return gate.make_inputs(source.model, source.video.net, source.text).prompts
 
 
 def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:

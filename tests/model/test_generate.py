@@ -126,11 +126,10 @@ def test_autocast_around_generation_changes_nothing():
         assert torch.equal(generate(model, condition, SamplingSettings(guidance=1.5), [0, 1]), expected)
 
 
-@pytest.mark.parametrize("feedback", ["soft", "features"])
-def test_feedback_options_change_only_frames_after_the_first_segment(feedback):
+def test_soft_feedback_changes_only_frames_after_the_first_segment():
     _, condition = inputs(build())
     tokens = generate(build(), condition, SamplingSettings(), [0, 1])
-    other = generate(build(feedback=feedback), condition, SamplingSettings(), [0, 1])
+    other = generate(build(feedback="soft"), condition, SamplingSettings(), [0, 1])
     assert torch.equal(tokens[:, :2], other[:, :2])
     assert not torch.equal(tokens[:, 2], other[:, 2])
 

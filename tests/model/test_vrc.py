@@ -105,7 +105,7 @@ def test_cached_decoding_equals_the_training_forward(variant, guidance):
         decoder.push(model.embed_start_row(len(ids)))
         for row in range(side):
             tokens = slice(row * side, (row + 1) * side)
-            check(decoder.raw_logits(side), 0, tokens)
+            check(decoder.row_logits(), 0, tokens)
             decoder.push_raw(frames[:, 0, tokens])
     for frame in range(1 + model.config.frames if model.config.prediction == "token" else 1):
         for token in range(count if model.config.first_frame == "token" else 0):
@@ -113,7 +113,7 @@ def test_cached_decoding_equals_the_training_forward(variant, guidance):
             decoder.push_raw(frames[:, frame, token : token + 1])
     for frame in range(1, 1 + model.config.frames if model.config.has_segments else 1):
         decoder.push_segment(model.tokens(frames[:, frame - 1]))
-        check(decoder.segment_logits()[0], frame)
+        check(decoder.segment_logits(), frame)
     first = side if model.config.first_frame == "row" else count
     passes = first + model.config.frames * (1 if model.config.prediction == "segment" else count)
     assert decoder.passes == passes

@@ -115,6 +115,29 @@ def test_a_video_run_starts_from_a_video_run_on_other_data(tmp_path: Path) -> No
         start_from(mine, {**FACTS, "text_tokenizer": "another"}, tmp_path)
 
 
+@pytest.mark.parametrize("stage", ["image", "video"])
+def test_what_refines_is_fresh_where_the_other_run_had_none(tmp_path: Path, stage: str) -> None:
+    theirs = trained_weights(model(frames=0 if stage == "image" else 3, first_frame="row"))
+    save(tmp_path, theirs, stage)
+    mine = model(frames=3, first_frame="row", refine=True, context_noise=0.1)
+    parts = start_from(mine, {**FACTS, "image_source": "image"}, tmp_path)
+    fresh = {name.partition(".")[0] for name in parts["fresh"]}
+    assert fresh - {"compressor", "decompressor"} == {"partial", "row_partial"}
+    assert ("compressor" in fresh) == (stage == "image")
+    assert all(torch.equal(mine.state_dict()[name], theirs.state_dict()[name]) for name in parts["loaded"])
+    assert (mine.partial.net[-1].weight == 0).all()  # and so it begins as the other one
+
+
+def test_what_refines_is_loaded_where_it_was_trained(tmp_path: Path) -> None:
+    theirs = trained_weights(model(frames=0, first_frame="row", refine=True))
+    save(tmp_path, theirs)
+    mine = model(frames=3, first_frame="row", refine=True)
+    parts = start_from(mine, FACTS, tmp_path)
+    assert "row_partial.hole" in parts["loaded"] and "partial.hole" in parts["fresh"]
+    with pytest.raises(UserError, match="do not have the same weights, for example row_partial"):
+        start_from(model(frames=3, first_frame="row"), FACTS, tmp_path)
+
+
 def test_an_image_run_starts_from_images_only(stage1: tuple[Path, VRC], tmp_path: Path) -> None:
     image = model(frames=0)
     assert not start_from(image, FACTS, stage1[0])["fresh"]

@@ -14,6 +14,7 @@ import torch
 from videos import make_videos
 from worlds import ROOT, environment
 
+from megavrc.checkpoint import read_weights
 from megavrc.config import load_config
 from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_shard_manifest
 from megavrc.distributed import Rank
@@ -103,9 +104,56 @@ def test_the_attention_backend_is_the_configuration_s(tmp_path: Path) -> None:
 
 def test_the_condition_is_dropped_by_position_alone(tmp_path: Path) -> None:
     task = VRCTask(video_run(tmp_path))
-    drops = [task.dropped(position) for position in range(4000)]
+    drops = batch_of(task, range(4000))["draws"]["drop"].tolist()
     assert 0.08 < np.mean(drops) < 0.12
-    assert batch_of(task, range(100, 140))["drop"].tolist() == drops[100:140]
+    assert batch_of(task, range(100, 140))["draws"]["drop"].tolist() == drops[100:140]
+
+
+def test_known_cells_and_noise_are_drawn_by_position_alone_and_for_training_only(tmp_path: Path) -> None:
+    task = VRCTask(video_run(tmp_path, refine=True, context_noise=0.2, dropout=0.0))
+    whole, part = (batch_of(task, places)["draws"] for places in (range(100, 108), range(104, 106)))
+    assert set(whole) == {"drop", "known", "context"}
+    for name in whole:
+        assert torch.equal(whole[name][4:6], part[name])
+    later = batch_of(task, range(112, 120))["draws"]  # the same samples an epoch later
+    assert not torch.equal(whole["known"], later["known"])
+    assert not torch.equal(whole["context"], later["context"])
+    batch, net = batch_of(task, range(4)), task.build()
+    torch.nn.init.normal_(net.get_parameter("head.weight"), std=0.2)
+    trained = net.train()(batch["ids"], batch["condition"], **batch["draws"]).loss
+    torch.testing.assert_close(task.loss(net, batch, 0)[0], trained)  # batch norms have moved by a rounding
+    one_pass = net.eval()(batch["ids"], batch["condition"]).loss
+    assert torch.equal(task.loss(net, batch, 0)[0], one_pass) and not torch.isclose(trained, one_pass)
+    assert set(batch_of(VRCTask(video_run(tmp_path)), range(2))["draws"]) == {"drop"}
+
+
+@pytest.mark.slow
+def test_a_run_that_refines_resumes_exactly(tmp_path: Path) -> None:
+    """Six steps in one go, and in two: the same metrics and weights, to the bit."""
+    make_tokens(tmp_path / "video", 5)
+    text_tokenizer(tmp_path)
+    settings = {
+        "stage": "video",
+        "model": {"frames": 4, "layers": 1, "refine": True, "context_noise": 0.1, "condition": {"vocab": 64}},
+        "data": {"path": str(tmp_path / "video"), "text_tokenizer": str(tmp_path / "tokenizer.model")},
+        "train": {"global_batch": 4, "micro_batch": 2, "log_every": 1, "save_every": 3, "preview_every": 0},
+        "optimizer": {"warmup": 1, "schedule": "constant"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    script = [sys.executable, str(ROOT / "pretrain/pretrain_vrc.py"), f"--config={tmp_path / 'run.yaml'}"]
+    for name, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
+        words = [f"--run_dir={tmp_path / name}", f"--train.steps={steps}"]
+        done = subprocess.run([*script, *words], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    losses = [[line["loss"] for line in each if "loss" in line] for each in lines]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 6
+    weights = [read_weights(tmp_path / name)[0] for name in ("whole", "parts")]
+    assert any("partial" in name for name in weights[0])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_labels_are_the_condition_of_class_models(tmp_path: Path) -> None:

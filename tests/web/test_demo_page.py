@@ -21,8 +21,8 @@ from megavrc.generation.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
 from megavrc.video import write_png
-from megavrc.web.clip_maker import side_by_side, stream
-from megavrc.web.demo_page import check_address, serve
+from megavrc.web.clip_maker import MORE, clip_maker, side_by_side, stream
+from megavrc.web.demo_page import build_page, check_address, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -238,6 +238,30 @@ def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> Non
     assert [clip.shape[:2] for clip in longer] == [(2, 17), (2, 25)]
     whole = torch.cat(list(loaded.stream(["a", "b"], seed=4, frames=25, by_frame=False)), dim=1)
     assert torch.equal(longer[-1], whole)
+
+
+def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
+    folder = load_folder(converted(Source(tmp_path, refine=True), tmp_path / "hf"))
+    labels = [part["props"].get("label") for part in build_page(folder, tmp_path, 4).config["components"]]
+    assert "Passes of the first later frame (1: VRC as in the paper)" in labels
+    maker = clip_maker(folder, tmp_path)
+    assert maker.own["later_passes"] == 8
+
+    def made(passes: int) -> Any:
+        inputs = ["a blue dog", None, 6, 1, 0.9, 0.9, None, 1, False, None, 5]
+        more = {name: passes if name == "later_passes" else None for name in MORE}
+        return list(maker(*inputs, *more.values()))[-2]
+
+    strips = []
+    for passes in (1, 5):
+        shown, heat = made(passes), {"first_temperature": 0.9, "later_temperature": 0.9}
+        clip = folder.generate("a blue dog", seed=6, later_passes=[passes], **heat)[1][0]
+        strips.append(shown.strip[::4, ::4])
+        assert np.array_equal(strips[-1][:, 18 * 4 : 18 * 4 + 16], clip[4].numpy())
+        assert f"later passes {passes}" in shown.about
+    assert not np.array_equal(*strips)
+    with pytest.raises(UserError, match="passes: 17 for 16 cells"):
+        made(17)
 
 
 def test_several_clips_stand_in_a_square() -> None:

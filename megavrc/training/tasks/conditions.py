@@ -9,7 +9,6 @@ from typing import Any
 from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import WITHOUT, DataError
-from megavrc.distributed import seed_for
 from megavrc.errors import UserError
 from megavrc.model import ConditionConfig
 from megavrc.model.condition import Condition, kind_of
@@ -34,11 +33,6 @@ def conditions_of(
     if text is not None:
         return kind.make(config, [text.ids(item["caption"] or "")[: config.slots - 1] for item in items])
     return kind.make(config, [item[kind.reads] for item in items])
-
-
-def is_dropped(position: int, share: float, seed: int) -> bool:
-    """Whether the sample at a position trains without its condition."""
-    return seed_for(seed, "drop", position) / 2**63 < share
 
 
 def has_checkpoints(run_dir: str) -> bool:

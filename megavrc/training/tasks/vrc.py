@@ -16,7 +16,8 @@ from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import write_preview
 from megavrc.training.stages import start_from
-from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints, is_dropped
+from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints
+from megavrc.training.tasks.draws import training_draws
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
 from megavrc.training.tasks.vrc_config import RunConfig
 
@@ -109,15 +110,12 @@ class VRCTask:
         return {
             "ids": torch.stack([item["ids"] for item in items]),
             "condition": self.condition(items),
-            "drop": torch.tensor([self.dropped(item["position"]) for item in items]),
+            "draws": training_draws(items, self.config.model, self.config.seed),
         }
 
-    def dropped(self, position: int) -> bool:
-        return is_dropped(position, self.config.model.condition.drop, self.config.seed)
-
     def loss(self, module: VRC, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        drop = batch["drop"] if module.training else None
-        out = module(batch["ids"], batch["condition"], drop, backend=self.config.train.attention)
+        draws = batch["draws"] if module.training else {}
+        out = module(batch["ids"], batch["condition"], backend=self.config.train.attention, **draws)
         if self.config.stage == "image":
             return out.loss, {"first": out.loss_first}
         frames = {f"frame_{index}": loss for index, loss in enumerate(out.loss_frames) if index}
