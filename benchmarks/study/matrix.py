@@ -148,8 +148,13 @@ class Matrix:
         )
 
     def _bits(self, training: Job) -> Job:
-        steps = self._chosen(training, "checkpoints")
-        return self._measurement(training, "bits", "measure.py bits", [f"--checkpoints={steps}"])
+        words = [f"--checkpoints={self._chosen(training, 'checkpoints')}", *self._refined(training)]
+        return self._measurement(training, "bits", "measure.py bits", words)
+
+    def _refined(self, training: Job) -> list[str]:
+        """How what a run with refinement draws is measured beside one pass."""
+        refines = self._content["runs"][training.run].get("overrides", {}).get("model.refine")
+        return shlex.split(self._content["refined"]) if refines else []
 
     def _samples(self, training: Job) -> Iterator[Job]:
         """For every checkpoint and kind of sample: draw, then score."""
@@ -159,10 +164,15 @@ class Matrix:
             or self._content["sets"][run["set"]].get("scored") is False
         ):
             return
+        kinds = {kind: (kind, []) for kind in self._content["samples"]}
+        if refined := self._refined(training):
+            kinds |= {f"{kind}-refined": (kind, refined) for kind in self._content["samples"]}
         for step in self._chosen(training, "sampled"):
-            for kind, options in self._content["samples"].items():
+            for kind, (plain, more) in kinds.items():
+                options = self._content["samples"][plain]
                 ids = self._work / "samples" / training.name / f"{kind}-{step}.npz"
-                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(kind, ""))]
+                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(plain, ""))]
+                words += more
                 words += [f"--checkpoint={step}", f"--out={ids}"]
                 name = f"{kind}-{step}"
                 drawing = self._measurement(training, f"{name}/ids", "measure.py sample", words, ids)

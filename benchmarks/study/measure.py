@@ -13,6 +13,9 @@ from megavrc.data.stream import evaluation_batches
 from megavrc.errors import UserError
 from megavrc.files import sha256_json, write_json
 from megavrc.model import VRC
+from megavrc.model.code_length import code_length
+from megavrc.model.refinement import orders
+from megavrc.model.sampling import uniforms
 from megavrc.progress import progress
 from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
@@ -70,7 +73,7 @@ def gate(scores: Path, json: Path, least: dict[str, float], most: dict[str, floa
     write_json(json, values)
 
 
-def bits(run: Path, checkpoints: list[int], json: Path) -> None:
+def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] | None = None) -> None:
     """Measure the bits that each clip of the validation sets costs, by latent frame.
 
     Averaged weights, running statistics, the condition never dropped, one clip at a time.
@@ -79,6 +82,7 @@ def bits(run: Path, checkpoints: list[int], json: Path) -> None:
         run: folder of the run.
         checkpoints: steps; those that the run has kept are measured.
         json: gets them.
+        later_passes: of a run with refinement, also the code length in so many passes, of its last checkpoint.
     """
     config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
     for chosen in config.data.validation.values():
@@ -96,7 +100,12 @@ def bits(run: Path, checkpoints: list[int], json: Path) -> None:
         model.eval()
         for name, samples in task.validation.items():
             label = f"{run.name} step {step}, {name}"
-            cases.append({"checkpoint": step, "set": name} | _case(task, model, samples, label))
+            counted = [(1, clips(task, model, samples, label))]
+            if later_passes and step == max(kept):
+                counted.append((later_passes, refined(task, model, samples, later_passes, label)))
+            for passes, clip_bits in counted:
+                how = {"checkpoint": step, "set": name, "later_passes": passes}
+                cases.append(how | _case(samples, clip_bits))
     write_json(
         json,
         {
@@ -109,8 +118,7 @@ def bits(run: Path, checkpoints: list[int], json: Path) -> None:
     )
 
 
-def _case(task: VRCTask, model: VRC, samples: Samples, label: str) -> dict[str, Any]:
-    clip_bits = clips(task, model, samples, label)
+def _case(samples: Samples, clip_bits: NDArray[np.float64]) -> dict[str, Any]:
     keys = [samples.source[samples.order.sample(place)]["key"] for place in range(samples.count)]
     return {
         "n": len(clip_bits),
@@ -132,6 +140,24 @@ def clips(task: VRCTask, model: VRC, samples: Samples, label: str = "") -> NDArr
         out = model(batch["ids"], batch["condition"], backend=task.config.train.attention)
         rows.append(out.loss_frames.double().numpy())
     return np.array(rows) * model.config.tokens_per_frame / np.log(2)
+
+
+def refined(
+    task: VRCTask, model: VRC, samples: Samples, later_passes: list[int], label: str = ""
+) -> NDArray[np.float64]:
+    """As `clips`, with later frames drawn in several passes; cells of the clip at place i in the order of seed i."""
+    config = model.config
+    shape = (1 + config.frames, config.tokens_per_frame)
+    batches = evaluation_batches(
+        samples.source, samples.order, count=samples.count, micro_batch=8, collate=task.collate
+    )
+    rows: list[NDArray[np.float64]] = []
+    for batch, _ in progress(batches, f"{label} in {later_passes} passes", -(-samples.count // 8)):
+        seeds = list(range(8 * len(rows), 8 * len(rows) + len(batch["ids"])))
+        order = orders(config, uniforms(seeds, shape[0] * shape[1], "cpu").unflatten(1, shape))
+        nats = code_length(model, batch["ids"], batch["condition"], order, later_passes)
+        rows.append(nats.double().numpy())
+    return np.concatenate(rows) / np.log(2)
 
 
 def interval(values: NDArray[np.float64]) -> dict[str, float]:

@@ -86,7 +86,9 @@ def _bits_cases(bits: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
             for name, part in parts.items()
         }
         how = {name: found[name] for name in ("checkpoint", "set", "clips")}
-        row = results.case(f"bits {found['set']} {found['checkpoint']}", metrics, **how)
+        how["later_passes"] = found.get("later_passes", 1)  # which measurements of before did not name
+        refined = " refined" if how["later_passes"] != 1 else ""
+        row = results.case(f"bits {found['set']}{refined} {found['checkpoint']}", metrics, **how)
         yield {**row, "by_clip": found["by_clip"]}
 
 

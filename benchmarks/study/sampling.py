@@ -38,6 +38,7 @@ def sample(
     first_temperature: float = 1.0,
     later_temperature: float = 1.0,
     top_p: float = 1.0,
+    later_passes: list[int] | None = None,
     split: str = "test",
     seed: int = 0,
 ) -> None:
@@ -56,6 +57,7 @@ def sample(
         first_temperature: of the first frame.
         later_temperature: of the later ones.
         top_p: of both.
+        later_passes: of a run with refinement, passes of the later frames; missing ones are 1.
         split: of the run's data.
         seed: see above.
     """
@@ -69,7 +71,8 @@ def sample(
     if len(rows) < prompts:
         raise UserError(f"--prompts={prompts}: split {split!r} has {len(rows)}")
     jobs = [(row, seed + place * draws + draw) for place, row in enumerate(rows) for draw in range(draws)]
-    settings = SamplingSettings(Sampling(first_temperature, 0, top_p), Sampling(later_temperature, 0, top_p))
+    parts = Sampling(first_temperature, 0, top_p), Sampling(later_temperature, 0, top_p)
+    settings = SamplingSettings(*parts, later_passes=later_passes or 1)
     model = task.build()
     assert isinstance(model, VRC)
     model.load_state_dict(read_weights(run / "checkpoints" / f"step-{checkpoint:08d}", AVERAGE)[0])
@@ -91,6 +94,7 @@ def sample(
         "untold": untold,
         "temperatures": [first_temperature, later_temperature],
         "top_p": top_p,
+        "later_passes": later_passes or 1,
         "split": split,
         "seed": seed,
     }

@@ -15,6 +15,7 @@ from megavrc.results import Metric, case, metric, publish_tables, result
 SHOWN = ("all", "whole", "count", "shape", "direction", "speed", "flight", "jitter", "frozen")
 MODES = ("modes", "modes_whole", "modes_other")
 KINDS = {"given": SHOWN, "free": SHOWN, "modes": MODES}
+KINDS |= {f"{kind} refined": shown for kind, shown in KINDS.items()}  # in several passes
 PROTOCOL = {
     "low, high": f"95% interval, bootstrap over seeds and clips, {DRAWS} draws",
     "temperatures": "1 and 1, top-p 1",
@@ -79,7 +80,7 @@ def _clips(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
                     said = [clips for clips, _ in found.values() if not np.isnan(clips).all()]
                     if said:
                         metrics[score] = _metric(crossed(said), found)
-                for count, label in ((1, "one"), (2, "two")) if kind != "modes" else ():
+                for count, label in ((1, "one"), (2, "two")) if not kind.startswith("modes") else ():
                     found = _with_objects(runs, Cell(name, step, kind, "whole"), count)
                     if found:
                         metrics[f"whole_{label}"] = _metric(
