@@ -56,8 +56,10 @@ def generate(
         model: one or several converted folders; each runs sequentially and speculatively, next to `variants` of the
             first one's size with random weights.
         prompt: texts that these generate from, in turn, with the folder's own sampling (default: no condition).
-        variants: VRC with compression rate 1, 4 (the paper's), 16 and 64, the token-by-token baseline, and VRC
-            with its first frame in rows (default: all; next to folders, the baseline when none of them is one).
+        variants: VRC with compression rate 1, 4 (the paper's), 16 and 64, the token-by-token baseline, VRC with its
+            first frame in rows, and VRC with refinement, 8 passes in the first later frame, known cells added before
+            the first layer (refine) or two thirds of the way up (refine-late) (default: all; next to folders, the
+            baseline when none of them is one).
         batch: clips generated at once; one or several numbers.
         guidance: every variant also runs with this classifier-free guidance; 1 leaves that out.
         speculative: draft tokens that a pass verifies; 0 leaves that out (default: 16 with --model, else 0).
@@ -250,6 +252,10 @@ def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Me
         if name != "token" and token and "seconds" in token and "seconds" in metrics:
             label = f"token / {name}, {job}" + (f", speculative {speculative}" if speculative else "")
             found[label] = ratio(token["seconds"], metrics["seconds"])
+        if name.startswith("refine") and ("vrc-4", batch, guidance, speculative) in cases:
+            plain = cases["vrc-4", batch, guidance, speculative]
+            if "seconds" in metrics:
+                found[f"{name} / vrc-4, {job}"] = ratio(metrics["seconds"], plain["seconds"])
         if speculative:
             label = f"pass of {speculative} drafts / token step of {name} (accepted tokens from which it pays), {job}"
             found[label] = ratio(metrics["step"], sequential["step"])

@@ -16,7 +16,8 @@ from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 
-Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row"]
+Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row", "refine", "refine-late"]
+PASSES = [8]  # of models that refine, in the first later frame
 FRAMES = {"prediction": "segment", "first_frame": "token"}
 CHANGES: dict[Variant, dict[str, Any]] = {
     "vrc-4": FRAMES | {"compression": CompressionConfig(4)},
@@ -25,6 +26,9 @@ CHANGES: dict[Variant, dict[str, Any]] = {
     "vrc-64": FRAMES | {"compression": CompressionConfig(64)},
     "token": {"prediction": "token", "first_frame": "token", "keep_first_frame": True},
     "row": {"prediction": "segment", "first_frame": "row"},
+    "refine": FRAMES | {"compression": CompressionConfig(4), "refine": True},
+    "refine-late": FRAMES
+    | {"compression": CompressionConfig(4), "refine": True},  # by the last third of the layers
 }
 
 
@@ -60,8 +64,11 @@ def variants_of(base: VRC, names: list[Variant]) -> dict[str, VRC]:
     """Models of the size of one, that share all weights with it that they can."""
     models: dict[str, VRC] = {}
     for name in names:
+        changes = {"refine": False, "refine_layer": 0} | CHANGES[name]
+        if name == "refine-late":
+            changes["refine_layer"] = base.config.layers * 2 // 3
         try:
-            config = dataclasses.replace(base.config, **CHANGES[name])
+            config = dataclasses.replace(base.config, **changes)
         except ValueError as error:
             raise UserError(f"--variants: {name}: {error}") from None
         models[name] = base if config == base.config else _relative(base, config)
@@ -74,7 +81,7 @@ def _relative(base: VRC, config: ModelConfig) -> VRC:
         model = VRC(config)
     like = base.tokens.weight
     for name, part in model.named_children():
-        if name in ("compressor", "decompressor", "decompressor_head"):
+        if name in ("compressor", "decompressor", "decompressor_head", "partial"):
             part.to_empty(device=like.device)
         else:
             setattr(model, name, getattr(base, name))
@@ -99,7 +106,9 @@ def random_cases(
         Case(
             name,
             model,
-            SamplingSettings(guidance=scale, speculative=count),
+            SamplingSettings(
+                guidance=scale, speculative=count, later_passes=PASSES if model.config.refine else 1
+            ),
             model.null_condition(batch),
             batch,
         )

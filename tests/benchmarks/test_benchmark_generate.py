@@ -40,7 +40,9 @@ def test_the_passes_that_the_floor_counts_are_those_that_are_made(
     made = []
     step = Decoder.step
     monkeypatch.setattr(
-        Decoder, "step", lambda self, *args: (step(self, *args), made.append(self.cache.length))[0]
+        Decoder,
+        "step",
+        lambda self, *args, **more: (step(self, *args, **more), made.append(self.cache.length))[0],
     )
     measured = model(**changes)
     VideoPipeline(measured).generate(ClipRequest(Condition(torch.tensor([0])), [0]), "ids")
