@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from megavrc.command_line import Options, help_text, one_line
 from megavrc.errors import EXIT_INTERRUPTED, EXIT_USER, UserError
-from megavrc.files import read_text, write_atomic
+from megavrc.files import NOT_JSON, read_text, write_atomic
 
 T = TypeVar("T")
 
@@ -229,15 +229,22 @@ def find_config(name: str) -> Path:
     return shipped[found[0]]
 
 
-def _check_keys(cls: type, path: Path) -> None:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises OSError; UserError for one that is damaged or holds no keys."""
     import yaml
 
+    text = read_text(path)
     try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, *NOT_JSON) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def _check_keys(cls: type, path: Path) -> None:
+    content = read_yaml(path)
     if replaced := drop_retired(cls, content):
         raise UserError(f"{path}: {'; '.join(replaced)}")
     if wrong := list(_no_sections(cls, content, "")):

@@ -13,7 +13,7 @@ from typing import Any
 
 from megavrc.config import dump_yaml, load_config
 from megavrc.errors import EXIT_CODES, UserError
-from megavrc.files import check_format, read_object, write_json
+from megavrc.files import check_fields, check_format, read_object, write_json
 from megavrc.launch.requeue import (
     attempts,
     attempts_file,
@@ -190,9 +190,9 @@ def _refuse_second_job(run_dir: Path) -> None:
 
 
 def _read_job(folder: Path) -> dict[str, Any]:
-    content = read_object(folder / JOB, {"job": str})
+    content = read_object(folder / JOB, {})
     check_format(folder / JOB, content.get("format"), JOB_FORMAT)
-    return content
+    return check_fields(folder / JOB, content, {"job": str})
 
 
 def _job_state(job: str) -> str:

@@ -72,8 +72,9 @@ class OmniTokenizerConfig:
             yield f"temporal_peg must be causal or original, got {self.temporal_peg!r}"
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str) and value <= 0:
-                yield f"{field.name} must be positive, got {value}"
+            most = 1000 if field.name.endswith("depth") else 1 << 20
+            if not isinstance(value, str) and not 0 < value <= most:
+                yield f"{field.name} must be positive and at most {most}, got {value}"
         if "w" in self.enc_block + self.dec_block and self.heads > 0 and self.width % self.heads:
             yield f"width {self.width} must be divisible by heads {self.heads} for window layers"
         if self.dim_head % 4:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megavrc.checkpoint import read_record
+from megavrc.config import read_yaml
 from megavrc.errors import UserError
-from megavrc.files import check_fields, check_format, read_lines_of_json, read_text, write_atomic
+from megavrc.files import check_fields, check_format, read_lines_of_json, write_atomic
 from megavrc.results import case, metric, result, write_result
 
 Line = dict[str, Any]
@@ -67,11 +66,11 @@ def read_curves(path: Path) -> Curves:
         raise UserError(f"{file}: no such file; give a run folder with metrics.jsonl, or a reference file")
     rows = read_lines_of_json(file)
     about = rows[0].get("reference", {}) if rows else {}
+    check_format(file, check_fields(f"{file} line 1", about, {}).get("format"), REFERENCE_FORMAT)
     check_fields(f"{file} line 1", about, {"config": dict | None})
-    check_format(file, about.get("format"), REFERENCE_FORMAT)
-    config = about.get("config", {})
+    config = about.get("config") or {}
     if (path / "config.yaml").is_file():
-        config = dict(_flat(yaml.safe_load(read_text(path / "config.yaml")), ""))
+        config = dict(_flat(read_yaml(path / "config.yaml"), ""))
     if record := read_record(path):
         start = record["starts"][-1] if record["starts"] else {}
         about = {"versions": start.get("versions", {}), "world_size": start.get("world_size")}

@@ -14,6 +14,7 @@ import torch
 
 from megavrc.checkpoint import read_weights
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 from megavrc.model import VRC
 
 log = logging.getLogger("megavrc")
@@ -83,6 +84,9 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
 
 def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path) -> bool:
     """Whether stage 2 starts from stage 1; UserError if weights of `state` cannot be loaded into `model`."""
+    where = f"init_from: {path}: state.json"
+    check_fields(where, state, {"identity": dict, "facts": dict})
+    check_fields(f"{where}: identity", state["identity"], {"model": dict})
     theirs_stage, my_stage = state["identity"].get("stage"), "video" if model.config.frames else "image"
     if theirs_stage not in ("image", my_stage):
         raise UserError(f"init_from: {path} is a run of stage {theirs_stage!r}, this is stage {my_stage}")

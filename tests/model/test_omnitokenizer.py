@@ -173,6 +173,8 @@ def test_wrong_ids_say_the_rule() -> None:
         ("enc_block", "tx", "letters t and w"),
         ("temporal_peg", "fixed", "causal or original"),
         ("codes", 0, "codes must be positive"),
+        ("codes", 10**12, "codes must be positive and at most"),
+        ("temporal_depth", 10**6, "temporal_depth must be positive and at most 1000"),
         ("dim_head", 6, "multiple of 4"),
         ("heads", 3, "divisible"),
     ],

@@ -13,6 +13,7 @@ from megavrc.config import to_dict
 from megavrc.data.order import Order
 from megavrc.distributed import Rank, same_error_on_all_ranks, seed_for
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
@@ -156,6 +157,7 @@ def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
     if (path / "run.json").is_file() and not (path / "complete.json").is_file():
         raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
     weights, state = read_weights(path)
+    check_fields(f"init_from: {path}: state.json", state, {"identity": dict, "config": dict})
     theirs, mine = state["identity"], config.model.to_dict()
     if theirs.get("stage") != "tokenizer":
         raise UserError(f"init_from: {path} is not a run of pretrain_tokenizer.py")
