@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, cast
 
 from megavrc.config import Function, command, find_name, load
-from megavrc.errors import EXIT_USER, UserError
+from megavrc.errors import EXIT_INTERRUPTED, EXIT_USER, UserError
 
 
 class Entry(NamedTuple):
@@ -158,6 +158,9 @@ def main(name: str | None = None) -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(EXIT_USER)
+    except KeyboardInterrupt:  # while the command is imported
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def overview() -> str:
