@@ -164,6 +164,14 @@ def test_model_files_are_self_contained(path: Path) -> None:
             assert module.partition(".")[0] in allowed, f"imports {module}"
 
 
+@pytest.mark.parametrize("path", list(sources("megavrc/reduction")), ids=name)
+def test_reduction_is_functions_on_tensors(path: Path) -> None:
+    """Torch, the standard library and each other only."""
+    for module, level in imports(path):
+        root = module.partition(".")[0]
+        assert level == 1 or root in {"torch", *sys.stdlib_module_names}, f"imports {module}"
+
+
 def test_tensorboard_stays_in_the_reporter() -> None:
     """torch.utils.tensorboard too, which the import contract cannot tell from torch."""
     users = {

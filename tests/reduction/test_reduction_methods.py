@@ -108,6 +108,17 @@ def test_the_same_input_gives_the_same_output(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_half_precision_is_reduced_in_full(name: str) -> None:
+    """Tokens in bf16 leave what the same numbers in fp32 leave, rounded once."""
+    half = clip(dtype=torch.bfloat16)
+    full = replace(half, features=half.features.float())
+    found, wanted = (reduce_tokens(tokens, name, 40) for tokens in (half, full))
+    check(found, half, name)
+    assert torch.equal(found.index, wanted.index)
+    assert torch.equal(found.features, wanted.features.bfloat16())
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_views_of_larger_tensors_are_taken_as_they_are(name: str) -> None:
     """Features and scores that do not lie in memory one after the other, as heads and layers of a host do not."""
     tokens = clip()
