@@ -138,6 +138,18 @@ def test_modules_import_in_no_circle() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
+def test_no_module_takes_private_names_of_another() -> None:
+    taken = [
+        f"{name(path)}: {alias.name} of {node.module}"
+        for path in sources("megavrc")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("megavrc"))
+        for alias in node.names
+        if re.match(r"_(?!_)", alias.name)
+    ]
+    assert taken == []
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """(module, level) of every import statement, lazy ones too; level > 0 is relative."""
     for node in ast.walk(ast.parse(path.read_text())):

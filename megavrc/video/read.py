@@ -83,7 +83,7 @@ def read_clip(
         wanted[-1] >= length and length - 1 not in kept
     ):  # the last frame lies between two strides: read it too
         kept |= _collect(path, [length - 1], size, crop)[0]
-    return _stack(path, [kept[min(index, length - 1)] for index in wanted])
+    return stack_pictures(path, [kept[min(index, length - 1)] for index in wanted])
 
 
 def read_frames(
@@ -101,7 +101,7 @@ def read_frames(
     kept, length = _collect(path, wanted, size, crop)
     if max(wanted) >= length:
         raise VideoError(path, "short", f"{length} frames, frame {max(wanted)} is needed")
-    return _stack(path, [kept[index] for index in wanted])
+    return stack_pictures(path, [kept[index] for index in wanted])
 
 
 def read_picture(content: bytes, size: int | None = None, crop: Crop = "center") -> NDArray[np.uint8]:
@@ -125,20 +125,20 @@ def resize_frames(frames_THWC: Frames, size: int | None, crop: Crop = "center") 
 
 def count_frames(path: str | Path) -> int:
     """Count the frames that decode. Reads the whole file; `VideoError` if any part of it is damaged."""
-    with _decoding(path) as decoded:
+    with decoding(path) as decoded:
         return sum(1 for _ in decoded)
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Read the header and the first frame of a video."""
-    with _decoding(path) as decoded:
+    with decoding(path) as decoded:
         frame = next(decoded)
         shape = (frame.height, round(frame.width * decoded.pixel_aspect))
         height, width = _upright(np.empty(shape, np.uint8), frame).shape
         return VideoInfo(height, width, decoded.rate, decoded.length)
 
 
-class _Decoder(Iterator[Any]):
+class FrameDecoder(Iterator[Any]):
     """The frames of the video in display order; any damage raises VideoError."""
 
     def __init__(self, path: str | Path, container: Any) -> None:
@@ -198,7 +198,8 @@ def _main_stream(path: str | Path, container: Any) -> Any:
 
 
 @contextmanager
-def _decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[_Decoder | Pictures]:
+def decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[FrameDecoder | Pictures]:
+    """The frames of a video or of a folder of pictures, of which only those `chosen` need be read; VideoError."""
     if Path(path).is_dir():
         yield Pictures(path, chosen)
         return
@@ -208,7 +209,7 @@ def _decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterato
             return
         try:
             with open_container(path, file) as container:
-                yield _Decoder(path, container)
+                yield FrameDecoder(path, container)
         except av.FFmpegError as error:  # of conversion, seeking and the like; decoding names the frame
             raise VideoError(path, stage(error, "decode"), reason(error)) from None
 
@@ -222,24 +223,26 @@ def _collect(
     chosen, last = set(wanted), max(wanted)
     kept: dict[int, NDArray[np.uint8]] = {}
     reformatter = VideoReformatter()  # keeps its tables from frame to frame
-    with _decoding(path, chosen) as decoded:
+    with decoding(path, chosen) as decoded:
         for index, frame in enumerate(decoded):
             if index in chosen:
-                kept[index] = _picture(decoded, frame, reformatter, size, crop)
+                kept[index] = frame_pixels(decoded, frame, reformatter, size, crop)
             if index == last:
                 break
         return kept, decoded.position
 
 
-def _stack(path: str | Path, pictures: list[NDArray[np.uint8]]) -> Frames:
+def stack_pictures(path: str | Path, pictures: list[NDArray[np.uint8]]) -> Frames:
+    """Frames uint8 [T, H, W, 3]; VideoError where their sizes differ."""
     if len({picture.shape for picture in pictures}) > 1:
         raise VideoError(path, "decode", "the size of the pictures changes within the video; choose a size")
     return np.stack(pictures)
 
 
-def _picture(
-    decoded: _Decoder | Pictures, frame: Any, reformatter: Any, size: int | None, crop: Crop
+def frame_pixels(
+    decoded: FrameDecoder | Pictures, frame: Any, reformatter: Any, size: int | None, crop: Crop
 ) -> NDArray[np.uint8]:
+    """A decoded frame as it is shown, uint8 [H, W, 3]; `size` and `crop` are those of `read_clip`. VideoError."""
     try:
         return _shown(frame, decoded.pixel_aspect, reformatter, size, crop)
     except (av.FFmpegError, ValueError) as error:

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from megavrc.video.errors import VideoError
-from megavrc.video.read import Crop, Frames, _Decoder, _decoding, _picture, _stack
+from megavrc.video.read import Crop, FrameDecoder, Frames, decoding, frame_pixels, stack_pictures
 
 SLACK = 1e-3  # seconds; files may round times to milliseconds
 TICK = 1e-6  # seconds; frames are told apart by their times in this unit
@@ -75,12 +75,12 @@ def _read(path: str | Path, wanted: Sequence[float], size: int | None, crop: Cro
     with _reading(path, wanted[0] if jump else 0.0) as video:
         for frame, time in video:
             if _tick(time) in chosen:
-                kept[_tick(time)] = _picture(video.decoder, frame, reformatter, size, crop)
+                kept[_tick(time)] = frame_pixels(video.decoder, frame, reformatter, size, crop)
             if time > wanted[-1] + TICK or len(kept) == len(chosen):
                 break
     if missing := chosen - set(kept):
         raise VideoError(path, "decode", f"no frame at {min(missing) * TICK:.3f} s")
-    return _stack(path, [kept[_tick(time)] for time in wanted])
+    return stack_pictures(path, [kept[_tick(time)] for time in wanted])
 
 
 def _tick(time: float) -> int:
@@ -90,7 +90,7 @@ def _tick(time: float) -> int:
 class _Timed(Iterator[tuple[Any, float]]):
     """The frames of an open video, and when they are shown."""
 
-    def __init__(self, decoder: _Decoder) -> None:
+    def __init__(self, decoder: FrameDecoder) -> None:
         self.stream, self.container = decoder.stream, decoder.stream.container
         self.indexed = self.container.format.name in INDEXED
         self._untimed = self.container.format.name in UNTIMED
@@ -114,8 +114,8 @@ class _Timed(Iterator[tuple[Any, float]]):
 
 @contextmanager
 def _reading(path: str | Path, start: float = 0.0) -> Iterator[_Timed]:
-    with _decoding(path) as decoder:
-        if not isinstance(decoder, _Decoder):
+    with decoding(path) as decoder:
+        if not isinstance(decoder, FrameDecoder):
             raise VideoError(path, "open", "a folder of pictures has no times")
         video = _Timed(decoder)
         try:
