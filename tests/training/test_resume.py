@@ -18,6 +18,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def often(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Slow, beside test_loop.py, which resumes bit-exactly, and test_saving.py, which kills at every point."""
+    return run("often", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run("native", tmp_path_factory)
 
@@ -42,12 +48,14 @@ def test_other_world_sizes_and_zero_stages_keep_the_losses(results: dict[str, An
     assert lines[-1][0] != pytest.approx(lines[0][0], rel=1e-2), "and they move"
 
 
-def test_five_resumes_in_one_epoch_are_exact(results: dict[str, Any]) -> None:
-    assert results["five"] == {"samples": True, "distinct": 36, "same": True}
+@pytest.mark.slow
+def test_five_resumes_in_one_epoch_are_exact(often: dict[str, Any]) -> None:
+    assert often["five"] == {"samples": True, "distinct": 36, "same": True}
 
 
-def test_a_run_killed_while_saving_ends_as_if_it_had_not_been(results: dict[str, Any]) -> None:
-    killed = results["killed"]
+@pytest.mark.slow
+def test_a_run_killed_while_saving_ends_as_if_it_had_not_been(often: dict[str, Any]) -> None:
+    killed = often["killed"]
     assert [codes.count(-9) for codes in killed["codes"]] == [1, 1, 0]
     assert killed["found"] == [3, 6, 10]
     assert killed["same"]
