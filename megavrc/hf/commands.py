@@ -3,6 +3,7 @@
 Each imports what it needs: `verify` of a run needs no transformers.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,9 @@ def _verify_run(path: Path) -> None:
 
     one = (path / "manifest.json").is_file()
     damaged = []
-    for folder in [path] if one else sorted((path / "checkpoints").glob("step-*")):
+    store = path / "checkpoints"
+    names = [] if one else sorted(name for name in os.listdir(store) if name.startswith("step-"))
+    for folder in [path] if one else [store / name for name in names]:
         try:
             verify(folder)
             print(f"{folder}: whole")

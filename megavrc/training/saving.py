@@ -28,6 +28,7 @@ from megavrc.checkpoint import begin, commit, occupied
 from megavrc.checkpoint.shards import File, Shard, plan_shards, write_shard
 from megavrc.distributed import Rank, any_rank, fault
 from megavrc.errors import TransientError, UserError
+from megavrc.files import patiently
 from megavrc.training.state import TrainingState
 
 log = logging.getLogger("megavrc")
@@ -255,17 +256,22 @@ def check_space(store: Path, state: TrainingState, checkpoints: int) -> None:
 
     Raises:
         UserError: there is too little room, or nothing can be written.
+        TransientError: the file system fails in a way that may pass.
     """
     size = sum(tensor.nbytes for group in state.like.values() for tensor in group.values())
     needed = checkpoints * size - occupied(store)
-    try:
+
+    def free_after_a_write() -> int:
         store.mkdir(parents=True, exist_ok=True)
         probe = store / ".space"
         with open(probe, "wb") as file:
             file.write(bytes(min(size, 1 << 20)))
             os.fsync(file.fileno())
         probe.unlink()
-        free = shutil.disk_usage(store).free
+        return shutil.disk_usage(store).free
+
+    try:
+        free = patiently(free_after_a_write)
     except OSError as error:
         raise UserError(f"{store}: checkpoints cannot be written: {error.strerror}") from None
     if needed > free:

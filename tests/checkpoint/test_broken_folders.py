@@ -5,16 +5,21 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from failing_files import fail
 from test_store import commit, steps
 
 from megavrc.checkpoint import Lease, Retention, newest_good
 from megavrc.checkpoint.format import describe
 from megavrc.checkpoint.store import begin
+from megavrc.config import run_command
 from megavrc.errors import TransientError, UserError
 from megavrc.files import sha256_json
+from megavrc.hf.commands import verify
+from megavrc.training.saving import check_space
 
 
 @pytest.fixture
@@ -55,6 +60,24 @@ def test_one_that_cannot_be_read_is_passed_over_like_a_damaged_one(
 ) -> None:
     fail(monkeypatch, errno.EIO, "step-00000003")
     assert newest(store) == 2
+
+
+def test_the_command_does_not_call_a_folder_whole_that_it_cannot_list(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(monkeypatch, errno.EACCES, "checkpoints")
+    assert run_command(verify, [f"--model={store.parent}"]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoints: Permission denied" in said and said.count("\n") == 1
+
+
+def test_a_disk_that_fails_before_the_first_step_may_work_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = SimpleNamespace(like={"model": {"w": torch.empty(10)}})
+    fail(monkeypatch, errno.EIO, ".space")
+    with pytest.raises(TransientError, match="Input/output error"):
+        check_space(tmp_path / "checkpoints", state, 1)  # type: ignore[arg-type]
 
 
 def test_a_link_to_a_drive_that_is_gone_is_no_fresh_start(store: Path) -> None:
