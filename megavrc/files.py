@@ -290,14 +290,16 @@ PASSING = {
     ).split()
 }  # errors of network drives, and of machines that are short of something, that may be gone another time
 
-DENIED = (errno.EACCES, errno.EPERM)  # may pass too: of a network drive whose ticket has run out
+DENIED = {errno.EACCES, errno.EPERM}  # may pass too: of a network drive whose ticket has run out
 
 
-def patiently(action: Callable[[], T], also: Container[int] = (), pauses: Iterable[float] | None = None) -> T:
+def patiently(
+    action: Callable[[], T], passing: Container[int] = PASSING, pauses: Iterable[float] | None = None
+) -> T:
     """`action()`, tried again after each pause while the file system fails in a way that may pass.
 
     Args:
-        also: error numbers that may pass too.
+        passing: the error numbers that may pass.
         pauses: in seconds (default: `PAUSES`); an iterator can be shared by several calls.
 
     Raises:
@@ -309,7 +311,7 @@ def patiently(action: Callable[[], T], also: Container[int] = (), pauses: Iterab
         try:
             return action()
         except OSError as error:
-            if error.errno not in PASSING and error.errno not in also:
+            if error.errno not in passing:
                 raise
             said = reason_of(error)
             if (pause := next(left, None)) is None:

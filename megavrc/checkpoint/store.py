@@ -25,7 +25,16 @@ from megavrc.checkpoint.format import (
 )
 from megavrc.checkpoint.shards import File, Groups, Probe, Shard, plan_shards, unprobed, write_shard
 from megavrc.errors import TransientError, UserError
-from megavrc.files import DENIED, PAUSES, patiently, read_json, read_regular, write_atomic, write_json
+from megavrc.files import (
+    DENIED,
+    PASSING,
+    PAUSES,
+    patiently,
+    read_json,
+    read_regular,
+    write_atomic,
+    write_json,
+)
 
 log = logging.getLogger("megavrc")
 
@@ -185,11 +194,11 @@ def newest_good(store: Path, until: int | None = None) -> Checkpoint | None:
         UserError: there are checkpoints, and all of them are damaged, or they are of another version.
         TransientError: the folder, or every checkpoint that is not damaged, cannot be read, which may pass.
     """
-    candidates = patiently(lambda: _candidates(store, until), DENIED)
+    candidates = patiently(lambda: _candidates(store, until), PASSING | DENIED)
     pauses, unread = iter(PAUSES), None  # for all of them together
     for folder in candidates:
         try:
-            return patiently(lambda folder=folder: read(folder), DENIED, pauses)  # type: ignore[misc]
+            return patiently(lambda folder=folder: read(folder), PASSING | DENIED, pauses)  # type: ignore[misc]
         except DamagedCheckpoint as error:
             log.error("DAMAGED CHECKPOINT, trying another one: %s", error)
         except TransientError as error:

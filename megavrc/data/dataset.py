@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -27,11 +28,12 @@ from megavrc.data.shards import (
     npy_header,
 )
 from megavrc.errors import UserError
-from megavrc.files import NOT_JSON, check_fields, check_format, read_json, sha256_file
+from megavrc.files import NOT_JSON, PASSING, check_fields, check_format, patiently, read_json, sha256_file
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+DRIVE = PASSING - {errno.EIO}  # that a disk also says of a bad sector, for ever: damage
 MAX_OPEN = 256  # shards held open at once
 MAX_INDEXES = 1024  # held in memory: about 0.1 MB each
 
@@ -145,6 +147,7 @@ class ShardReader:
 
         Raises:
             DataError: the bytes on disk are not those that were written; names shard and key.
+            TransientError: the drive fails in a way that may pass.
         """
         number, row = self._locate(index)
         at = self._index(number)
@@ -152,7 +155,7 @@ class ShardReader:
         crc32 = at.crc32[row].tolist()
         for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
             try:
-                content = os.pread(self._descriptor(number), array_at + array_size - start, start)
+                content = patiently(lambda: self._read(number, array_at + array_size - start, start), DRIVE)
             except OSError as error:
                 reason = f"cannot be read: {error.strerror}"
             else:
@@ -164,6 +167,13 @@ class ShardReader:
             if self.mirror:
                 self._path(number).unlink(missing_ok=True)
         raise DataError(f"{self._path(number)}: sample {self.key(index)} {reason}")
+
+    def _read(self, number: int, size: int, start: int) -> bytes:
+        try:
+            return os.pread(self._descriptor(number), size, start)
+        except OSError:
+            self._close(number)  # a stale one would stay so
+            raise
 
     def will_read(self, indices: Iterable[int]) -> None:
         """Let the kernel fetch these samples, all at once and in any order; what is wrong with them, reading says."""

@@ -31,7 +31,7 @@ from megavrc.checkpoint import (
 from megavrc.config import drop_retired, dump_yaml, to_dict
 from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
-from megavrc.files import DENIED, check_fields, patiently, write_json
+from megavrc.files import DENIED, PASSING, check_fields, patiently, write_json
 from megavrc.hardware import revision
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.saving import Saver, check_space
@@ -75,7 +75,9 @@ class RunFolder:
         chosen = main_rank_decides(self._open, rank)  # which verifies it for all
         try:
             with same_error_on_all_ranks(rank):
-                self.checkpoint = patiently(lambda: open_unverified(chosen), DENIED) if chosen else None
+                self.checkpoint = (
+                    patiently(lambda: open_unverified(chosen), PASSING | DENIED) if chosen else None
+                )
         except BaseException:
             self.close()
             raise

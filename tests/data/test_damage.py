@@ -1,12 +1,16 @@
 """What a damaged dataset does to a run: F10 of the fault list, under both policies."""
 
+import errno
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, make_features, tar_of
 
 from megavrc.data.dataset import TokenDataset
@@ -14,7 +18,7 @@ from megavrc.data.order import InOrder, Order
 from megavrc.data.shards import DataError, index_path
 from megavrc.data.stream import Stream, evaluation_batches
 from megavrc.data.text_features import TextFeatures
-from megavrc.errors import UserError
+from megavrc.errors import TransientError, UserError
 
 COUNTS = (12, 0, 8)
 
@@ -188,3 +192,27 @@ def test_an_evaluation_follows_the_same_policy(folder: Path, caplog: pytest.LogC
     assert evaluate(replace=True) == first and f"sample {key_of(5)} is damaged" in caplog.text
     with pytest.raises(DataError, match=f"sample {key_of(5)} is damaged"):
         evaluate(replace=False)
+
+
+def test_a_drive_that_fails_for_a_while_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megavrc.files.PAUSES", (0.0, 0.0))
+    dataset = TokenDataset(folder)
+    whole, read, left = dataset[0], os.pread, [2]
+
+    def failing(number: int) -> Callable[..., bytes]:
+        def pread(*words: int) -> bytes:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(number, os.strerror(number))
+            return read(*words)
+
+        return pread
+
+    monkeypatch.setattr(os, "pread", failing(errno.ESTALE))
+    assert torch.equal(dataset[0]["ids"], whole["ids"]) and left[0] == -1
+    left[0] = 100
+    with pytest.raises(TransientError, match="Stale file handle"):
+        dataset[0]
+    monkeypatch.setattr(os, "pread", failing(errno.EIO))  # of a bad sector, for ever
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
+        dataset[0]
