@@ -156,7 +156,7 @@ def _config(
         model = ModelConfig(preset, frames=frames, grid=grid, prediction=prediction, condition=condition)
         data = folder / f"data-{model.grid}-{model.vocab}"
         config = RunConfig(
-            run_dir="",
+            run_dir="run",
             stage="video",
             model=model,
             data=TokenDataConfig(path=str(data)),

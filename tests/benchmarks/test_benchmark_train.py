@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 
 from megavrc.benchmarks.train import train
+from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.flops import training_flops
 from megavrc.results import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--preset=debug", "--frames=1")
 
 
 def benchmark(json_file: Path, *words: str, address_space: int | None = None) -> dict[str, Any]:
     limit = ["prlimit", f"--as={address_space}"] if address_space else []
     done = subprocess.run(
-        [*limit, sys.executable, "tools/benchmark.py", "train", "--preset=[debug]", "--frames=1", *words]
-        + [f"--json={json_file}"],
+        [*limit, sys.executable, "tools/benchmark.py", "train", *SMALL, *words] + [f"--json={json_file}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -36,8 +37,10 @@ def values(case: dict[str, Any]) -> dict[str, float]:
     return {name: found["value"] for name, found in case["metrics"].items()}
 
 
-def test_both_models_are_measured_and_compared(tmp_path: Path) -> None:
-    result = benchmark(tmp_path / "train.json", "--micro_batch=[2]", "--steps=3", "--saves=1")
+def test_both_models_are_measured_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "train.json"
+    assert run_command(train, [*SMALL, "--micro_batch=2", "--steps=3", "--saves=1", f"--json={file}"]) == 0
+    result = {**read_result(file), "shown": capsys.readouterr().out}
     assert [case["config"]["prediction"] for case in result["cases"]] == ["segment", "token"]
     assert result["machine"]["cpu"] and result["machine"]["device"] == "cpu"
     for case in result["cases"]:
