@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class FileClips:
     clips: Sequence[PlannedClip]
     entries: Sequence[Entry]
     paths: Sequence[Path]
+    _lengths: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # to decode once
 
     @property
     def storage(self) -> str:
@@ -48,13 +49,16 @@ class FileClips:
         return sha256_json([sums, part and [str(second) for second in part], rate])
 
     def length(self, index: int) -> int:
-        path, entry = self.paths[index], self.entries[index]
-        try:
-            if shot(entry) is None:
-                return count_frames(path)
-            return read_shot(path, entry, lambda count, _: count)
-        except VideoError as error:
-            raise self._unreadable(index, error) from None
+        if index not in self._lengths:
+            path, entry = self.paths[index], self.entries[index]
+            try:
+                whole = shot(entry) is None
+                self._lengths[index] = (
+                    count_frames(path) if whole else read_shot(path, entry, lambda count, _: count)
+                )
+            except VideoError as error:
+                raise self._unreadable(index, error) from None
+        return self._lengths[index]
 
     def read(
         self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"

@@ -6,6 +6,7 @@ name: no metric leaves a clip out of its denominator.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -63,6 +64,37 @@ class ClipSource(Protocol):
             size, crop: as in `read_clip`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some clips of a source, by their indices there."""
+
+    of: ClipSource
+    chosen: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def storage(self) -> str:
+        return self.of.storage
+
+    @property
+    def clips(self) -> Sequence[PlannedClip]:
+        return [self.of.clips[index] for index in self.chosen]
+
+    def identity(self, index: int) -> str:
+        return self.of.identity(self.chosen[index])
+
+    def length(self, index: int) -> int:
+        return self.of.length(self.chosen[index])
+
+    def read(
+        self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
+    ) -> Frames:
+        return self.of.read(self.chosen[index], wanted, size, crop)
 
 
 def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:

@@ -109,6 +109,7 @@ class Distance(NamedTuple):
     value: float
     draw: Callable[[Array, Array], Array]
     chunk: int  # draws at once, for memory
+    least: float  # that there can be
 
 
 def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
@@ -118,7 +119,7 @@ def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
     def draw(weights_x: Array, weights_y: Array) -> Array:
         return frechet_of_moments(*moments(x, weights_x, ddof), *moments(y, weights_y, ddof))
 
-    return Distance(frechet(x, y, ddof), draw, max(1, ELEMENTS // max(x.size, y.size)))
+    return Distance(frechet(x, y, ddof), draw, max(1, ELEMENTS // max(x.size, y.size)), 0.0)
 
 
 def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
@@ -126,7 +127,7 @@ def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
     x, y = checked(x_ND, y_ND)
     kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
     chunk = max(1, ELEMENTS // max(len(x), len(y)))
-    return Distance(kernel_distance(x, y), lambda *weights: discrepancy(*kernels, *weights), chunk)
+    return Distance(kernel_distance(x, y), lambda *weights: discrepancy(*kernels, *weights), chunk, -math.inf)
 
 
 def distance_estimates(
@@ -146,7 +147,8 @@ def distance_estimates(
     for one in distances:
         parts = [slice(start, start + one.chunk) for start in range(0, draws, one.chunk)]
         drawn = np.concatenate([one.draw(*(rows[part] for rows in weights)) for part in parts])
-        found.append(estimate(one.value, drawn, centred=True))
+        whole = estimate(one.value, drawn, centred=True)
+        found.append(whole._replace(low=max(whole.low, one.least)))
     return found
 
 

@@ -129,7 +129,7 @@ def open_source(
         batch: clips generated at once.
         device: cpu or cuda.
     """
-    model = _is_model(given)
+    model = is_model(given)
     if model == "generator":
         plan = planned_clips(planned) if planned else like.clips if like else ()
         if not plan:
@@ -142,7 +142,8 @@ def open_source(
     return open_clips(given, planned)
 
 
-def _is_model(given: Path) -> str | None:
+def is_model(given: Path) -> str | None:
+    """Whether it makes clips: "generator" or "tokenizer"."""
     if given.suffix == ".ckpt":
         return "tokenizer"
     if not (given / "config.json").is_file():

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
+from megavrc.evaluation.clip_source import ClipSource, Part
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
-from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
-from megavrc.generation.clip_sources import open_source
+from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of, real_windows
+from megavrc.generation.clip_sources import is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
 from megavrc.hardware import check_device
 from megavrc.results import case, metric, publish_tables, result
@@ -37,9 +38,9 @@ def fvd(
     """Frechet video distance, its limit for many clips, precision and recall, each with N and its interval.
 
     Clips are a folder of videos or of folders of pictures (of any program), an .npz file, manifest.jsonl:SPLIT, a
-    converted folder, which generates for the list --planned or the prompts of the real clips, or a video tokenizer,
-    which reconstructs the real clips. Exactly the planned clips must be there. A network that is not the published
-    I3D is named unknown, and its distance is not called FVD.
+    converted folder, which generates for the list --planned or the prompts of the real clips that the protocol chooses,
+    or a video tokenizer, which reconstructs these. Exactly the planned clips must be there. A network that is not the
+    published I3D is named unknown, and its distance is not called FVD.
 
     Args:
         real: the real clips.
@@ -116,8 +117,12 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
         raise UserError(f"--change frames={protocol.frames}: I3D takes at least {I3D_FRAMES}")
     how = {name: given[name] for name in ("seed", "batch", "device")}
     real = open_source(given["real"], **how)
-    clips = open_source(given["clips"], given["planned"], real, **how)
-    against = open_source(given["against"], given["planned"], real, **how) if given["against"] else None
+    like: ClipSource = real
+    if any(is_model(path) for path in (given["clips"], given["against"]) if path):
+        chosen = real_windows(real, protocol, seed=given["seed"]).windows
+        like = Part(real, [window.clip for window in chosen])  # reconstructed, or whose prompts are answered
+    clips = open_source(given["clips"], given["planned"], like, **how)
+    against = open_source(given["against"], given["planned"], like, **how) if given["against"] else None
     bootstrap = {name: given[name] for name in ("floor", "draws", "seed", "batch")}
     report = measure_distances(
         kind, real, clips, against, detector, protocol, store=given["features"], **bootstrap

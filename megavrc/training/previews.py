@@ -1,12 +1,19 @@
 """Samples of a training run as pictures: a contact sheet, and for clips an animation."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from megavrc.evaluation.drift import MIN_FRAMES, clip_drift
 from megavrc.video import clip_grid, contact_sheet, write_gif, write_png
 
 SMALL = 128  # pixels; smaller frames are enlarged to about this
+
+MANY = 0.5  # of the clips, from which on a warning is worth its line
+
+log = logging.getLogger("megavrc")
 
 
 def write_preview(folder: Path, step: int, rows: list[tuple[str, np.ndarray]]) -> None:
@@ -18,3 +25,12 @@ def write_preview(folder: Path, step: int, rows: list[tuple[str, np.ndarray]]) -
     write_png(folder / f"{name}.png", contact_sheet(rows, columns=min(6, frames), scale=scale))
     if frames > 1:
         write_gif(folder / f"{name}.gif", clip_grid(rows, columns=3, scale=scale))
+
+
+def warn_of_drift(step: int, clips: Sequence[np.ndarray]) -> None:
+    """Say where half of the clips (uint8 [T, H, W, 3]) or more stand still or loop: losses do not show it."""
+    found = [clip_drift(frames).is_ for frames in clips if len(frames) >= MIN_FRAMES]
+    for name, what in (("frozen", "stand still"), ("looping", "loop")):
+        count = sum(drift[name] for drift in found)
+        if found and count >= MANY * len(found):
+            log.warning("step %d: %d of %d clips of the preview %s", step, count, len(found), what)

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
 from megavrc.evaluation.clip_source import PlannedClip, read_whole
 from megavrc.generation.clip_sources import open_source
+from megavrc.generation.evaluate_distance import fvd
 from megavrc.generation.folder import load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files
 from megavrc.model.clips import sampling_settings
+from megavrc.results import read_result
 
 TEXTS = ["a red square moves left", "a blue dog moves up", "a red square moves left"]
 
@@ -75,3 +78,20 @@ def test_what_cannot_be_made_is_refused(folder: Path, source, tmp_path: Path) ->
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json"):
         open_source(tmp_path, like=unnamed)
+
+
+def test_a_tokenizer_reconstructs_what_the_protocol_chooses(source, tmp_path: Path) -> None:
+    """Three of twelve real clips; those that are too short are not asked for."""
+    torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
+    rng = np.random.default_rng(0)
+    clips = {f"c{i:02d}": rng.integers(0, 256, (17 - i % 2 * 9, 16, 16, 3), np.uint8) for i in range(12)}
+    np.savez(tmp_path / "real.npz", **clips)
+    how = {"i3d": tmp_path / "net.pt", "protocol": "custom", "change": ["n=3", "select=first"]}
+    fvd(tmp_path / "real.npz", source.run.parent / "video", json=tmp_path / "r.json", **how)
+    measured = read_result(tmp_path / "r.json")["protocol"]["measured"]
+    assert [row["n"] for row in measured] == [3]
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        return x.float().mean(dim=(2, 3, 4))

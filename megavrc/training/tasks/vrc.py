@@ -14,7 +14,7 @@ from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPip
 from megavrc.model.condition import Condition, kind_of
 from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
-from megavrc.training.previews import write_preview
+from megavrc.training.previews import warn_of_drift, write_preview
 from megavrc.training.stages import start_from
 from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints
 from megavrc.training.tasks.draws import training_draws
@@ -137,6 +137,7 @@ class VRCTask:
         ids = VideoPipeline(module).generate(request, "ids")  # and its memory goes, which training needs
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
         write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
+        warn_of_drift(step, list(clips))
 
     def _preview_items(self, count: int) -> list[dict[str, Any]]:
         """Samples with different conditions, as far as the first few hundred of the dataset have them.
