@@ -128,14 +128,16 @@ def jitter(track: Track) -> float:
 
 
 def kept_area(track: Track) -> float:
-    """Its ink in the last frames over its ink in the first ones, where it is in one piece throughout; else nan.
+    """Its ink in the last frames over its ink in the first ones; nan if it is not in one piece throughout or not there
+    at first.
 
     First and last: the quarter of the frames at each end, as far as nothing touches the object there.
     """
     quarter = max(1, len(track.ink) // 4)
-    if (track.pieces > 1).any():
+    first = mean(track.ink[:quarter])
+    if (track.pieces > 1).any() or not first > 0:
         return float("nan")
-    return mean(track.ink[-quarter:]) / mean(track.ink[:quarter])
+    return mean(track.ink[-quarter:]) / first
 
 
 def mean(values: Array) -> float:

@@ -12,6 +12,7 @@ from megavrc.evaluation.scene_detector import detect_scene
 from megavrc.evaluation.scene_modes import excess_variation, expected_variation, score_modes
 from megavrc.evaluation.scene_motion import fit_motion, folded
 from megavrc.evaluation.scene_scores import SceneScore, match, score_scenes
+from megavrc.evaluation.scene_tracks import kept_area
 from megavrc.video import read_clip, write_mp4
 from megavrc.video.scenes import COLOURS, Scene, SceneSettings, positions, render_scene, scene
 
@@ -246,3 +247,15 @@ def test_intervals() -> None:
     assert score.n == 100 and score.mean == 0.5 and 0.35 < low < 0.45 and 0.55 < high < 0.65
     assert SceneScore(np.array([np.nan])).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
     assert SceneScore(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]
+
+
+def test_an_object_that_is_not_there_at_first_has_no_area_to_keep() -> None:
+    [shown] = sample("corner", 1)
+    [track] = detect_scene(render_scene(shown)).tracks
+    assert kept_area(track) == pytest.approx(1, abs=0.05)
+    late = np.where(
+        np.arange(len(track.ink)) < 8, 0.0, track.ink
+    )  # no ink, as where a generated frame lacks it
+    assert np.isnan(kept_area(dataclasses.replace(track, ink=late)))
+    gone = np.where(np.arange(len(track.ink)) < 8, track.ink, 0.0)
+    assert kept_area(dataclasses.replace(track, ink=gone)) == 0
