@@ -197,7 +197,7 @@ def probabilities_of_all_clips(
         ({}, SamplingSettings(later_passes=3)),
         (
             {"frames": 2, "compression": CompressionConfig(1, norm="rms")},
-            SamplingSettings(later_passes=[2, 4]),
+            SamplingSettings(later_passes=[2, 2]),
         ),
         ({"first_frame": "row"}, SamplingSettings(later_passes=2, row_passes=2)),
     ],
