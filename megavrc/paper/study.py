@@ -63,9 +63,10 @@ def _runs(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
         for step in _checkpoints(seeds, "bits val ")[-1:]:
             for part in ("first", "later", "total"):
                 found = values(runs, Cell(name, step, "bits val", part))
-                metrics[f"bits_{part}"] = _metric(
-                    crossed([clips for clips, _ in found.values()]), found, "bits"
-                )
+                if any(clips.any() for clips, _ in found.values()):  # images have no later frames
+                    metrics[f"bits_{part}"] = _metric(
+                        crossed([clips for clips, _ in found.values()]), found, "bits"
+                    )
         yield case(name, metrics, facts)
 
 
@@ -123,7 +124,7 @@ def _figure_bits(runs: dict[str, list[StudyRun]], path: Path) -> None:
     """Bits of a validation clip by training step: the first frame, the later ones."""
     figure, axes = panels(2, columns=2)
     for part, axis in zip(("first", "later"), axes, strict=True):
-        for name, seeds in runs.items():
+        for place, (name, seeds) in enumerate(runs.items()):
             if part == "later" and "stage1" in name and "without" not in name:
                 continue  # images: one frame
             points = [
@@ -135,7 +136,7 @@ def _figure_bits(runs: dict[str, list[StudyRun]], path: Path) -> None:
                 )
                 for step in _checkpoints(seeds, "bits val ")
             ]
-            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)")
+            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", f"C{place}")
         axis.set_title(f"{part} frame" + "s" * (part == "later"))
         axis.set_xlabel("training steps of 8 clips")
         axis.set_ylabel("bits a clip")
@@ -180,9 +181,9 @@ def _figure_whole(runs: dict[str, list[StudyRun]], path: Path) -> None:
     save(figure, path)
 
 
-def _curve(axis: Any, points: list[tuple[int, Spread]], label: str) -> None:
+def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, colour: str) -> None:
     if points:
         steps, spreads = zip(*points, strict=True)
         means = np.array([spread.value for spread in spreads])
         bounds = np.array([[s.value - s.low, s.high - s.value] for s in spreads]).T
-        axis.errorbar(steps, means, yerr=bounds, marker="o", markersize=3, label=label)
+        axis.errorbar(steps, means, yerr=bounds, marker="o", markersize=3, label=label, color=colour)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megavrc.evaluation.statistics import resamples
 from megavrc.paper.study_runs import Cell, StudyRun, paired
 
 Array = NDArray[np.float64]
@@ -90,18 +92,20 @@ def crossed(by_seed: Sequence[Array], draws: int = DRAWS) -> Spread:
     """
     table_SN = np.stack(by_seed)
     said, table_SN = ~np.isnan(table_SN), np.nan_to_num(table_SN)
-    rng = np.random.default_rng(0)
-    seeds, clips = table_SN.shape
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-    of_clips = rng.multinomial(clips, np.full(clips, 1 / clips), size=draws)
-    sums = np.einsum("ds,dn,sn->d", of_seeds, of_clips, table_SN, optimize=True)
-    counts = np.einsum("ds,dn,sn->d", of_seeds, of_clips, said.astype(float), optimize=True)
+    of_seeds, of_clips = (_resamples(n, draws, axis) for axis, n in enumerate(table_SN.shape))
+    sums = (of_seeds * (of_clips @ table_SN.T)).sum(axis=1)
+    counts = (of_seeds * (of_clips @ said.T.astype(float))).sum(axis=1)
     means = sums / np.maximum(counts, 1)
     low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
     # one draw more on either side: a bootstrap cannot show that something never happens
     sides = (np.sum(means <= 0) + 1, np.sum(means >= 0) + 1)
     p = min(1.0, 2 * min(sides) / (draws + 1))
     return Spread(float(table_SN.sum() / max(said.sum(), 1)), float(low), float(high), float(p))
+
+
+@lru_cache(maxsize=4)  # of 40 MB; most tables have the same shape
+def _resamples(n: int, draws: int, seed: int) -> Array:
+    return resamples(n, draws, np.random.default_rng(seed))
 
 
 def holm(ps: Sequence[float], tests: int = TESTED, level: float = LEVEL) -> list[bool]:

@@ -11,7 +11,7 @@ from megavrc.files import read_json
 from megavrc.paper.study import study
 from megavrc.paper.study_claims import Claim, crossed, holm, judge
 from megavrc.paper.study_runs import Cell, read_study
-from megavrc.results import page_text
+from megavrc.results import page_text, read_result, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
@@ -113,6 +113,6 @@ def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) ->
     study(RESULTS, tmp_path, tmp_path)
     for name in ("runs", "clips", "claims"):
         file = f"study-{name}.json"
-        assert read_json(tmp_path / file)["cases"] == read_json(ROOT / "benchmarks/results" / file)["cases"]
+        assert table(read_result(tmp_path / file)) == table(read_result(ROOT / "benchmarks/results" / file))
     page = ROOT / "docs/study.md"
     assert page_text(page) == page.read_text()
