@@ -56,7 +56,7 @@ class RollCall:
 
         Returns if no rank is lost: then another one has ended by an error of its own.
         """
-        deadline = time.monotonic() + SILENT + 5 * BEAT
+        deadline = time.monotonic() + SILENT + 20 * BEAT
         while time.monotonic() < deadline and not self._ended.wait(BEAT / 5):
             if LEFT in (heartbeat for heartbeat, _ in list(self._known.values())):
                 return

@@ -24,7 +24,8 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def check_named(ranks: list[tuple[int, str]], lost: int) -> None:
     for rank, (code, said) in enumerate(ranks):
         assert code == -9 if rank == lost else code == 85
-        assert rank == lost or f"error: rank {lost} gave no sign of life" in said
+        if rank == 0:  # the others hear it from this one; on a busy machine it may be gone before
+            assert f"error: rank {lost} gave no sign of life" in said
 
 
 def test_a_rank_lost_before_there_is_a_process_group(results: dict[str, Any]) -> None:
