@@ -23,6 +23,7 @@ from megavrc.hardware import check_device
 from megavrc.results import publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
+from megavrc.video import MAX_FPS, MIN_FPS
 from megavrc.video.h264 import CRF
 
 FEWEST_DRAWS = 20
@@ -205,8 +206,8 @@ def export(
     """
     check_least(batch=(batch, 1))
     device = str(check_device(device))
-    if not 0 < fps <= 1000:
-        raise UserError(f"--fps: {fps}, above 0")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UserError(f"fps: {fps} is not between {MIN_FPS:g} and {MAX_FPS:g}")
     count = export_clips(open_source(clips, planned, None, seed, batch, device), layout, out, fps)
     print(f"{out}: {count} clips")
 

@@ -25,6 +25,8 @@ from megavrc.generation.folder import Folder
 from megavrc.model import ClipRequest, SamplingSettings
 from megavrc.progress import progress
 from megavrc.video import (
+    MAX_FPS,
+    MIN_FPS,
     VideoError,
     contact_sheet,
     count_frames,
@@ -141,9 +143,11 @@ def generate_files(
     Raises:
         UserError: a clip that the model cannot make; then none is made. A list that is damaged.
     """
-    for name, value in {"batch_size": batch_size, "scale": scale, "fps": fps}.items():
+    for name, value in {"batch_size": batch_size, "scale": scale}.items():
         if not value > 0:
             raise UserError(f"{name}: {value} is not a positive number")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UserError(f"fps: {fps} is not between {MIN_FPS:g} and {MAX_FPS:g}")
     if scale > MAX_SCALE:
         raise UserError(f"scale: {scale} is more than {MAX_SCALE}")
     origin: Record = {"model": folder.identity(), "fps": fps, "scale": scale, "frames": frames}

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from megavrc.errors import UserError
 from megavrc.tokenization import datasets
 from megavrc.tokenization.v3c import v3c
 from megavrc.video.listing import Listing
@@ -28,6 +29,10 @@ def writing_manifest(prepare: Callable[..., Listing]) -> Callable[..., None]:
 
     @functools.wraps(prepare)
     def run(out: Path, **options: object) -> None:
+        if out.suffix.lower() != ".jsonl":  # a slip must not replace a table or a video
+            raise UserError(f"--out: {out} is written as .jsonl: give it such a name, as in manifest.jsonl")
+        if out.resolve() in {given.resolve() for given in options.values() if isinstance(given, Path)}:
+            raise UserError(f"--out: {out} is what is read: give the manifest another name")
         entries, notes = prepare(out=out, **options)
         write_manifest(out, entries)
         for note in notes:

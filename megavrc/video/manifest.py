@@ -7,7 +7,6 @@ the samples' JSON. Everything that reads a manifest reads it here.
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ NAMES = {  # of keys in the tables of others, the best first; case does not matt
     **{name: (name,) for name in ("id", "label", "split", "start", "end", "fps")},
 }
 MAX_CLASSES = 1_000_000  # their names are listed up to the highest label
+MAX_NUMBER = 1e9  # of seconds or rates: above, there is no video (nor a float, for integers of JSON)
 NUMBERS = {
     "start": "seconds",
     "end": "seconds",
@@ -96,8 +96,8 @@ def _named(fields: Entry) -> Entry:
 
 
 def _entry(path: Path, number: int, fields: Entry) -> Entry:
-    if not isinstance(fields.get("path"), str):
-        raise UserError(f'{path} line {number}: expected an object with "path", a string')
+    if not isinstance(fields.get("path"), str) or not fields["path"].strip():
+        raise UserError(f'{path} line {number}: expected an object with "path", a string that names a file')
     part = "-".join("" if fields.get(key) is None else str(fields[key]) for key in ("start", "end"))
     own = fields["path"] if part == "-" else f"{fields['path']}#{part}"
     entry = {"id": own, "caption": None, "label": None, "split": "train", **fields}
@@ -120,8 +120,8 @@ def _problem(entry: Entry) -> str | None:
         return f"label must be an integer from 0 to {MAX_CLASSES - 1}, or null"
     numbers = {key: entry[key] for key in NUMBERS if entry.get(key) is not None}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            return f"{key} must be a number from 0 ({NUMBERS[key]}), got {value!r}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+            return f"{key} must be a number from 0 to {MAX_NUMBER:g} ({NUMBERS[key]}), got {value!r:.40}"
     if numbers.get("fps") == 0:
         return "fps must be above 0"
     if "end" in numbers and numbers["end"] <= numbers.get("start", 0):
@@ -194,7 +194,7 @@ def _typed(table: Path, number: int, row: Entry) -> Entry:
             continue
         except ValueError:
             what = "an integer" if kind is int else "a number"
-            raise UserError(f"{table} line {number}: {key} {fields[key]!r} is not {what}") from None
+            raise UserError(f"{table} line {number}: {key} {fields[key]!r:.40} is not {what}") from None
     return fields
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 PIXELS = "yuv420p"  # the only pixel format of H.264 that plays everywhere
 
+MIN_FPS, MAX_FPS = 0.01, 1000.0  # frames a second of the files: the limits of their clocks
+
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 
 

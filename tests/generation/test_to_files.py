@@ -1,6 +1,7 @@
 """tools/generate.py: files of clips, and resuming."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -107,6 +108,14 @@ def test_several_clips_a_prompt_and_later_more(loaded, tmp_path) -> None:
     ]
     with pytest.raises(UserError, match="clips_per_prompt: 0"):
         clips_to_write(PROMPTS, [], 0, 0)
+
+
+@pytest.mark.parametrize("fps", [1e-4, 0.0, 1e9, math.nan])
+def test_frame_rates_that_no_file_has_are_refused(loaded, tmp_path, fps) -> None:
+    wanted = clips_to_write(PROMPTS[:1], [], 0)
+    with pytest.raises(UserError, match=r"fps: .* is not between"):
+        generate_files(loaded, wanted, tmp_path, sampling_settings({}), frames=5, fps=fps)
+    assert not list(tmp_path.iterdir())
 
 
 def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_path) -> None:

@@ -19,6 +19,7 @@ from megavrc.tokenization.datasets import (
     taichi,
     ucf101,
 )
+from megavrc.tokenization.prepare import COMMANDS
 from megavrc.video.manifest import Entry, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -347,3 +348,15 @@ def test_a_wrong_tree_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {tmp_path}: neither sky_train") and done.stderr.count("\n") == 1
     assert not (tmp_path / "m.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl", "a.mp4", "."])
+def test_a_manifest_never_replaces_another_file(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "table.csv", "path\na.mp4\n")
+    touch(tmp_path / "table.jsonl", '{"path": "a.mp4"}\n')
+    touch(tmp_path / "a.mp4", "a video")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    table = tmp_path / ("table.csv" if name == "table.csv" else "table.jsonl")
+    with pytest.raises(UserError, match=r"--out: .*: give (the manifest another|it such a) name"):
+        COMMANDS["list"](table=table, out=tmp_path / "." / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
