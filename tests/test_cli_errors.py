@@ -144,6 +144,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "plan --manifest {}/manifest.jsonl --tokenizer {}/none --out {}/t",
         "{}/none",
     ),
+    "no workers": (
+        "tools/tokenize_videos.py",
+        "all --manifest {}/manifest.jsonl --tokenizer {}/tokenizer0 --out {}/t --size 32 --workers 0",
+        "--workers: 0 is not a positive number",
+    ),
     "size that does not fit the tokenizer": (
         "tools/tokenize_videos.py",
         "plan --manifest {}/manifest.jsonl --tokenizer {}/tokenizer0 --out {}/t --size 33",

@@ -108,6 +108,9 @@ def run_all(
         threads: CPU threads of each worker.
         settings: see `ClipSettings`.
     """
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is not a positive number")
+    _check_options(decoders, timeout, threads)
     plan(manifest, out, tokenizer, **settings)
     Stop()
     rate = _Rate()
@@ -236,6 +239,11 @@ def _todo(
     return work, todo
 
 
+def _check_options(decoders: int | None, timeout: float, threads: int) -> None:
+    if timeout <= 0 or threads < 1 or (decoders is not None and decoders < 1):
+        raise UserError("timeout, threads and decoders must be positive")
+
+
 def _count_videos(work: Plan, todo: list[PlannedShard]) -> int:
     return sum(len(entries) for entries in work.sources(todo).values())
 
@@ -250,8 +258,7 @@ def _tokenize(
     device: str | None,
 ) -> Generator[int]:
     """Tokenize the shards; yields the number of clips after every video."""
-    if timeout <= 0 or threads < 1 or (decoders is not None and decoders < 1):
-        raise UserError("timeout, threads and decoders must be positive")
+    _check_options(decoders, timeout, threads)
     if not todo:
         return
     torch.set_num_threads(threads)
