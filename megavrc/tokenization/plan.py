@@ -195,7 +195,8 @@ def _read_plan(out: Path) -> dict[str, Any]:
     if isinstance(content, dict):
         check_format(out / "plan.json", content.get("format"), FORMAT)
         decides = {key: value for key, value in content.items() if key not in UNHASHED}
-        if content.get("plan_sha256") == sha256_json(decides) and content.keys() >= PLACES:
+        places = all(isinstance(content.get(place), str) for place in PLACES)
+        if places and content.get("plan_sha256") == sha256_json(decides):
             return content
     raise UserError(
         f"{out}/plan.json: damaged or changed since it was planned (plan_sha256 is not that of its content); "

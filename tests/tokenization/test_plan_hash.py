@@ -102,6 +102,10 @@ def test_a_setting_that_was_changed_by_hand_is_refused(job: Path, manifest: Path
     for key, value in {"seed": 7, "frames": 9, "crop": "squash"}.items():
         write_json(job / "plan.json", {**content, "settings": {**content["settings"], key: value}})
         refused(job, "plan.json")
+    for place in ("root", "tokenizer_path"):
+        for value in (None, 3, ["/moved"], {}):
+            write_json(job / "plan.json", {**content, place: value})
+            refused(job, "plan.json")
     write_json(job / "plan.json", {**content, "root": "/moved"})  # may move
     assert load_plan(job).root == Path("/moved")
 
