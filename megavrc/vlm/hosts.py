@@ -52,6 +52,8 @@ def reduce(
     request = Request(find_method(method), keep, positions, options)
     if why := refusal(model.config.model_type, request.method):
         raise UserError(f"{request.method.name} on {model.config.model_type}: {why}")
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"{type(model).__name__} takes no mm_encoder_outputs: use transformers 5.23 or newer")
     if "generate" in vars(model):
         raise UserError(
             "this model is reduced already, or its `generate` is replaced: leave that block first"

@@ -95,6 +95,13 @@ def test_an_exception_leaves_nothing_and_wrong_inputs_are_refused() -> None:
             model.generate(**missing)
         with pytest.raises(UserError, match="already"), reduce(model, "pool", keep=0.5):
             pass
+
+    class Older(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor) -> Any: ...
+
+    model.__class__ = Older
+    with pytest.raises(UserError, match="Older takes no mm_encoder_outputs"), reduce(model, "pool", keep=0.5):
+        pass
     model.config.model_type = "other"
     with pytest.raises(UserError, match="no such family"), reduce(model, "pool", keep=0.5):
         pass
