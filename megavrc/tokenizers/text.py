@@ -102,7 +102,7 @@ class TextTokenizer:
             vocab: number of ids at most; few captions give fewer.
 
         Raises:
-            UserError: no captions, or a vocabulary that cannot hold their characters.
+            UserError: no captions, a vocabulary that cannot hold their characters, or another file at `path`.
         """
         texts = [" ".join(caption.replace(RESERVED, " ").split()) for caption in captions]
         texts = [text for text in texts if text]
@@ -134,5 +134,9 @@ class TextTokenizer:
                 least = f"at least {needed[1]}" if needed else "a positive number"
                 raise UserError(f"vocab {vocab}: the characters of the captions need {least}") from None
             raise UserError("the captions hold no visible characters to train a text tokenizer on") from None
+        if Path(path).exists() and not (Path(path).is_file() and Path(path).read_bytes() == model.getvalue()):
+            raise UserError(
+                f"{path}: is there and is not what these captions give; choose another name, or delete it"
+            )
         write_atomic(path, model.getvalue())
         return cls(path)

@@ -151,3 +151,15 @@ def test_command_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         )
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and message in error
+
+
+def test_training_never_replaces_another_file(tmp_path: Path) -> None:
+    (captions := tmp_path / "captions.txt").write_text("a red square\n")
+    (other := tmp_path / "other.txt").write_text("blue circles move\n")
+    for _ in range(2):  # the same again is no other file
+        train_text_tokenizer(captions, tmp_path / "t.model", 40)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for out in (captions, tmp_path / "t.model", tmp_path):
+        with pytest.raises(UserError, match="is not what these captions give"):
+            train_text_tokenizer(other, out, 40)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
