@@ -164,12 +164,13 @@ class Matrix:
             or self._content["sets"][run["set"]].get("scored") is False
         ):
             return
-        kinds = {kind: (kind, []) for kind in self._content["samples"]}
+        samples: dict[str, str] = self._content.get("samples", {})
+        kinds: dict[str, tuple[str, list[str]]] = {kind: (kind, []) for kind in samples}
         if refined := self._refined(training):
-            kinds |= {f"{kind}-refined": (kind, refined) for kind in self._content["samples"]}
+            kinds |= {f"{kind}-refined": (kind, refined) for kind in samples}
         for step in self._chosen(training, "sampled"):
             for kind, (plain, more) in kinds.items():
-                options = self._content["samples"][plain]
+                options = samples[plain]
                 ids = self._work / "samples" / training.name / f"{kind}-{step}.npz"
                 words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(plain, ""))]
                 words += more

@@ -130,7 +130,8 @@ class RunFolder:
         return found.path if found else None
 
     def _refuse_another(self, where: Path, identity: dict[str, Any]) -> None:
-        differences = _sentences(current_identity(self.config, identity), self.identity)
+        theirs, mine = (current_identity(self.config, found) for found in (identity, self.identity))
+        differences = _sentences(theirs, mine)
         if differences:
             raise UserError(
                 f"{where}: holds another run ({'; '.join(differences[:4])}); choose another run_dir, or go back to "

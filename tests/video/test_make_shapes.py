@@ -27,9 +27,9 @@ def test_make_shapes(tmp_path: Path) -> None:
     for row in rows:
         frames = read_clip(out / row["path"], 0, 17, size=None)
         assert frames.shape == (17, 64, 64, 3)
-        colour, shape, direction, _ = detect(frames)
-        assert {"colour": colour, "shape": shape, "direction": direction} == row["attributes"]
-        assert row["caption"] == f"a {colour} {shape} moves {direction}"
+        found = detect(frames)
+        assert {name: getattr(found, name) for name in row["attributes"]} == row["attributes"]
+        assert row["caption"] == f"a {found.colour} {found.shape} moves {found.direction}"
     heldout = {row["label"] for row in rows if row["split"] == "heldout"}
     assert len(heldout) == 2 and not heldout & {row["label"] for row in rows if row["split"] != "heldout"}
 
