@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,22 @@ class Matrix:
         """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
 
         Args:
-            samples: with those that draw clips and score them, after all others.
+            samples: with those that draw clips and score them, after the runs of the same priority and seed.
         """
-        jobs: dict[str, Job] = {}
-        drawn: list[Job] = []
-        for run, seed in self._order():
-            if self._content["runs"][run]["priority"] <= most:
-                training = self._training(run, seed)
-                steps = self._steps(self._content["runs"][run]["set"])
-                jobs |= {
-                    job.name: job for job in (*steps, training, self._bits(training)) if job.name not in jobs
-                }
-                drawn += self._samples(training) if samples else []
-        return [*jobs.values(), *drawn]
+        jobs: list[Job] = []
+        runs = self._content["runs"]
+        for (priority, _), group in groupby(self._order(), lambda item: (runs[item[0]]["priority"], item[1])):
+            if priority > most:
+                break
+            trainings = [(self._training(run, seed), runs[run]["set"]) for run, seed in group]
+            for training, name in trainings:
+                jobs += [*self._steps(name), training, self._bits(training)]
+            if samples:
+                jobs += [job for training, _ in trainings for job in self._samples(training)]
+        unique: dict[str, Job] = {}
+        for job in jobs:  # of the steps of a set, the first
+            unique.setdefault(job.name, job)
+        return list(unique.values())
 
     def _order(self) -> Iterator[tuple[str, int]]:
         """(run, seed) by priority, then seed, then as they are listed."""
