@@ -18,6 +18,7 @@ from megavrc.files import sha256_file, write_atomic
 PAD, UNKNOWN, BEGIN = 0, 1, 2
 SPECIAL_PIECES = 3
 DEFAULT_VOCAB = 8000
+MOST_TOKENS = 1_000_000  # far above any text tokenizer's; its trainer takes 32 bits
 RESERVED = "\u2585"  # sentencepiece leaves out texts with its sign for what is unknown
 LONGEST = 4192  # bytes of a text, beyond which sentencepiece leaves it out unless it is told another bound
 
@@ -108,6 +109,8 @@ class TextTokenizer:
         texts = [text for text in texts if text]
         if not texts:
             raise UserError("no captions to train a text tokenizer on")
+        if vocab > MOST_TOKENS:
+            raise UserError(f"vocab {vocab}: at most {MOST_TOKENS}")
         longest = max(len(text.encode()) for text in texts)
         bound: dict[str, Any] = {"max_sentence_length": longest} if longest > LONGEST else {}
         model = io.BytesIO()

@@ -78,6 +78,8 @@ def test_errors_name_the_cause(tmp_path: Path) -> None:
             UserError, match=rf"^vocab {vocab}: the characters of the captions need {needed}$"
         ):
             TextTokenizer.train(CAPTIONS, tmp_path / "x.model", vocab=vocab)
+    with pytest.raises(UserError, match=r"^vocab 99999999999: at most"):
+        TextTokenizer.train(CAPTIONS, tmp_path / "x.model", vocab=99_999_999_999)
     with pytest.raises(
         UserError, match=r"^the captions hold no visible characters to train a text tokenizer on$"
     ):
