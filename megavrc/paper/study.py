@@ -64,9 +64,7 @@ def _runs(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
             for part in ("first", "later", "total"):
                 found = values(runs, Cell(name, step, "bits val", part))
                 if any(clips.any() for clips, _ in found.values()):  # images have no later frames
-                    metrics[f"bits_{part}"] = _metric(
-                        crossed([clips for clips, _ in found.values()]), found, "bits"
-                    )
+                    metrics[f"bits_{part}"] = _metric(found, "bits")
         yield case(name, metrics, facts)
 
 
@@ -78,15 +76,12 @@ def _clips(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
                 metrics = {}
                 for score in scores:
                     found = values(runs, Cell(name, step, kind, score))
-                    said = [clips for clips, _ in found.values() if not np.isnan(clips).all()]
-                    if said:
-                        metrics[score] = _metric(crossed(said), found)
+                    if any(not np.isnan(clips).all() for clips, _ in found.values()):
+                        metrics[score] = _metric(found)
                 for count, label in ((1, "one"), (2, "two")) if not kind.startswith("modes") else ():
                     found = _with_objects(runs, Cell(name, step, kind, "whole"), count)
                     if found:
-                        metrics[f"whole_{label}"] = _metric(
-                            crossed([clips for clips, _ in found.values()]), found
-                        )
+                        metrics[f"whole_{label}"] = _metric(found)
                 seeds_done = len(values(runs, Cell(name, step, kind, scores[0])))
                 yield case(f"{name} {step}, {kind}", metrics, {"seeds": seeds_done}, kind=kind, step=step)
 
@@ -112,7 +107,13 @@ def _claims(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
         yield case(f"H{claim.number}: {claim.says}", metrics, {"by_seed": each, "verdict": verdict.word})
 
 
-def _metric(spread: Spread, found: dict[int, Any], unit: str = "") -> Metric:
+def _spread(found: dict[int, tuple[Array, str]]) -> Spread:
+    """Over the seeds that say something."""
+    return crossed([clips for clips, _ in found.values() if not np.isnan(clips).all()])
+
+
+def _metric(found: dict[int, tuple[Array, str]], unit: str = "") -> Metric:
+    spread = _spread(found)
     n = sum(len(clips) for clips, _ in found.values())
     return metric(spread.value, unit, n, spread.low, spread.high)
 
@@ -128,12 +129,7 @@ def _figure_bits(runs: dict[str, list[StudyRun]], path: Path) -> None:
             if part == "later" and "stage1" in name and "without" not in name:
                 continue  # images: one frame
             points = [
-                (
-                    step,
-                    crossed(
-                        [clips for clips, _ in values(runs, Cell(name, step, "bits val", part)).values()]
-                    ),
-                )
+                (step, _spread(values(runs, Cell(name, step, "bits val", part))))
                 for step in _checkpoints(seeds, "bits val ")
             ]
             _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", f"C{place}")
@@ -158,7 +154,7 @@ def _figure_whole(runs: dict[str, list[StudyRun]], path: Path) -> None:
                 found = values(runs, Cell(name, step, kind, score))
                 if not found:
                     continue
-                spread = crossed([clips for clips, _ in found.values()])
+                spread = _spread(found)
                 error = [[spread.value - spread.low], [spread.high - spread.value]]
                 label = (
                     {"given": "from the true first frame", "free": "from the text"}[kind]

@@ -6,12 +6,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megavrc.evaluation.statistics import resamples
-from megavrc.paper.study_runs import Cell, StudyRun, paired
-
-Array = NDArray[np.float64]
+from megavrc.paper.study_runs import Array, Cell, StudyRun, paired
 
 DRAWS = 10_000
 SEEDS = 3  # fewer decide nothing
