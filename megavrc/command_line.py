@@ -106,6 +106,10 @@ class Options:
             if not earlier:
                 given.append((name, target))
             if equals:
+                kinds = _kinds(self.actions.get(name))
+                of_lists = typing.get_origin(_list(kinds)) in (list, tuple)
+                if target and not of_lists and _spelled_as_list(value, _list(kinds), str in kinds):
+                    target.clear()  # the old spelling is the whole list: given again, the last one counts
                 target.append(value)
         return given, rest + argv[end + 1 :]
 

@@ -103,6 +103,8 @@ def test_old_spellings_of_lists_warn_once(
     assert seen('--prompt=["a", "b"]')["prompt"] == ["a", "b"]
     assert seen("--names", "[en]")["names"] == ["en"]
     assert seen("--kinds=[a,b]")["kinds"] == ["a", "b"]
+    assert seen("--label=2", "--label=[3, 7]")["label"] == [3, 7]  # the whole list: the last one counts
+    assert list(map(tuple, seen("--pairs=[8,12]", "--pairs=[8,32]")["pairs"])) == [(8, 12), (8, 32)]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     assert (
