@@ -31,6 +31,9 @@ class OmniTokenizerConfig:
         enc_block: spatial encoder layers, one letter each: `t` full attention, `w` window attention.
         dec_block: spatial decoder layers, likewise.
         temporal_depth: temporal layers of the encoder, and of the decoder.
+        temporal_encoder: False: the encoder has no temporal layers. With an `enc_block` of `w` alone the ids of a
+            latent frame are then a function of its own pixels (the position generator of `t` sees two frames back),
+            and where nothing changes they repeat. There is no published checkpoint of this kind.
         window: side of a window in cells.
         codes: codebook rows.
         code_dim: codebook columns.
@@ -47,6 +50,7 @@ class OmniTokenizerConfig:
     enc_block: str = "ttww"
     dec_block: str = "tttt"
     temporal_depth: int = 4
+    temporal_encoder: bool = True
     window: int = 8
     codes: int = 8192
     code_dim: int = 8
@@ -73,7 +77,7 @@ class OmniTokenizerConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             most = 1000 if field.name.endswith("depth") else 1 << 20
-            if not isinstance(value, str) and not 0 < value <= most:
+            if not isinstance(value, str | bool) and not 0 < value <= most:
                 yield f"{field.name} must be positive and at most {most}, got {value}"
         if "w" in self.enc_block + self.dec_block and self.heads > 0 and self.width % self.heads:
             yield f"width {self.width} must be divisible by heads {self.heads} for window layers"
@@ -147,7 +151,7 @@ class PixelEncoder(nn.Module):
         self.to_patch_emb_first_frame = _embedding(3 * config.patch**2, config.width)
         self.to_patch_emb = _embedding(3 * config.patch**2 * config.temporal_patch, config.width)
         self.enc_spatial_transformer = _spatial(config, config.enc_block)
-        self.enc_temporal_transformer = _temporal(config)
+        self.enc_temporal_transformer = _temporal(config) if config.temporal_encoder else nn.Identity()
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         x = self.to_patch_emb_first_frame(to_patches(x_BCTHW[:, :, :1], 1, self.patch))

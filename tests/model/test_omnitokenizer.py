@@ -114,6 +114,19 @@ def test_causal_ids_do_not_see_later_frames() -> None:
     assert torch.equal(net.encode(x_BCTHW[:, :, :9]), ids[:, :3])
 
 
+def test_without_a_temporal_encoder_ids_are_of_their_own_pixels() -> None:
+    """A frame that comes again has the ids that it had, whatever lies between; with temporal layers it has others."""
+    x_BCTHW = clip(frames=13)
+    x_BCTHW[:, :, 9:] = x_BCTHW[:, :, 1:5]
+    alone = small(temporal_encoder=False, enc_block="w")
+    ids = alone.encode(x_BCTHW)
+    assert torch.equal(ids[:, 3], ids[:, 1]) and not torch.equal(ids[:, 2], ids[:, 1])
+    together = small(enc_block="w").encode(x_BCTHW)
+    assert not torch.equal(together[:, 3], together[:, 1])
+    assert not any("enc_temporal" in name for name in alone.state_dict())
+    assert OmniTokenizerConfig.from_dict(alone.config.to_dict()) == alone.config
+
+
 def test_causal_by_gradient() -> None:
     net = small()
     x_BCTHW = clip().requires_grad_()
