@@ -75,12 +75,12 @@ def test_a_case_without_memory_is_reported_and_the_others_go_on(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1])
-def test_the_plan_of_the_memory_is_within_15_percent(tmp_path: Path, zero: int) -> None:
+def test_the_plan_of_the_memory_is_within_20_percent(tmp_path: Path, zero: int) -> None:
     """Of what a training of 113M parameters adds to the libraries: states, copies of gradients and activations."""
     words = ("--preset=[b]", "--grid=8", "--micro_batch=[1]", f"--zero={zero}", "--steps=1", "--saves=0")
     for case in benchmark(tmp_path / "train.json", *words)["cases"]:
         found = values(case)
-        assert found["planned"] == pytest.approx(found["memory"] - found["before"], rel=0.15)
+        assert found["planned"] == pytest.approx(found["memory"] - found["before"], rel=0.2)
 
 
 @pytest.mark.slow
