@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
+from megavrc.evaluation.scene_modes import score_modes
 from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
 from megavrc.generation.evaluate import checked_settings, read_videos
@@ -26,6 +27,7 @@ from megavrc.video.scenes import Scene, from_attributes
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 
 EXAMPLES = 6  # clips of each set on the sheet
+OPEN = 8  # first frames from which `draws` clips each are generated
 UNITS = {"psnr": "dB", "flight": "px", "bounce": "px", "path_by_frame": "px", "jitter": "px a frame"}
 
 
@@ -39,6 +41,7 @@ def scenes(
     later_temperature: float = 1.0,
     guidance: float = 1.0,
     later_passes: list[int] | None = None,
+    draws: int = 0,
     seed: int = 0,
     batch: int = 16,
     device: str = "auto",
@@ -60,6 +63,8 @@ def scenes(
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
         later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
+        draws: so many clips from each of eight first frames with a motion that is not told, to see whether every
+            future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
         device: cpu or cuda; auto is cuda where there is one.
@@ -70,6 +75,8 @@ def scenes(
     settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)
     if batch < 1 or (n is not None and n < 1):
         raise UserError("batch and n: at least 1")
+    if draws < 0 or (draws and model is None):
+        raise UserError(f"--draws={draws}: at least 0, and clips of a model: give --model")
     device = str(check_device(device))
     rows = scene_rows(manifest, split)[:n]
     folder = load_folder(model, device) if model else None
@@ -85,6 +92,10 @@ def scenes(
         sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
         sets["generated"] = make_set(folder, captions, seeds, settings, batch)
     scores = score_sets(sets, [scene for _, _, scene in rows])
+    if folder and draws:
+        chosen = open_rows(rows)
+        drawn = draw_each(folder, chosen, sets["real"][:, 0], draws, seed, settings, batch)
+        scores["from_first_frame"] |= score_modes(drawn)
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
     print(set_table(metrics))
     if json:
@@ -93,6 +104,7 @@ def scenes(
         protocol = {
             "manifest_sha256": sha256_file(manifest),
             "clips": len(rows),
+            "draws": draws,
             "tokenizer": video.sha256 if video else None,
             "model": folder.identity() if folder else None,
             "seed": seed,
@@ -161,6 +173,30 @@ def make_set(
         )
         made.append(frames.cpu().numpy())
     return np.concatenate(made)
+
+
+def open_rows(rows: Sequence[tuple[str, str, Scene]]) -> dict[int, tuple[str, str, Scene]]:
+    """The first rows, by their place, with a motion that the caption does not tell; UserError where there is none."""
+    found = {at: row for at, row in enumerate(rows) if row[2].bits}
+    if not found:
+        raise UserError("--draws: the caption of every clip tells a motion, so no future is open")
+    return dict(list(found.items())[:OPEN])
+
+
+def draw_each(
+    folder: Folder,
+    chosen: dict[int, tuple[str, str, Scene]],
+    first_frames: Clips,
+    draws: int,
+    seed: int,
+    settings: SamplingSettings,
+    batch: int,
+) -> Iterator[tuple[Scene, list[NDArray[np.uint8]]]]:
+    """Clips drawn from the first frame of each chosen row; draw j of row i with the seed SEED + i x DRAWS + j."""
+    for at, (caption, _, scene) in chosen.items():
+        seeds = range(seed + at * draws, seed + (at + 1) * draws)
+        first = np.repeat(first_frames[at : at + 1], draws, axis=0)
+        yield scene, list(make_set(folder, [caption] * draws, seeds, settings, batch, first))
 
 
 def batches(total: int, batch: int, label: str) -> Iterator[slice]:

@@ -108,7 +108,8 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
     for name in ("model", "tokenizer"):
         given = world / "model" if name == "model" else tmp_path / "tokenizer"
         outputs = ("--json", tmp_path / f"{name}.json", "--sheet", tmp_path / "sheet.png")
-        options = ("--manifest", scenes_manifest, "--n", 2, "--batch", 2)
+        options = ["--manifest", scenes_manifest, "--n", 2, "--batch", 2]
+        options += ["--draws", 2] if name == "model" else []
         assert run(monkeypatch, "scenes", *options, f"--{name}", given, *outputs) == 0
         results[name] = read_result(tmp_path / f"{name}.json")
     sets, alone = (
@@ -119,9 +120,13 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
     assert sets["real"]["colour"] == {"value": 1, "unit": "", "low": 1, "high": 1, "n": 2}
     assert sets["generated"]["all"]["value"] == 0  # random weights
     assert 0 < sets["reconstructed"]["psnr"]["value"] < 30 and "psnr" not in sets["generated"]
+    drawn = sets["from_first_frame"]
+    assert drawn["modes_whole"] == {"value": 0, "unit": "", "low": 0, "high": 0, "n": 1}
+    assert drawn["modes"]["n"] == 0  # no clip is whole, so none has a motion
     assert [name for name in sets["real"] if name.startswith("whole_by_latent/")][-1] == "whole_by_latent/4"
     assert results["model"]["protocol"]["clips"] == 2 and results["model"]["versions"]["scipy"]
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
+    assert run(monkeypatch, "scenes", *options, "--tokenizer", tmp_path / "tokenizer", "--draws", 2) == 2
 
 
 def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
