@@ -55,10 +55,10 @@ def write_report(run: Path, settings: SamplingSettings, what_now: Sequence[tuple
         moving=picture(run / "samples" / "comparison.gif", MOVING),
         stills=picture(run / "samples" / "comparison.png", STILLS),
         speed=_speed(run),
-        curves=[_curves(run / name, name) for name in RUNS],
+        curves=[curves(run / name, name) for name in RUNS],
         steps=read_json(run / "timing.json"),
         what_now=what_now,
-        facts=_facts(run),
+        facts=facts(run, run / "alignment.json"),
         root=shlex.quote(str(Path(__file__).parents[2])),
     )
     write_atomic(run / "report.html", page.encode())
@@ -91,7 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_lines_of_json(path)
 
 
-def _curves(run: Path, name: str) -> str:
+def curves(run: Path, name: str) -> str:
     """Training curves of one run as inline SVG."""
     metrics = read_metrics(run / "metrics.jsonl")
     figure, (axes,) = panels(1, width=3.9)
@@ -114,12 +114,12 @@ def _curves(run: Path, name: str) -> str:
     return svg(figure)
 
 
-def _facts(run: Path) -> dict[str, str]:
-    """What made these numbers: seed and part, when, where, with which versions."""
+def facts(run: Path, scores: Path) -> dict[str, str]:
+    """What made the numbers in the file `scores` of a run: seed and part, when, where, with which versions."""
     import torch
 
     made = read_json(run / "demo.json") if (run / "demo.json").is_file() else {}
-    scored = datetime.fromtimestamp((run / "alignment.json").stat().st_mtime, UTC)
+    scored = datetime.fromtimestamp(scores.stat().st_mtime, UTC)
     return {
         "seed": str(made.get("seed", "not known")),
         "part of the clips and steps": str(made.get("part", "not known")),

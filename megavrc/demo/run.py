@@ -1,75 +1,50 @@
 """The demo: every step from mp4 files to a report, each one the command that a user would type.
 
-    megavrc demo [--part 0.25] [--seed N] [--out DIR]
+    megavrc demo [--data scenes] [--part 0.25] [--seed N] [--out DIR]
 
 A step whose result is there is skipped, so a stopped demo goes on where it was.
 """
 
-import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
+from typing import Any, Literal
 
 from megavrc.config import CONFIGS as SHIPPED
 from megavrc.config import command
 from megavrc.demo.comparison import write_comparison
 from megavrc.demo.report import write_report
+from megavrc.demo.scenes import finish_scenes, scene_steps
+from megavrc.demo.steps import ROOT, Step, run_steps, training_options
 from megavrc.errors import UserError
 from megavrc.files import check_format, read_json, write_json
 from megavrc.model import Sampling, SamplingSettings
 
-ROOT = Path(__file__).parents[2]  # the demo runs the commands of a checkout, two_stage.sh among them
 FORMAT = 1  # of demo.json, timing.json and alignment.json
 CLIPS, HELDOUT = 4096, 6
 CONFIGS = {
     name: SHIPPED / f"demo_{file}.yaml"
     for name, file in {"tokenizer": "tokenizer", "stage1": "image", "stage2": "video"}.items()
 }
-# glibc then reuses large blocks instead of returning them to the kernel: page faults are a tenth of a small step.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 PROMPTS = 144  # and validation clips
 TEMPERATURES = (0.7, 0.5)  # of the first frame and the later ones
 EXAMPLES = ("a red square moves left", "a green triangle moves right", "a blue circle moves up")
 
 
-@dataclass
-class Step:
-    """One command of the demo.
-
-    Attributes:
-        name: for the reader.
-        words: the command line.
-        product: a file or folder that exists when the step is done.
-        environment: variables that the command reads.
-    """
-
-    name: str
-    words: list[str]
-    product: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def command(self) -> str:
-        """What to type in the repository to run it: its variables too."""
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.words)])
-
-
-def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, processes: int = 2) -> None:
+def main(
+    out: Path | None = None,
+    data: Literal["shapes", "scenes"] = "shapes",
+    part: float = 1.0,
+    seed: int = 0,
+    processes: int = 2,
+) -> None:
     """Run the whole path on a CPU: clips, tokenizer, shards, two stages, conversion, samples, scores, report.
 
     Args:
-        out: run folder.
+        out: run folder; runs/demo or runs/demo-scenes if not given.
+        data: `shapes`: one moving shape, whose caption and first frame decide what happens. `scenes`: objects
+            whose motion the caption may not tell, and a model with refinement, in one pass and in several.
         part: fraction of the clips and of the training steps.
         seed: seed of weights, data order and sampling.
         processes: training processes, one thread each: 1, 2 or 4.
@@ -78,28 +53,28 @@ def main(out: Path = Path("runs/demo"), part: float = 1.0, seed: int = 0, proces
         raise UserError(f"--part: {part} is not in (0, 1]")
     if not (ROOT / "pretrain" / "two_stage.sh").is_file():
         raise UserError(f"{ROOT}: is no checkout of megavrc, whose pretrain/two_stage.sh the demo runs")
-    out, started = out.resolve(), time.monotonic()
-    _refuse_another(out / "demo.json", {"part": part, "seed": seed, "processes": processes})
-    timing = read_json(out / "timing.json") if (out / "timing.json").exists() else []
-    steps = demo_steps(out, part, seed, processes)
-    for number, step in enumerate(steps, 1):
-        print(f"\n[{number}/{len(steps)}] {step.name}\n$ {step.command}", flush=True)
-        if step.product.exists():
-            print(f"{step.product}: already there")
-            continue
-        seconds = _timed(lambda step=step: _run(step))  # type: ignore[misc]
-        timing = [entry for entry in timing if entry["step"] != step.name]
-        timing.append({"step": step.name, "command": step.command, "seconds": seconds})
-        write_json(out / "timing.json", timing)
-        print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
-    settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
-    write_comparison(out / "hf", out / "data" / "manifest.jsonl", out / "samples", settings, seed)
-    next_steps = what_now(out)
-    report = write_report(out, settings, next_steps)
-    _print_scores(read_json(out / "alignment.json"))
+    started = time.monotonic()
+    run = (out or Path("runs/demo" if data == "shapes" else "runs/demo-scenes")).resolve()
+    options = {"part": part, "seed": seed, "processes": processes}
+    _refuse_another(run / "demo.json", options if data == "shapes" else options | {"data": data})
+    if data == "shapes":
+        run_steps(run, demo_steps(run, part, seed, processes))
+        next_steps = what_now(run)
+        report = _finish_shapes(run, seed, next_steps)
+    else:
+        run_steps(run, scene_steps(run, part, seed, processes))
+        report, next_steps = finish_scenes(run, seed)
     print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser. What now:")
     for what, line in next_steps:
         print(f"\n# {what}\n$ {line}")
+
+
+def _finish_shapes(run: Path, seed: int, next_steps: list[tuple[str, str]]) -> Path:
+    settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
+    write_comparison(run / "hf", run / "data" / "manifest.jsonl", run / "samples", settings, seed)
+    report = write_report(run, settings, next_steps)
+    _print_scores(read_json(run / "alignment.json"))
+    return report
 
 
 def what_now(run: Path) -> list[tuple[str, str]]:
@@ -110,6 +85,10 @@ def what_now(run: Path) -> list[tuple[str, str]]:
     return [
         ("four clips of a prompt of yours", shlex.join([*megavrc, "generate", model, *more])),
         ("a web page that generates clips", shlex.join([*megavrc, "serve", model])),
+        (
+            "the other demo, on clips whose future is open: the paper's sampler, and refinement",
+            shlex.join([*megavrc, "demo", "--data=scenes"]),
+        ),
         (
             "the list of your own videos, from a folder; docs/training.md goes on",
             shlex.join([*megavrc, *videos]),
@@ -123,7 +102,7 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
     manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
     prompts = max(1, round(part * PROMPTS))
-    options = {name: training_options(name, part, seed, processes) for name in CONFIGS}
+    options = {name: training_options(file, part, seed, processes) for name, file in CONFIGS.items()}
     return [
         Step(
             "make clips",
@@ -195,52 +174,22 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     ]
 
 
-def training_options(name: str, part: float, seed: int, processes: int) -> list[str]:
-    """What a part of the demo changes in the configuration of a training run; forward passes stay what they are."""
-    config = yaml.safe_load(CONFIGS[name].read_text())
-    steps, batch = config["train"]["steps"], config["train"]["global_batch"]
-    if batch % processes:
-        raise UserError(f"--processes: {processes} does not divide the batch of {batch}")
-    options = [
-        f"--train.steps={max(1, round(part * steps))}",
-        f"--train.micro_batch={batch // processes}",
-        f"--seed={seed}",
-    ]
-    windows = config["data"].get("frames_schedule")
-    if windows:
-        options.append(f"--data.frames_schedule={ {round(part * step): n for step, n in windows.items()} }")
-    return options
-
-
-def _refuse_another(record: Path, options: dict[str, float]) -> None:
+def _refuse_another(record: Path, options: dict[str, Any]) -> None:
     """Note what a new run folder is made with; UserError if this one was made with anything else."""
     folder = record.parent
     if not folder.is_dir() or not any(folder.iterdir()):
         return write_json(record, {"format": FORMAT, **options})
     made = read_json(record) if record.exists() else {}
-    check_format(record, made.get("format"), FORMAT)
+    check_format(record, made.pop("format", None), FORMAT)
     different = [
-        f"--{name}={made.get(name, '?')} there, {value} here"
-        for name, value in options.items()
-        if made.get(name) != value
+        f"--{name}={made.get(name, '?')} there, {options.get(name, '?')} here"
+        for name in {**options, **made}
+        if made.get(name) != options.get(name)
     ]
     if different:
         raise UserError(
             f"{folder}: holds another demo ({'; '.join(different)}); delete it or choose another --out"
         )
-
-
-def _timed(work: Callable[[], None]) -> float:
-    start = time.monotonic()
-    work()
-    return time.monotonic() - start
-
-
-def _run(step: Step) -> None:
-    environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": "1", **step.environment}
-    code = subprocess.run(step.words, cwd=ROOT, env=environment).returncode
-    if code:
-        raise UserError(f"step {step.name!r} ended with exit code {code}; its messages are above")
 
 
 def _print_scores(alignment: dict[str, dict[str, float]]) -> None:

@@ -1,0 +1,174 @@
+"""The demo on clips whose future is open: one model with refinement, in the paper's one pass and in several."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megavrc.config import CONFIGS as SHIPPED
+from megavrc.demo.report import curves, facts
+from megavrc.demo.steps import Step, training_options
+from megavrc.files import read_json, write_atomic
+from megavrc.generation.folder import load_folder
+from megavrc.model import Sampling, SamplingSettings
+from megavrc.report.page import picture, render
+from megavrc.results import markdown, read_result, shown
+from megavrc.video import clip_grid, read_clip, write_gif
+from megavrc.video.manifest import read_manifest
+
+CLIPS = 4096
+PROMPTS = 96  # and validation clips
+DRAWS = 48  # clips from each of 8 first frames
+PASSES = (8, 1, 1, 1)  # of the later frames
+TEMPERATURES = (0.85, 0.7)  # of the first frame and the later ones
+ROWS = 6  # prompts of the moving picture
+SAMPLERS = {"one_pass": [1], "refined": list(PASSES)}
+CONFIGS = {
+    name: SHIPPED / f"demo_scenes_{file}.yaml"
+    for name, file in {"tokenizer": "tokenizer", "stage1": "image", "stage2": "video"}.items()
+}
+SCORES = ("count", "colour", "shape", "direction", "speed", "whole", "all")
+SETS = {  # of a result file -> what it is; the first two do not depend on the sampler
+    "real": "validation clips as rendered",
+    "reconstructed": "the same clips through the video tokenizer: the ceiling",
+    "from_first_frame": "generated from the caption and the true first frame",
+    "generated": "generated from the caption alone",
+}
+MOVING = "real clips, the paper's sampler and refinement side by side, moving, under their prompts"
+
+
+def scene_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
+    """The commands of the demo in their order."""
+    python = sys.executable
+    launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
+    manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
+    prompts = max(8, round(part * PROMPTS))
+    options = {name: training_options(file, part, seed, processes) for name, file in CONFIGS.items()}
+    stages = {
+        "RUN": str(run),
+        "PYTHON": python,
+        "NPROC": str(processes),
+        "CAPTIONS": str(manifest),
+        "IMAGE_CONFIG": str(CONFIGS["stage1"]),
+        "VIDEO_CONFIG": str(CONFIGS["stage2"]),
+        "IMAGE_OPTIONS": shlex.join(options["stage1"]),
+        "VIDEO_OPTIONS": shlex.join(options["stage2"]),
+    }
+    return [
+        Step(
+            "make clips",
+            [python, "tools/make_scenes.py", f"--out={run / 'data'}", f"--clips={round(part * CLIPS)}"]
+            + [f"--val={prompts}", "--test=0", "--told=0.5", "--heldout=0", f"--processes={processes}"],
+            manifest,
+        ),
+        Step(
+            "train the video tokenizer",
+            [*launch, "pretrain/pretrain_tokenizer.py", f"--config={CONFIGS['tokenizer']}"]
+            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", *options["tokenizer"]],
+            tokenizer / "complete.json",
+        ),
+        Step(
+            "tokenize the clips",
+            [python, "tools/tokenize_videos.py", "all", f"--manifest={manifest}", f"--out={tokens}"]
+            + [f"--tokenizer={tokenizer / 'model'}", "--size=64", "--clips_per_shard=512"]
+            + [f"--workers={processes}"],
+            tokens / "image" / "manifest.json",  # written after that of the video tokens
+        ),
+        Step(
+            "train VRC with refinement in two stages, convert",
+            ["bash", "pretrain/two_stage.sh"],
+            run / "hf" / "config.json",
+            stages,
+        ),
+        *(score_step(run, name, passes, prompts, seed) for name, passes in SAMPLERS.items()),
+    ]
+
+
+def score_step(run: Path, name: str, passes: list[int], prompts: int, seed: int) -> Step:
+    """Scores of the model with one sampler."""
+    return Step(
+        f"generate and score clips: passes {' '.join(map(str, passes))} of the later frames",
+        [sys.executable, "tools/evaluate.py", "scenes", f"--model={run / 'hf'}"]
+        + [f"--manifest={run / 'data' / 'manifest.jsonl'}", f"--n={prompts}", f"--draws={DRAWS}"]
+        + [f"--first_temperature={TEMPERATURES[0]}", f"--later_temperature={TEMPERATURES[1]}"]
+        + ["--later_passes", *map(str, passes), f"--seed={1000 * seed}"]
+        + [f"--json={run / name}.json", f"--sheet={run / name}.png"],
+        run / f"{name}.json",
+    )
+
+
+def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
+    """Write the moving picture and `report.html`, print the scores; the page, and what to do next: (what, command)."""
+    write_moving(run, seed)
+    sets = score_sets(run)
+    head = ["clips", "sampler", *SCORES, "modes"]
+    print("\n" + markdown(head, [[name, how, *values.values()] for name, how, values in sets]))
+    timing = read_json(run / "timing.json")
+    page = render(
+        Path(__file__).with_name("scenes.html"),
+        sets=[(name, SETS[name], how, values) for name, how, values in sets],
+        passes=" ".join(map(str, PASSES)),
+        temperatures=" / ".join(f"{value:g}" for value in TEMPERATURES),
+        draws=DRAWS,
+        moving=picture(run / "moving.gif", MOVING),
+        stills=picture(run / "refined.png", "frames of real, reconstructed and generated clips"),
+        curves=[curves(run / name, name) for name in CONFIGS],
+        steps=timing,
+        what_now=(next_steps := what_now(run)),
+        facts=facts(run, run / "refined.json"),
+    )
+    write_atomic(run / "report.html", page.encode())
+    return run / "report.html", next_steps
+
+
+def score_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
+    """Of every set: its name, its sampler and its scores with their intervals, as text."""
+    rows = []
+    for sampler in SAMPLERS:
+        for row in read_result(run / f"{sampler}.json")["cases"]:
+            of_data = row["name"] in ("real", "reconstructed")
+            if of_data and sampler != "one_pass":
+                continue
+            metrics: dict[str, Any] = row["metrics"]
+            found = {name: shown(metrics[name]) if name in metrics else "-" for name in (*SCORES, "modes")}
+            rows.append((row["name"], "" if of_data else sampler.replace("_", " "), found))
+    return sorted(rows, key=lambda row: list(SETS).index(row[0]))
+
+
+def write_moving(run: Path, seed: int) -> None:
+    """RUN/moving.gif: for some prompts the real clip and both samplers from its first frame, with the same seed."""
+    loaded = load_folder(run / "hf")
+    manifest = run / "data" / "manifest.jsonl"
+    entries = [row for row in read_manifest(manifest) if row["split"] == "val"][:ROWS]
+    prompts = [entry["caption"] for entry in entries]
+    real = np.stack([read_clip(manifest.parent / entry["path"], 0, 17, size=None) for entry in entries])
+    sets = {"real": real}
+    for name, passes in SAMPLERS.items():
+        first, later = (Sampling(value) for value in TEMPERATURES)
+        made = loaded.generate(
+            prompts,
+            seed=seed,
+            settings=SamplingSettings(first, later, later_passes=passes),
+            first_frame=torch.from_numpy(real[:, 0]),
+        )
+        sets[name.replace("_", " ")] = np.asarray(made[1])
+    cells = [(name, clips[index]) for index in range(len(entries)) for name, clips in sets.items()]
+    moving = clip_grid(cells, columns=len(sets), scale=3, headings=prompts, text=18)
+    write_gif(run / "moving.gif", moving, fps=8)
+
+
+def what_now(run: Path) -> list[tuple[str, str]]:
+    """What to do with the trained model, as commands."""
+    megavrc, model = [sys.executable, "-m", "megavrc"], f"--model={run / 'hf'}"
+    more = ["--prompt", "a red ring", "--clips_per_prompt=8", f"--out={run / 'samples'}"]
+    return [
+        ("eight futures of a prompt of yours", shlex.join([*megavrc, "generate", model, *more])),
+        (
+            "the same in the paper's one pass",
+            shlex.join([*megavrc, "generate", model, *more, "--later_passes=1"]),
+        ),
+        ("a web page that generates clips", shlex.join([*megavrc, "serve", model])),
+    ]

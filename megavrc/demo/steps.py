@@ -1,0 +1,85 @@
+"""The commands of a demo: each one that a user would type, run in turn, skipped where its result is there."""
+
+import os
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from megavrc.errors import UserError
+from megavrc.files import read_json, write_json
+
+ROOT = Path(__file__).parents[2]  # the demo runs the commands of a checkout, two_stage.sh among them
+# glibc then reuses large blocks instead of returning them to the kernel: page faults are a tenth of a small step.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
+
+@dataclass
+class Step:
+    """One command of the demo.
+
+    Attributes:
+        name: for the reader.
+        words: the command line.
+        product: a file or folder that exists when the step is done.
+        environment: variables that the command reads.
+    """
+
+    name: str
+    words: list[str]
+    product: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """What to type in the repository to run it: its variables too."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.words)])
+
+
+def run_steps(run: Path, steps: list[Step]) -> None:
+    """Run what is not done yet, and note the seconds of each step in RUN/timing.json."""
+    timing = read_json(run / "timing.json") if (run / "timing.json").exists() else []
+    for number, step in enumerate(steps, 1):
+        print(f"\n[{number}/{len(steps)}] {step.name}\n$ {step.command}", flush=True)
+        if step.product.exists():
+            print(f"{step.product}: already there")
+            continue
+        start = time.monotonic()
+        _run(step)
+        seconds = time.monotonic() - start
+        timing = [entry for entry in timing if entry["step"] != step.name]
+        timing.append({"step": step.name, "command": step.command, "seconds": seconds})
+        write_json(run / "timing.json", timing)
+        print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
+
+
+def training_options(config_file: Path, part: float, seed: int, processes: int) -> list[str]:
+    """What a part of the demo changes in the configuration of a training run; forward passes stay what they are."""
+    config = yaml.safe_load(config_file.read_text())
+    steps, batch = config["train"]["steps"], config["train"]["global_batch"]
+    if batch % processes:
+        raise UserError(f"--processes: {processes} does not divide the batch of {batch}")
+    options = [
+        f"--train.steps={max(1, round(part * steps))}",
+        f"--train.micro_batch={batch // processes}",
+        f"--seed={seed}",
+    ]
+    windows = config["data"].get("frames_schedule")
+    if windows:
+        options.append(f"--data.frames_schedule={ {round(part * step): n for step, n in windows.items()} }")
+    return options
+
+
+def _run(step: Step) -> None:
+    environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": "1", **step.environment}
+    code = subprocess.run(step.words, cwd=ROOT, env=environment).returncode
+    if code:
+        raise UserError(f"step {step.name!r} ended with exit code {code}; its messages are above")
