@@ -7,11 +7,12 @@ READY := $(VENV)/ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo demo-quick test test-full check format clean
+.PHONY: help venv demo demo-quick demo-scenes test test-full check format clean
 
 help:
 	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
 	@echo "make demo-quick  the same with a quarter of the steps"
+	@echo "make demo-scenes clips whose future is open: the paper's sampler, and refinement"
 	@echo "make test        the fast tests ($(WORKERS) processes: WORKERS=n)"
 	@echo "make test-full   every test, slow ones too"
 	@echo "make check       lint, format, types, import contract"
@@ -32,6 +33,9 @@ demo: $(READY)
 
 demo-quick: $(READY)
 	$(BIN)/python -m megavrc demo --part=0.25 --out=runs/demo-quick
+
+demo-scenes: $(READY)
+	$(BIN)/python -m megavrc demo --data=scenes
 
 # --dist loadfile: a file's tests run in one process, so what they share is built once
 test: $(READY)
