@@ -103,7 +103,7 @@ def score_step(run: Path, name: str, passes: list[int], prompts: int, seed: int)
 def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
     """Write the moving picture and `report.html`, print the scores; the page, and what to do next: (what, command)."""
     write_moving(run, seed)
-    sets = score_sets(run)
+    sets = scored_sets(run)
     head = ["clips", "sampler", *SCORES, "modes"]
     print("\n" + markdown(head, [[name, how, *values.values()] for name, how, values in sets]))
     timing = read_json(run / "timing.json")
@@ -117,14 +117,14 @@ def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
         stills=picture(run / "refined.png", "frames of real, reconstructed and generated clips"),
         curves=[curves(run / name, name) for name in CONFIGS],
         steps=timing,
-        what_now=(next_steps := what_now(run)),
+        what_now=(next_steps := what_next(run)),
         facts=facts(run, run / "refined.json"),
     )
     write_atomic(run / "report.html", page.encode())
     return run / "report.html", next_steps
 
 
-def score_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
+def scored_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
     """Of every set: its name, its sampler and its scores with their intervals, as text."""
     rows = []
     for sampler in SAMPLERS:
@@ -160,7 +160,7 @@ def write_moving(run: Path, seed: int) -> None:
     write_gif(run / "moving.gif", moving, fps=8)
 
 
-def what_now(run: Path) -> list[tuple[str, str]]:
+def what_next(run: Path) -> list[tuple[str, str]]:
     """What to do with the trained model, as commands."""
     megavrc, model = [sys.executable, "-m", "megavrc"], f"--model={run / 'hf'}"
     more = ["--prompt", "a red ring", "--clips_per_prompt=8", f"--out={run / 'samples'}"]

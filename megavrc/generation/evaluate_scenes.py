@@ -80,9 +80,9 @@ def scenes(
     device = str(check_device(device))
     rows = scene_rows(manifest, split)[:n]
     folder = load_folder(model, device) if model else None
-    video = (
-        OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else folder and folder.video_tokenizer
-    )
+    video = folder.video_tokenizer if folder else None
+    if tokenizer:
+        video = OmniTokenizer.from_checkpoint(tokenizer, device)
     sets = {"real": read_clips(manifest, [path for _, path, _ in rows])}
     if video:
         sets["reconstructed"] = reconstruct(video, sets["real"], batch, manifest)
@@ -101,18 +101,8 @@ def scenes(
     if json:
         config: dict[str, Any] = {"split": split, "temperature": [first_temperature, later_temperature]}
         config |= {"guidance": guidance, "later_passes": passes}
-        protocol = {
-            "manifest_sha256": sha256_file(manifest),
-            "clips": len(rows),
-            "draws": draws,
-            "tokenizer": video.sha256 if video else None,
-            "model": folder.identity() if folder else None,
-            "seed": seed,
-            "interval": "95%, bootstrap over clips",
-        }
-        cases = [case(name, found) for name, found in metrics.items()]
-        content = result("evaluate scenes", config, cases, {}, protocol, device)
-        write_result(json, content)
+        facts = {"clips": len(rows), "draws": draws, "seed": seed}
+        _write(json, metrics, config, facts, manifest, video, folder, device)
     if sheet:
         rows_of = [
             (f"{name}: {rows[i][0]}", made[i])
@@ -120,6 +110,26 @@ def scenes(
             for i in range(min(EXAMPLES, len(rows)))
         ]
         write_png(sheet, contact_sheet(rows_of))
+
+
+def _write(
+    json: Path,
+    metrics: dict[str, dict[str, Metric]],
+    config: dict[str, Any],
+    facts: dict[str, Any],
+    manifest: Path,
+    video: OmniTokenizer | None,
+    folder: Folder | None,
+    device: str,
+) -> None:
+    protocol = facts | {
+        "manifest_sha256": sha256_file(manifest),
+        "tokenizer": video.sha256 if video else None,
+        "model": folder.identity() if folder else None,
+        "interval": "95%, bootstrap over clips",
+    }
+    cases = [case(name, found) for name, found in metrics.items()]
+    write_result(json, result("evaluate scenes", config, cases, {}, protocol, device))
 
 
 def scene_rows(manifest: Path, split: str) -> list[tuple[str, str, Scene]]:
