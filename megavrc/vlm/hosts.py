@@ -1,22 +1,74 @@
-"""Token reduction before the LLM, through the seam that transformers has for it: features that are encoded already.
+"""Token reduction in a model of transformers that somebody holds: before its LLM, inside it, or in its vision tower.
 
-The placeholders of dropped tokens leave the prompt, and the model checks that the others are as many as the features.
+Before the LLM through the seam that transformers has for it, features that are encoded already: the placeholders of
+dropped tokens leave the prompt, and the model checks that the others are as many as the features. Inside the LLM:
+`inner`.
 """
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.reduction import Method, Reduction, Tokens, find_method, reduce_tokens, token_count
-from megavrc.vlm.visual import FAMILIES, PIXELS, Visual, encoded, visuals
+from megavrc.reduction import (
+    Method,
+    Reduction,
+    find_method,
+    layer_counts,
+    layer_weighted,
+    schedule,
+    token_count,
+)
+from megavrc.vlm.inner import Inner, InnerPlan, Picture
+from megavrc.vlm.prompts import (
+    Turn,
+    cut,
+    keeping_its_mask,
+    position_ids,
+    remember,
+    turn_of,
+    with_prompt,
+    with_turn,
+    without_pixels,
+)
+from megavrc.vlm.visual import FAMILIES, PIXELS, FrozenSelection, Placed, encoded, placed
 
 GIVEN = ("grid", "text")  # fields of Tokens that the output of the encoder and the prompt are enough for
+
+
+@dataclass
+class VisualTokens:
+    """The visual tokens that an LLM has seen, over all pictures and calls of a `reduce` block; separators are none."""
+
+    method: str
+    layers: list[int]
+    "tokens that entered each layer"
+    unreduced: int = 0
+    "tokens that would have entered each"
+    calibrated: bool = False
+    "whether the count follows the content, so that `keep` holds on average of the inputs it was calibrated on"
+
+    @property
+    def keep(self) -> float:
+        """Layer-weighted: the share of visual tokens, mean over layers; 1 before anything was seen."""
+        return layer_weighted(self.layers, self.unreduced) if self.unreduced else 1.0
+
+    def __str__(self) -> str:
+        counts = list(dict.fromkeys(self.layers))
+        layers = "" if len(counts) == 1 else f", by layer {' '.join(map(str, self.layers))}"
+        mark = ", follows the content" if self.calibrated else ""
+        each = sum(self.layers) / len(self.layers)
+        return f"{self.method}: {each:.1f} of {self.unreduced} tokens a layer ({self.keep:.1%}{layers}{mark})"
+
+    def add(self, unreduced: int, layers: list[int]) -> None:
+        """One more picture."""
+        self.unreduced += unreduced
+        self.layers = [sum(both) for both in zip(self.layers, layers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -26,6 +78,7 @@ class Request:
     method: Method
     keep: float
     positions: Literal["kept", "renumbered"]
+    selection: Literal["fresh", "frozen"]
     options: dict[str, Any]
 
 
@@ -36,20 +89,28 @@ def reduce(
     *,
     keep: float,
     positions: Literal["kept", "renumbered"] = "kept",
+    selection: Literal["fresh", "frozen"] = "fresh",
     **options: Any,
-) -> Iterator[Any]:
+) -> Iterator[VisualTokens]:
     """Within the block `model.generate(..)` and `model(..)` see `keep` of the visual tokens; afterwards all again.
 
-    `generate` returns the prompt as it was given, then the answer; `model(..)` returns logits of the reduced prompt,
-    padded on the left. Every image and every clip is reduced alone. `positions`: kept tokens keep theirs, or the gaps
-    are closed (M-RoPE: in all three rows together). Separators stay. Deepstack levels are taken at the kept places.
-    Each turn of a conversation is given whole and encoded anew.
+    Yields the count of visual tokens, which grows with each call. `generate` returns the prompt as it was given, then
+    the answer; `model(..)` returns logits of the reduced prompt, padded on the left. Every image and every clip is
+    reduced alone. `positions`: kept tokens keep theirs, or the gaps are closed (M-RoPE: in all three rows together).
+    Separators stay. Deepstack levels are taken at the kept places.
+    A conversation is given whole each turn. With the `past_key_values` of the turn before, only what is new is
+    computed, over the tokens that are left in it; without, all is encoded anew, and `selection` is made afresh or stays
+    as the first turn made it (frozen: one block a conversation, rows in the same order).
     UserError: a family, method or input that this host has not; ValueError: what `reduce_tokens` refuses.
     """
-    if positions not in ("kept", "renumbered"):
-        raise UserError(f"positions are kept or renumbered, not {positions!r}")
+    for name, value, allowed in (
+        ("positions", positions, ("kept", "renumbered")),
+        ("selection", selection, ("fresh", "frozen")),
+    ):
+        if value not in allowed:
+            raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
     token_count(keep, 1)
-    request = Request(find_method(method), keep, positions, options)
+    request = Request(find_method(method), keep, positions, selection, options)
     if why := refusal(model.config.model_type, request.method):
         raise UserError(f"{request.method.name} on {model.config.model_type}: {why}")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
@@ -58,41 +119,26 @@ def reduce(
         raise UserError(
             "this model is reduced already, or its `generate` is replaced: leave that block first"
         )
-    generate, inside = model.generate, False
-
-    def generate_reduced(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        given = {"input_ids": inputs, **kwargs} if inputs is not None else kwargs
-        prompt, reduced = given.get("input_ids"), keeping_its_mask(reduced_inputs(model, given, request))
-        inside = True
-        try:
-            answer = generate(None, *args, **reduced)
-        finally:
-            inside = False
-        return answer if prompt is None else with_prompt(answer, prompt, reduced["input_ids"].shape[1])
-
-    def before_forward(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if inside:
-            return None
-        given = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
-        return (), reduced_inputs(model, given, request)
-
-    hook = model.register_forward_pre_hook(before_forward, with_kwargs=True)
-    model.generate = generate_reduced
-    try:
-        yield model
-    finally:
-        hook.remove()
-        del model.generate
+    block = Block(model, request)
+    with ExitStack() as stack:
+        if block.inner is not None:
+            stack.enter_context(block.inner.attached())
+        hook = model.register_forward_pre_hook(block.before_forward, with_kwargs=True)
+        stack.callback(hook.remove)
+        stack.callback(model.register_forward_hook(block.after_forward).remove)
+        block.generate, model.generate = model.generate, block.generate_reduced
+        stack.callback(delattr, model, "generate")
+        yield block.seen
 
 
 def refusal(family: str, method: Method) -> str:
     """Why the method cannot act on the family here; empty where it can."""
     if family not in FAMILIES:
         return f"no such family here: {', '.join(FAMILIES)}"
+    if method.place == "llm":
+        return ""
     if method.place != "projector":
-        place = {"llm": "inside the LLM", "tower": "in the vision tower"}[method.place]
-        return f"it acts {place}, and this host before the LLM"
+        return "it acts in the vision tower, and this host before the LLM"
     if missing := [need for need in method.needs if need not in GIVEN]:
         return f"it needs the tower's {', '.join(missing)}, which this host does not read"
     if method.kind == "temporal" and family in ("llava", "internvl"):
@@ -100,94 +146,138 @@ def refusal(family: str, method: Method) -> str:
     return ""
 
 
-def with_prompt(answer: Any, prompt: Tensor, cut: int) -> Any:
-    """What `generate` returned, with the prompt as it was given in place of the reduced one of `cut` tokens."""
-    sequences = answer if isinstance(answer, Tensor) else answer.sequences
-    whole = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
-    whole = torch.cat([whole, sequences[:, cut:]], dim=1)
-    if isinstance(answer, Tensor):
-        return whole
-    answer.sequences = whole
-    return answer
+class Block:
+    """A model within a `reduce` block."""
 
+    def __init__(self, model: Any, request: Request) -> None:
+        self.model, self.request = model, request
+        depth = model.config.get_text_config().num_hidden_layers
+        self.seen = VisualTokens(request.method.name, [0] * depth, calibrated=bool(request.method.calibrated))
+        self.frozen = FrozenSelection() if request.selection == "frozen" else None
+        self.inner: Inner | None = None
+        if request.method.place == "llm":
+            self.inner = Inner(model, request.method, request.positions, request.options, self.frozen)
+        self.generate: Any = None
+        self.inside = False  # of `generate`, whose forward passes have their inputs already
+        self.turn: Turn | None = None  # of the forward pass that runs
 
-def reduced_inputs(model: Any, inputs: dict[str, Any], request: Request) -> dict[str, Any]:
-    """Inputs of `generate` or of the model, with fewer visual tokens; the same where they hold no picture."""
-    if inputs.get("mm_encoder_outputs") or inputs.get("inputs_embeds") is not None:
-        raise UserError("reduce takes input_ids and pixels, not features that are encoded already")
-    outputs = {name: output for name in PIXELS if (output := encoded(model, name, inputs)) is not None}
-    if not outputs:
-        return inputs
-    if (cache := inputs.get("past_key_values")) is not None and cache.get_seq_length():
-        raise UserError("pictures after a cache: give the whole conversation without past_key_values")
-    if inputs.get("position_ids") is not None or inputs.get("labels") is not None:
-        raise UserError("reduce sets position_ids itself and cannot cut labels: leave both out")
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    stay = mask.bool()
-    for modality, output in outputs.items():
-        stay &= reduce_modality(model, modality, output, inputs, mask, request)
-    rest = {name: value for name, value in inputs.items() if name not in sum(PIXELS.values(), ())}
-    if stay.equal(mask.bool()):
-        return {**rest, "mm_encoder_outputs": outputs}
-    positions = position_ids(model, ids, mask, inputs)
-    columns = [row.nonzero()[:, 0] for row in stay]
-    cut = {
-        "input_ids": left_padded([row[at] for row, at in zip(ids, columns, strict=True)]),
-        "attention_mask": left_padded([row[at] for row, at in zip(mask, columns, strict=True)]),
-        "position_ids": cut_positions(positions, columns, request.positions),
-        "mm_encoder_outputs": outputs,
-    }
-    gone = {"image_grid_thw", "video_grid_thw", "image_sizes", "mm_token_type_ids", "second_per_grid_ts"}
-    return {**{name: value for name, value in rest.items() if name not in gone}, **cut}
+    def generate_reduced(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `model.generate`."""
+        given = {"input_ids": inputs, **kwargs} if inputs is not None else kwargs
+        cache = given.get("past_key_values")
+        if before := turn_of(cache):
+            rest, turn = without_pixels(given), before.continued(given, placeholders(self.model))
+        else:
+            rest, reduced = self.reduced(given)
+            if reduced is None:
+                return self.generate(*args, **given)
+            turn = keeping_its_mask(reduced)
+        if self.inner is not None:
+            refuse_rewinding(given, self.request.method)
+        self.inside = True
+        try:
+            answer = self.generate(None, *args, **with_turn(rest, turn))
+        finally:
+            self.inside = False
+        remember(getattr(answer, "past_key_values", None) if cache is None else cache, before or turn)
+        return with_prompt(answer, turn)
 
+    def before_forward(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before `model(..)`: fewer inputs; after a cache the positions and the mask that go with it."""
+        if self.inside:
+            return None
+        given = dict(zip(inspect.signature(self.model.forward).parameters, args, strict=False)) | kwargs
+        if before := turn_of(given.get("past_key_values")):
+            return (), {**without_pixels(given), **before.following(given)}
+        rest, self.turn = self.reduced(given)
+        if self.turn is None or (self.turn.whole and not (self.inner and self.inner.plan)):
+            return (), rest
+        return (), with_turn(rest, self.turn)
 
-def keeping_its_mask(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One column of padding before a prompt whose positions have gaps and whose mask is all ones.
+    def after_forward(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
+        """What the cache of a forward pass holds."""
+        if not self.inside and self.turn is not None:
+            remember(getattr(output, "past_key_values", None), self.turn)
+            self.turn = None
 
-    `generate` drops a mask of ones; without mask and cache, transformers takes gaps for the seams of packed prompts.
-    """
-    positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
-    if positions is None or mask is None or positions.ndim != 2 or not mask.all():
-        return inputs
-    names = ("input_ids", "attention_mask", "position_ids")
-    return {**inputs, **{name: torch.nn.functional.pad(inputs[name], (1, 0)) for name in names}}
-
-
-def reduce_modality(
-    model: Any, modality: str, output: Any, inputs: dict[str, Any], mask: Tensor, request: Request
-) -> Tensor:
-    """Reduce the images or clips of `output` in place; [B, S] bool: all of the prompt but placeholders that go."""
-    ids = inputs["input_ids"]
-    name = f"{modality}_token_id"
-    places = ids == getattr(model.config, name)
-    seen = visuals(model, modality, output, inputs)
-    if (count := sum(len(item.features) for item in seen)) != int(places.sum()):
-        raise UserError(
-            f"the prompt has {int(places.sum())} {name} placeholders for {count} {modality} tokens"
-        )
-    starts, before = places.nonzero()[:, 0].tolist(), 0
-    words = mask.bool() & ~places
-    for other in PIXELS:
-        words &= ids != (getattr(model.config, f"{other}_token_id", None) or -1)
-    left, stays = [], []
-    for item in seen:
-        row = starts[before]
-        text = model.get_input_embeddings()(ids[row][words[row]]) if "text" in request.method.needs else None
-        left.append(reduce_visual(item, text, request))
-        stays.append(torch.zeros(len(item.features), dtype=torch.bool, device=ids.device))
-        stays[-1][left[-1].index] = True
-        before += len(item.features)
-    features = [part.features for part in left]
-    output.pooler_output = stacked(features) if isinstance(output.pooler_output, Tensor) else features
-    if levels := getattr(output, "deepstack_features", None):
-        output.deepstack_features = [
-            [part[kept.index] for part, kept in zip(level, left, strict=True)] for level in levels
+    def reduced(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Turn | None]:
+        """Inputs with features for pixels, and the prompt that goes with them; None where they hold no picture."""
+        if self.inner is not None:
+            self.inner.plan = None
+        if inputs.get("mm_encoder_outputs") or inputs.get("inputs_embeds") is not None:
+            raise UserError("reduce takes input_ids and pixels, not features that are encoded already")
+        outputs = {
+            name: output for name in PIXELS if (output := encoded(self.model, name, inputs)) is not None
+        }
+        if not outputs:
+            return inputs, None
+        if (cache := inputs.get("past_key_values")) is not None and cache.get_seq_length():
+            raise UserError("pictures after a cache: give the whole conversation without past_key_values")
+        if inputs.get("position_ids") is not None or inputs.get("labels") is not None:
+            raise UserError("reduce sets position_ids itself and cannot cut labels: leave both out")
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        words = mask.bool() & ~torch.isin(ids, ids.new_tensor(placeholders(self.model)))
+        items = [
+            item for name, output in outputs.items() for item in placed(self.model, name, output, inputs)
         ]
-    stay = torch.ones_like(places)
-    stay[places] = torch.cat(stays)
-    return stay
+        rows = [
+            sorted((item for item in items if item.row == row), key=lambda item: int(item.columns[0]))
+            for row in range(len(ids))
+        ]
+        if self.frozen is not None:
+            self.frozen.check(rows)
+        rest = {**without_pixels(inputs), "mm_encoder_outputs": outputs}
+        positions = position_ids(self.model, ids, mask, inputs)
+        if self.inner is not None:
+            pictures = [[self.picture(item, self.inner) for item in row] for row in rows]
+            if self.request.keep < 1:
+                self.inner.plan = InnerPlan(pictures, [row.nonzero()[:, 0] for row in words], mask.bool())
+            return rest, Turn(ids, ids, mask, positions if len(positions) > 1 else positions[0])
+        stay = mask.bool()
+        texts = [ids[row][words[row]] for row in range(len(ids))]
+        self.fewer_features(outputs, items, rows, texts, stay)
+        return rest, cut(ids, mask, positions, stay, self.request.positions)
+
+    def picture(self, item: Placed, inner: Inner) -> Picture:
+        """Where it is in the prompt, and how many of its tokens go into which layer."""
+        columns = item.columns[item.visual.own]
+        counts = schedule(self.request.method, self.request.keep, len(columns), inner.depth, inner.stages[0])
+        self.seen.add(len(columns), layer_counts(counts, len(columns), inner.depth))
+        return Picture(columns, counts)
+
+    def fewer_features(
+        self,
+        outputs: dict[str, Any],
+        items: list[Placed],
+        rows: list[list[Placed]],
+        texts: list[Tensor],
+        stay: Tensor,
+    ) -> None:
+        """Reduce the pictures of the encoder's outputs, and the columns of the prompts that `stay`, in place."""
+        method, embed = self.request.method, self.model.get_input_embeddings()
+        left: dict[int, Reduction] = {}
+        for number, item in ((number, item) for row in rows for number, item in enumerate(row)):
+            first = self.frozen.found.get((item.row, number, 0)) if self.frozen is not None else None
+            text = embed(texts[item.row]) if "text" in method.needs else None
+            found = first or item.visual.reduced(method, self.request.keep, text, self.request.options)
+            if self.frozen is not None:
+                self.frozen.found[item.row, number, 0] = found
+            left[id(item)] = found
+            stay[item.row, item.columns] = False
+            stay[item.row, item.columns[found.index]] = True
+            own = len(item.visual.own)
+            kept = len(found) - (len(item.columns) - own)
+            self.seen.add(own, [kept] * len(self.seen.layers))
+        for name, output in outputs.items():
+            found_here = [left[id(item)] for item in items if item.modality == name]
+            features = [found.features for found in found_here]
+            output.pooler_output = stacked(features) if isinstance(output.pooler_output, Tensor) else features
+            if levels := getattr(output, "deepstack_features", None):
+                output.deepstack_features = [
+                    [part[found.index] for part, found in zip(level, found_here, strict=True)]
+                    for level in levels
+                ]
 
 
 def stacked(features: list[Tensor]) -> Tensor:
@@ -196,47 +286,17 @@ def stacked(features: list[Tensor]) -> Tensor:
     return torch.stack(features) if even else torch.cat(features)
 
 
-def reduce_visual(item: Visual, text: Tensor | None, request: Request) -> Reduction:
-    """One image or clip; separators stay where they are."""
-    own = (~item.separator).nonzero()[:, 0].to(item.features.device)
-    tokens = Tokens(item.features[own], item.grid, text=text)
-    found = reduce_tokens(tokens, request.method.name, token_count(request.keep, len(own)), **request.options)
-    stay = item.separator.to(item.features.device, copy=True)
-    stay[own[found.index]] = True
-    features = item.features.clone()
-    features[own[found.index]] = found.features
-    index = stay.nonzero()[:, 0]
-    return replace(found, features=features[index], index=index)
+def placeholders(model: Any) -> list[int]:
+    """The ids that stand for visual tokens."""
+    tokens = (getattr(model.config, f"{name}_token_id", None) for name in PIXELS)
+    return [token for token in tokens if token is not None]
 
 
-def position_ids(model: Any, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """[R, B, S] of the whole prompt: one row, or with M-RoPE text, time, height and width."""
-    text = (mask.long().cumsum(-1) - 1).clamp(min=0)[None]
-    if not hasattr(model.model, "get_rope_index"):
-        return text
-    wanted = inspect.signature(model.model.get_rope_index).parameters
-    given = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
-    kinds = (ids == model.config.image_token_id).int() + 2 * (ids == model.config.video_token_id).int()
-    given = {"mm_token_type_ids": kinds, **given, "attention_mask": mask}
-    return torch.cat([text, model.model.get_rope_index(**given)[0]])
-
-
-def cut_positions(positions: Tensor, columns: list[Tensor], policy: str) -> Tensor:
-    """[B, S'] or [4, B, S'] at `columns`; the text row of M-RoPE counts anew (gaps in it would mean packed prompts)."""
-    rows = []
-    for sample, at in enumerate(columns):
-        kept = positions[:, sample, at]
-        if policy == "renumbered":
-            places = kept[-3:]  # the one row, or the three of M-RoPE
-            kept = torch.cat([kept[:-3], torch.unique(places, return_inverse=True)[1]])
-        if len(kept) > 1:
-            kept = torch.cat([torch.arange(len(at), device=at.device)[None], kept[1:]])
-        rows.append(kept.T)
-    padded = left_padded(rows).permute(2, 0, 1)
-    return padded if len(padded) > 1 else padded[0]
-
-
-def left_padded(rows: list[Tensor]) -> Tensor:
-    """[B, longest, ..], zeros on the left: ids, mask and positions of ragged prompts."""
-    longest = max(map(len, rows))
-    return torch.stack([torch.cat([row.new_zeros(longest - len(row), *row.shape[1:]), row]) for row in rows])
+def refuse_rewinding(given: dict[str, Any], method: Method) -> None:
+    """Decoding that goes back in the cache, or takes the prompt in chunks, is not possible where layers differ."""
+    config = given.get("generation_config")
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
+        if given.get(name) is not None or getattr(config, name, None) is not None:
+            raise UserError(
+                f"{method.name} acts inside the LLM, whose layers then differ in length: leave out {name}"
+            )
