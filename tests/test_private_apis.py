@@ -141,6 +141,41 @@ NEEDED = [
         "batch norms stay fp32",
     ),
     (
+        "transformers.modeling_utils",
+        "",
+        "self.config._attn_implementation",
+        "vlm/attention.py",
+        "which attention a model has",
+    ),
+    ("transformers.masking_utils", "sdpa_mask", "", "vlm/attention.py", "masks of an attention of its own"),
+    ("transformers.masking_utils", "eager_mask", "", "vlm/attention.py", "masks of an attention of its own"),
+    (
+        "transformers.vision_utils",
+        "get_vision_window_index",
+        "",
+        "vlm/tower.py",
+        "order of the tower's tokens",
+    ),
+    (
+        "transformers.models.llava_onevision.modeling_llava_onevision",
+        "image_size_to_num_patches",
+        "",
+        "vlm/tower.py",
+        "tiles of an image",
+    ),
+    (
+        "transformers.models.llava_next_video.modeling_llava_next_video",
+        "image_size_to_num_patches",
+        "",
+        "vlm/tower.py",
+        "tiles of an image",
+    ),
+    *[
+        (f"transformers.models.{llm}.modeling_{llm}", "", text, "vlm/inner.py", "layers of an LLM")
+        for llm in ("llama", "qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        for text in ("self.rotary_emb = ", "self.input_layernorm = ", "self.self_attn = ", "self.layers = ")
+    ],
+    (
         "transformers.utils.hub",
         "",
         "_raise_exceptions_for_missing_entries",

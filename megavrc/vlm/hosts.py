@@ -6,7 +6,7 @@ dropped tokens leave the prompt, and the model checks that the others are as man
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from megavrc.errors import UserError
 from megavrc.reduction import (
     Method,
     Reduction,
+    calibrate,
     find_method,
     layer_counts,
     layer_weighted,
@@ -27,7 +28,7 @@ from megavrc.reduction import (
 from megavrc.vlm.inner import Inner, InnerPlan, Picture
 from megavrc.vlm.prompts import (
     Turn,
-    cut,
+    cut_prompt,
     keeping_its_mask,
     position_ids,
     remember,
@@ -36,9 +37,8 @@ from megavrc.vlm.prompts import (
     with_turn,
     without_pixels,
 )
-from megavrc.vlm.visual import FAMILIES, PIXELS, FrozenSelection, Placed, encoded, placed
-
-GIVEN = ("grid", "text")  # fields of Tokens that the output of the encoder and the prompt are enough for
+from megavrc.vlm.tower import encoded_with, tower_refusal
+from megavrc.vlm.visual import FAMILIES, PIXELS, FrozenSelection, Placed, placed_in_prompt
 
 
 @dataclass
@@ -111,15 +111,20 @@ def reduce(
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
     token_count(keep, 1)
     request = Request(find_method(method), keep, positions, selection, options)
-    if why := refusal(model.config.model_type, request.method):
+    tower = getattr(getattr(model.config, "vision_config", None), "model_type", "")
+    if why := refusal(model.config.model_type, request.method, tower):
         raise UserError(f"{request.method.name} on {model.config.model_type}: {why}")
+    if (name := request.method.calibrated) and name not in options and keep < 1:
+        raise UserError(
+            f"{method} leaves what its threshold makes of a picture: give {name}, as `calibrated` finds it on others"
+        )
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise UserError(f"{type(model).__name__} takes no mm_encoder_outputs: use transformers 5.23 or newer")
     if "generate" in vars(model):
         raise UserError(
             "this model is reduced already, or its `generate` is replaced: leave that block first"
         )
-    block = Block(model, request)
+    block = ReducedModel(model, request)
     with ExitStack() as stack:
         if block.inner is not None:
             stack.enter_context(block.inner.attached())
@@ -131,22 +136,33 @@ def reduce(
         yield block.seen
 
 
-def refusal(family: str, method: Method) -> str:
-    """Why the method cannot act on the family here; empty where it can."""
+def calibrated(model: Any, method: str, keep: float, inputs: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Options with which the method leaves `keep` of the tokens of all pictures in `inputs`, on average.
+
+    For `reduce(.., **options)` on other inputs; {} for a method whose count is exact anyway, and nothing is run then.
+    """
+    found = find_method(method)
+    if not found.calibrated or keep == 1:
+        return {}
+    samples = []
+    for given in inputs:
+        for name in PIXELS:
+            output, known = encoded_with(model, name, given, found, keep, {})
+            items = placed_in_prompt(model, name, output, given, known) if output is not None else []
+            samples += [part for item in items for part in item.visual.tokens(found, None)]
+    return calibrate(method, samples, keep)
+
+
+def refusal(family: str, method: Method, tower: str = "") -> str:
+    """Why the method cannot act on the family (with a vision tower of another `model_type` than usual) here."""
     if family not in FAMILIES:
         return f"no such family here: {', '.join(FAMILIES)}"
-    if method.place == "llm":
-        return ""
-    if method.place != "projector":
-        return "it acts in the vision tower, and this host before the LLM"
-    if missing := [need for need in method.needs if need not in GIVEN]:
-        return f"it needs the tower's {', '.join(missing)}, which this host does not read"
     if method.kind == "temporal" and family in ("llava", "internvl"):
         return "it compares frames, and this family has none: frames come as images"
-    return ""
+    return tower_refusal(family, method, tower)
 
 
-class Block:
+class ReducedModel:
     """A model within a `reduce` block."""
 
     def __init__(self, model: Any, request: Request) -> None:
@@ -206,9 +222,12 @@ class Block:
             self.inner.plan = None
         if inputs.get("mm_encoder_outputs") or inputs.get("inputs_embeds") is not None:
             raise UserError("reduce takes input_ids and pixels, not features that are encoded already")
-        outputs = {
-            name: output for name in PIXELS if (output := encoded(self.model, name, inputs)) is not None
-        }
+        method, keep, options = self.request.method, self.request.keep, self.request.options
+        outputs, known = {}, {}
+        for name in PIXELS:
+            output, known[name] = encoded_with(self.model, name, inputs, method, keep, options)
+            if output is not None:
+                outputs[name] = output
         if not outputs:
             return inputs, None
         if (cache := inputs.get("past_key_values")) is not None and cache.get_seq_length():
@@ -219,7 +238,9 @@ class Block:
         mask = torch.ones_like(ids) if mask is None else mask
         words = mask.bool() & ~torch.isin(ids, ids.new_tensor(placeholders(self.model)))
         items = [
-            item for name, output in outputs.items() for item in placed(self.model, name, output, inputs)
+            item
+            for name, output in outputs.items()
+            for item in placed_in_prompt(self.model, name, output, inputs, known[name])
         ]
         rows = [
             sorted((item for item in items if item.row == row), key=lambda item: int(item.columns[0]))
@@ -237,7 +258,7 @@ class Block:
         stay = mask.bool()
         texts = [ids[row][words[row]] for row in range(len(ids))]
         self.fewer_features(outputs, items, rows, texts, stay)
-        return rest, cut(ids, mask, positions, stay, self.request.positions)
+        return rest, cut_prompt(ids, mask, positions, stay, self.request.positions)
 
     def picture(self, item: Placed, inner: Inner) -> Picture:
         """Where it is in the prompt, and how many of its tokens go into which layer."""

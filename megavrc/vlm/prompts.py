@@ -104,7 +104,7 @@ def position_ids(model: Any, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) 
     return torch.cat([text, model.model.get_rope_index(**given)[0]])
 
 
-def cut(ids: Tensor, mask: Tensor, positions: Tensor, stay: Tensor, policy: str) -> Turn:
+def cut_prompt(ids: Tensor, mask: Tensor, positions: Tensor, stay: Tensor, policy: str) -> Turn:
     """Prompts [B, S] with the tokens of `stay` [B, S] bool alone, padded on the left; positions are [R, B, S]."""
     columns = [row.nonzero()[:, 0] for row in stay]
     return Turn(

@@ -14,6 +14,7 @@ from torch import Tensor
 from megavrc.errors import UserError
 from megavrc.reduction import Method, Reduction, Tokens, reduce_tokens, token_count
 from megavrc.reduction.method import consecutive
+from megavrc.reduction.order import kept
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -33,8 +34,10 @@ class Visual:
     "[N] bool"
     grids: tuple[Grid, ...]
     "(T, H, W) of the tokens that are no separators; an image in tiles has two, the small whole and the tiles together"
-    known: dict[str, Tensor] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
     "what the tower says of them: fields of `Tokens`"
+    left: Tensor | None = None
+    "[K]: which of them a method in the tower has left; the others are zeros"
 
     @property
     def own(self) -> Tensor:
@@ -56,12 +59,19 @@ class Visual:
 
     def reduced(self, method: Method, keep: float, text: Tensor | None, options: dict[str, Any]) -> Reduction:
         """What is left of it, separators included."""
+        left = torch.arange(len(self.own), device=self.own.device) if keep == 1 else self.left
+        if left is not None:
+            return self.only(kept(Tokens(self.features[self.own]), left))
         parts = self.tokens(method, text)
         counts = [token_count(keep, len(part)) for part in parts]
         found = [
             reduce_tokens(part, method.name, n, **options) for part, n in zip(parts, counts, strict=True)
         ]
-        left, own = consecutive(found), self.own
+        return self.only(consecutive(found))
+
+    def only(self, left: Reduction) -> Reduction:
+        """What is left of its tokens, with the separators."""
+        own = self.own
         stay = self.separator.clone()
         stay[own[left.index]] = True
         features = self.features.clone()
@@ -99,11 +109,14 @@ def visuals(model: Any, modality: str, output: Any, inputs: dict[str, Any]) -> l
         none = [torch.zeros(len(part), dtype=torch.bool, device=part.device) for part in features]
         return [Visual(part, no, (grid,)) for part, no, grid in zip(features, none, grids, strict=True)]
     newline = getattr(model.model, "image_newline", None)
+    whole = family == "llava" and model.config.vision_feature_select_strategy == "full"
     found = []
     for part in features:
         separator = torch.zeros(len(part), dtype=torch.bool, device=part.device)
         if newline is not None:
             separator = (part == newline.to(part)).all(-1)
+        if whole and model.config.vision_config.model_type == "clip_vision_model":
+            separator[0] = True  # the CLS token
         if modality == "image" and family in TILED:
             found.append(tiles_of(model, part, separator))
         else:
@@ -123,11 +136,21 @@ class Placed:
     "[N] of the prompt, separators among them"
 
 
-def placed(model: Any, modality: str, output: Any, inputs: dict[str, Any]) -> list[Placed]:
-    """The pictures of an encoder's output, in its order; UserError where the placeholders are of another number."""
+def placed_in_prompt(
+    model: Any, modality: str, output: Any, inputs: dict[str, Any], known: list[dict[str, Tensor]]
+) -> list[Placed]:
+    """The pictures of an encoder's output, in its order, with what is known of each.
+
+    UserError where the placeholders are of another number.
+    """
     name = f"{modality}_token_id"
     places = (inputs["input_ids"] == getattr(model.config, name)).nonzero()
     seen = visuals(model, modality, output, inputs)
+    if known:
+        seen = [
+            replace(item, left=fields.pop("left", None), known=fields)
+            for item, fields in zip(seen, known, strict=True)
+        ]
     if (count := sum(len(item.features) for item in seen)) != len(places):
         raise UserError(f"the prompt has {len(places)} {name} placeholders for {count} {modality} tokens")
     found = []
