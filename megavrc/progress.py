@@ -1,13 +1,26 @@
 """How far a long loop is: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
+_QUIET = ContextVar("quiet", default=False)
 
 PROGRESS_SECONDS = 5.0  # between plain progress lines when the output is not a terminal
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loops inside say nothing: they are part of something that has a line of its own."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def progress(
@@ -21,6 +34,9 @@ def progress(
 
     `note` says what else is worth knowing, such as a rate; `units` how much of the total an item is, perhaps 0.
     """
+    if _QUIET.get():
+        yield from iterable
+        return
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
 

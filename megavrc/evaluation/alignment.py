@@ -9,9 +9,22 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from megavrc.errors import UserError
+from megavrc.evaluation.clip_source import ClipSource, first, read_whole
 from megavrc.evaluation.quality import mean_psnr
 from megavrc.evaluation.scene_fit import pieces
-from megavrc.video.shapes import CANVAS, COLOURS, SHAPES, Combination, caption, signed_distance
+from megavrc.evaluation.statistics import MetricReport, share_difference, share_metric
+from megavrc.progress import progress as shown
+from megavrc.results import case
+from megavrc.video.shapes import (
+    CANVAS,
+    COLOURS,
+    COMBINATIONS,
+    SHAPES,
+    Combination,
+    caption,
+    signed_distance,
+)
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
@@ -125,10 +138,7 @@ def _direction(mask_THW: NDArray[np.bool_], visible: NDArray[np.intp], min_trave
 def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> Score:
     """Score clips, each uint8 [T, H, W, 3], against what their captions say."""
     found = [detect(frames) for frames in clips]
-    right = [
-        [a == b for a, b in zip(each[:3], wanted, strict=True)]
-        for each, wanted in zip(found, expected, strict=True)
-    ]
+    right = [_right(each, wanted) for each, wanted in zip(found, expected, strict=True)]
     hits = np.asarray(right, dtype=bool).reshape(len(right), 3)
     if not len(hits):
         raise ValueError("no clips to score")
@@ -142,6 +152,47 @@ def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> S
         whole=float(np.mean([each.whole for each in found])),
         n=len(hits),
     )
+
+
+def _right(found: Detection, wanted: Combination) -> list[bool]:
+    return [a == b for a, b in zip(found[:3], wanted, strict=True)]
+
+
+def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> MetricReport:
+    """Shares of clips, whoever made them, that show the colour, the shape and the direction of their captions.
+
+    Raises:
+        UserError: a caption that is not one of `make_shapes`; a clip that cannot be read.
+    """
+    cases = []
+    for source in [clips, *([real] if real else [])]:
+        wanted = [_asked(source, index) for index in range(len(source.clips))]
+        found = [detect(read_whole(source, index)) for index in shown(range(len(wanted)), source.name)]
+        hits = np.array([_right(*pair) for pair in zip(found, wanted, strict=True)])
+        columns = dict(zip(Combination._fields, hits.T, strict=True))
+        columns |= {"all": hits.all(axis=1), "whole": np.array([each.whole for each in found])}
+        metrics = {name: share_metric(values) for name, values in columns.items()}
+        cases.append(case(source.name, metrics, {"clips": len(found)}))
+    gaps = {}
+    if real:
+        mine, true = (row["metrics"] for row in cases)
+        gaps = {f"{name}: measured - real": share_difference(mine[name], true[name]) for name in mine}
+    protocol = {"asked": "by captions", "interval": "95%, Wilson, Newcombe", "storage": clips.storage}
+    return MetricReport(cases, gaps, protocol)
+
+
+SAID = {caption(combination): combination for combination in COMBINATIONS}
+
+
+def _asked(source: ClipSource, index: int) -> Combination:
+    text = source.clips[index].prompt
+    if text not in SAID:
+        others = [clip.key for clip in source.clips if clip.prompt not in SAID]
+        raise UserError(
+            f"{source.name}: {len(others)} clips have no caption such as {next(iter(SAID))!r} ({first(others)}): "
+            "alignment is for captions of megavrc make_shapes; give them with --planned"
+        )
+    return SAID[text]
 
 
 Generate = Callable[[list[str], list[int], float, float, float], Clips]

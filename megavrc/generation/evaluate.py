@@ -8,9 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.alignment import evaluate
+from megavrc.evaluation.alignment import evaluate, measure_alignment
 from megavrc.files import write_json
+from megavrc.generation.clip_sources import open_source
+from megavrc.generation.evaluate_clips import publish_report
 from megavrc.generation.folder import load_folder
+from megavrc.hardware import check_device
 from megavrc.model import Sampling, SamplingSettings
 from megavrc.model.sampling import PLAUSIBILITY
 from megavrc.progress import progress
@@ -22,8 +25,8 @@ Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 
 
 def alignment(
-    model: Path,
-    manifest: Path,
+    model: Path | None = None,
+    manifest: Path | None = None,
     prompts: int = 144,
     first_temperature: float = 0.7,
     later_temperature: float = 0.5,
@@ -36,15 +39,18 @@ def alignment(
     device: str = "auto",
     json: Path | None = None,
     sheet: Path | None = None,
+    clips: Path | None = None,
+    planned: Path | None = None,
 ) -> None:
     """Detect colour, shape and direction in real, reconstructed and generated clips (made by megavrc make_shapes).
 
     Scores are fractions of clips, 0 to 1. `generated_t1` samples at temperature 1 throughout, as the paper does;
-    `heldout` asks for combinations that training never showed together.
+    `heldout` asks for combinations that training never showed together. With --clips, clips that any program made
+    are measured instead, against their captions.
 
     Args:
         model: converted folder.
-        manifest: manifest.jsonl of the clips.
+        manifest: manifest.jsonl of the clips; with --clips its split val is measured beside, if it is given.
         prompts: clips to generate for each of generated, generated_t1 and heldout; rounded so that each
             combination comes equally often.
         first_temperature: sampling temperature of the first frame.
@@ -59,16 +65,18 @@ def alignment(
         device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there.
         sheet: write a contact sheet (PNG) there.
+        clips: what is measured instead of all this, given as to megavrc evaluate fvd.
+        planned: what must be among these clips, or be generated: JSON lines with id and caption.
     """
+    if clips:
+        return _alignment_of(clips, manifest, planned, seed, device, json)
+    if model is None or manifest is None:
+        raise UserError("required: --model and --manifest, or --clips (see --help)")
     guided = {"later_guidance": later_guidance, "plausibility": plausibility}
     always = {"speculative": speculative, "later_passes": later_passes or 1}
     checked_settings(first_temperature, later_temperature, guidance, **always, **guided)  # before any work
     loaded = load_folder(model, device)
-    entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
-    if not entries["val"] or not entries["train"]:
-        raise UserError(
-            f"{manifest}: needs clips of the splits train and val; make them with megavrc make_shapes"
-        )
+    entries = _all_entries(manifest)
 
     def reconstruct(clips: Clips) -> Clips:
         tokenizer = loaded.video_tokenizer
@@ -102,12 +110,31 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
+def _alignment_of(
+    clips: Path, manifest: Path | None, planned: Path | None, seed: int, device: str, json: Path | None
+) -> None:
+    device = str(check_device(device))
+    true = open_source(Path(f"{manifest}:val")) if manifest else None
+    report = measure_alignment(open_source(clips, planned, true, seed, device=device), true)
+    config = {"clips": clips, "manifest": manifest, "planned": planned}
+    publish_report("alignment", report, config, json, device)
+
+
 def checked_settings(first: float, later: float, guidance: float, **more: Any) -> SamplingSettings:
     """The settings of a command's options; UserError for what cannot be."""
     try:
         return SamplingSettings(Sampling(first), Sampling(later), guidance, **more)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _all_entries(manifest: Path) -> dict[str, list[tuple[Combination, str]]]:
+    entries = {split: shape_entries(manifest, split) for split in ("train", "val", "heldout")}
+    if not entries["val"] or not entries["train"]:
+        raise UserError(
+            f"{manifest}: needs clips of the splits train and val; make them with megavrc make_shapes"
+        )
+    return entries
 
 
 def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:

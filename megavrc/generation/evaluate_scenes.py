@@ -9,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
+from megavrc.evaluation.clip_source import Part, pairs, read_whole
 from megavrc.evaluation.quality import psnr
 from megavrc.evaluation.scene_modes import score_modes
 from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
+from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate import checked_settings, read_videos
+from megavrc.generation.evaluate_clips import check_least
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.hardware import check_device
 from megavrc.model import SamplingSettings
@@ -47,11 +50,13 @@ def scenes(
     device: str = "auto",
     json: Path | None = None,
     sheet: Path | None = None,
+    clips: Path | None = None,
 ) -> None:
     """Score clips of scenes (made by megavrc make_scenes): attributes, whole objects, paths, permanence, drift.
 
     The sets: `real`; `reconstructed` by the video tokenizer, which is the ceiling for every model on it; with --model
-    `from_first_frame`, generated from the caption and the true first frame, and `generated`, from the caption alone.
+    `from_first_frame`, generated from the caption and the true first frame, and `generated`, from the caption alone;
+    with --clips `clips`, which any program made for the captions of the split.
 
     Args:
         manifest: manifest.jsonl of the clips.
@@ -70,11 +75,11 @@ def scenes(
         device: cpu or cuda; auto is cuda where there is one.
         json: write the scores there, with 95% intervals.
         sheet: write a contact sheet (PNG) with the first clips of every set there.
+        clips: clips for these captions, given as to megavrc evaluate fvd; exactly those of the split (its first N).
     """
     passes = later_passes or 1
     settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)
-    if batch < 1 or (n is not None and n < 1):
-        raise UserError("batch and n: at least 1")
+    check_least(batch=(batch, 1), n=(1 if n is None else n, 1))
     if draws < 0 or (draws and model is None):
         raise UserError(f"--draws={draws}: at least 0, and clips of a model: give --model")
     device = str(check_device(device))
@@ -91,6 +96,8 @@ def scenes(
         seeds = range(seed, seed + len(rows))
         sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
         sets["generated"] = make_set(folder, captions, seeds, settings, batch)
+    if clips:
+        sets["clips"] = given_clips(clips, Path(f"{manifest}:{split}"), len(rows), device)
     scores = score_sets(sets, [scene for _, _, scene in rows])
     if folder and draws:
         chosen = open_rows(rows)
@@ -149,9 +156,22 @@ def scene_rows(manifest: Path, split: str) -> list[tuple[str, str, Scene]]:
 def read_clips(manifest: Path, paths: Sequence[str]) -> Clips:
     """All clips, which have one size and length."""
     clips = [read_videos(manifest, path) for path in progress(paths, "read")]
-    odd = [path for path, clip in zip(paths, clips, strict=True) if clip.shape != clips[0].shape]
+    return _stacked(str(manifest), paths, clips)
+
+
+def given_clips(clips: Path, real: Path, count: int, device: str) -> Clips:
+    """Clips that answer the first `count` captions of a split, in its order."""
+    true = Part(open_source(real), range(count))
+    source = open_source(clips, like=true, device=device)
+    order = pairs(true, source)
+    found = [read_whole(source, index) for index in progress(order, source.name)]
+    return _stacked(source.name, [source.clips[index].key for index in order], found)
+
+
+def _stacked(name: str, keys: Sequence[str], clips: list[NDArray[np.uint8]]) -> Clips:
+    odd = [key for key, frames in zip(keys, clips, strict=True) if frames.shape != clips[0].shape]
     if odd:
-        raise UserError(f"{manifest}: {odd[0]} has another size or length than {paths[0]}")
+        raise UserError(f"{name}: {odd[0]} has another size or length than {keys[0]}")
     return np.stack(clips)
 
 

@@ -22,7 +22,7 @@ from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
 from megavrc.video.scenes import render_scene, scene
-from megavrc.video.shapes import COMBINATIONS, caption, clip
+from megavrc.video.shapes import COMBINATIONS, Combination, caption, clip
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = OmniTokenizerConfig(
@@ -129,6 +129,54 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
     assert run(monkeypatch, "scenes", *options, "--tokenizer", tmp_path / "tokenizer", "--draws", 2) == 2
 
 
+def test_clips_of_any_program(
+    world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detectors of shapes and of scenes on clips in a file, which know them by caption or key."""
+    made = [
+        clip(0, number, (combination,), size=32)[1] for number, combination in enumerate(COMBINATIONS[:4])
+    ]
+    said = [
+        caption(combination) for combination in [*COMBINATIONS[:3], COMBINATIONS[20]]
+    ]  # the last is not shown
+    np.savez(tmp_path / "shapes.npz", clips=np.stack(made), prompts=np.array(said))
+    options = ("--clips", tmp_path / "shapes.npz", "--json", tmp_path / "shapes.json")
+    assert run(monkeypatch, "alignment", *options) == 0
+    found = read_result(tmp_path / "shapes.json")["cases"][0]["metrics"]
+    assert found["all"]["value"] == 0.75 and found["all"]["low"] < 0.75 < found["all"]["high"]
+    assert found["whole"]["value"] == 1 and found["all"]["n"] == 4
+
+    shown = [scene(0, index) for index in range(3)]
+    frames = [render_scene(each, size=32) for each in shown][::-1]
+    prompts = np.array([each.caption for each in shown][::-1])
+    np.savez(tmp_path / "scenes.npz", clips=np.stack(frames), prompts=prompts)
+    options = (scenes_manifest, "--clips", tmp_path / "scenes.npz", "--json", tmp_path / "scenes.json")
+    assert run(monkeypatch, "scenes", *options) == 0
+    sets = {row["name"]: row["metrics"] for row in read_result(tmp_path / "scenes.json")["cases"]}
+    assert list(sets) == ["real", "clips"]
+    for name in ("count", "colour", "shape", "whole", "all"):
+        assert sets["clips"][name]["value"] == 1, "not through a codec, as the real ones are"
+
+
+def test_a_page_of_all_metrics(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a converted folder, which generates once; what is missing says why."""
+    rows = [json.loads(line) for line in (world / "manifest.jsonl").read_text().splitlines()]
+    named = [row | {"caption": caption(Combination(**row["attributes"]))} for row in rows]
+    (world / "captioned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    monkeypatch.delenv("MEGAVRC_CLIP", raising=False)
+    monkeypatch.delenv("MEGAVRC_I3D", raising=False)
+    real = f"{world / 'captioned.jsonl'}:train"
+    out = tmp_path / "page"
+    assert run(monkeypatch, "all", real, world / "model", out, "--draws", 20) == 0
+    page = (out / "metrics.md").read_text()
+    for name in ("drift", "alignment", "redundancy", "copying"):
+        assert f"## {name}: " in page and read_result(out / f"{name}.json")["cases"]
+    assert page.count("## Not measured") == 1 and "- `fvd`: --i3d: needed" in page
+    assert "- `clipsim`: --clip: needed" in page and "- `scenes`: " in page
+    assert read_result(out / "alignment.json")["cases"][0]["metrics"]["all"]["n"] == 3
+    assert run(monkeypatch, "all", real, tmp_path / "nowhere", out) == 2
+
+
 def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--model",
@@ -185,6 +233,8 @@ def test_mistakes(
             "temperature >= 0",
         ),
         (("alignment", *model, "--manifest", tmp_path / "none", "--speculative=-1"), "speculative"),
+        (("alignment", *model), "--clips"),
+        (("alignment", "--clips", f"{world / 'manifest.jsonl'}:val"), "have no caption such as"),
         (("scenes", "--manifest", tmp_path / "plain.jsonl"), "megavrc make_scenes"),
         (("scenes", "--manifest", world / "manifest.jsonl"), "megavrc make_scenes"),  # of shapes
         (("scenes", "--manifest", scenes_manifest, "--split", "test"), "split test"),
