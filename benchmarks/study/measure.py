@@ -1,4 +1,4 @@
-"""What a finished run of the study is worth: `measure.py {captions,gate,bits,sample,score}`."""
+"""What a finished run of the study is worth: `measure.py {captions,gate,bits,sample,score,decode}`."""
 
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from sampling import sample, score
+    from sampling import decode, sample, score
 
-    command({"captions": captions, "gate": gate, "bits": bits, "sample": sample, "score": score})
+    steps = {"captions": captions, "gate": gate, "bits": bits, "sample": sample, "score": score}
+    command(steps | {"decode": decode})

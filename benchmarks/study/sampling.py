@@ -135,6 +135,24 @@ def score(run: Path, samples: Path, json: Path) -> None:
     )
 
 
+def decode(run: Path, samples: Path, out: Path) -> None:
+    """Decode the clips of `sample`, for the metrics of `megavrc evaluate`.
+
+    Args:
+        run: folder of the run.
+        samples: the .npz file.
+        out: .npz file that gets the clips with their keys and captions.
+    """
+    config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
+    content = np.load(samples)
+    data = TokenDataset(config.data.path, split=json_format.loads(str(content["how"]))["split"])
+    captions = [data.read(int(row))[1]["caption"] for row in content["rows"]]
+    tokenizer = OmniTokenizer.from_checkpoint(config.data.video_tokenizer)
+    clips = np.stack(list(_decoded(tokenizer, content["ids"], samples.stem)))
+    keys = [data.key(int(row)) for row in content["rows"]]
+    np.savez(out, clips=clips, keys=np.array(keys), prompts=np.array(captions))
+
+
 def _decoded(tokenizer: OmniTokenizer, ids: NDArray[np.int16], label: str) -> Iterator[NDArray[np.uint8]]:
     for start in progress(range(0, len(ids), BATCH), label):
         yield from tokenizer.decode(torch.from_numpy(ids[start : start + BATCH]).long()).numpy()

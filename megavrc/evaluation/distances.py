@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from megavrc.evaluation.clip_source import ClipSource, first, pairs
-from megavrc.evaluation.features import Detector, Features, clip_features
+from megavrc.evaluation.features import ClipNetwork, Features, clip_features
 from megavrc.evaluation.frechet import NEIGHBOURS, covered, frechet_at_infinity, rank_warning
 from megavrc.evaluation.protocols import (
     FVDProtocol,
@@ -34,12 +34,20 @@ from megavrc.evaluation.statistics import (
     share_metric,
     verdict,
 )
-from megavrc.results import Metric, case, metric
+from megavrc.results import Metric, case, median_of, metric
 
 HALVES = 12  # samples of half the clips that tell how far a limit spreads
 FLOOR = "real against real"
 
 Kind = Literal["fvd", "kvd"]
+NAMES: dict[str, dict[Kind, str]] = {  # by network
+    "i3d": {"fvd": "fvd", "kvd": "kvd"},
+    "tn": {"fvd": "tn-fvd", "kvd": "tn-kvd"},
+    "eff": {"fvd": "eff-fd", "kvd": "eff-kd"},
+    "self": {"fvd": "fd-self", "kvd": "kd-self"},
+    "random": {"fvd": "fd-random", "kvd": "kd-random"},
+    "unknown": {"fvd": "frechet_unknown", "kvd": "kernel_unknown"},
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,16 @@ class Sets:
     others: Features | None
     sources: Mapping[str, Features]
 
+    def columns(self, first: int, end: int) -> "Sets":
+        """Some features of all."""
+        others = None if self.others is None else self.others[:, first:end]
+        sources = {name: x[:, first:end] for name, x in self.sources.items()}
+        return Sets(self.real[:, first:end], others, sources)
+
 
 def metric_names(kind: Kind, detector: str) -> str:
     """What a distance is called: only that of I3D's features is FVD or KVD."""
-    return kind if detector == "i3d" else {"fvd": "frechet_unknown", "kvd": "kernel_unknown"}[kind]
+    return NAMES[detector][kind]
 
 
 def measure_distances(
@@ -61,7 +75,7 @@ def measure_distances(
     real: ClipSource,
     clips: ClipSource,
     against: ClipSource | None,
-    detector: Detector,
+    detector: ClipNetwork,
     protocol: FVDProtocol,
     floor: bool = True,
     draws: int = 200,
@@ -95,13 +109,15 @@ def measure_distances(
     made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
     others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
     sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)))
-    report = compare_sets(kind, sets, detector.name, protocol.ddof, draws, seed)
+    dims = detector.dims or known.shape[1]
+    report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)
+    _add_random(report, kind, sets, dims, protocol.ddof)
     lines = remarks(protocol, real, {"the real clips": len(known), "the measured clips": n}, clips)
     if chosen.short:
         lines.append(f"{len(chosen.short)} real videos are too short for a clip ({first(chosen.short)})")
     facts = {
         "fvd_protocol": protocol_facts(protocol),
-        "detector": {"name": detector.name, "sha256": detector.sha256, "dims": known.shape[1], "tf32": False},
+        "detector": {"name": detector.name, "sha256": detector.sha256, "dims": dims, "tf32": False},
         "real": {"name": real.name, "n": len(known), "storage": real.storage, "short": chosen.short},
         "measured": [{"name": s.name, "n": n, "storage": s.storage} for s in sources],
         "interval": f"95%, bootstrap of clips of both sides, {draws} draws, moved to the value; shares: Wilson; "
@@ -110,6 +126,16 @@ def measure_distances(
     }
     lines += report.lines
     return MetricReport(report.cases, report.metrics, facts | {"remarks": lines}, lines)
+
+
+def _add_random(report: MetricReport, kind: Kind, sets: Sets, dims: int, ddof: int) -> None:
+    """Beside each value what networks with random weights say, if there are some: their median and range."""
+    name, random = metric_names(kind, "random"), range(dims, sets.real.shape[1], dims)
+    found = [
+        compare_sets(kind, sets.columns(first, first + dims), "random", ddof, 2).cases for first in random
+    ]
+    for row, *others in zip(report.cases, *found, strict=True) if found else ():
+        row["metrics"][name] = median_of([other["metrics"][name]["value"] for other in others])
 
 
 def _names(sources: list[ClipSource]) -> list[str]:

