@@ -71,9 +71,15 @@ def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
         if last or (_every(settings.validate_every, trainer.step) and not stopping):
             validation = trainer.validate()
 
-        # Once in a while: report. What was just validated is part of the line, and so is the end of what was done.
-        if last or stopping or validation or _every(settings.log_every, trainer.step):
-            values = trainer.report(update, trainer.step - reported, validation)
+        # Once in a while: generate and measure. All ranks take part, but the main one alone has the numbers.
+        evaluation: dict[str, float] = {}
+        every = trainer.evaluate_every
+        if evaluate := every > 0 and (last or (trainer.step % every == 0 and not stopping)):
+            evaluation = trainer.evaluate()
+
+        # Once in a while: report. What was just measured is part of the line, and so is the end of what was done.
+        if last or stopping or validation or evaluate or _every(settings.log_every, trainer.step):
+            values = trainer.report(update, trainer.step - reported, validation | evaluation)
             reported = trainer.step
 
         # Once in a while: save. The process ends after the last one, so it must be whole by then.

@@ -27,10 +27,14 @@ def write_preview(folder: Path, step: int, rows: list[tuple[str, np.ndarray]]) -
         write_gif(folder / f"{name}.gif", clip_grid(rows, columns=3, scale=scale))
 
 
-def warn_of_drift(step: int, clips: Sequence[np.ndarray]) -> None:
-    """Say where half of the clips (uint8 [T, H, W, 3]) or more stand still or loop: losses do not show it."""
+def warn_of_drift(step: int, clips: Sequence[np.ndarray], what_for: str) -> None:
+    """Say where half of the clips (uint8 [T, H, W, 3]) or more stand still or loop: losses do not show it.
+
+    Args:
+        what_for: the clips were made.
+    """
     found = [clip_drift(frames).is_ for frames in clips if len(frames) >= MIN_FRAMES]
     for name, what in (("frozen", "stand still"), ("looping", "loop")):
         count = sum(drift[name] for drift in found)
         if found and count >= MANY * len(found):
-            log.warning("step %d: %d of %d clips of the preview %s", step, count, len(found), what)
+            log.warning("step %d: %d of %d clips of the %s %s", step, count, len(found), what_for, what)

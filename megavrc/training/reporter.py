@@ -12,7 +12,10 @@ from megavrc.files import append_line, read_lines_of_json, write_atomic
 
 log = logging.getLogger("megavrc")
 
-DETAIL = "frame_"  # metrics whose names begin so are not in the terminal's line
+DETAIL, BOUNDS = (
+    "frame_",
+    ("_low", "_high"),
+)  # metrics whose names begin or end so are not in the terminal's line
 
 
 class Reporter:
@@ -52,7 +55,7 @@ class Reporter:
         text = "  ".join(
             f"{name} {_short(value)}"
             for name, value in values.items()
-            if not name.rpartition("/")[2].startswith(DETAIL)
+            if not name.rpartition("/")[2].startswith(DETAIL) and not name.endswith(BOUNDS)
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)

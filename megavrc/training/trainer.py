@@ -33,7 +33,7 @@ from megavrc.training.reporter import Reporter
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.schedule import learning_rate
 from megavrc.training.tasks import Task
-from megavrc.training.tasks.base import to_device
+from megavrc.training.tasks.base import Evaluated, to_device
 from megavrc.training.validation import validate
 from megavrc.training.watchdog import Watchdog
 
@@ -225,6 +225,18 @@ class Trainer:
             return {}
         with self.clock.excluded(), self.engine.whole_core(self.task.build, everywhere=True) as module:
             return validate(module, self.task, self.config.train.micro_batch, self.rank, self.step)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations; 0: there are none."""
+        return self.task.evaluate_every if isinstance(self.task, Evaluated) else 0
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of what the model makes at this step (collective); on the main rank, others get none."""
+        self.watchdog.at(self.step, "evaluation")
+        assert isinstance(self.task, Evaluated)
+        with self.clock.excluded(), self.engine.whole_core(self.task.build) as module:
+            return self.task.evaluate(module, self.step) if self.rank.main else {}
 
     def preview(self) -> None:
         """Pictures of what the model does at this step (collective); without room for them, none."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -82,3 +82,17 @@ class Task(Protocol[M]):
 
     def finish(self, module: M, run_dir: Path) -> dict[str, Any]:
         """After the last step, on the main rank: export what others use. Returns what complete.json should say."""
+
+
+@runtime_checkable
+class Evaluated(Protocol):
+    """What a task may have beside: metrics of what the module makes.
+
+    Attributes:
+        evaluate_every: steps between measurements; 0: never.
+    """
+
+    evaluate_every: int
+
+    def evaluate(self, module: Any, step: int) -> dict[str, float]:
+        """Metrics by name of the module (in eval mode); on the main rank alone, so nothing collective."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megavrc.data.order import InOrder
 from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.model import VRC, ClipRequest, Sampling, SamplingSettings, VideoPipeline
@@ -16,6 +17,7 @@ from megavrc.model.flops import training_flops
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.training.previews import warn_of_drift, write_preview
 from megavrc.training.stages import start_from
+from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.conditions import check_conditions, conditions_of, has_checkpoints
 from megavrc.training.tasks.draws import training_draws
 from megavrc.training.tasks.tokens import open_training, open_validation, order_identity
@@ -59,6 +61,14 @@ class VRCTask:
             self.facts["classes"] = self.class_names
         if incomplete.share:
             self.facts["incomplete"] = incomplete.in_words(model.condition)
+        self.evaluate_every, self.evaluation = config.evaluation.every, None
+        if self.evaluate_every:
+            from megavrc.training.tasks.evaluation import open_evaluation  # a second of imports
+
+            samples = Samples(self.source, InOrder(len(self.source)), len(self.source))
+            samples = next(iter(self.validation.values()), samples)
+            given = samples, self.video_tokenizer, bool(self.max_damaged)
+            self.evaluation = open_evaluation(config.evaluation, model, *given)
         self.identity = {
             "stage": config.stage,
             "seed": config.seed,
@@ -129,15 +139,23 @@ class VRCTask:
         if not items:
             log.warning("step %d: no preview, there is no whole sample for it", step)
             return
-        settings = SamplingSettings(
-            first=Sampling(temperature=self.config.preview.first_temperature),
-            later=Sampling(temperature=self.config.preview.later_temperature),
-        )
-        request = ClipRequest(self.condition(items), range(count), settings)
-        ids = VideoPipeline(module).generate(request, "ids")  # and its memory goes, which training needs
+        ids = self._generate(VideoPipeline(module), items, range(count))
         clips = self.video_tokenizer.decode(ids.cpu()).numpy()
         write_preview(folder, step, list(zip(map(self._label, items), clips, strict=True)))
-        warn_of_drift(step, list(clips))
+        warn_of_drift(step, list(clips), "preview")
+
+    def evaluate(self, module: VRC, step: int) -> dict[str, float]:
+        assert self.evaluation is not None
+        items, batch, pipeline = self.evaluation.items, self.config.train.micro_batch, VideoPipeline(module)
+        parts = [range(start, min(start + batch, len(items))) for start in range(0, len(items), batch)]
+        ids = [self._generate(pipeline, [items[index] for index in part], part) for part in parts]
+        return self.evaluation.measure(step, torch.cat(ids))
+
+    def _generate(self, pipeline: VideoPipeline, items: list[dict[str, Any]], seeds: range) -> Tensor:
+        """Ids [B, t, h, w] from the conditions of samples; the pipeline's memory goes with it, which training needs."""
+        preview = self.config.preview
+        settings = SamplingSettings(Sampling(preview.first_temperature), Sampling(preview.later_temperature))
+        return pipeline.generate(ClipRequest(self.condition(items), seeds, settings), "ids")
 
     def _preview_items(self, count: int) -> list[dict[str, Any]]:
         """Samples with different conditions, as far as the first few hundred of the dataset have them.

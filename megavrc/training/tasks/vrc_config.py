@@ -119,6 +119,37 @@ class ClipPreviewConfig(PreviewConfig):
     later_temperature: float = 0.5
 
 
+@dataclass
+class EvaluationConfig:
+    """Metrics of clips generated while training, always from the same conditions and with the same seeds.
+
+    The conditions are the first samples of the first validation set, or of the training data where there is none; their
+    own clips, decoded, are the real ones. Temperatures are those of previews.
+
+    Attributes:
+        every: steps between measurements (0: never); one more at the end.
+        clips: of one measurement.
+        network: `i3d` (of $MEGAVRC_I3D), `tn`, `eff` or a folder of megavrc evaluate fd-self: the kernel distance from
+            the real clips, too (empty: none).
+        clip: folder of a CLIP model: CLIPSIM, too (empty: none).
+    """
+
+    every: int = 0
+    clips: int = 32
+    network: str = ""
+    clip: str = ""
+
+    def problems(self, stage: str) -> Iterator[str]:
+        if self.every < 0:
+            yield f"evaluation.every: {self.every} is negative"
+        if self.clips < 4:
+            yield f"evaluation.clips: {self.clips} must be at least 4"
+        if self.every and stage == "image":
+            yield "evaluation.every: stage image makes no clips, so it must be 0"
+        if not self.every and (self.network or self.clip):
+            yield "evaluation.every: is 0, so that evaluation.network and evaluation.clip are never asked"
+
+
 # Other names of shipped files: the short one, and for command lines of before, those that are options of another now.
 ALIASES = {
     "ucf101.yaml": ["ucf101_video.yaml"],
@@ -151,6 +182,7 @@ class RunConfig(BaseRunConfig):
         data: what it is trained on.
         train: the loop, and how VRC computes in it.
         preview: clips generated while training.
+        evaluation: metrics of such clips.
         init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
             the same stage on other data, or what megavrc convert_checkpoint from-hf wrote.
     """
@@ -160,12 +192,14 @@ class RunConfig(BaseRunConfig):
     data: TokenDataConfig
     train: VRCTrainConfig = field(default_factory=VRCTrainConfig)
     preview: ClipPreviewConfig = field(default_factory=ClipPreviewConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     init_from: str = ""
     aliases: ClassVar = ALIASES
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.data.problems()
+        yield from self.evaluation.problems(self.stage)
         if self.stage == "image" and self.model.frames != 0:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:
