@@ -92,8 +92,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "Measurement": {
         "evaluate": Entry(
             {
+                "all": "megavrc.generation.evaluate_all:all_metrics",
                 "fvd": "megavrc.generation.evaluate_distance:fvd",
                 "kvd": "megavrc.generation.evaluate_distance:kvd",
+                "fd-self": "megavrc.generation.evaluate_self:fd_self",
                 "clipsim": "megavrc.generation.evaluate_clips:clipsim",
                 "drift": "megavrc.generation.evaluate_clips:drift",
                 "copying": "megavrc.generation.evaluate_copying:copying",

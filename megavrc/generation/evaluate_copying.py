@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import first
+from megavrc.evaluation.clip_source import ClipSource, first
 from megavrc.evaluation.copying import measure_copying
+from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, encoder, publish_report
 from megavrc.generation.folder import Folder, load_folder
@@ -44,10 +45,21 @@ def copying(
     """
     check_least(n=(1 if n is None else n, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
+    report = measure_model_copying(model, open_source(real, device=device), n, draws, seed, device)
+    publish_report("copying", report, {"model": model, "real": real}, json, device)
+
+
+def measure_model_copying(
+    model: Path, source: ClipSource, n: int | None, draws: int, seed: int, device: str
+) -> MetricReport:
+    """Scores of a converted folder on the first `n` real clips (None: all).
+
+    Raises:
+        UserError: a model of images; clips without what it is asked for, or that cannot be read.
+    """
     folder = load_folder(model, device)
     if not folder.model.config.frames:
         raise UserError(f"{model}: a model of images has no later frames")
-    source = open_source(real, device=device)
     count = len(source.clips) if n is None else min(n, len(source.clips))
     rows, length = (
         source.clips[:count],
@@ -66,7 +78,7 @@ def copying(
 
     report = measure_copying(clips, encoder(folder.video_tokenizer), bits, str(model), draws, seed)
     report.protocol.update(model=folder.identity(), clips=source.name, storage=source.storage)
-    publish_report("copying", report, {"model": model, "real": real}, json, device)
+    return report
 
 
 @torch.inference_mode()

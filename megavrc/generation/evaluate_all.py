@@ -1,0 +1,149 @@
+"""`megavrc evaluate all`: every metric that the clips at hand allow, each in a result file, and one page of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from megavrc.errors import UserError
+from megavrc.evaluation.alignment import measure_alignment
+from megavrc.evaluation.clip_files import ArrayClips
+from megavrc.evaluation.clip_model import ClipModel
+from megavrc.evaluation.clip_source import ClipSource, pairs, read_whole
+from megavrc.evaluation.clipsim import measure_clipsim
+from megavrc.evaluation.distances import Kind, measure_distances
+from megavrc.evaluation.drift import measure_drift
+from megavrc.evaluation.networks import open_network
+from megavrc.evaluation.protocols import ProtocolName, protocol_of
+from megavrc.evaluation.redundancy import measure_redundancy
+from megavrc.evaluation.scene_scores import score_scenes
+from megavrc.evaluation.statistics import MetricReport
+from megavrc.files import write_atomic
+from megavrc.generation.clip_sources import is_model, open_source
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least
+from megavrc.generation.evaluate_copying import measure_model_copying
+from megavrc.generation.evaluate_scenes import measured, scene_rows
+from megavrc.hardware import check_device
+from megavrc.progress import progress
+from megavrc.results import case, result, table, write_result
+from megavrc.user_files import resolve
+
+FRAMES = 16  # of a clip that CLIP sees
+TITLES = {
+    "drift": "clips that freeze, loop, fade or blur",
+    "alignment": "what captions of megavrc make_shapes say, found in pixels",
+    "scenes": "what captions of megavrc make_scenes say, found in pixels (docs/scene_scores.md)",
+    "clipsim": "cosine of captions and frames",
+    "fvd": "Frechet distance from the real clips, precision and recall",
+    "kvd": "kernel distance from the real clips",
+    "redundancy": "how much of a clip its earlier frames hold",
+    "copying": "bits of true tokens where pixels change and where they do not",
+}
+
+
+def all_metrics(
+    real: Path,
+    clips: Path,
+    out: Path,
+    planned: Path | None = None,
+    clip: Path | None = None,
+    i3d: Path | None = None,
+    network: str = "i3d",
+    protocol: ProtocolName = "custom",
+    change: list[str] | None = None,
+    draws: int = 200,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "auto",
+) -> None:
+    """Every metric that the clips allow: OUT/NAME.json of each, and OUT/metrics.md, a page of all with what is missing.
+
+    Args:
+        real: the real clips, given as to megavrc evaluate fvd.
+        clips: what is measured.
+        out: folder for the results.
+        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        clip: folder of a CLIP model (default: $MEGAVRC_CLIP).
+        i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
+        network: of the distances: see megavrc evaluate fvd.
+        protocol: of the distances.
+        change: single fields of it, NAME=VALUE.
+        draws: of bootstraps.
+        seed: chooses real clips, bootstraps and generates.
+        batch: clips at once.
+        device: cpu or cuda; auto is cuda where there is one.
+    """
+    check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
+    device = str(check_device(device))
+    true = open_source(real, seed=seed, batch=batch, device=device)
+    source = open_source(clips, planned, true, seed, batch, device)
+    if is_model(clips):  # made once, for all metrics
+        made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
+        source = ArrayClips(source.name, source.clips, made)
+    chosen = protocol_of(protocol, changes=change or ())
+
+    def distance(kind: Kind) -> MetricReport:
+        found = open_network(network, i3d, device)
+        store = out / "features"
+        return measure_distances(kind, true, source, None, found, chosen, True, draws, seed, store, batch)
+
+    def clipsim() -> MetricReport:
+        frames = min(FRAMES, *map(source.length, range(len(source.clips))))
+        return measure_clipsim(
+            source, ClipModel(resolve("clip", clip), device), frames=frames, draws=draws, seed=seed
+        )
+
+    def copying() -> MetricReport:
+        if is_model(clips) != "generator":
+            raise UserError("asks a converted folder, not clips")
+        return measure_model_copying(clips, true, None, draws, seed, device)
+
+    metrics: dict[str, Callable[[], MetricReport]] = {
+        "drift": lambda: measure_drift(source, true, draws, seed),
+        "alignment": lambda: measure_alignment(source, true),
+        "scenes": lambda: _scenes(source, true, real),
+        "clipsim": clipsim,
+        "fvd": lambda: distance("fvd"),
+        "kvd": lambda: distance("kvd"),
+        "redundancy": lambda: measure_redundancy(source, draws=draws, seed=seed),
+        "copying": copying,
+    }
+    config = {"real": str(real), "clips": str(clips), "planned": str(planned or "")}
+    parts = [f"# {source.name} against {true.name}\n\n{len(source.clips)} clips, 95% intervals in brackets."]
+    parts += list(_sections(metrics, out, config, device))
+    text = "\n\n".join(parts) + "\n"
+    write_atomic(out / "metrics.md", text.encode())
+    print(f"{text}\n{out / 'metrics.md'}")
+
+
+def _sections(
+    metrics: dict[str, Callable[[], MetricReport]], out: Path, config: dict[str, str], device: str
+) -> Iterator[str]:
+    """Measure, write the result, and say it; of a metric that these clips do not allow, why."""
+    missing = []
+    for name, measure in metrics.items():
+        try:
+            report = measure()
+        except UserError as error:
+            missing.append(f"- `{name}`: {error}")
+            continue
+        content = result(f"evaluate {name}", config, report.cases, report.metrics, report.protocol, device)
+        write_result(out / f"{name}.json", content)
+        known = dict.fromkeys(key for row in report.cases for key in row["metrics"] if "/" not in key)
+        lines = [f"## {name}: {TITLES[name]}", table(content, list(known))]
+        if report.metrics:
+            lines.append(table(content, ["metrics"]))
+        yield "\n\n".join([*lines, *(f"Note: {line}." for line in report.lines)])
+    if missing:
+        yield "\n".join(["## Not measured\n", *missing])
+
+
+def _scenes(source: ClipSource, true: ClipSource, real: Path) -> MetricReport:
+    """Scores of scenes, if the real clips are a split of their manifest."""
+    manifest, colon, split = str(real).rpartition(":")
+    if not colon:
+        raise UserError("the real clips must be given as manifest.jsonl:SPLIT of megavrc make_scenes")
+    scenes = [scene for _, _, scene in scene_rows(Path(manifest), split)]
+    cases = []
+    for each, order in ((source, pairs(true, source)), (true, range(len(true.clips)))):
+        scores = score_scenes((read_whole(each, index) for index in order), scenes)
+        cases.append(case(each.name, dict(measured(scores))))
+    return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips", "storage": source.storage})
