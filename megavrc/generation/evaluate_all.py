@@ -132,6 +132,8 @@ def _sections(
         if report.metrics:
             lines.append(table(content, ["metrics"]))
         yield "\n\n".join([*lines, *(f"Note: {line}." for line in report.lines)])
+    if len(missing) == len(metrics):
+        raise UserError(f"nothing can be measured: {missing[0].removeprefix('- ')}")
     if missing:
         yield "\n".join(["## Not measured\n", *missing])
 

@@ -10,7 +10,7 @@ from test_tasks import make_tokens, preview_run
 from worlds import world_results
 
 from megavrc.errors import UserError
-from megavrc.model import VRC, ConditionConfig
+from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import EvaluationConfig, RunConfig
 
@@ -60,7 +60,7 @@ def test_metrics_are_of_the_same_clips_each_time(
 
 def test_classes_have_what_needs_no_captions(tmp_path: Path) -> None:
     config = evaluated(tmp_path)
-    config.model.condition = ConditionConfig(kind="class", classes=3)
+    config.model = ModelConfig(frames=4, layers=1, condition=ConditionConfig(kind="class", classes=3))
     sha256 = VRCTask(preview_run(tmp_path)).video_tokenizer.sha256  # type: ignore[union-attr]
     config.data.path, config.data.text_tokenizer = str(make_tokens(tmp_path / "labelled", 5, sha256, 1)), ""
     task = VRCTask(config)
