@@ -74,8 +74,8 @@ def test_classes_have_what_needs_no_captions(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"clips": 99}, "there are 12 samples"),
-        ({"network": "nowhere"}, "neither i3d, tn, eff nor a folder"),
-        ({"clip": "nowhere"}, "--clip nowhere: no such file"),
+        ({"network": "nowhere"}, "evaluation.network: .* neither i3d, tn, eff nor a folder"),
+        ({"clip": "nowhere"}, "evaluation.clip nowhere: no such file"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_training(

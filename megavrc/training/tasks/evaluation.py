@@ -133,10 +133,13 @@ def open_evaluation(
     if len(items) < config.clips:
         raise UserError(f"evaluation.clips: {config.clips}, there are {len(items)} samples")
     if config.clip:
-        ClipModel(resolve("clip", config.clip))
+        ClipModel(resolve("clip", config.clip, "evaluation.clip"))
         if silent := sum(not item["caption"] for item in items):
             raise UserError(f"evaluation.clip: {silent} of {len(items)} samples have no caption")
     if config.network:
         seen = min(FRAMES, 1 + model.frames * tokenizer.config.temporal_patch)
-        open_network(config.network)(np.zeros((1, seen, 64, 64, 3), np.uint8))
+        try:
+            open_network(config.network)(np.zeros((1, seen, 64, 64, 3), np.uint8))
+        except UserError as error:
+            raise UserError(f"evaluation.network: {error}") from None
     return ClipEvaluation(config, items, tokenizer)
