@@ -132,17 +132,33 @@ def pairs(one: ClipSource, other: ClipSource) -> list[int]:
     Where the sources have other keys, the n-th clip of a prompt or label is paired with the n-th.
 
     Raises:
-        UserError: the clips do not go together.
+        UserError: the clips do not go together, or clips of one key have other prompts or labels.
     """
     for names in (_keys, _prompts):
         mine, theirs = names(one), names(other)
         if sorted(mine) == sorted(theirs):
             places = {name: index for index, name in enumerate(theirs)}
-            return [places[name] for name in mine]
+            found = [places[name] for name in mine]
+            _check_prompts(one, other, found)
+            return found
     raise UserError(
         f"{one.name} and {other.name} are not clips of the same prompts ({len(one.clips)} and {len(other.clips)} "
         "clips): neither their keys nor their prompts or labels agree"
     )
+
+
+def _check_prompts(one: ClipSource, other: ClipSource, found: Sequence[int]) -> None:
+    """Refuse pairs whose prompts or labels differ; what a source does not say differs from nothing."""
+    both = [(mine, other.clips[index]) for mine, index in zip(one.clips, found, strict=True)]
+    apart = [
+        mine.key
+        for mine, theirs in both
+        if any(None not in said and said[0] != said[1] for said in zip(mine[1:], theirs[1:], strict=True))
+    ]
+    if apart:
+        raise UserError(
+            f"{one.name} and {other.name} have other prompts or labels for {len(apart)} clips ({first(apart)})"
+        )
 
 
 def _keys(source: ClipSource) -> list[str]:

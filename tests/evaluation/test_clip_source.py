@@ -201,5 +201,12 @@ def test_clips_of_the_same_prompts_are_paired() -> None:
     assert pairs(CLIPS, backwards) == [3, 2, 1, 0]
     renamed = type(other)("c", [clip._replace(key=f"x{clip.key}") for clip in other.clips], other.arrays)
     assert pairs(CLIPS, renamed) == [0, 1, 2, 3]
+    silent = type(other)("d", [clip._replace(prompt=None) for clip in other.clips], other.arrays)
+    assert pairs(CLIPS, silent) == [0, 1, 2, 3]  # what it does not say can be the same
     with pytest.raises(UserError, match="not clips of the same prompts"):
         pairs(CLIPS, shapes(3))
+    moved = [clip._replace(prompt=prompt) for clip, prompt in zip(other.clips, "abcd", strict=True)]
+    with pytest.raises(
+        UserError, match=r"have other prompts or labels for 4 clips \(0000, 0001, 0002, \.\.\)"
+    ):
+        pairs(CLIPS, type(other)("e", moved, other.arrays))
