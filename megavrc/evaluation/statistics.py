@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from megavrc.evaluation.frechet import (
     Array,
@@ -82,6 +83,23 @@ def mean_estimate(
     return estimate(float(values.mean()), weights @ sums / (weights @ counts))
 
 
+def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, seed: int = 0) -> Metric:
+    """A share of answers, each 0 or 1, with the bootstrap interval over the prompts, `groups`, that they are about.
+
+    Where all are 0 or all are 1 a bootstrap sees no spread: the interval is Wilson's then, of as many as there are
+    prompts.
+    """
+    found = mean_estimate(hits_N, draws, seed, groups)
+    if 0 < found.value < 1:
+        return as_metric(found, len(hits_N), "share")
+    return share_metric(np.full(len({*groups}), found.value)) | {"n": len(hits_N)}
+
+
+def sign_test(first: int, second: int) -> float:
+    """How probable (two-sided) a split as uneven as `first` to `second`, or more so, is among equals."""
+    return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
 def share_metric(hits_N: Sequence[float] | NDArray[Any]) -> Metric:
     """A share of clips, each 0 or 1, with Wilson's interval: 0 of 144 is 0 to 2.6%, which no bootstrap says."""
     hits = np.asarray(hits_N, np.float64)
@@ -89,7 +107,8 @@ def share_metric(hits_N: Sequence[float] | NDArray[Any]) -> Metric:
     z2 = NORMAL**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = NORMAL / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return metric(share, "share", n, max(0.0, centre - reach), min(1.0, centre + reach))
+    low = centre - reach if share > 0 else 0.0  # exactly, whatever rounding makes of it
+    return metric(share, "share", n, low, centre + reach if share < 1 else 1.0)
 
 
 def share_difference(second: Metric, first: Metric) -> Metric:

@@ -7,6 +7,7 @@ import pytest
 
 from megavrc.evaluation.statistics import (
     apart,
+    clustered_share,
     difference,
     distance_estimates,
     estimate,
@@ -16,6 +17,7 @@ from megavrc.evaluation.statistics import (
     poly_distance,
     share_difference,
     share_metric,
+    sign_test,
 )
 
 DIMS, N = 4, 100
@@ -103,3 +105,23 @@ def test_centred_draws_keep_their_spread() -> None:
     draws = np.linspace(3, 5, 101)
     found = estimate(1.0, draws, centred=True)
     assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(1.95))
+
+
+def test_shares_of_answers_are_as_sure_as_their_prompts_are_many() -> None:
+    """50 prompts, 6 answers each, prompts unlike: intervals over prompts hold the truth, over answers they do not."""
+    rng = np.random.default_rng(2)
+    groups, held = np.repeat([f"{index}" for index in range(50)], 6), np.zeros(2)
+    for _ in range(200):
+        chances = np.clip(0.7 + 0.25 * rng.standard_normal(50), 0, 1)  # their mean is 0.685
+        hits = rng.random(300) < np.repeat(chances, 6)
+        for index, found in enumerate((clustered_share(hits, groups, 200), share_metric(hits))):
+            held[index] += found["low"] <= 0.685 <= found["high"]
+    assert held[0] >= 180 > 175 > held[1], held
+    nothing = clustered_share(np.zeros(300, bool), groups, 200)
+    assert nothing == share_metric(np.zeros(50)) | {"n": 300} and nothing["high"] > 0.06
+
+
+def test_the_sign_test() -> None:
+    assert sign_test(10, 0) == pytest.approx(2 / 2**10)
+    assert sign_test(3, 7) == sign_test(7, 3) == pytest.approx(0.34375)
+    assert sign_test(5, 5) == 1 and sign_test(0, 0) == 1
