@@ -1,6 +1,7 @@
 """Figures with matplotlib: one style, written as PNG or SVG, or put into a page."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,51 @@ def panels(count: int, columns: int = 3, width: float = 4.6, height: float = 3.0
     for empty in axes.flat[count:]:
         empty.set_axis_off()
     return figure, list(axes.flat[:count])
+
+
+SHARE_COLOURS = ("#2b6cb0", "#e2e8f0", "#f0b27a")  # dark, light and middle in grey too
+
+
+def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Any:
+    """A figure of a bar a row, cut into up to three shares that fill it.
+
+    Args:
+        rows: name to shares, metrics of a result file; the first and the last show their intervals, if they have any.
+        names: of the shares, for the legend.
+    """
+    figure, (axes,) = panels(1, width=5.2, height=0.8 + 0.75 * len(rows))
+    for place, shares in enumerate(rows.values()):
+        left = 0.0
+        for share, colour, name in zip(shares, SHARE_COLOURS, names, strict=True):
+            width = 100 * share["value"]
+            axes.barh(place, width, 0.5, left, color=colour, edgecolor="white", label=name)
+            ink = "white" if colour == SHARE_COLOURS[0] else "#1c2330"
+            if width > 3:
+                size = 9 if width > 12 else 7
+                axes.text(
+                    left + width / 2, place, f"{width:.3g}%", ha="center", va="center", color=ink, size=size
+                )
+            left += width
+        for share, turned, down, colour in (
+            (shares[0], False, 0.33, "#2b6cb0"),
+            (shares[-1], True, 0.43, "#c05621"),
+        ):
+            if share.get("low") is not None and share.get("high") is not None:
+                ends = [100 * (1 - share[end] if turned else share[end]) for end in ("low", "high")]
+                axes.plot(ends, [place + down] * 2, color=colour, marker="|", markersize=5, linewidth=1.4)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.5), xlabel="answers, %; lines: 95% intervals")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[: len(names)],
+        labels[: len(names)],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=len(names),
+    )
+    return figure
 
 
 def save(figure: Any, path: Path) -> None:

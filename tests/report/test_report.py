@@ -12,7 +12,7 @@ from megavrc.demo.report import _seconds, write_report
 from megavrc.errors import UserError
 from megavrc.files import write_json
 from megavrc.model import ConditionConfig, ModelConfig, SamplingSettings
-from megavrc.report.figures import panels, save, svg
+from megavrc.report.figures import panels, save, stacked_shares, svg
 from megavrc.report.page import picture, render
 from megavrc.results import case, median_of, result, write_result
 
@@ -31,6 +31,20 @@ def test_a_figure_is_written_as_it_is_named_and_always_the_same(tmp_path: Path) 
         save(drawn(), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert svg(drawn()).startswith("<svg")
+
+
+def test_a_bar_of_shares_is_as_long_as_they_are() -> None:
+    shares = [
+        {"value": 0.6, "low": 0.5, "high": 0.7},
+        {"value": 0.1},
+        {"value": 0.3, "low": 0.2, "high": 0.4},
+    ]
+    figure = stacked_shares({"a": shares, "b": shares[::-1]}, ["one", "tie", "two"])
+    (axes,) = figure.axes
+    assert [round(bar.get_width()) for bar in axes.patches] == [60, 10, 30, 30, 10, 60]
+    lines = [sorted(map(round, line.get_xdata())) for line in axes.lines]
+    assert lines == [[50, 70], [60, 80], [20, 40], [30, 50]]
+    assert svg(figure).count("<path") > 6
 
 
 def test_a_page_escapes_texts_and_misses_no_value(tmp_path: Path) -> None:
