@@ -5,13 +5,11 @@ told otherwise, and it reads no file but those that were uploaded to it (`upload
 of models and classes, captions, errors about prompts) are escaped wherever the page would read them as HTML.
 """
 
-import errno
 import html
 import json
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from urllib.parse import unquote
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
 from megavrc.generation.folder_format import read_config
+from megavrc.web.address import check_address, shown_address
 from megavrc.web.clip_maker import (
     ALWAYS,
     KEEP,
@@ -246,25 +245,6 @@ def _place(file: dict[str, Any]) -> str:
 # --- the server --------------------------------------------------------------------------------------------------
 
 
-def check_address(host: str, port: int) -> None:
-    """UserError unless this machine can listen there."""
-    if not 0 < port < 2**16:
-        raise UserError(f"port: {port} is not one from 1 to {2**16 - 1}")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
-    except (socket.gaierror, UnicodeError):
-        raise UserError(f"host: {host!r} is not known; choose 127.0.0.1, or 0.0.0.0 for all") from None
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise UserError(
-                f"host: {host} is no address of this machine; choose 127.0.0.1, or 0.0.0.0 for all"
-            ) from None
-        why = {errno.EADDRINUSE: "taken", errno.EACCES: "not allowed"}.get(error.errno or 0, error.strerror)
-        raise UserError(f"port: {port} on {host} is {why}; choose another --port") from None
-
-
 def serve(folder: Folder, host: str, port: int, waiting: int) -> None:
     """Show the page until interrupted. Raises UserError when it cannot listen there."""
     check_address(host, port)
@@ -289,8 +269,7 @@ def serve(folder: Folder, host: str, port: int, waiting: int) -> None:
                 max_file_size=MAX_UPLOAD,
                 app_kwargs={"dependencies": [fastapi.Depends(only_uploads(uploads))]},
             )
-            shown = "127.0.0.1" if host == "0.0.0.0" else host
-            print(f"{folder.path}: open http://{shown}:{port} in a browser; Ctrl-C ends it", flush=True)
+            print(f"{folder.path}: open {shown_address(host, port)} in a browser; Ctrl-C ends it", flush=True)
             threading.Event().wait()
         except OSError:
             raise UserError(f"port: {port} on {host} is taken; choose another --port") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from megavrc.errors import UserError
+from megavrc.web.address import check_address
 
 
 def serve(
@@ -32,7 +33,6 @@ def serve(
     if importlib.util.find_spec("gradio") is None:
         raise UserError("gradio is not installed: pip install 'megavrc[serve]'")
     from megavrc.generation.folder import load_folder
-    from megavrc.web.demo_page import check_address
     from megavrc.web.demo_page import serve as serve_page
 
     if waiting < 1:

@@ -21,8 +21,9 @@ from megavrc.generation.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
 from megavrc.video import write_png
+from megavrc.web.address import check_address
 from megavrc.web.clip_maker import MORE, clip_maker, side_by_side, stream
-from megavrc.web.demo_page import build_page, check_address, serve
+from megavrc.web.demo_page import build_page, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
