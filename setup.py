@@ -21,7 +21,11 @@ def version() -> str:
 
 
 LORA = ["peft>=0.17,<0.22"]  # tested 0.21.2; brings accelerate, which device_map needs
-SERVE = ["gradio>=6,<7"]  # tested 6.31.0
+SERVE = [
+    "gradio>=6,<7",  # tested 6.31.0
+    "fastapi>=0.115,<1",  # tested 0.165.0; with uvicorn for the user study, gradio brings both
+    "uvicorn>=0.30,<1",  # tested 0.54.0
+]
 
 setup(
     name="megavrc",

@@ -109,6 +109,15 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             },
             "clips against real ones and their captions; drift, copying, redundancy; speed, memory",
         ),
+        "user_study": Entry(
+            {
+                "build": "megavrc.web.user_study_build:build_study",
+                "serve": "megavrc.web.user_study_serve:serve_study",
+                "export": "megavrc.web.user_study_report:export_answers",
+                "report": "megavrc.web.user_study_report:report_study",
+            },
+            "people compare the clips of two models, blind",
+        ),
         "benchmark": Entry(
             {
                 name: f"megavrc.benchmarks.{name}:{name}"

@@ -1,0 +1,226 @@
+"""`megavrc user_study export` and `report`: answers with the models' names again, and what they say."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from megavrc.errors import UserError
+from megavrc.evaluation.statistics import as_metric, clustered_share, mean_estimate, share_metric, sign_test
+from megavrc.files import write_atomic
+from megavrc.report.figures import KINDS, save, stacked_shares
+from megavrc.results import Metric, case, metric, publish_tables, result
+from megavrc.web.user_study import UserStudy, read_user_study
+from megavrc.web.user_study_answers import Answers, GivenAnswer
+
+Kind = Literal["pair", "repeat", "attention"]
+Shares = dict[str, Metric]
+CHOICES = ("first", "tie", "second")
+FEWEST_DRAWS = 100
+TITLES = {"consistency": "Video consistency", "text_match": "Video-text matching"}
+COLUMNS = (
+    "rater",
+    "position",
+    "key",
+    "prompt",
+    "kind",
+    "video_1",
+    "consistency",
+    "text_match",
+    "seconds",
+    "arrived",
+)
+
+
+class OpenAnswer(NamedTuple):
+    """An answer that names models.
+
+    Attributes:
+        rater: number, by first answers.
+        kind: a pair; one that this rater sees again; one for attention.
+        key, prompt: of the pair.
+        video_1: the model that was shown as video 1, "first" or "second".
+        choices: by question "first", "tie" or "second".
+    """
+
+    rater: int
+    position: int
+    key: str
+    prompt: str | None
+    kind: Kind
+    video_1: str
+    choices: dict[str, str]
+    seconds: float
+    arrived: float
+
+
+def open_answers(study: UserStudy) -> list[OpenAnswer]:
+    """All answers, unblinded; UserError when there are none."""
+    given = Answers(study).all() if study.answers.is_file() else []
+    if not given:
+        raise UserError(f"{study.folder}: no answers yet; megavrc user_study serve {study.folder}")
+    raters = {rater: number for number, rater in enumerate(dict.fromkeys(row.rater for row in given), 1)}
+    return [
+        _opened(study, row, raters[row.rater], kind)
+        for row, kind in zip(given, _kinds(study, given), strict=True)
+    ]
+
+
+def _kinds(study: UserStudy, given: Sequence[GivenAnswer]) -> Iterator[Kind]:
+    seen: set[tuple[str, int]] = set()
+    for row in given:
+        pair = row.rater, row.item.pair
+        again = pair in seen
+        seen.add(pair)
+        yield "attention" if study.pairs[row.item.pair].attention else "repeat" if again else "pair"
+
+
+def _opened(study: UserStudy, row: GivenAnswer, rater: int, kind: Kind) -> OpenAnswer:
+    pair, shown = study.pairs[row.item.pair], ("first", "second")
+    one, two = reversed(shown) if row.item.swapped else shown
+    said = {"1": one, "2": two, "tie": "tie"}
+    answers = dict(zip(("consistency", "text_match"), row.choices, strict=True))
+    choices = {question: said[str(answers[question])] for question in study.questions}
+    seconds = row.milliseconds / 1000
+    return OpenAnswer(
+        rater, row.item.position, pair.key, pair.prompt, kind, one, choices, seconds, row.arrived
+    )
+
+
+def export_answers(study: Path, csv: Path) -> None:
+    """Write all answers of a blind study as a table, a row a pair that was answered, with the models' names.
+
+    Args:
+        study: folder written by megavrc user_study build.
+        csv: file to write; of an attention pair, the second model is the first's clip in pieces.
+    """
+    found = read_user_study(study)
+    rows = open_answers(found)
+    write_atomic(csv, table_of(found, rows).encode())
+    print(f"{csv}: {len(rows)} answers")
+
+
+def table_of(study: UserStudy, rows: Sequence[OpenAnswer]) -> str:
+    """Answers as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        names = _names(study, row)
+        arrived = datetime.fromtimestamp(row.arrived, UTC).isoformat(timespec="seconds")
+        choices = [names[row.choices[name]] if name in row.choices else "" for name in TITLES]
+        place = (row.rater, row.position, row.key, row.prompt, row.kind, names[row.video_1])
+        writer.writerow([*place, *choices, row.seconds, arrived])
+    return text.getvalue()
+
+
+def _names(study: UserStudy, row: OpenAnswer) -> dict[str, str]:
+    shown = ("whole", "in pieces") if row.kind == "attention" else study.names
+    return dict(zip(CHOICES, (shown[0], "tie", shown[1]), strict=True))
+
+
+def report_study(
+    study: Path,
+    json: Path | None = None,
+    figure: Path | None = None,
+    keep_inattentive: bool = False,
+    draws: int = 1000,
+    seed: int = 0,
+) -> None:
+    """What the answers to a blind study say: which model is preferred, and how sure that is.
+
+    Raters who miss an attention pair are left out. Each question has the shares of answers that prefer a model or see
+    none better, with intervals over prompts, and the sign test over prompts.
+
+    Args:
+        study: folder written by megavrc user_study build.
+        json: write the result there.
+        figure: write the figure there, FILE.svg or FILE.png.
+        keep_inattentive: raters who miss an attention pair count too.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    if draws < FEWEST_DRAWS:
+        raise UserError(f"--draws: {draws}, at least {FEWEST_DRAWS}")
+    if figure and figure.suffix not in KINDS:
+        raise UserError(f"{figure}: name a file that ends in {' or '.join(KINDS)}")
+    found = read_user_study(study)
+    rows = open_answers(found)
+    missed = {row.rater for row in rows if row.kind == "attention" and row.choices["consistency"] != "first"}
+    counted = rows if keep_inattentive else [row for row in rows if row.rater not in missed]
+    pairs = [row for row in counted if row.kind == "pair"]
+    if not pairs:
+        raise UserError(f"{study}: no answers that count: {len(missed)} raters missed an attention pair")
+    cases = [_case(question, pairs, counted, draws, seed) for question in found.questions]
+    whole = {
+        "answers": metric(len(pairs)),
+        "prompts": metric(len({_prompt(row) for row in pairs})),
+        "raters": metric(len({row.rater for row in pairs})),
+        "raters_inattentive": metric(len(missed)),
+    }
+    config = {
+        "study": str(study),
+        "first": found.names[0],
+        "second": found.names[1],
+        "keep_inattentive": keep_inattentive,
+    }
+    protocol = found.protocol | {
+        "low, high": f"95% interval, bootstrap over prompts, {draws} draws; of repeat_agreement Wilson's",
+        "sign_test": "two-sided, of prompts: each is that model's which most of its answers prefer",
+    }
+    for name, row in zip(found.questions, cases, strict=True):
+        print(f"note: {TITLES[name]}: {_verdict(row['metrics'], found.names)}")
+    publish_tables(result("user_study report", config, cases, whole, protocol), json)
+    if figure:
+        shares = {TITLES[row["name"]]: [row["metrics"][choice] for choice in CHOICES] for row in cases}
+        save(stacked_shares(shares, (found.names[0], "no difference", found.names[1])), figure)
+
+
+def _case(
+    question: str, pairs: Sequence[OpenAnswer], counted: Sequence[OpenAnswer], draws: int, seed: int
+) -> dict[str, Any]:
+    """A row of the result: what the answers to a question say."""
+    said = np.array([row.choices[question] for row in pairs])
+    prompts = [_prompt(row) for row in pairs]
+    metrics = {choice: clustered_share(said == choice, prompts, draws, seed) for choice in CHOICES}
+    score = (said == "first").astype(np.float64) - (said == "second")
+    metrics["first_minus_second"] = as_metric(mean_estimate(score, draws, seed, prompts), len(pairs), "share")
+    sums: Counter[str] = Counter()
+    for prompt, value in zip(prompts, score, strict=True):
+        sums[prompt] += int(value)
+    won = [sum(total > 0 for total in sums.values()), sum(total < 0 for total in sums.values())]
+    metrics["sign_test"] = metric(sign_test(*won), "", sum(won))
+    decided = [row for row in pairs if row.choices[question] != "tie"]
+    if decided:
+        sides = np.array([row.choices[question] == row.video_1 for row in decided])
+        metrics["video_1"] = clustered_share(sides, [_prompt(row) for row in decided], draws, seed)
+    before = {(row.rater, row.key): row for row in pairs}
+    again = [row for row in counted if row.kind == "repeat" and (row.rater, row.key) in before]
+    if again:
+        same = [row.choices[question] == before[row.rater, row.key].choices[question] for row in again]
+        metrics["repeat_agreement"] = share_metric(same)
+    return case(question, metrics, {"prompts_won": won})
+
+
+def _prompt(row: OpenAnswer) -> str:
+    """What a bootstrap draws as a whole: several clips of one prompt are one."""
+    return row.key if row.prompt is None else row.prompt
+
+
+def _verdict(metrics: Shares, names: Sequence[str]) -> str:
+    gap = metrics["first_minus_second"]
+    if gap["low"] > 0 or gap["high"] < 0:
+        said = f"{names[gap['value'] < 0]} is preferred: 0 lies outside the interval of first_minus_second"
+    else:
+        said = "no preference is shown: 0 lies in the interval of first_minus_second"
+    side = metrics.get("video_1")
+    if side and not side["low"] <= 0.5 <= side["high"]:
+        said += (
+            f"; of the two places, raters prefer video {1 if side['value'] > 0.5 else 2} (sides are balanced)"
+        )
+    return said

@@ -1,0 +1,175 @@
+"""What is said of answers: known preferences are found, raters who do not look are left out, tables name the models."""
+
+import csv
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megavrc.config import run_command
+from megavrc.errors import UserError
+from megavrc.results import read_result
+from megavrc.web.user_study import ClipPair, UserStudy, write_user_study
+from megavrc.web.user_study_answers import Answers
+from megavrc.web.user_study_report import export_answers, open_answers, report_study
+
+Choose = Callable[
+    [int, int, bool], str
+]  # of rater, pair and whether it is a repeat: "first", "second" or "tie"
+COMMANDS = {
+    name: f"megavrc.web.user_study_report:{name}_{end}"
+    for name, end in (("export", "answers"), ("report", "study"))
+}
+
+
+def study_of(folder: Path, prompts: int, repeats: int = 1, attention: int = 1) -> UserStudy:
+    """A study without pictures; its last prompt stands there twice."""
+    texts = [f'=prompt {index}, "quoted"' for index in range(prompts)]
+    rows = [(f"key{index}", text, False) for index, text in enumerate([*texts[:-1], texts[0]])]
+    rows += [("key0", texts[0], True)] * attention
+    pairs = [ClipPair(*row, f"{index}p", f"{index}s") for index, row in enumerate(rows)]
+    questions = ("consistency", "text_match")
+    study = UserStudy(
+        folder, ("Ours <1>", "Theirs"), questions, pairs, repeats, (), "x" * 32, 8, 8, 16, 0.0, {}
+    )
+    (folder / "clips").mkdir(parents=True)
+    for pair in pairs:
+        for name in (pair.plain, pair.swapped):
+            study.clip(name).touch()
+    write_user_study(study)
+    return study
+
+
+def answer(
+    study: UserStudy, raters: int, choose: Choose, attentive: Callable[[int], bool] = lambda _: True
+) -> None:
+    """Answers as raters give them, who see videos, not models. The text is always as the consistency, or a tie."""
+    answers, rows = Answers(study), []
+    for number in range(raters):
+        rater = f"rater{number:02d}"
+        seen: set[int] = set()
+        for item in answers.items(rater)[0]:
+            if study.pairs[item.pair].attention:
+                wanted = "first" if attentive(number) else "second"
+            else:
+                wanted = choose(number, item.pair, item.pair in seen)
+            seen.add(item.pair)
+            side = {"first": "12"[item.swapped], "second": "21"[item.swapped], "tie": "tie"}[wanted]
+            rows.append((rater, item.position, f"{rater}-{item.position}", side, "tie", 1500, len(rows)))
+    with sqlite3.connect(study.answers) as base:
+        base.executemany("insert into answer values (?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def test_a_preference_is_found_with_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of(tmp_path / "study", 20)
+    ties = np.random.default_rng(0).random((12, 20)) < 0.1
+
+    def choose(rater: int, pair: int, repeat: bool) -> str:
+        return "tie" if ties[rater, pair] else "second" if pair % 4 == 1 else "first"
+
+    answer(study, 12, choose)
+    capsys.readouterr()
+    report_study(study.folder, tmp_path / "report.json", tmp_path / "figure9.svg")
+    said = capsys.readouterr().out
+    assert "Video consistency: Ours <1> is preferred" in said
+    assert "Video-text matching: no preference is shown" in said
+    found = read_result(tmp_path / "report.json")
+    assert found["config"]["first"] == "Ours <1>" and found["config"]["second"] == "Theirs"
+    assert {name: value["value"] for name, value in found["metrics"].items()} == {
+        "answers": 240, "prompts": 19, "raters": 12, "raters_inattentive": 0,
+    }  # fmt: skip
+    consistency, text = found["cases"]
+    shares = {name: consistency["metrics"][name] for name in ("first", "tie", "second")}
+    assert shares["tie"]["value"] == pytest.approx(ties.mean()) and shares["tie"]["n"] == 240
+    assert sum(share["value"] for share in shares.values()) == pytest.approx(1)
+    first = shares["first"]
+    assert (
+        first["low"] < first["value"] < first["high"] and first["high"] - first["low"] > 0.2
+    )  # of prompts, not answers
+    assert consistency["facts"]["prompts_won"] == [14, 5]
+    assert consistency["metrics"]["sign_test"]["value"] == pytest.approx(0.0636, abs=1e-4)
+    assert consistency["metrics"]["repeat_agreement"] | {"low": 0} == {
+        "value": 1.0, "unit": "share", "n": 12, "low": 0, "high": 1.0,
+    }  # fmt: skip
+    side = consistency["metrics"]["video_1"]
+    assert side["low"] < 0.5 < side["high"]
+    assert (
+        text["metrics"]["tie"]["value"] == 1 and text["metrics"]["tie"]["low"] < 0.9
+    )  # Wilson's of 19 prompts
+    assert "video_1" not in text["metrics"] and text["metrics"]["sign_test"]["value"] == 1
+    assert (
+        "Ours &lt;1&gt;" in (tmp_path / "figure9.svg").read_text()
+        or "<svg" in (tmp_path / "figure9.svg").read_text()
+    )
+
+
+def test_who_does_not_look_is_left_out_and_who_prefers_a_side_is_seen(tmp_path: Path, capsys) -> None:
+    study = study_of(tmp_path / "study", 9)
+    answer(study, 8, lambda rater, pair, repeat: "second" if rater < 2 else "first", lambda rater: rater >= 2)
+    report_study(study.folder, tmp_path / "a.json")
+    report_study(study.folder, tmp_path / "b.json", keep_inattentive=True)
+    one, both = (read_result(tmp_path / name) for name in ("a.json", "b.json"))
+    assert one["cases"][0]["metrics"]["first"]["value"] == 1 and one["metrics"]["raters"]["value"] == 6
+    assert both["cases"][0]["metrics"]["first"]["value"] == 0.75
+    assert (
+        one["metrics"]["raters_inattentive"]["value"] == both["metrics"]["raters_inattentive"]["value"] == 2
+    )
+
+    lazy = study_of(tmp_path / "lazy", 9, attention=0)
+    items = {number: Answers(lazy).items(f"rater{number:02d}")[0] for number in range(6)}
+    sides = {(n, item.pair): item.swapped for n in items for item in reversed(items[n])}
+    answer(lazy, 6, lambda rater, pair, repeat: "second" if sides[rater, pair] != repeat else "first")
+    capsys.readouterr()
+    report_study(lazy.folder)
+    said = capsys.readouterr().out
+    assert "no preference is shown" in said and "raters prefer video 1" in said
+    assert "0 % (0 to 39)" in said, said
+
+
+def test_the_table_names_models_and_kinds(tmp_path: Path) -> None:
+    study = study_of(tmp_path / "study", 4)
+    answer(study, 2, lambda rater, pair, repeat: "second" if pair == 1 else "first")
+    export_answers(study.folder, tmp_path / "answers.csv")
+    with open(tmp_path / "answers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 6
+    for row in rows:
+        wanted = {"key1": "Theirs"}.get(row["key"], "Ours <1>")
+        assert row["consistency"] == ("whole" if row["kind"] == "attention" else wanted)
+        assert (
+            row["text_match"] == "tie"
+            and float(row["seconds"]) == 1.5
+            and row["prompt"].startswith("=prompt")
+        )
+        assert row["video_1"] in (("whole", "in pieces") if row["kind"] == "attention" else study.names)
+    kinds = [row["kind"] for row in rows if row["rater"] == "1"]
+    assert sorted(kinds) == ["attention"] + ["pair"] * 4 + ["repeat"]
+    assert [int(row["position"]) for row in rows] == [*range(6), *range(6)]
+
+
+def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of(tmp_path / "study", 4)
+
+    def refused(*words: str) -> str:
+        assert run_command(COMMANDS, list(words)) == 2
+        return capsys.readouterr().err
+
+    folder = str(study.folder)
+    assert "no answers yet; megavrc user_study serve" in refused("report", folder)
+    assert not study.answers.exists()
+    assert "study.json: no such file" in refused("export", str(tmp_path), "--csv", "x.csv")
+    assert "--draws: 5, at least 100" in refused("report", folder, "--draws", "5")
+    assert "figure.pdf: name a file that ends in .png or .svg" in refused(
+        "report", folder, "--figure", "figure.pdf"
+    )
+    answer(study, 1, lambda *_: "first", lambda _: False)
+    assert "no answers that count: 1 raters missed" in refused("report", folder)
+    with sqlite3.connect(study.answers) as base:
+        base.execute("delete from answer")
+    with pytest.raises(UserError, match="no answers yet"):
+        open_answers(study)
+    (study.folder / "study.json").write_text(json.dumps({"format": 1}))
+    assert "study.json" in refused("report", folder)
