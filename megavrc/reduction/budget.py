@@ -31,8 +31,16 @@ def layer_counts(stages: dict[int, int], total: int, depth: int) -> list[int]:
 
 
 def tower_schedule(total: int, count: int, layers: int) -> list[int]:
-    """[layers]: tokens after each layer of a tower that loses the same number everywhere, `count` in the end (ToMe)."""
+    """[layers]: tokens after each layer of a tower that loses the same number everywhere, `count` in the end (ToMe).
+
+    A token merges with one other, so a layer loses at most half. Where the same number is more than that, each layer
+    loses the same share; ValueError where that is too much too.
+    """
     counts = [total - (total - count) * (layer + 1) // layers for layer in range(layers)]
+    if any(after < before - before // 2 for before, after in zip([total, *counts], counts, strict=False)):
+        counts = [
+            math.floor(total * (count / total) ** ((layer + 1) / layers) + 0.5) for layer in range(layers)
+        ]
     for before, after in zip([total, *counts], counts, strict=False):
         if after < before - before // 2:
             raise ValueError(

@@ -136,6 +136,7 @@ def reduce(
         yield block.seen
 
 
+@torch.no_grad()
 def calibrated(model: Any, method: str, keep: float, inputs: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Options with which the method leaves `keep` of the tokens of all pictures in `inputs`, on average.
 
@@ -173,6 +174,7 @@ class ReducedModel:
         self.inner: Inner | None = None
         if request.method.place == "llm":
             self.inner = Inner(model, request.method, request.positions, request.options, self.frozen)
+            schedule(request.method, request.keep, 1000, depth, self.inner.stages[0])  # refuses early
         self.generate: Any = None
         self.inside = False  # of `generate`, whose forward passes have their inputs already
         self.turn: Turn | None = None  # of the forward pass that runs
@@ -184,12 +186,13 @@ class ReducedModel:
         if before := turn_of(cache):
             rest, turn = without_pixels(given), before.continued(given, placeholders(self.model))
         else:
-            rest, reduced = self.reduced(given)
+            with torch.no_grad():
+                rest, reduced = self.reduced(given)
             if reduced is None:
-                return self.generate(*args, **given)
+                return self.generate(None, *args, **given)
             turn = keeping_its_mask(reduced)
         if self.inner is not None:
-            refuse_rewinding(given, self.request.method)
+            refuse_rewinding(given, args, self)
         self.inside = True
         try:
             answer = self.generate(None, *args, **with_turn(rest, turn))
@@ -279,9 +282,10 @@ class ReducedModel:
         method, embed = self.request.method, self.model.get_input_embeddings()
         left: dict[int, Reduction] = {}
         for number, item in ((number, item) for row in rows for number, item in enumerate(row)):
-            first = self.frozen.found.get((item.row, number, 0)) if self.frozen is not None else None
-            text = embed(texts[item.row]) if "text" in method.needs else None
-            found = first or item.visual.reduced(method, self.request.keep, text, self.request.options)
+            found = self.frozen.found.get((item.row, number, 0)) if self.frozen is not None else None
+            if found is None:
+                text = embed(texts[item.row]) if "text" in method.needs else None
+                found = item.visual.reduced(method, self.request.keep, text, self.request.options)
             if self.frozen is not None:
                 self.frozen.found[item.row, number, 0] = found
             left[id(item)] = found
@@ -313,11 +317,12 @@ def placeholders(model: Any) -> list[int]:
     return [token for token in tokens if token is not None]
 
 
-def refuse_rewinding(given: dict[str, Any], method: Method) -> None:
+def refuse_rewinding(given: dict[str, Any], args: tuple[Any, ...], reduced: ReducedModel) -> None:
     """Decoding that goes back in the cache, or takes the prompt in chunks, is not possible where layers differ."""
-    config = given.get("generation_config")
+    configs = (given.get("generation_config"), *args, reduced.model.generation_config)
     for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
-        if given.get(name) is not None or getattr(config, name, None) is not None:
+        if given.get(name) is not None or any(getattr(config, name, None) is not None for config in configs):
+            method = reduced.request.method.name
             raise UserError(
-                f"{method.name} acts inside the LLM, whose layers then differ in length: leave out {name}"
+                f"{method} acts inside the LLM, whose layers then differ in length: leave out {name}"
             )

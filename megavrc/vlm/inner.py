@@ -93,7 +93,9 @@ class Inner:
         self.depth = len(self.llm.layers)
         self.method, self.policy, self.options = method, positions, options
         self.stages = method.layers_of(self.depth, earliest(model))
-        if "sliding_attention" in (getattr(self.llm.config, "layer_types", None) or ()):
+        config = self.llm.config
+        windows = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None)]
+        if any(kind not in (None, "full_attention") for kind in windows):
             raise UserError(f"{method.name} acts inside the LLM, and layers of this one see a sliding window")
         self.plan: InnerPlan | None = None
         self.frozen = frozen
@@ -184,7 +186,7 @@ class Inner:
         self.given[stage] = {
             "attention_mask": self.seen(self.now.present, hidden, 0),
             "position_embeddings": self.now.rotation,
-            "position_ids": None,
+            "position_ids": self.now.positions if self.now.positions.ndim == 2 else None,
         }
         return hidden
 
@@ -193,6 +195,8 @@ class Inner:
         assert self.positions is not None
         length = self.embeddings.shape[1]
         mask = plan.mask.repeat_interleave(rows // len(plan.mask), 0)
+        if length < mask.shape[1]:
+            raise UserError(f"{self.method.name} acts inside the LLM and needs the prompt in one piece")
         present = pad(mask, (0, length - mask.shape[1]), value=True)
         columns = torch.arange(length, device=mask.device).expand(rows, -1).masked_fill(~present, -1)
         rotation = [x.expand(rows, -1, -1) for x in kwargs["position_embeddings"]]
@@ -262,7 +266,7 @@ class Inner:
             present = torch.cat([present, self.mask[:, known.length :].bool()], 1)
         if present.shape[1] != past + hidden.shape[1]:
             raise UserError(f"{self.method.name} needs a cache as it was left: this one is longer or shorter")
-        given: dict[str, Any] = {"attention_mask": self.seen(present, hidden, past), "position_ids": None}
+        given: dict[str, Any] = {"attention_mask": self.seen(present, hidden, past)}
         if self.policy == "renumbered":
             assert self.positions is not None
             lower = self.positions - known.shift[stage]

@@ -73,6 +73,7 @@ def test_tower_schedule_takes_as_many_from_every_layer() -> None:
     counts = tower_schedule(197, 101, 12)
     assert counts == [197 - 8 * layer for layer in range(1, 13)]
     assert tower_schedule(64, 37, 4) == [58, 51, 44, 37]
+    assert tower_schedule(64, 16, 2) == [32, 16]  # 24 from each would be more than half of 40
     with pytest.raises(ValueError, match="64 tokens cannot become 4 in one layer"):
         tower_schedule(64, 4, 1)
 

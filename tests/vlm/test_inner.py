@@ -1,5 +1,6 @@
 """Token reduction inside the LLM: hooks on its layers, on the eight families at tiny size."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from megavrc.errors import UserError
 from megavrc.reduction import METHODS
 from megavrc.vlm import reduce
-from megavrc.vlm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
+from megavrc.vlm.tiny import FAMILIES, IMAGE, TEXT, batch, prompt, tiny
 
 INNER = [name for name, method in METHODS.items() if method.place == "llm"]
 
@@ -22,11 +23,12 @@ def answer(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
     return model.generate(**inputs, max_new_tokens=3, do_sample=False, **options)
 
 
-def hooks(model: Any) -> int:
-    return sum(
-        len(module._forward_pre_hooks) + len(module._forward_hooks)
-        for module in model.language_model.modules()
-    )
+def hooks_and_attention(model: Any) -> tuple[int, list[str]]:
+    modules = list(model.modules())
+    count = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules)
+    return count, [
+        part.config._attn_implementation for part in modules if hasattr(part, "set_attn_implementation")
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -37,9 +39,9 @@ def test_inside_the_llm_of_a_family(family: str) -> None:
         prompt(family, *parts(family)),
         prompt(family, "image", [9, 8], seed=1),
     )
-    before = hooks(model.model)
     with torch.no_grad():
         logits, whole = model(**inputs).logits, answer(model, inputs)
+        before = hooks_and_attention(model)
         for name in INNER:
             with reduce(model, name, keep=1.0):
                 assert torch.equal(model(**inputs).logits, logits), name
@@ -54,7 +56,7 @@ def test_inside_the_llm_of_a_family(family: str) -> None:
             for row, one in zip(both, alone, strict=True):
                 torch.testing.assert_close(row[-one.shape[1] :], one[0], atol=2e-5, rtol=1e-4)
         assert torch.equal(model(**inputs).logits, logits)
-    assert hooks(model.model) == before
+    assert hooks_and_attention(model) == before
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
@@ -74,7 +76,12 @@ def test_dropped_tokens_are_as_if_masked(family: str) -> None:
             shown.append(model(**inputs).logits[0, -1])
     torch.testing.assert_close(*shown, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        weights = model(**inputs, output_attentions=True).attentions[layer - 1]
+        whole = model(**inputs, output_attentions=True)
+        with reduce(model, "fastv", keep=1.0):
+            assert torch.equal(
+                model(**inputs).logits, whole.logits
+            )  # eager attention is that of transformers
+    weights = whole.attentions[layer - 1]
     count = round(((0.75 * 3) - layer) / (3 - layer) * len(places))
     left = weights[0, :, -1].mean(0)[places].topk(count).indices
     gone = places[~torch.isin(torch.arange(len(places)), left)]
@@ -139,21 +146,84 @@ def test_what_layers_of_different_length_cannot_do_is_refused() -> None:
             answer(model, inputs, prompt_lookup_num_tokens=2)
         with pytest.raises(UserError, match="fastv needs a cache that grows"):
             answer(model, inputs, cache_implementation="static")
+        with pytest.raises(UserError, match="leave out prefill_chunk_size"):
+            answer(model, inputs, prefill_chunk_size=8)
         with pytest.raises(UserError, match="this one has no words"):
             model(**prompt("llava", "image"))
     with pytest.raises(ValueError, match="fastv acts from layer 1 of 3 on"), reduce(model, "fastv", keep=0.2):
-        model(**inputs)
+        pass
+    model.model.language_model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(UserError, match="see a sliding window"), reduce(model, "fastv", keep=0.5):
+        pass
+    del model.model.language_model.config.layer_types
     model.model.language_model.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match="flex_attention cannot be listened to"):
         with reduce(model, "fastv", keep=0.5):
             pass
 
 
-def test_an_exception_inside_leaves_no_hook() -> None:
-    model, inputs = tiny("qwen3_vl"), prompt("qwen3_vl", [5], "image", [7])
-    before = hooks(model.model)
-    inputs["input_ids"][inputs["input_ids"] == IMAGE] = VIDEO
-    with pytest.raises(UserError), reduce(model, "sparsevlm", keep=0.75):
-        model(**inputs)
-    assert hooks(model.model) == before and "generate" not in vars(model)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
+@pytest.mark.parametrize("method", ["fastv", "visionzip", "tome", "divprune"])
+def test_an_exception_leaves_nothing_behind(method: str) -> None:
+    """NaN is found in a hook inside the LLM, after the tower, in a hook inside it, and before the LLM."""
+    model, inputs = tiny("llava"), prompt("llava", [5], "image", [7])
+    model(**inputs)  # transformers puts hooks of its own at the first call, for good
+    before = hooks_and_attention(model)
+    inputs["pixel_values"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="holds NaN"), reduce(model, method, keep=0.75):
+        answer(model, inputs)
+    assert hooks_and_attention(model) == before and "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_rows_with_and_without_pictures(family: str) -> None:
+    """Each row is as if alone, padded on either side; the last one has two pictures. With beams and samples."""
+    model = tiny(family)
+    rows = [
+        prompt(family, [5, 6, 7, 8]),
+        prompt(family, [4], "image", [9]),
+        prompt(family, "image", [3], "image", [7]),
+    ]
+    both = batch(*rows)
+    right = {**both}
+    for name in {"input_ids", "attention_mask", "mm_token_type_ids"}.intersection(both):
+        right[name] = torch.stack(
+            [
+                value.roll(-int((~shown.bool()).sum()))
+                for value, shown in zip(both[name], both["attention_mask"], strict=True)
+            ]
+        )
+    for method in ("visionzip", "fastv"):
+        with torch.no_grad(), reduce(model, method, keep=0.75):
+            alone = [model(**row).logits[0] for row in rows]
+            for padded in (both, right):
+                for found, one in zip(model(**padded).logits, alone, strict=True):
+                    torch.testing.assert_close(found[-len(one) :], one, atol=2e-5, rtol=1e-4)
+            beams = answer(model, both, num_beams=2, num_return_sequences=2)
+            assert torch.equal(
+                beams, answer(model, both, num_beams=2, num_return_sequences=2, use_cache=False)
+            )
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3, 4])
+def test_a_cut_before_any_layer(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mask, cache and positions are cut together: a padded batch, a second turn, eager and sdpa agree at each layer."""
+    monkeypatch.setitem(TEXT, "num_hidden_layers", 5)
+    monkeypatch.setitem(METHODS, "fastv", replace(METHODS["fastv"], layers=(layer,), depth=5))
+    model = tiny("qwen2_vl")
+    inputs = batch(prompt("qwen2_vl", [5], "image", [6]), prompt("qwen2_vl", [9, 9], "video", [5, 4], seed=2))
+    del inputs["mm_token_type_ids"]
+    answers = []
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad(), reduce(model, "fastv", keep=0.9, positions="renumbered", selection="frozen"):
+            first = answer(model, inputs, return_dict_in_generate=True)
+            lengths = [first.past_key_values.get_seq_length(number) for number in range(5)]
+            assert len(set(lengths[:layer])) == len(set(lengths[layer:])) == 1 and lengths[0] > lengths[-1]
+            ids = torch.cat([first.sequences, torch.tensor([[30, 31], [32, 33]])], 1)
+            mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 5), value=1)
+            second = {"input_ids": ids, "attention_mask": mask}
+            answers += [
+                answer(model, second, past_key_values=first.past_key_values),
+                answer(model, {**inputs, **second}),
+            ]
+    assert all(torch.equal(found, answers[0]) for found in answers)

@@ -9,7 +9,7 @@ from torch import Tensor
 from megavrc.reduction import METHODS
 from megavrc.vlm import reduce
 from megavrc.vlm.hosts import refusal
-from megavrc.vlm.tiny import FAMILIES, prompt, tiny
+from megavrc.vlm.tiny import FAMILIES, IMAGE, prompt, tiny
 from megavrc.vlm.tower import encoded_with
 from megavrc.vlm.visual import visuals
 
@@ -124,3 +124,15 @@ def test_what_a_tower_cannot_give_is_said() -> None:
     }
     for (family, method, tower), reason in reasons.items():
         assert refusal(family, METHODS[method], tower) == reason
+
+
+def test_a_cls_token_among_the_features_stays() -> None:
+    """LLaVA that selects the `full` features: 65 placeholders, the first for CLS, which no method sees."""
+    model = tiny("llava")
+    model.config.vision_feature_select_strategy = "full"
+    inputs = prompt("llava", [5], "image", [7])
+    ids = torch.tensor([[5, *[IMAGE] * 65, 7]])
+    for method in ("pool", "visionzip", "tome", "fastv"):
+        with torch.no_grad(), reduce(model, method, keep=0.5) as seen:
+            left = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits.shape[1]
+        assert seen.unreduced == 64 and left == 2 + 1 + seen.layers[-1], method
