@@ -3,7 +3,6 @@
 import ast
 import graphlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -252,10 +251,3 @@ def test_import_contract_notices(tmp_path: Path) -> None:
     assert run.returncode == 1, run.stdout + run.stderr
     unnoticed = [report for _, report in PLANTED.values() if report not in run.stdout]
     assert unnoticed == [], run.stdout
-
-
-def test_the_picture_of_the_floors_is_that_of_the_code() -> None:
-    drawn = runpy.run_path(str(ROOT / "docs" / "figures" / "floors.py"))["drawing"]()
-    assert (ROOT / "docs" / "images" / "floors.svg").read_text() == drawn, (
-        "python docs/figures/floors.py draws it"
-    )

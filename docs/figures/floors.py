@@ -1,7 +1,5 @@
 """Draw the floors of megavrc from the import contract and the imports themselves: docs/images/floors.svg.
 
-    python docs/figures/floors.py
-
 Nothing is written by hand: floors come from pyproject.toml, arrows from their import statements.
 Every room uses the ground (the single files), so arrows to it are left out.
 """
@@ -9,21 +7,11 @@ Every room uses the ground (the single files), so arrows to it are left out.
 import ast
 import tomllib
 from pathlib import Path
-from xml.sax.saxutils import escape
+
+from canvas import Canvas
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "docs" / "images" / "floors.svg"
 WIDTH, ROW, BOX, GAP, LEFT = 980, 92, 44, 12, 20
-
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1f2933 }
-rect { fill: #e8eef5; stroke: #7b8794; rx: 5 } .ground rect { fill: #eceff1 }
-path { fill: none; stroke: #3b6ea8; stroke-width: 1.5; opacity: .4 }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e4e7eb } rect { fill: #243447; stroke: #7b8794 } .ground rect { fill: #2b2f33 }
-  path { stroke: #8fbcf0; opacity: .45 }
-}
-"""
 
 
 def floors() -> list[list[str]]:
@@ -75,32 +63,14 @@ def drawing() -> str:
     at = places(rows)
     rooms = [room for floor in rows for room in floor]
     ground = {room for room in rooms if (ROOT / "megavrc" / f"{room}.py").is_file()}
-    lines = []
+    height = 16 + ROW * len(rows) - (ROW - BOX) + 16
+    canvas = Canvas(height, "Floors of megavrc: imports point down only", WIDTH)
     for room, other in sorted(arrows(rooms)):
-        if other in ground:
-            continue
-        (x, y, w), (u, v, z) = at[room], at[other]
-        a, b, c, d = x + w / 2, y + BOX, u + z / 2, v
-        bend = (d - b) / 2
-        path = f"M{a:.0f} {b:.0f}C{a:.0f} {b + bend:.0f} {c:.0f} {d - bend:.0f} {c:.0f} {d:.0f}"
-        lines.append(f'<path d="{path}"/>')
+        if other not in ground:
+            (x, y, w), (u, v, z) = at[room], at[other]
+            canvas.curve((x + w / 2, y + BOX), (u + z / 2, v))
     for room in rooms:
         x, y, w = at[room]
-        name = f"{room}.py" if room in ground else f"{room}/"
-        group = '<g class="ground">' if room in ground else "<g>"
-        lines.append(
-            f'{group}<rect x="{x:.0f}" y="{y}" width="{w:.0f}" height="{BOX}"/>'
-            f'<text x="{x + w / 2:.0f}" y="{y + 27}" text-anchor="middle">{escape(name)}</text></g>'
-        )
-    height = 16 + ROW * len(rows) - (ROW - BOX) + 16
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
-    return (
-        f'{head} aria-label="Floors of megavrc: imports point down only"><style>{STYLE}</style>\n'
-        + "\n".join(lines)
-        + "\n</svg>\n"
-    )
-
-
-if __name__ == "__main__":
-    OUT.write_text(drawing())
-    print(OUT.relative_to(ROOT))
+        single = room in ground
+        canvas.box(x, y, w, BOX, "plain" if single else "raw", f"{room}.py" if single else f"{room}/")
+    return canvas.svg()
