@@ -1,4 +1,4 @@
-"""What the README says exists: its commands, their subcommands, its links; and no command is left out of it."""
+"""What the pages say exists: commands, subcommands, options, links, tests; and nothing is left out of the tables."""
 
 import contextlib
 import functools
@@ -15,11 +15,21 @@ from megavrc.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
 
+BY_THE_WAY = {
+    "commands.md",
+    "options.md",
+    "licences.md",
+    "scenes.md",
+    "gameplay.md",
+}  # pages that no aim begins with
 ENTRIES = {name: entry for group in COMMANDS.values() for name, entry in group.items()}
-# rows like: | `megavrc x {one,two}` | what it does |
-ROWS = dict(re.findall(r"^\| `(?:megavrc |bash )([\w/.]+)([^`]*)` \|", README, re.MULTILINE))
+# rows like: | `megavrc x` | what it does |, and | `megavrc x one` | .. |
+ROWS = re.findall(r"^\| `megavrc (\w+) ?([^`]*)` \|", COMMANDS_PAGE, re.MULTILINE)
+SUBCOMMANDS = {name: [word for found, word in ROWS if found == name and word] for name, _ in ROWS}
 SCRIPT = rf"((?<!/)\b(?:tools|pretrain|examples|benchmarks)/\w+\.py\b|\bmegavrc (?:{'|'.join(ENTRIES)})\b)"
 
 
@@ -63,26 +73,59 @@ def known_options(command: str, subcommand: str) -> set[str]:
     return known | known_options("pretrain_vrc", "") if command == "plan_run" else known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_know_the_options_that_pages_give_them(page: Path) -> None:
     unknown = []
     for command, words in commands(page):
         assert command in ENTRIES or (ROOT / command).is_file(), command
-        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if "{" in ROWS.get(command, "") else None
+        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if SUBCOMMANDS.get(command) else None
         for option in re.findall(r"(?<=\s--)[a-z][\w.-]*", f" {words}"):
             if "--" + option.replace("-", "_") not in known_options(command, subcommand or ""):
                 unknown.append(f"{command} {subcommand or ''} --{option}")
     assert unknown == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pages_name_commands_that_exist(page: Path) -> None:
     named = re.findall(r"(?:`|^    )megavrc ([a-z_]+)", page.read_text(), re.MULTILINE)
     assert set(named) <= set(ENTRIES)
 
 
-def test_table_names_every_command() -> None:
-    assert set(ROWS) == {*ENTRIES, "pretrain/two_stage.sh"}
+def test_tables_name_every_command() -> None:
+    assert [name for name, word in ROWS if not word] == list(ENTRIES)
+    groups = {
+        name: re.findall(r"`(\w+)`", words)
+        for name, words in re.findall(r"^\| (.+?) \| (`.+) \|", README, re.M)
+    }
+    assert {name: groups.get(name) for name in COMMANDS} == {
+        name: list(found) for name, found in COMMANDS.items()
+    }
+
+
+def test_tables_that_the_code_knows_are_those_of_the_code() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs" / "figures")
+        made = runpy.run_path(str(ROOT / "docs" / "figures" / "tables.py"))["pages"]()
+    assert {"commands.md", "exit_codes.md", "options.md"} <= {page.name for page in made}
+    for page, text in made.items():
+        assert page.read_text() == text, f"{page.name}: python docs/figures/draw.py writes it"
+
+
+def test_the_list_of_pages_has_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    aims, _, pages = index.partition("## All pages")
+    for text in (aims, pages):
+        named = set(re.findall(r"\]\((\w+\.md)\)", text))
+        assert {page.name for page in DOCS} - named <= (
+            {"README.md"} if text is pages else {"README.md", *BY_THE_WAY}
+        )
+
+
+def test_what_the_readme_claims_has_a_test() -> None:
+    section = README.partition("## What it does that others do not")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    assert [row for row in rows if not re.search(r"\]\(tests/\w+/?\w+\.py\)", row)] == []
 
 
 def test_scripts_are_entries_of_the_same_table() -> None:
@@ -96,9 +139,8 @@ def test_scripts_are_entries_of_the_same_table() -> None:
 @pytest.mark.parametrize("command", ENTRIES)
 def test_help(command: str) -> None:
     text = help_text(command)
-    braces = re.search(r"\{([^}]*)\}", ROWS[command])
     subcommands = re.findall(r"^  (\S+) +\S", text, re.MULTILINE) if "SUBCOMMAND" in text else []
-    assert subcommands == (braces[1].split(",") if braces else [])
+    assert subcommands == SUBCOMMANDS[command]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +161,27 @@ def test_make_targets_exist() -> None:
     assert named and named <= targets
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text())
     local = [a or b for a, b in links if not (a or b).startswith("http")]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    assert [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if not path.startswith("http") and anchor not in anchors(page.parent / path if path else page)
+    ] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_example_of_the_model_page_runs() -> None:
