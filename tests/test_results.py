@@ -127,7 +127,7 @@ def test_cases_take_turns_and_warm_up_is_left_out() -> None:
 ROOT = TOOL.parents[1]
 PAGES = [
     path
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md")))
     if TABLE.search(path.read_text())
 ]
 RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
