@@ -1,4 +1,4 @@
-"""What people type and read: words into values of options, mistakes into one line, help.
+"""Text that people type and read: words into values of options, mistakes into one line, help.
 
 jsonargparse knows the types. But it reads every word as YAML (`#sunset` is nothing, `- a` a list), wants one word an
 option, and speaks of unions where a value is wrong. So words are grouped here and handed on in the one spelling that
@@ -244,7 +244,7 @@ def _deprecated(spelling: str, instead: str) -> None:
 
 
 def help_text(prog: str, summary: str, options: Options, first: Iterable[str] = ()) -> str:
-    """What `--help` prints: usage, summary, options in their order.
+    """The text that `--help` prints: usage, summary, options in their order.
 
     Args:
         prog: the command.

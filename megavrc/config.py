@@ -111,7 +111,7 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
 
 
 def load(main: Main) -> Function | Mapping[str, Any]:
-    """What "module:name" names."""
+    """The object that "module:name" names."""
     if isinstance(main, str):
         module, _, name = main.partition(":")
         return typing.cast(Function, getattr(importlib.import_module(module), name))

@@ -321,7 +321,7 @@ def patiently(
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, and of which file."""
+    """The system's reason, and the file that it is about."""
     return f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
 
 

@@ -130,7 +130,7 @@ def peak_memory(device: "str | torch.device") -> int:
 
 
 def machine(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """What a result was measured on; the versions of packages are apart, in `versions`."""
+    """The machine that a result was measured on; the versions of packages are apart, in `versions`."""
     import torch
 
     return {
@@ -164,7 +164,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that this process has loaded and that change numbers."""
+    """Versions of Python and of the packages that this process has loaded and that change numbers."""
     loaded = [name for name in PACKAGES if name in sys.modules]
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
 

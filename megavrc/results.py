@@ -46,7 +46,7 @@ def median_of(samples: Sequence[float], unit: str = "") -> Metric:
 
 
 def ratio(first: Metric, second: Metric) -> Metric:
-    """How many times the second value the first is; its spread is not known."""
+    """The first value over the second; its spread is not known."""
     return metric(first["value"] / second["value"], n=min(first["n"], second["n"]))
 
 
@@ -217,7 +217,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def publish_tables(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
-    """What a command does with its result: print its tables, and write it where `--json` says.
+    """Print the tables of a command's result, and write it where `--json` says.
 
     Args:
         columns: of the cases, those of them that there are (default: all).
@@ -291,7 +291,7 @@ def _apart(first: Metric, second: Metric) -> bool:
 
 
 def circumstances(first: Result, second: Result) -> list[tuple[str, Any, Any]]:
-    """What else differs: (key, first, second) of machine, versions, revision, command, config and protocol."""
+    """Other differences: (key, first, second) of machine, versions, revision, command, config and protocol."""
     mine, theirs = dict(_flat(first)), dict(_flat(second))
     return [
         (key, mine.get(key), theirs.get(key))

@@ -28,7 +28,7 @@ class UserFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Of a file's bytes; of a folder, of the names and hashes of all its files. Read when asked for."""
+        """The hash of a file's bytes; for a folder, of the names and hashes of all its files. Read when asked for."""
         if self.path.is_file():
             return sha256_file(self.path)
         files = (file for file in sorted(self.path.rglob("*")) if file.is_file())
@@ -36,7 +36,7 @@ class UserFile:
 
 
 def place(name: str, given: str | Path | None = None) -> Path | None:
-    """Where a file should lie: as given, else as its environment variable says; None: not said."""
+    """The place where a file should lie: as given, else as its environment variable says; None: not said."""
     said = given or os.environ.get(USER_FILES[name][0])
     return Path(said) if said else None
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = sorted((ROOT / "docs" / "changes").glob("*.patch"))
-ADDED = "maxpool or (chunks and not gradients) or darkening or hmdb51"  # names of the tests that they add, the fast ones
+ADDED = "maxpool or (chunks and not gradients) or darkening or hmdb51"  # fast tests that they add
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def drawing() -> str:
     canvas.text(
         x + 10,
         441,
-        "A row's end is i + 1 in the condition and the first frame, the end of its segment after.",
+        "A row's end: i + 1 in the condition and the first frame, then the end of its segment.",
         "small quiet",
     )
     return canvas.svg()

@@ -1,1 +1,1 @@
-"""What the parts cost on this machine, beside what they are measured against."""
+"""Benchmarks: the cost of each part on this machine, beside its point of comparison."""

@@ -140,7 +140,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask) -> Tensor:
 
 
 def _laps(device: str, threads: int) -> Laps:
-    """How the parts of a pass are timed: by the GPU, else in CPU seconds (one thread) or by the wall's clock."""
+    """The clock of the parts of a pass: by the GPU, else in CPU seconds (one thread) or by the wall's clock."""
     if device.startswith("cuda"):
         return cuda_lap_times
     return functools.partial(lap_times, time.process_time if threads == 1 else time.perf_counter)
@@ -178,7 +178,7 @@ class _Case:
         return sets
 
     def flops(self, name: str) -> float:
-        """Of the forward pass."""
+        """FLOPs of the forward pass."""
         length = self.mask.kv_len
         area = length * (length + 1) // 2 if name == "causal" else self.mask.area
         return 4.0 * area * HEAD_DIM * self.heads * self.batch

@@ -1,4 +1,4 @@
-"""What generating a clip costs: seconds by phase, the floor that memory bandwidth sets."""
+"""The cost of generating a clip: seconds by phase, the floor that memory bandwidth sets."""
 
 from typing import TypedDict
 
@@ -59,7 +59,7 @@ def clip_phases(pipeline: VideoPipeline, request: ClipRequest) -> Phases:
 
 @torch.no_grad()
 def sampled_phases(pipeline: VideoPipeline, request: ClipRequest, count: int) -> Phases:
-    """As `clip_phases`, from `count` token steps at each of a few cache lengths; the steps between are interpolated."""
+    """`clip_phases` from `count` token steps at each of a few cache lengths; the steps between are interpolated."""
     config, now = pipeline.vrc.config, clock(str(pipeline.vrc.tokens.weight.device))
     tokens, steps = config.tokens_per_frame, len(token_passes(pipeline.vrc))
     points = torch.linspace(0, steps - count, POINTS).long().tolist()

@@ -1,4 +1,4 @@
-"""What generation costs on this machine: VRC and its variants, the token baseline, speculation, and transformers."""
+"""The cost of generation on this machine: VRC and its variants, the token baseline, speculation, and transformers."""
 
 import statistics
 from collections.abc import Callable

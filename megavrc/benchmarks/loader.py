@@ -1,4 +1,4 @@
-"""How fast token shards are read: our stream against a webdataset pipeline on the same shards, in one run."""
+"""Reading speed of token shards: our stream against a webdataset pipeline on the same shards, in one run."""
 
 import itertools
 import os

@@ -103,7 +103,7 @@ def _planned(config: ModelConfig, train_batch: int, batch: int) -> dict[str, Met
 
 
 def inference_bytes(config: ModelConfig, batch: int, size: int = BF16) -> dict[str, int]:
-    """What generating a batch takes beside the weights, without guidance: keys and values of all rows; the logits of
+    """Bytes that a generated batch takes beside weights, without guidance: keys and values of all rows; the logits of
     one pass (a segment's are those of all tokens of a frame), and their probabilities in float32."""
     rows = make_layout(config).length
     drawn = config.tokens_per_frame if config.has_segments else 1

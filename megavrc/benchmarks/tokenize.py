@@ -1,4 +1,4 @@
-"""What tokenization costs on this machine: decoding, encoding, writing."""
+"""The cost of tokenization on this machine: decoding, encoding, writing."""
 
 import pickle
 import tempfile

@@ -1,4 +1,4 @@
-"""How fast VRC trains and with how much memory, against next-token prediction of all frames (half of Figure 6)."""
+"""Speed and memory of training VRC, against next-token prediction of all frames (half of Figure 6)."""
 
 import itertools
 import os

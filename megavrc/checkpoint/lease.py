@@ -160,7 +160,7 @@ def _named(owner: dict[str, Any]) -> str:
 
 
 def _owner() -> dict[str, Any]:
-    """Who this process is, so that others can tell whether it lives."""
+    """The identity of this process, so that others can tell whether it lives."""
     return {
         "format": FORMAT,
         "host": platform.node(),

@@ -140,7 +140,7 @@ class TokenBlend:
         return self._firsts[-1]
 
     def will_read(self, indices: Iterable[int]) -> None:
-        """As `ShardReader.will_read`."""
+        """The same as `ShardReader.will_read`."""
         for number, own in map(self._locate, indices):
             self.parts[number].will_read([own])
 
@@ -151,7 +151,7 @@ class TokenBlend:
         return number, index - self._firsts[number]
 
     def __getitem__(self, index: int) -> Item:
-        """As `TokenDataset.__getitem__`."""
+        """The same as `TokenDataset.__getitem__`."""
         number, own = self._locate(index)
         item = self.parts[number][own]
         if self._features is None:

@@ -290,7 +290,7 @@ class TokenDataset(ShardReader):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run is bound to, and what tells a person how another dataset differs."""
+        """The identity that a run is bound to, and that tells a person how another dataset differs."""
         return {
             "manifest": self.manifest_id,
             "split": self.split,

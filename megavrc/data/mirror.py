@@ -36,7 +36,7 @@ class FetchError(UserError):
 
 
 class NetworkError(FetchError, TransientError):
-    """As far as one can tell the file is there, and another time it may come."""
+    """The network failed; the file seems to be there, and another time it may come."""
 
 
 def is_remote(address: str | Path) -> bool:

@@ -79,7 +79,7 @@ class Order(InOrder):
 
 
 class WindowOrder(InOrder):
-    """As `Order`, but shard by shard: an epoch goes through the shards in a new order, `window` of them at a time,
+    """`Order`, but shard by shard: an epoch goes through the shards in a new order, `window` of them at a time,
     and shuffles the samples of these together. So few shards are in use at once, which a cache of remote ones needs.
 
     Args:

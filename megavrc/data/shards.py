@@ -200,7 +200,7 @@ class ShardWriter(MemberWriter):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the members of each sample lie in the tar. Columns of the arrays: json, npy.
+    """Places of the members of each sample in the tar. Columns of the arrays: json, npy.
 
     Attributes:
         keys: bytes [n]. offsets: int64 [n, 2], of the payload. sizes: uint32 [n, 2]. crc32: uint32 [n, 2].

@@ -27,7 +27,7 @@ DTYPE = "<f2"
 
 
 def features_folder(dataset: Path) -> Path:
-    """Where the text features of a dataset folder lie."""
+    """The folder of the text features of a dataset folder."""
     return dataset / "text_features"
 
 
@@ -84,7 +84,7 @@ class TextFeatures(ShardReader):
         return torch.from_numpy(self.read(index)[0])
 
     def by_key(self, key: str) -> Tensor:
-        """As `self[index]`, for the sample of this name; KeyError if there is none."""
+        """The same as `self[index]`, for the sample of this name; KeyError if there is none."""
         if self._order is None:
             keys = np.concatenate([self._index(number).keys for number in range(len(self.shards))])
             order = np.argsort(keys)

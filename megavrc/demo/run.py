@@ -78,7 +78,7 @@ def _finish_shapes(run: Path, seed: int, next_steps: list[tuple[str, str]]) -> P
 
 
 def what_now(run: Path) -> list[tuple[str, str]]:
-    """What to do with the trained model, as commands."""
+    """Commands to go on with, for the trained model."""
     megavrc, model = [sys.executable, "-m", "megavrc"], f"--model={run / 'hf'}"
     more = ["--prompt", "a green circle moves down", "--clips_per_prompt=4", f"--out={run / 'samples'}"]
     videos = ["prepare_dataset", "videofolder", "VIDEOS", "manifest.jsonl"]

@@ -38,7 +38,7 @@ AREAS = {"square": 4.0, "circle": np.pi, "triangle": 2.0}  # at r = 1
 
 
 class Detection(NamedTuple):
-    """What a clip shows; None where nothing is found.
+    """Attributes that a clip shows; None where nothing is found.
 
     `iou` is the mean overlap with the template of `shape`; `whole` says that every frame shows one piece, specks aside.
     """

@@ -46,13 +46,13 @@ class ClipModel:
 
     @torch.inference_mode()
     def frames(self, frames_NHWC: NDArray[np.uint8]) -> Embeddings:
-        """Of pictures, uint8 [N, H, W, 3]: resized (bicubic) and cut as the folder's preprocessor says."""
+        """Embeddings of pictures, uint8 [N, H, W, 3]: resized (bicubic) and cut as the folder's preprocessor says."""
         pixels = self._pictures(images=list(frames_NHWC), return_tensors="pt")["pixel_values"]
         return _unit(self._model.get_image_features(pixel_values=pixels.to(self.device)))
 
     @torch.inference_mode()
     def captions(self, texts: Sequence[str], batch: int = 64) -> Captions:
-        """Of texts; longer ones are cut at their end."""
+        """Embeddings of texts; longer ones are cut at their end."""
         longest = self._model.config.text_config.max_position_embeddings
         whole = self._tokenizer(list(texts), verbose=False)["input_ids"]
         found = []

@@ -47,7 +47,7 @@ class ClipSource(Protocol):
     def clips(self) -> Sequence[PlannedClip]: ...
 
     def identity(self, index: int) -> str:
-        """What tells the content of a clip from others: a hash of its file, or of all that it is made from."""
+        """Identity of the content of a clip: a hash of its file, or of all that it is made from."""
         ...
 
     def length(self, index: int) -> int:

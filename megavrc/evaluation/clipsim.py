@@ -29,7 +29,7 @@ Mode = Literal["text", "video"]
 
 
 class Embedder(Protocol):
-    """What embeds frames and captions in one space: a `ClipModel`, or another network of that kind."""
+    """A network that embeds frames and captions in one space: a `ClipModel`, or another network of that kind."""
 
     facts: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""How far a set of clips is from real ones: FVD, its limit, KVD, precision and recall, each with what it is worth.
+"""Distances of a set of clips from real ones: FVD, its limit, KVD, precision and recall, each with what it is worth.
 
 Beside every value stand N, its interval and what two sets of real clips get; two sources that answer the same prompts
 are compared prompt for prompt.

@@ -1,4 +1,4 @@
-"""What goes wrong with time, without learned parts: clips that freeze, loop, fade or blur, and curves over frames.
+"""Faults that come with time, without learned parts: clips that freeze, loop, fade or blur, and curves over frames.
 
 All is measured on the pixels of a clip against its own first frames, so that it means the same for every model; real
 clips have a value too, and stand beside.
@@ -41,7 +41,7 @@ class ClipDrift(NamedTuple):
 
 
 def clip_drift(frames_THWC: Frames) -> ClipDrift:
-    """What goes wrong in one clip of at least 5 frames.
+    """Faults of one clip of at least 5 frames.
 
     `frozen`: nothing moves in its second half. `looping`: it moves, and after at most half of its length shows again
     what it showed. `fading`: the contrast of the last quarter is below 0.8 of the first's; `blurring`: not that, but

@@ -66,14 +66,14 @@ def moments(x_ND: Array, weights_RN: Array, ddof: int = 0) -> tuple[Array, Array
 
 
 def square_root(covariance_RDD: Array) -> Array:
-    """Of symmetric matrices without negative eigenvalues."""
+    """Square roots of symmetric matrices without negative eigenvalues."""
     values, vectors = np.linalg.eigh(covariance_RDD)
     root: Array = (vectors * np.sqrt(values.clip(min=0))[..., None, :]) @ vectors.swapaxes(-1, -2)
     return root
 
 
 def frechet_of_moments(mean_x: Array, covariance_x: Array, mean_y: Array, covariance_y: Array) -> Array:
-    """As `frechet`, from means [R, d] and covariances [R, d, d]: [R], to about 1e-4 where N <= d."""
+    """The same as `frechet`, from means [R, d] and covariances [R, d, d]: [R], to about 1e-4 where N <= d."""
     root = square_root(covariance_y)
     inner = root @ covariance_x @ root
     shared = np.sqrt(np.linalg.eigvalsh((inner + inner.swapaxes(-1, -2)) / 2).clip(min=0)).sum(axis=-1)
@@ -83,7 +83,7 @@ def frechet_of_moments(mean_x: Array, covariance_x: Array, mean_y: Array, covari
 
 
 def frechet_at_infinity(x_ND: Features, y_ND: Features, ddof: int = 0, seed: int = 0) -> float:
-    """What the distance tends to for N to infinity: the intercept of a line in 1/N (after Chong and Forsyth 2020).
+    """The limit of the distance for N to infinity: the intercept of a line in 1/N (after Chong and Forsyth 2020).
 
     Equal shares of both sets are drawn, from a quarter to all.
     """
@@ -154,7 +154,7 @@ def _squared(x_ND: Array, y_MD: Array) -> Array:
 
 
 def rank_warning(counts: Sequence[int], dims: int) -> str | None:
-    """What must stand beside a Frechet distance of few samples."""
+    """The warning that must stand beside a Frechet distance of few samples."""
     fewest = min(counts)
     if fewest > dims:
         return None

@@ -19,7 +19,7 @@ DatasetName = Literal["ffs", "sky", "taichi", "ucf101", "msrvtt"]
 
 @dataclass(frozen=True)
 class FVDProtocol:
-    """How the real clips are chosen and cut, and how the measured ones.
+    """The choice and the cut of the real clips and of the measured ones.
 
     Attributes:
         name: a preset's, or "custom (from NAME)".
@@ -158,7 +158,7 @@ def measured_windows(source: ClipSource, protocol: FVDProtocol) -> list[Window]:
 
 
 def remarks(protocol: FVDProtocol, real: ClipSource, counts: dict[str, int], clips: ClipSource) -> list[str]:
-    """What keeps a number from being compared with others."""
+    """Reasons why a number cannot be compared with others."""
     said = [
         f"N {count} of {name}, the protocol has {protocol.n}"
         for name, count in counts.items()

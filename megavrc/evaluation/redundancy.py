@@ -1,4 +1,4 @@
-"""How much of a clip its earlier frames already hold: for a codec, in pixels, in tokens (the paper's Figure 2)."""
+"""Share of a clip that its earlier frames already hold: for a codec, in pixels, in tokens (the paper's Figure 2)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

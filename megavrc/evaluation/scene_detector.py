@@ -1,4 +1,4 @@
-"""What does a clip of `megavrc.video.scenes` show? A detector without learned parts that sees pixels only.
+"""Objects in a clip of `megavrc.video.scenes`: a detector without learned parts that sees pixels only.
 
 All lengths are in units of the 64-pixel canvas: everything scales with the size of the clip.
 """
@@ -80,7 +80,7 @@ class Track:
 
 
 class ObjectDetection(NamedTuple):
-    """What a clip shows: the left edge of the bar (None: no bar), its objects, and the pixels [T, H, W] of neither."""
+    """Contents of a clip: the left edge of the bar (None: no bar), its objects, and the pixels [T, H, W] of neither."""
 
     occluder: float | None
     tracks: tuple[Track, ...]

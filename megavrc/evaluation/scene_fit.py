@@ -76,7 +76,7 @@ class View:
         return ~np.any(around(self.inside, self.scale) & ~self.known, axis=(1, 2))
 
     def templates(self, shape: str, radii: float | Array, centres_N2: Array) -> Pixels:
-        """How much a shape covers of each pixel, [N, H, W], for centres in canvas units; zeros for nan."""
+        """Share of each pixel that a shape covers, [N, H, W], for centres in canvas units; zeros for nan."""
         x = self.pixels[None, None, :] - centres_N2[:, 0, None, None].astype(np.float32)
         y = self.pixels[None, :, None] - centres_N2[:, 1, None, None].astype(np.float32)
         radius = np.broadcast_to(radii, len(centres_N2)).astype(np.float32)[:, None, None]
@@ -84,7 +84,7 @@ class View:
 
 
 def cover_of(shape: str, x: Pixels, y: Pixels, radius: float | Pixels, edge: float = 1.0) -> Pixels:
-    """How much of a pixel a shape covers.
+    """Share of a pixel that a shape covers.
 
     Args:
         x, y: of its middle from the centre, in radii.

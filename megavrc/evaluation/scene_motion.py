@@ -27,7 +27,7 @@ class FittedMotion(NamedTuple):
         return folded(self.start + self.way * times_T[:, None], radius)
 
     def walls(self, times_T: NDArray[np.int64], radius: float) -> NDArray[np.int64]:
-        """How many walls it has met, [T]; only differences mean something."""
+        """Number of walls that it has met, [T]; only differences mean something."""
         unhindered = self.start + self.way * times_T[:, None]
         return np.abs(np.floor((unhindered - radius) / (CANVAS - 2 * radius))).sum(axis=1).astype(np.int64)
 

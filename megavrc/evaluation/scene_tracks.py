@@ -1,4 +1,4 @@
-"""What one tracked object of a clip did: was it whole, on its path, itself again after the bar, steady, undimmed?"""
+"""One tracked object of a clip: was it whole, on its path, itself again after the bar, steady, undimmed?"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ def first_motion(track: Track, reflects: bool) -> FittedMotion | None:
 
 
 def path_errors(track: Track, reflects: bool) -> tuple[float, float, Array]:
-    """How far it is from where its own motion leads, in canvas units.
+    """Distance from where its own motion leads, in canvas units.
 
     The motion is fitted on frames 1 to h, h half of the last frame, where it must be whole, and continued with
     reflections over frames h + 1 to the last. Frames in which it is not whole or mostly covered do not count, nor

@@ -61,7 +61,7 @@ def estimate(value: float, draws: Array, centred: bool = False) -> Estimate:
 
 
 def resamples(n: int, draws: int, rng: np.random.Generator) -> Array:
-    """How often each of n samples is drawn, [draws, n]."""
+    """Number of times that each of n samples is drawn, [draws, n]."""
     return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
@@ -188,7 +188,7 @@ def as_metric(found: Estimate, n: int, unit: str = "") -> Metric:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """What a metric found: rows and metrics of a result, its protocol, and remarks for people."""
+    """The findings of a metric: rows and metrics of a result, its protocol, and remarks for people."""
 
     cases: list[dict[str, Any]]
     metrics: dict[str, Metric]
@@ -197,7 +197,7 @@ class MetricReport:
 
 
 def verdict(gap: Estimate, one: str, other: str) -> str:
-    """What a paired difference, other - one, says."""
+    """The verdict of a paired difference, other - one."""
     if not apart(gap):
         return f"{other} and {one}: no difference is shown (0 lies in the interval of their difference)"
     lower = "lower" if gap.value < 0 else "higher"

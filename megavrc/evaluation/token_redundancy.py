@@ -1,4 +1,4 @@
-"""How few tokens a latent frame needs: rate against distortion of token grids, without training a generator.
+"""The number of tokens that a latent frame needs: rate against distortion of token grids, without training a generator.
 
 The first latent frame is given, as in VRC; the tokens of the later ones are reduced by methods of
 `megavrc.reduction` or compressed in blocks, and rebuilt. Distortion is that of token embeddings, and how many ids are

@@ -77,7 +77,7 @@ def generated(
 
 @dataclass(frozen=True)
 class ReconstructedClips:
-    """What a video tokenizer makes of other clips, there and back: the ceiling of every model on it."""
+    """Other clips after a video tokenizer's encoding and decoding: the ceiling of every model on it."""
 
     name: str
     tokenizer: OmniTokenizer

@@ -138,7 +138,7 @@ def _all_entries(manifest: Path) -> dict[str, list[tuple[Combination, str]]]:
 
 
 def shape_entries(manifest: Path, split: str) -> list[tuple[Combination, str]]:
-    """What the clips of a split show, and their paths."""
+    """Attributes of the clips of a split, and their paths."""
     try:
         rows = [row for row in read_manifest(manifest) if row["split"] == split]
         return [(Combination(**row["attributes"]), row["path"]) for row in rows]

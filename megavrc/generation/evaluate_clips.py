@@ -125,7 +125,7 @@ def redundancy(
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
-    """How much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
+    """Measure how much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
 
     H.264 as one I frame and P frames, and by the paper's literal command, which also makes B frames: bytes of each
     frame's packet and of its picture data alone. Clips are given as to megavrc evaluate fvd.

@@ -109,7 +109,7 @@ class Folder:
         label: Label | Sequence[Label] | None = None,
         **options: Any,
     ) -> ClipRequest:
-        """What `generate` and `stream` hand to the pipeline.
+        """The request that `generate` and `stream` hand to the pipeline.
 
         Args:
             prompt: one text or B texts.
@@ -163,7 +163,7 @@ class Folder:
         by_frame: bool = True,
         **options: Any,
     ) -> Iterator[Tensor]:
-        """As `generate`, of any length, but yields uint8 [B, t, H, W, 3] when frames are ready; together they are all.
+        """`generate` for any length, which yields uint8 [B, t, H, W, 3] when frames are ready; together they are all.
 
         Args:
             prompt, label, options: see `request`.
@@ -177,7 +177,7 @@ class Folder:
     def stream_request(
         self, request: ClipRequest, output: str = "uint8", by_frame: bool = True
     ) -> Iterator[Tensor]:
-        """As `stream`, of a request or a part of one; what cannot be is refused before the first clip is read."""
+        """`stream` for a request or a part of one; what cannot be is refused before the first clip is read."""
         return _on_cpu(_user_error(self.pipeline.stream, request, output, by_frame))
 
 

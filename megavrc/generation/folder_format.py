@@ -96,6 +96,6 @@ def check_sums(folder: Path, endings: tuple[str, ...] = ("",)) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """As `check_sums`, of weights and text tokenizer; a folder that transformers saved again has no sums and passes."""
+    """`check_sums` for weights and text tokenizer; a folder that transformers saved again has no sums and passes."""
     if (folder / CHECKSUMS).is_file():
         check_sums(folder, (".safetensors", ".model"))

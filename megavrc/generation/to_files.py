@@ -58,12 +58,12 @@ class ClipToWrite:
 
     @property
     def name(self) -> str:
-        """Of its files, if no other clip of the folder has it."""
+        """The name of its files, if no other clip of the folder has it."""
         what = _slug(self.caption) if self.caption is not None else f"label-{self.label}"
         return f"{self.number:04d}-{what}-seed{self.seed}"
 
     def record(self) -> Record:
-        """What it says in a video manifest, but for its name."""
+        """Its entry in a video manifest, without its name."""
         return {"caption": self.caption, "label": self.label, "split": "generated", "seed": self.seed}
 
 

@@ -1,4 +1,4 @@
-"""What a run was trained on: captions that the converted text tokenizer is compared on, and an example for the card."""
+"""Captions that a run was trained on: that the converted text tokenizer is compared on, and an example for the card."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

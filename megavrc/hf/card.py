@@ -123,7 +123,7 @@ def model_card(
 
 
 def training_record(state: dict[str, Any], run: Path, averaged: bool = False) -> dict[str, Any]:
-    """Where weights come from, for a folder's config.json: stage, step, facts, and the rows of the training table.
+    """The origin of weights, for a folder's config.json: stage, step, facts, and the rows of the training table.
 
     Args:
         state: of the checkpoint.

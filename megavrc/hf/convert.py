@@ -45,7 +45,7 @@ REFINED_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run left: weights and state of one of its checkpoints."""
+    """A training run's result: weights and state of one of its checkpoints."""
 
     folder: Path
     model: ModelConfig
@@ -130,7 +130,7 @@ def refuse_existing(out: Path) -> None:
 
 
 def unfinished(out: Path) -> Path:
-    """Where a folder is written before it appears as `out`; what a killed conversion left there is removed."""
+    """The folder that is written before it appears as `out`; leftovers of a killed conversion are removed."""
     partial = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
     return partial

@@ -192,7 +192,7 @@ def losses(run_dir: Path) -> list[float]:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """How adapters are trained.
+    """Settings for training adapters.
 
     Attributes:
         steps: of the optimiser.

@@ -78,7 +78,7 @@ def make_inputs(vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None) -> 
 def expected_outputs(
     vrc: VRC, net: OmniTokenizerNet, text: TextTokenizer | None, given: Given, defaults: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """What the probe must write, computed here from the source; `defaults` is the folder's sampling."""
+    """The outputs that the probe must write, computed here from the source; `defaults` is the folder's sampling."""
     vrc, net = vrc.eval(), net.eval()
     outputs = asdict(vrc(given.tensors["ids"], given.condition, logits=True))
     request = ClipRequest.of(given.condition, defaults, SEEDS, clip=given.tensors.get("clip"), **SAMPLING)

@@ -342,7 +342,7 @@ def _safetensors_damage(path: Path) -> str:
 
 
 def folder_line(path: str) -> Finding:
-    """What a folder of ours is, and whether it is whole."""
+    """The kind of a folder of ours, and whether it is whole."""
     try:
         from megavrc.launch.folders import describe_folder
 

@@ -1,4 +1,4 @@
-"""What a folder is and whether it is whole: a run, a dataset or its job, a converted model, a video tokenizer."""
+"""The kind of a folder and whether it is whole: a run, a dataset or its job, a converted model, a video tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from megavrc.tokenizers import OmniTokenizer
 
 
 def describe_folder(path: Path) -> str:
-    """What it is, in a line.
+    """The kind of a folder, in a line.
 
     Raises:
         UserError: it is not there, it is none of ours, or it is damaged.

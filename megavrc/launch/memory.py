@@ -67,7 +67,7 @@ def activations(config: ModelConfig, precision: Precision) -> Activations:
 
 
 def saved_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What autograd keeps of the training forward pass of one clip, attention being fused."""
+    """Bytes that autograd keeps of the training forward pass of one clip, attention being fused."""
     with torch.device("meta"):
         model = VRC(config).to(dtype)
     return count_saved(model, meta_batch(config, 1), fused=True)

@@ -1,4 +1,4 @@
-"""What a training run needs: memory, time and GPU-hours, and how often it should save."""
+"""The needs of a training run: memory, time and GPU-hours, and how often it should save."""
 
 import math
 from dataclasses import dataclass, replace
@@ -130,7 +130,7 @@ def _save_interval(job: Job, step_s: float) -> dict[str, float]:
 
 
 def problems(plan: dict[str, Any], job: Job) -> list[str]:
-    """What will not fit, each with what would."""
+    """Settings that will not fit, each with one that would."""
     found = []
     memory, largest = plan["memory"], plan["largest_micro_batch"]
     if memory["total"] > HEADROOM * memory["available"]:

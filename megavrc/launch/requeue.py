@@ -80,7 +80,7 @@ def _users_mistake(run_dir: Path, job: str, restart: int) -> bool:
 
 
 def attempts_file(run_dir: Path, task: str | None = None) -> Path:
-    """Where the attempts of a run, or of one array task, are written down."""
+    """The file that lists the attempts of a run, or of one array task."""
     return run_dir / "slurm" / ("attempts.jsonl" if task is None else f"attempts-{task}.jsonl")
 
 
@@ -133,7 +133,7 @@ def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> s
 
 
 def stalls(history: list[Attempt], counts_steps: bool) -> int:
-    """How many of this job's last attempts made no progress; a job that a person submits anew starts from zero."""
+    """Number of this job's last attempts that made no progress; a job that a person submits anew starts from zero."""
     count = 0
     for attempt, before in zip(reversed(history), [*reversed(history[:-1]), None], strict=True):
         if attempt.job != history[-1].job:

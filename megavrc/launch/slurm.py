@@ -46,7 +46,7 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks SLURM for.
+    """The resources that a job asks SLURM for.
 
     Attributes:
         nodes: machines.

@@ -105,7 +105,7 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
 
 
 def status(run_dir: Path) -> None:
-    """Where a submitted run stands: its job, the step it has reached, its restarts.
+    """Say where a submitted run stands: its job, the step it has reached, its restarts.
 
     Args:
         run_dir: folder of the run (of tokenization: OUT).

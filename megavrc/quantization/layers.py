@@ -27,7 +27,7 @@ class Calibration:
 
 @dataclass
 class InputStatistics:
-    """What methods need to know of the inputs of one layer, over all rows (tokens) of the calibration data."""
+    """Statistics of the inputs of one layer that methods need, over all rows (tokens) of the calibration data."""
 
     gram_II: Tensor
     sum_I: Tensor

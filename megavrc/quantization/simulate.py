@@ -20,7 +20,7 @@ PRUNERS = {"magnitude": False, "wanda": True}
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was done to a module. `simulated` is always true: no byte is saved, and nothing is faster."""
+    """The record of what was done to a module. `simulated` is always true: no byte is saved, and nothing is faster."""
 
     method: str
     weights: str

@@ -1,4 +1,4 @@
-"""How many tokens are left, where.
+"""The number of tokens that are left, and where.
 
 One word, `keep`, and one definition: **layer-weighted visual tokens**. Of an LLM with L layers that sees n_l visual
 tokens in layer l, of N unreduced ones, keep = sum(n_l) / (L N). A method before the LLM that leaves K tokens has

@@ -1,4 +1,4 @@
-"""What a method sees and what it returns: the visual tokens of one image or one clip."""
+"""The input and the output of a method: the visual tokens of one image or one clip."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is left of N tokens: K of them, in the order of the places they take."""
+    """K tokens that are left of N, in the order of the places they take."""
 
     features: Tensor
     "[K, D], in the type of the input"

@@ -1,1 +1,1 @@
-"""What pages and figures share: the style of plots, their writer (PNG, SVG), and the base of HTML pages."""
+"""Parts that pages and figures share: the style of plots, their writer (PNG, SVG), and the base of HTML pages."""

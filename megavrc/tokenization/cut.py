@@ -24,7 +24,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Cuts:
-    """What is to be encoded of a video. Frames that several clips and images share are there once."""
+    """The parts of a video that are to be encoded. Frames that several clips and images share are there once."""
 
     frames_NHWC: Frames
     clips: list[Cut]

@@ -22,7 +22,7 @@ OWN_KEYS = {"id", "path", "split"}  # of a manifest entry; all its other keys go
 
 @dataclass(frozen=True)
 class Sample:
-    """What is to be encoded: uint8 frames [T, H, W, 3], and the sample's key and JSON fields."""
+    """A sample to encode: uint8 frames [T, H, W, 3], and the sample's key and JSON fields."""
 
     key: str
     frames_THWC: np.ndarray

@@ -284,7 +284,7 @@ def _refuse_another(out: Path, old: dict[str, Any], content: dict[str, Any]) -> 
 
 
 def failures_path(plan: Plan, shard: PlannedShard) -> Path:
-    """Where the videos of a shard that gave no sample are listed, {source, start, stage, reason} a line."""
+    """The file that lists the videos of a shard that gave no sample, {source, start, stage, reason} a line."""
     return plan.out / "failures" / f"{shard.split}-{shard.number:06d}.jsonl"
 
 

@@ -57,7 +57,7 @@ class Compared:
 
 
 class Proof(NamedTuple):
-    """How many samples were compared, what is wrong with them, and why none were, if none were."""
+    """The number of samples that were compared, their faults, and the reason if none were."""
 
     samples: int
     problems: list[str]
@@ -65,7 +65,7 @@ class Proof(NamedTuple):
 
     @property
     def record(self) -> dict[str, int | str]:
-        """What dataset.json keeps."""
+        """The record that dataset.json keeps."""
         return {"samples": self.samples, **({"not_done": self.not_done} if self.not_done else {})}
 
 

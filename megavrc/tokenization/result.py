@@ -1,4 +1,4 @@
-"""What a tokenization job has left so far: status, finalize, verify."""
+"""The state of a tokenization job: status, finalize, verify."""
 
 import logging
 import sys

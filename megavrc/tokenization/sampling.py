@@ -16,7 +16,7 @@ from megavrc.video.read import Crop
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What decides the samples.
+    """The settings that decide the samples.
 
     Args:
         frames: frames of a clip.
@@ -89,7 +89,7 @@ def source_key(source_id: str) -> str:
 
 
 def choose(settings: ClipSettings, source_id: str, count: int) -> tuple[list[int], list[int]]:
-    """Where to cut a video of `count` frames: first frames of its clips, and its stage-1 frames, both ascending.
+    """The places to cut a video of `count` frames: first frames of its clips, and its stage-1 frames, both ascending.
 
     A function of (seed, source id, count) only. No clips if the video is too short and is to be skipped.
     """

@@ -22,7 +22,7 @@ Fingerprint = dict[str, int | str]
 
 
 def fingerprint(path: Path) -> Fingerprint | None:
-    """Of a file, or of a folder of pictures; None for what cannot be read."""
+    """The fingerprint of a file, or of a folder of pictures; None for what cannot be read."""
     digest = hashlib.sha256()
     size, changed = 0, 0
     try:
@@ -102,7 +102,7 @@ def _untouched(path: Path, then: Fingerprint) -> bool:
 
 
 def words(others: dict[PlannedShard, list[str]]) -> str:
-    """How many videos changed, and which."""
+    """The number of videos that changed, and their names."""
     paths = sorted(set().union(*others.values()))
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return f"{len(paths)} videos are not those that were planned: {', '.join(paths[:3])}{more}"

@@ -81,7 +81,7 @@ class ObjectiveConfig:
     }
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each."""
+        """Settings that cannot be, one sentence each."""
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, str | list) and value < 0:
                 yield f"objective.{name}: {value} is negative"

@@ -208,7 +208,7 @@ class StandIn:
 def load_without_running(
     path: Path, also: Mapping[tuple[str, str], Any] = MappingProxyType({})
 ) -> tuple[Any, list[str]]:
-    """What a file of `torch.save` holds, and the classes and functions that stand-ins replaced, sorted.
+    """The content of a file of `torch.save`, and the classes and functions that stand-ins replaced, sorted.
 
     Args:
         path: the file; nothing that it names is run.

@@ -129,7 +129,7 @@ class OptimizerConfig:
 
 @dataclass
 class PreviewConfig:
-    """What is shown while training.
+    """Previews while training.
 
     Attributes:
         count: clips of a preview (0: none).
@@ -163,12 +163,12 @@ class BaseRunConfig:
             raise ValueError("; ".join(found))
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each. A task's configuration yields its own after these."""
+        """Settings that cannot be, one sentence each. A task's configuration yields its own after these."""
         if not self.run_dir.strip() or "\0" in self.run_dir:
             yield f"run_dir: {self.run_dir!r} is no name of a folder"
         yield from self.train.problems()
         yield from self.optimizer.problems()
 
     def shared(self) -> dict[str, Any]:
-        """What must be the same on all ranks, as plain JSON types."""
+        """The part that must be the same on all ranks, as plain JSON types."""
         return to_dict(self)

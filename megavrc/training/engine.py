@@ -29,7 +29,7 @@ Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimiser step did."""
+    """The outcome of an optimiser step."""
 
     applied: bool
     grad_norm: float

@@ -1,4 +1,4 @@
-"""What ends or corrects a run that goes wrong: steps without finite gradients, spikes of the loss; and their record.
+"""Guards end or correct a run that goes wrong: steps without finite gradients, spikes of the loss; and their record.
 
 All ranks decide alike, because they decide from the same numbers.
 """

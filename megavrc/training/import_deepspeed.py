@@ -35,7 +35,7 @@ BUILT = {  # by (module, name), beside what every checkpoint of torch needs
 
 @dataclass(frozen=True)
 class Native:
-    """What a native checkpoint holds, by the names of the module that DeepSpeed trained.
+    """The content of a native checkpoint, by the names of the module that DeepSpeed trained.
 
     Attributes:
         step: optimiser steps done, skipped ones included.

@@ -1,4 +1,4 @@
-"""What is measured of a run: means over steps and ranks, times, utilisation.
+"""Measurements of a run: means over steps and ranks, times, utilisation.
 
 Notable: between two lines of metrics nothing is read back from the device and nothing is sent between ranks.
 """
@@ -99,7 +99,7 @@ class Clock:
 
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
-        """What happens inside (checkpoints, previews) does not count as training time."""
+        """Time inside (checkpoints, previews) does not count as training time."""
         begin, own = time.perf_counter(), self.own
         yield
         self.last += time.perf_counter() - begin
@@ -122,7 +122,7 @@ def by_rank(values: list[float], rank: Rank) -> list[list[float]]:
 
 
 def utilisation(flops_per_s: float, device_name: str | None) -> dict[str, float]:
-    """What the operations of one rank are in TFLOP/s, and of its GPU's dense bf16 peak (MFU).
+    """The operations of one rank in TFLOP/s, and as a share of its GPU's dense bf16 peak (MFU).
 
     Args:
         flops_per_s: of the model's definition, nothing computed twice counted twice; 0: not counted.

@@ -1,4 +1,4 @@
-"""Where lines of metrics go: metrics.jsonl, TensorBoard and the terminal."""
+"""Writers of lines of metrics: metrics.jsonl, TensorBoard and the terminal."""
 
 import contextlib
 import json

@@ -159,7 +159,7 @@ class RunFolder:
         return found.path
 
     def saver(self, state: TrainingState, validates: bool) -> Saver:
-        """What writes this run's checkpoints, after a look at the disk (collective). Raises UserError."""
+        """The writer of this run's checkpoints, made after a look at the disk (collective). Raises UserError."""
         train = self.config.train
         retention = Retention(train.keep, train.keep_every, train.keep_best)
         first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
@@ -236,7 +236,7 @@ def current_identity(config: BaseRunConfig, identity: dict[str, Any]) -> dict[st
 
 
 def changes(config: BaseRunConfig, before: dict[str, Any]) -> list[str]:
-    """What differs in a configuration from the one of a checkpoint, a key each; not where it lies, nor new keys."""
+    """Differences of a configuration from the one of a checkpoint, a key each; not where it lies, nor new keys."""
     before, now = copy.deepcopy(before), to_dict(config)
     drop_retired(type(config), before)
     found = [(key, old, new) for key, old, new in _differences(before, now, "") if key != "run_dir"]

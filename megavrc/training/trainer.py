@@ -142,7 +142,7 @@ class Trainer:
         return update
 
     def judge(self, update: Update) -> BadStep | None:
-        """What the guards say of the last step (collective): a spike to go back from, or None. Raises Diverged."""
+        """The guards' judgement of the last step (collective): a spike to go back from, or None. Raises Diverged."""
         if not update.applied:
             self.run.check_ours()
         return self.guards.judge(self.step - 1, update.applied, self.losses, self.samples)

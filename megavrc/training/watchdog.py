@@ -47,7 +47,7 @@ class LostRank(Exception):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Of a rank that ends by an error of its own: 85 if running again may mend it, 2 for the user's mistake, else 1."""
+    """Exit code of a rank that ends by its own error: 85 if another run may help, 2 for the user's mistake, else 1."""
     if isinstance(error, OSError) and error.filename is not None:
         error = user_error(error)
     if isinstance(error, TransientError):

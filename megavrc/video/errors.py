@@ -28,5 +28,5 @@ def stage(error: Exception, otherwise: Stage) -> Stage:
 
 
 def reason(error: Exception) -> str:
-    """What an error of the system or of FFmpeg says, without numbers."""
+    """The text of an error of the system or of FFmpeg, without numbers."""
     return getattr(error, "strerror", None) or str(error)

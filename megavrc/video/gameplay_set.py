@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GameplayRecipe(synthetic.Recipe):
-    """What the files of a set depend on.
+    """The options that the files of a set depend on.
 
     Attributes:
         vizdoom: version of the engine.

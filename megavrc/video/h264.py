@@ -1,4 +1,4 @@
-"""What H.264 spends on each frame of a clip: how much of a frame the frames before it already hold.
+"""Bytes that H.264 spends on each frame of a clip: how much of a frame the frames before it already hold.
 
 x264 with one thread (slices of several threads cost bytes that depend on the machine) and without macroblock tree.
 """

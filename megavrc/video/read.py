@@ -35,7 +35,7 @@ Crop = Literal["center", "squash"]
 
 
 class VideoInfo(NamedTuple):
-    """What the header says. Sizes as displayed (square pixels, turned); `frames` 0 and `fps` 0.0 if unknown.
+    """Facts from the header. Sizes as displayed (square pixels, turned); `frames` 0 and `fps` 0.0 if unknown.
 
     A folder of pictures has no rate: `fps` is 0.0, and a manifest entry may give one of its own.
     """

@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test", "heldout")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneRecipe(synthetic.Recipe, SceneSettings):
-    """What the files of a set depend on."""
+    """The options that the files of a set depend on."""
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each."""

@@ -40,14 +40,14 @@ ONE_OBJECT, OCCLUDED, PANNING = 0.4, 0.3, 0.3  # shares of the scenes
 
 
 class Motion(NamedTuple):
-    """Where an object goes, in canvas units a frame, until it meets a wall."""
+    """The motion of an object, in canvas units a frame, until it meets a wall."""
 
     direction: str
     speed: int
 
 
 class HeldOut(NamedTuple):
-    """What can be left out of training: no caption there tells such a motion of such an object."""
+    """A combination that training can leave out: no caption there tells such a motion of such an object."""
 
     colour: str
     shape: str
@@ -97,7 +97,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a clip shows: objects (a later one is in front), the left edge of the bar before all of them, background."""
+    """A clip: objects (a later one is in front), the left edge of the bar before all of them, background."""
 
     kind: str
     objects: tuple[Object, ...]
@@ -106,7 +106,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """As "a red square and a blue ring. the background moves left. the red square moves left fast"."""
+        """Such as "a red square and a blue ring. the background moves left. the red square moves left fast"."""
         sentences = [" and ".join(f"a {item.colour} {item.shape}" for item in self.objects)]
         if self.background.pan:
             sentences.append(f"the background moves {self.background.pan}")
@@ -158,7 +158,7 @@ def from_attributes(attributes: dict[str, Any]) -> Scene:
 
 @dataclasses.dataclass(frozen=True)
 class SceneSettings:
-    """What a set of scenes is like.
+    """The settings of a set of scenes.
 
     Attributes:
         kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing tells.
@@ -317,7 +317,7 @@ def object_distance(shape: str, x: Array, y: Array, r: float) -> Array:
 
 
 def coverage(shape: str, radius: float, centres: NDArray[np.float64], size: int = 64) -> Array:
-    """How much of every pixel a shape covers, float32 [T, size, size] in 0..1, for centres [T, 2] and a radius in
+    """Share of every pixel that a shape covers, float32 [T, size, size] in 0..1, for centres [T, 2] and a radius in
     canvas units."""
     scale = size / CANVAS
     pixels = np.arange(size) + 0.5
@@ -327,7 +327,7 @@ def coverage(shape: str, radius: float, centres: NDArray[np.float64], size: int 
 
 
 def occluder_coverage(scene: Scene, size: int = 64) -> Array:
-    """How much of every pixel the bar covers, float32 [size, size]; zeros where there is none."""
+    """Share of every pixel that the bar covers, float32 [size, size]; zeros where there is none."""
     columns = np.zeros(size, np.float32)
     if scene.occluder is not None:
         edges = np.arange(size + 1) * CANVAS / size
@@ -337,7 +337,7 @@ def occluder_coverage(scene: Scene, size: int = 64) -> Array:
 
 
 def visibility(scene: Scene, frames: int = 17, size: int = 64) -> Array:
-    """How much of every pixel shows each object, behind later objects and the bar: float32 [objects, T, size, size]."""
+    """Share of a pixel that shows each object, behind later objects and the bar: float32 [objects, T, size, size]."""
     free = np.broadcast_to(1 - occluder_coverage(scene, size), (frames, size, size))
     shown = []
     for item, path in reversed(list(zip(scene.objects, positions(scene, frames), strict=True))):

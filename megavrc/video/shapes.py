@@ -33,7 +33,7 @@ SPEED = 1.5  # canvas units a frame
 
 
 class Combination(NamedTuple):
-    """What a caption says about a clip."""
+    """The attributes that a caption names."""
 
     colour: str
     shape: str

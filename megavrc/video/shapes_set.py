@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "heldout")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapesRecipe(synthetic.Recipe):
-    """What the files of a set depend on."""
+    """The options that the files of a set depend on."""
 
     heldout: tuple[shapes.Combination, ...]
 

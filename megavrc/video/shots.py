@@ -51,7 +51,7 @@ def read_shot(
     crop: Crop = "center",
     fps: float | None = None,
 ) -> T:
-    """What `use(count, read)` makes of the frames that are shown in an entry's shot, if it has one.
+    """The result of `use(count, read)` on the frames that are shown in an entry's shot, if it has one.
 
     Args:
         use: called with the number of frames and a function that reads some of them; maybe a second time, when the

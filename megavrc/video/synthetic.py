@@ -23,7 +23,7 @@ SPLIT_CLIPS = 10**9  # indices that every split has to itself: no clip is in two
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the files of a set depend on; a kind of set adds what its clips show.
+    """The options that the files of a set depend on; a kind of set adds what its clips show.
 
     Attributes:
         clips: their number by split.
@@ -59,7 +59,7 @@ class Recipe:
 
 
 class Clip(NamedTuple):
-    """What the manifest says about a clip, and a function that draws it."""
+    """A clip's entry in the manifest, and a function that draws it."""
 
     caption: str
     label: int | None

@@ -1,4 +1,4 @@
-"""What decides which pixels a video gives."""
+"""The versions that decide which pixels a video gives."""
 
 import av
 

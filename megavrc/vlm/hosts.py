@@ -73,7 +73,7 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a model."""
+    """A request to reduce the tokens of a model."""
 
     method: Method
     keep: float

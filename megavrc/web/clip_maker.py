@@ -1,4 +1,4 @@
-"""What the page's button does: inputs as they came from a browser to clips, which are shown while they grow."""
+"""The page's button: inputs as they came from a browser to clips, which are shown while they grow."""
 
 import math
 import secrets
@@ -73,7 +73,7 @@ KEEP = object()  # what is shown stays
 
 
 class Shown(NamedTuple):
-    """What the page shows, in its order: animation, strip of frames, status, file to save, what was asked for, seed.
+    """Outputs of the page, in order: animation, strip of frames, status, file to save, what was asked for, seed.
 
     None clears a field.
     """

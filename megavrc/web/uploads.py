@@ -1,4 +1,4 @@
-"""What a page may read: the files that were uploaded to it, in a folder of its own. Nothing of the server, no address.
+"""Files that a page may read, which were uploaded to it, in a folder of its own. Nothing of the server, no address.
 
 Gradio compares paths with its upload folder only where a request marks them as files, and downloads addresses itself.
 """

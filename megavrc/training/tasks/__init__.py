@@ -1,4 +1,4 @@
-"""What is trained: the tasks that the one loop runs."""
+"""The tasks that the one loop runs."""
 
 from megavrc.training.tasks.base import Task
 

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a task, and how it moves a task's batches."""
+"""The interface between the loop and a task, and how the loop moves a task's batches."""
 
 from dataclasses import dataclass
 from pathlib import Path

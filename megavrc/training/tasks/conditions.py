@@ -1,4 +1,4 @@
-"""What samples are conditioned on, as the model takes it, and what of captions and labels it never sees."""
+"""Conditions of samples, as the model takes them, and the share of captions and labels that it never sees."""
 
 import logging
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SHARDS, SAMPLES = 32, 2048  # of a dataset that are looked at, at most
 def conditions_of(
     items: list[dict[str, Any]], config: ConditionConfig, text: TextTokenizer | None
 ) -> Condition:
-    """Of captions or text features, cut to the slots, or of labels; the null condition where there is none.
+    """Conditions of captions or text features, cut to the slots, or of labels; the null condition where there is none.
 
     Args:
         items: samples with their caption or label.

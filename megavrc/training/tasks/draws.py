@@ -1,4 +1,4 @@
-"""What training draws for a sample: from the seed and its position alone, so that a run resumes exactly."""
+"""Random draws of training for a sample: from the seed and its position alone, so that a run resumes exactly."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ def open_validation(
 
 
 def order_identity(config: TokenDataConfig) -> dict[str, Any]:
-    """What the order depends on besides the datasets and the seed."""
+    """The part of the order's identity besides the datasets and the seed."""
     return {
         "shuffle": config.shuffle,
         "window": config.window if config.shuffle == "window" else None,
