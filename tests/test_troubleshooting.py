@@ -1,6 +1,7 @@
 """docs/troubleshooting.md: every line that it explains is one of the code."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def plain(text: str) -> str:
     return re.sub(r"(\.\.)+", "..", re.sub(r"%[sd]", "..", text))
 
 
-def messages() -> set[str]:
+@functools.cache
+def messages() -> frozenset[str]:
     """All texts of the code."""
     found = set()
     for path in (ROOT / "megavrc").rglob("*.py"):
@@ -24,7 +26,7 @@ def messages() -> set[str]:
                 found.add(plain("".join(parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(plain(node.value))
-    return found
+    return frozenset(found)
 
 
 def test_every_line_is_one_of_the_code() -> None:

@@ -18,7 +18,7 @@ COLOURS = {
     "empty": ("#ffffff", "#afb8c1", "#0d1117", "#484f58"),
     "condition": ("#e6dbf7", "#8250df", "#3a2a5a", "#ab7df8"),
     "raw": ("#cfe3ff", "#0969da", "#1a3a63", "#58a6ff"),
-    "compressed": ("#ffdfb8", "#bc4c00", "#59340f", "#f0883e"),
+    "compressed": ("#ffdfb8", "#bc4c00", "#53300d", "#f0883e"),
     "good": ("#cdf0d5", "#1a7f37", "#123d20", "#3fb950"),
     "bad": ("#ffd9d6", "#cf222e", "#5c1f22", "#f85149"),
 }
