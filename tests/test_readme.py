@@ -1,17 +1,21 @@
 """What the pages say exists: commands, subcommands, options, links, tests; and nothing is left out of the tables."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import re
 import runpy
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megavrc.__main__ import COMMANDS, main
+from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
+from megavrc.training.tasks.vrc_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -109,6 +113,14 @@ def test_tables_that_the_code_knows_are_those_of_the_code() -> None:
     assert {"commands.md", "exit_codes.md", "options.md"} <= {page.name for page in made}
     for page, text in made.items():
         assert page.read_text() == text, f"{page.name}: python docs/figures/draw.py writes it"
+
+
+@pytest.mark.parametrize("config", [RunConfig, TokenizerRunConfig])
+def test_the_options_page_has_every_part_of_a_configuration(config: type) -> None:
+    page = (ROOT / "docs" / "options.md").read_text()
+    kinds = typing.get_type_hints(config)
+    parts = [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+    assert len(parts) > 4 and [name for name in parts if f"| `{name}." not in page] == []
 
 
 def test_the_list_of_pages_has_every_page() -> None:
