@@ -36,7 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megavrc", "megavrc.*"]),
-    package_data={"megavrc": ["**/*.html", "**/*.md", "configs/**/*.yaml"]},
+    package_data={"megavrc": ["**/*.html", "**/*.md", "**/*.yaml"]},
     entry_points={"console_scripts": ["megavrc = megavrc.__main__:main"]},
     install_requires=requirements(),
     extras_require={

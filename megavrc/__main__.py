@@ -126,8 +126,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
             "what the parts of the pipeline cost on this machine",
         ),
         "reproduce": Entry(
-            {"study": "megavrc.paper.study:study"},
-            "the study's tables and figures, from result files",
+            "megavrc.paper.reproduce:COMMANDS",
+            "the tables and figures of the paper and of the study, from result files",
         ),
         "results": Entry(
             {name: f"megavrc.results:{name}" for name in ("show", "compare", "page")},

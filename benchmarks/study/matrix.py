@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,22 @@ from typing import Any
 import yaml
 
 from megavrc.errors import UserError
+from megavrc.paper.jobs import MatrixJob
 
 SEEDS = [0, 1, 2]
 LENT = ("tokenizer", "reconstructed", "gate", "text")  # steps of the set that another borrows from
 
 
 @dataclass(frozen=True)
-class Job:
-    """One command.
+class StudyJob(MatrixJob):
+    """One command of the study.
 
     Attributes:
         name: `set/step`; `run-seed` of a training; `run-seed/bits` and the like of what is measured of it.
-        words: the script and its options.
-        product: a file that exists when the job is done.
-        after: names of the jobs that must be done before.
         needs: a key of the configuration that must exist, or "".
         run, seed, priority: whose training or measurement it is; "" of a step of a set.
     """
 
-    name: str
-    words: list[str]
-    product: Path
-    after: list[str] = field(default_factory=list)
     needs: str = ""
     run: str = ""
     seed: int = 0
@@ -70,13 +64,13 @@ class Matrix:
                 if run.get(key) is not None and run[key] not in known:
                     raise UserError(f"{path}: runs.{name}.{key}: there is no {run[key]!r}")
 
-    def jobs(self, most: int = 9, samples: bool = False) -> list[Job]:
+    def jobs(self, most: int = 9, samples: bool = False) -> list[StudyJob]:
         """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
 
         Args:
             samples: with those that draw clips and score them, after the runs of the same priority and seed.
         """
-        jobs: list[Job] = []
+        jobs: list[StudyJob] = []
         runs = self._content["runs"]
         for (priority, _), group in groupby(self._order(), lambda item: (runs[item[0]]["priority"], item[1])):
             if priority > most:
@@ -86,7 +80,7 @@ class Matrix:
                 jobs += [*self._steps(name), training, self._bits(training)]
             if samples:
                 jobs += [job for training, _ in trainings for job in self._samples(training)]
-        unique: dict[str, Job] = {}
+        unique: dict[str, StudyJob] = {}
         for job in jobs:  # of the steps of a set, the first
             unique.setdefault(job.name, job)
         return list(unique.values())
@@ -101,7 +95,7 @@ class Matrix:
                     (name, seed) for name, run in runs if run["priority"] == priority and seed in seeds[name]
                 )
 
-    def _steps(self, name: str) -> list[Job]:
+    def _steps(self, name: str) -> list[StudyJob]:
         """A set's steps, after those of the set that it borrows from."""
         content = self._content["sets"][name]
         lender = content.get("borrows")
@@ -109,17 +103,17 @@ class Matrix:
         without = [*content.get("without", []), *(LENT if lender else [])]
         places = {"set": str(self._set(name)), "lender": str(self._set(lender or name))}
         quoted = {key: shlex.quote(place) for key, place in places.items()}
-        jobs: list[Job] = []
+        jobs: list[StudyJob] = []
         for step, how in self._content["steps"].items():
             if step in without:
                 continue
             words = shlex.split(how["command"].format(**content, **quoted))
             words += shlex.split(self._smoke.get("steps", {}).get(step, ""))
             after = [job.name for job in (*before, *jobs)][-1:]
-            jobs.append(Job(f"{name}/{step}", words, Path(how["product"].format(**places)), after))
+            jobs.append(StudyJob(f"{name}/{step}", words, Path(how["product"].format(**places)), after))
         return [*before, *jobs]
 
-    def _training(self, name: str, seed: int) -> Job:
+    def _training(self, name: str, seed: int) -> StudyJob:
         run = self._content["runs"][name]
         chosen = self._content["sets"][run["set"]]
         own, lender = self._set(run["set"]), self._set(chosen.get("borrows") or run["set"])
@@ -140,7 +134,7 @@ class Matrix:
         overrides = {**run.get("overrides", {}), **self._smoke.get("overrides", {})}
         words += [f"--{key}={_text(value)}" for key, value in overrides.items()]
         after = [job.name for job in self._steps(run["set"])][-1:] + ([init] if init else [])
-        return Job(
+        return StudyJob(
             f"{name}-{seed}",
             words,
             folder / "complete.json",
@@ -151,16 +145,16 @@ class Matrix:
             priority=run["priority"],
         )
 
-    def _bits(self, training: Job) -> Job:
+    def _bits(self, training: StudyJob) -> StudyJob:
         words = [f"--checkpoints={self._chosen(training, 'checkpoints')}", *self._refined(training)]
         return self._measurement(training, "bits", "measure.py bits", words)
 
-    def _refined(self, training: Job) -> list[str]:
+    def _refined(self, training: StudyJob) -> list[str]:
         """How what a run with refinement draws is measured beside one pass."""
         refines = self._content["runs"][training.run].get("overrides", {}).get("model.refine")
         return shlex.split(self._content["refined"]) if refines else []
 
-    def _samples(self, training: Job) -> Iterator[Job]:
+    def _samples(self, training: StudyJob) -> Iterator[StudyJob]:
         """For every checkpoint and kind of sample: draw, then score."""
         run = self._content["runs"][training.run]
         if (
@@ -188,16 +182,16 @@ class Matrix:
 
     def _measurement(
         self,
-        training: Job,
+        training: StudyJob,
         name: str,
         command: str,
         words: list[str],
         product: Path | None = None,
         after: str = "",
-    ) -> Job:
+    ) -> StudyJob:
         json_file = self._work / "measured" / training.name / f"{name}.json"
         script, subcommand = command.split()
-        return Job(
+        return StudyJob(
             f"{training.name}/{name}",
             [f"benchmarks/study/{script}", subcommand, f"--run={training.product.parent}", *words]
             + ([] if product else [f"--json={json_file}"]),
@@ -208,7 +202,7 @@ class Matrix:
             priority=training.priority,
         )
 
-    def _chosen(self, training: Job, key: str) -> list[int]:
+    def _chosen(self, training: StudyJob, key: str) -> list[int]:
         """Checkpoints of a run."""
         return self._smoke.get(key) or self._content["runs"][training.run].get(key) or self._content[key]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matrix import Job
+from matrix import StudyJob
 
 from megavrc import results
 from megavrc.files import read_json
@@ -22,7 +22,9 @@ PROTOCOL = {
 }
 
 
-def write_result(folder: Path, work: Path, code: Path, job: Job, jobs: dict[str, dict[str, Any]]) -> Path:
+def write_result(
+    folder: Path, work: Path, code: Path, job: StudyJob, jobs: dict[str, dict[str, Any]]
+) -> Path:
     """Write the result of a run as far as it is known; returns the file. It names no folder of this machine.
 
     Beyond the schema it has `run`, `seed`, `status` (done, trained, failed), `attempts` and, of what failed, `output`;

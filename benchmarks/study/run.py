@@ -1,129 +1,73 @@
 """Run the study's matrix in the background of a machine: `run.py {run,status}` (README.md beside this file)."""
 
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any, TextIO
 
-from child import others_at_work, run_child, stop_on_signals
-from matrix import Job, Matrix
+from matrix import Matrix, StudyJob
+from others import others_at_work
 from outcome import write_result
 
 from megavrc.config import command, load_config
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_json
+from megavrc.files import read_json
+from megavrc.paper.child import stop_on_signals
+from megavrc.paper.jobs import JobRunner, MatrixJob, hold
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MATRIX = Path("benchmarks") / "study" / "matrix.yaml"
 RESULTS = CHECKOUT / "benchmarks" / "results" / "study"
-STATE_FORMAT = 1  # of state.json
 
 
-class Runner:
-    """Runs the jobs of a matrix in a work folder, one after the other.
+class Runner(JobRunner):
+    """Runs the jobs of the study in a work folder: state.json, sets/, runs/, logs/.
 
     Args:
-        work: folder: state.json, sets/, runs/, logs/.
-        code: checkout that every command runs in.
+        work, code, stop: as of `JobRunner`.
         matrix: its jobs.
         results: folder for the result files.
-        stop: set when to stop.
         pauses: whether to stand still for tests, benchmarks and the file `pause`.
     """
 
     def __init__(
         self, work: Path, code: Path, matrix: Matrix, results: Path, stop: threading.Event, pauses: bool
     ) -> None:
-        self.work, self.code, self.matrix, self.results = work, code, matrix, results
-        self.stop, self.pauses = stop, pauses
-        self.jobs: dict[str, dict[str, Any]] = read_state(work)
-        self.products = {job.name: job.product for job in matrix.jobs(samples=True)}
+        products = {job.name: job.product for job in matrix.jobs(samples=True)}
+        environment = {**matrix.environment, "PYTHONPATH": str(code)}
+        super().__init__(work, code, products, environment, stop, self._others)
+        self.matrix, self.results, self.pauses = matrix, results, pauses
 
-    def run(self, jobs: list[Job], retry: bool) -> bool:
-        """Run what is neither done nor waits. False if something failed."""
-        for job in jobs:
-            if self.stop.is_set():
-                break
-            status = self.status(job)
-            if status == "done" or (status == "failed" and not retry):
-                continue
-            if missing := self.missing(job):
-                print(f"{job.name}: waits for {missing}", flush=True)
-            else:
-                self._execute(job)
-        return not any(self.status(job) == "failed" for job in jobs)
-
-    def status(self, job: Job) -> str:
-        """`done`, `failed`, `stopped`, `running` or `new`."""
-        if job.product.exists():
-            return "done"
-        recorded = str(self.jobs.get(job.name, {}).get("status", "new"))
-        return "new" if recorded == "done" else recorded  # what it has made was removed
-
-    def missing(self, job: Job) -> str:
+    def missing(self, job: MatrixJob) -> str:
         """What a job waits for: jobs before it, a key of the configuration; "" if nothing."""
-        missing = [name for name in job.after if not self.products[name].exists()]
-        if job.needs and f"--{job.needs} " not in self._options:
-            missing.append(job.needs)
-        return ", ".join(missing)
+        missing = super().missing(job)
+        needs = job.needs if isinstance(job, StudyJob) else ""
+        if needs and f"--{needs} " not in self._options:
+            missing = f"{missing}, {needs}" if missing else needs
+        return missing
 
     @functools.cached_property
     def _options(self) -> str:
         """The help of the training command, which names every key of the configuration."""
         words = [sys.executable, "pretrain/pretrain_vrc.py", "--help"]
-        environment = {**os.environ, **self._environment()}
+        environment = {**os.environ, **self.environment}
         return subprocess.run(
             words, cwd=self.code, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    def _environment(self) -> dict[str, str]:
-        return {**self.matrix.environment, "PYTHONPATH": str(self.code)}
+    def circumstances(self) -> dict[str, str]:
+        return {"revision": revision(self.code)}
 
-    def _execute(self, job: Job) -> None:
-        """Run a job's command and record what comes of it."""
-        print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
-        attempt: dict[str, Any] = {
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "revision": revision(self.code),
-        }
-        record = self.jobs.setdefault(job.name, {"attempts": []})
-        record["attempts"].append(attempt)
-        self._save(job, "running")
-        log = self.work / "logs" / f"{job.name.replace('/', '-')}.log"
-        line = [sys.executable, *job.words]
-        ended = run_child(line, self.code, self._environment(), log, self.stop, self._busy)
-        attempt |= vars(ended)
-        done = job.product.exists()
-        status = "done" if done else "stopped" if self.stop.is_set() else "failed"
-        self._save(job, status)
-        if job.run and status != "stopped":
+    def record(self, job: MatrixJob) -> None:
+        if isinstance(job, StudyJob) and job.run:
             write_result(self.results, self.work, self.code, job, self.jobs)
-        print(f"{time.strftime('%H:%M:%S')} {job.name}: {status}, exit code {ended.code}; {log}", flush=True)
 
-    def _busy(self, session: int) -> str:
+    def _others(self, session: int) -> str:
         return others_at_work(session, self.work / "pause") if self.pauses else ""
-
-    def _save(self, job: Job, status: str) -> None:
-        self.jobs[job.name]["status"] = status
-        state = {"format": STATE_FORMAT, "process": os.getpid(), "jobs": self.jobs}
-        write_json(self.work / "state.json", state)
-
-
-def read_state(work: Path) -> dict[str, dict[str, Any]]:
-    """The record of every job that has been started."""
-    file = work / "state.json"
-    if not file.exists():
-        return {}
-    content: dict[str, Any] = read_json(file)
-    check_format(file, content.get("format"), STATE_FORMAT)
-    return content["jobs"]
 
 
 def run(
@@ -156,19 +100,12 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     os.nice(19)
     with open(work / "lock", "w") as lock:
-        _hold(lock, work)
+        hold(lock, work)
         code = CHECKOUT if smoke else frozen_clone(work, update)
         matrix = Matrix(code / MATRIX, work, smoke)
         runner = Runner(work, code, matrix, results, stop_on_signals(), pauses)
         fine = runner.run(matrix.jobs(priority, samples), retry)
     return 0 if fine else 1
-
-
-def _hold(lock: TextIO, work: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--work {work}: another runner is at work there") from None
 
 
 def frozen_clone(work: Path, update: bool) -> Path:
@@ -232,7 +169,7 @@ def status(work: Path, priority: int = 9, samples: bool = False) -> None:
     print(f"{total:.1f} core-minutes; {f'process {process} is at work' if process else 'nobody is at work'}")
 
 
-def estimated_minutes(job: Job, gflops: float) -> float:
+def estimated_minutes(job: StudyJob, gflops: float) -> float:
     """Of one core, for the training of a run."""
     from megavrc.model.flops import training_flops
     from megavrc.training.tasks.vrc_config import RunConfig
@@ -246,7 +183,7 @@ def _process_at_work(work: Path) -> int:
     """The runner's process, 0 if none holds the folder."""
     with open(work / "lock", "w") as lock:
         try:
-            _hold(lock, work)
+            hold(lock, work)
         except UserError:
             return int(read_json(work / "state.json")["process"])
     return 0

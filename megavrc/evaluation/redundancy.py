@@ -17,6 +17,7 @@ from megavrc.video.h264 import CRF, CodedFrame, GopMode, coded_frames
 Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its latent frames, [t, h, w]
 
 BLOCK = 16  # pixels, of a macroblock
+ORANGE, GAP = (255, 140, 0), 6  # of the picture of what stays: RGB; pixels between frames
 SAME = 2  # grey levels that the pixels of an unchanged block may be apart
 
 
@@ -37,6 +38,22 @@ def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) 
     blocks = apart.reshape(len(apart), rows, block, columns, block).max(axis=(2, 4))
     unchanged: NDArray[np.bool_] = blocks <= same
     return unchanged
+
+
+def outlined(frames_THWC: Frames, width: int = 2) -> Frames:
+    """The frames side by side, [H, W', 3]; orange lines of `width` pixels surround what is as in the frame before."""
+    pictures = frames_THWC.copy()
+    for picture, same in zip(pictures[1:], unchanged_blocks(frames_THWC), strict=True):
+        inside = np.kron(same, np.ones((BLOCK, BLOCK), bool))
+        around = np.pad(inside, width)
+        core = inside.copy()
+        for shift in (-width, width):  # what is still inside one line further to each side
+            for axis in (0, 1):
+                core &= np.roll(around, shift, axis)[width:-width, width:-width]
+        picture[: len(inside), : inside.shape[1]][inside & ~core] = ORANGE
+    gap = np.full((frames_THWC.shape[1], GAP, 3), 255, np.uint8)
+    strip: Frames = np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=1)
+    return strip
 
 
 def code_clips(clips: list[Frames], mode: GopMode, crf: int = CRF) -> Coded:
@@ -70,8 +87,8 @@ def measure_redundancy(
     Raises:
         UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
     """
-    wanted = range(0, (frames - 1) * stride + 1, stride)
-    read = [_frames(source, index, wanted) for index in progress(range(len(source.clips)), source.name)]
+    places = progress(range(len(source.clips)), source.name)
+    read = [frames_from_start(source, index, frames, stride) for index in places]
     n, raw = len(read), np.array([clip.size / len(clip) for clip in read])
     cases = []
     for mode in ("ippp", "paper"):
@@ -113,7 +130,9 @@ def measure_redundancy(
     return MetricReport(cases, {}, protocol)
 
 
-def _frames(source: ClipSource, index: int, wanted: range) -> Frames:
+def frames_from_start(source: ClipSource, index: int, frames: int, stride: int) -> Frames:
+    """The first frames of a clip at a stride; UserError where it is too short."""
+    wanted = range(0, (frames - 1) * stride + 1, stride)
     if source.length(index) <= wanted[-1]:
         key, length = source.clips[index].key, source.length(index)
         raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")

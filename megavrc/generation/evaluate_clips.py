@@ -14,7 +14,7 @@ from megavrc.evaluation.clip_source import Frames
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
 from megavrc.evaluation.drift import SHARES, measure_drift
 from megavrc.evaluation.export_clips import Layout, export_clips
-from megavrc.evaluation.redundancy import Encode, measure_redundancy
+from megavrc.evaluation.redundancy import Encode, frames_from_start, measure_redundancy, outlined
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_tokens import report_tokens, token_grids
@@ -23,7 +23,7 @@ from megavrc.hardware import check_device
 from megavrc.results import publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
-from megavrc.video import MAX_FPS, MIN_FPS
+from megavrc.video import MAX_FPS, MIN_FPS, write_png
 from megavrc.video.h264 import CRF
 
 FEWEST_DRAWS = 20
@@ -123,6 +123,7 @@ def redundancy(
     draws: int = 1000,
     seed: int = 0,
     device: str = "auto",
+    picture: Path | None = None,
     json: Path | None = None,
 ) -> None:
     """Measure how much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
@@ -143,6 +144,7 @@ def redundancy(
         draws: of the bootstrap.
         seed: of the bootstrap.
         device: of the tokenizer, cpu or cuda; auto is cuda where there is one.
+        picture: write the frames of the first clip there (PNG), with what stays outlined in orange.
         json: write the result there.
     """
     check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
@@ -158,6 +160,8 @@ def redundancy(
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None
     source = open_source(clips, planned, seed=seed, device=device)
     report = measure_redundancy(source, frames, stride, crf, encoder(video) if video else None, draws, seed)
+    if picture:
+        write_png(picture, outlined(frames_from_start(source, 0, frames, stride)))
     if video:
         report.protocol["tokenizer"] = video.sha256
     publish_report("redundancy", report, {"clips": clips, "tokenizer": tokenizer}, json, device)

@@ -1,5 +1,7 @@
 """`megavrc reproduce study`: tables and figures of docs/study.md, from the result files of its runs alone."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from megavrc.errors import UserError
+from megavrc.paper.measured import SMOKE
 from megavrc.paper.study_claims import DRAWS, SEEDS, Spread, crossed, judge
 from megavrc.paper.study_runs import Array, Cell, StudyRun, read_study, values
-from megavrc.report.figures import panels, save
+from megavrc.report.figures import banner, panels, save
 from megavrc.results import Metric, case, metric, publish_tables, result
 
 SHOWN = ("all", "whole", "count", "shape", "direction", "speed", "flight", "jitter", "frozen")
@@ -26,21 +30,49 @@ def study(
     results: Path = Path("benchmarks/results/study"),
     tables: Path = Path("benchmarks/results"),
     figures: Path = Path("docs/images"),
-) -> None:
-    """Make the study's tables and figures from what its runs have measured so far; nothing is run.
+    run: bool = False,
+    smoke: bool = False,
+    work: Path | None = None,
+) -> int:
+    """Make the study's tables and figures from what its runs have measured so far.
 
     Args:
         results: folder of the runs' result files.
         tables: gets study-runs.json, study-clips.json, study-claims.json; docs/study.md shows them.
         figures: gets study_bits.svg and, once clips are drawn, study_whole.svg.
+        run: first run the study's first priority as far as it is not done, for hours (benchmarks/study/README.md).
+        smoke: run it at toy size, and keep all in WORK/results.
+        work: folder for what is run, outside of the checkout.
     """
+    code = 0
+    if run or smoke:
+        if work is None:
+            raise UserError("--work: needed with --run and --smoke, a folder outside of the checkout")
+        results = work / "results" if smoke else results
+        tables, figures = (results / "tables",) * 2 if smoke else (tables, figures)
+        code = _run_study(work, results, smoke)
     runs = read_study(results)
+    protocol = PROTOCOL | ({"smoke": SMOKE} if smoke else {})
     for name, cases in (("runs", _runs(runs)), ("clips", _clips(runs)), ("claims", _claims(runs))):
-        content = result("megavrc reproduce study", {}, cases, protocol=PROTOCOL)
+        content = result("megavrc reproduce study", {}, cases, protocol=protocol)
+        print(f"{SMOKE}\n" if smoke else "")
         publish_tables(content, tables / f"study-{name}.json")
-        print()
-    _figure_bits(runs, figures / "study_bits.svg")
-    _figure_whole(runs, figures / "study_whole.svg")
+    for name, figure in (("bits", _figure_bits(runs)), ("whole", _figure_whole(runs))):
+        if figure:
+            if smoke:
+                banner(figure, SMOKE)
+            save(figure, figures / f"study_{name}.svg")
+    return code
+
+
+def _run_study(work: Path, results: Path, smoke: bool) -> int:
+    """Its runner's exit code."""
+    script = Path("benchmarks/study/run.py")
+    if not script.is_file():
+        raise UserError(f"{script}: not there; the study runs in a checkout of megavrc")
+    words = [sys.executable, str(script), "run", f"--work={work}", f"--results={results}"]
+    words += ["--smoke", "--samples"] if smoke else []
+    return subprocess.run(words).returncode
 
 
 def _checkpoints(runs: list[StudyRun], begins: str) -> list[int]:
@@ -121,7 +153,7 @@ def _metric(found: dict[int, tuple[Array, str]], unit: str = "") -> Metric:
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def _figure_bits(runs: dict[str, list[StudyRun]], path: Path) -> None:
+def _figure_bits(runs: dict[str, list[StudyRun]]) -> Any:
     """Bits of a validation clip by training step: the first frame, the later ones."""
     figure, axes = panels(2, columns=2)
     for part, axis in zip(("first", "later"), axes, strict=True):
@@ -139,14 +171,14 @@ def _figure_bits(runs: dict[str, list[StudyRun]], path: Path) -> None:
         axis.set_ylim(bottom=0)
         if axis.has_data():
             axis.legend(fontsize=8)
-    save(figure, path)
+    return figure
 
 
-def _figure_whole(runs: dict[str, list[StudyRun]], path: Path) -> None:
-    """Whole and sound clips of each model at its last checkpoint, by entry."""
+def _figure_whole(runs: dict[str, list[StudyRun]]) -> Any:
+    """Whole and sound clips of each model at its last checkpoint, by entry; None before any are drawn."""
     rows = {name: steps[-1] for name, seeds in runs.items() if (steps := _checkpoints(seeds, "given "))}
     if not rows:
-        return
+        return None
     figure, axes = panels(2, columns=2)
     for score, axis in zip(("whole", "all"), axes, strict=True):
         for shift, kind in enumerate(("given", "free")):
@@ -174,7 +206,7 @@ def _figure_whole(runs: dict[str, list[StudyRun]], path: Path) -> None:
         axis.set_xlim(0, 1)
         axis.set_xlabel({"whole": "whole clips, share", "all": "sound clips, share"}[score])
     axes[0].legend(fontsize=8)
-    save(figure, path)
+    return figure
 
 
 def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, colour: str) -> None:

@@ -13,21 +13,24 @@ STYLE = {
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
+    "savefig.dpi": 200,
     "svg.hashsalt": "megavrc",  # the same figure gives the same file
 }
 
 
-def panels(count: int, columns: int = 3, width: float = 4.6, height: float = 3.0) -> tuple[Any, list[Any]]:
-    """A figure and `count` axes in rows of up to `columns`, each `width` x `height` inches."""
+def panels(
+    count: int, columns: int = 3, width: float = 4.6, height: float = 3.0, text: float = 10
+) -> tuple[Any, list[Any]]:
+    """A figure and `count` axes in rows of up to `columns`, each `width` x `height` inches, in `text` points."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     columns = min(columns, count)
     rows = -(-count // columns)
     matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams.update({"font.size": text, "axes.titlesize": text + 1})
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for empty in axes.flat[count:]:
         empty.set_axis_off()
@@ -79,10 +82,18 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as its name ends (one of KINDS), and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(figure, path, path.suffix[1:])
+def banner(figure: Any, words: str) -> None:
+    """Write a warning across the top of a figure."""
+    figure.suptitle(
+        words, fontsize="medium", color="white", backgroundcolor="#a3262a", weight="bold", wrap=True
+    )
+
+
+def save(figure: Any, *paths: Path) -> None:
+    """Write a figure as the names end (of KINDS), and close it."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(figure, path, path.suffix[1:])
 
 
 def svg(figure: Any) -> str:

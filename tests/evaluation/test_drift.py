@@ -14,7 +14,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
 from megavrc.evaluation.clip_source import PlannedClip
 from megavrc.evaluation.drift import SHARES, clip_drift, measure_drift
-from megavrc.evaluation.redundancy import measure_redundancy, unchanged_blocks
+from megavrc.evaluation.redundancy import GAP, ORANGE, measure_redundancy, outlined, unchanged_blocks
 from megavrc.results import read_result
 from megavrc.video import write_mp4
 from megavrc.video.h264 import coded_frames, payload
@@ -133,6 +133,18 @@ def test_unchanged_blocks() -> None:
     assert unchanged_blocks(frames).tolist() == [[[True, True], [False, True]], [[True, True], [True, True]]]
 
 
+def test_what_stays_is_outlined() -> None:
+    """16 blocks: the left half stays, one line runs around it and none through it."""
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    frames[1, :, 32:] = 100
+    strip = outlined(frames)
+    assert strip.shape == (64, 2 * 64 + GAP, 3)
+    orange = (strip == ORANGE).all(axis=-1)
+    assert not orange[:, : 64 + GAP].any() and not orange[:, 64 + GAP + 32 :].any()
+    half = orange[:, 64 + GAP : 64 + GAP + 32]
+    assert half[:2].all() and half[:, -2:].all() and not half[2:-2, 2:-2].any()
+
+
 def test_a_report_of_redundancy() -> None:
     clips = [scene(9), np.roll(scene(9), 9, axis=2)]
     source = ArrayClips("scenes", [PlannedClip("a"), PlannedClip("b")], clips)
@@ -175,7 +187,9 @@ def test_commands_on_clips(
     np.savez(clips, clips=np.stack(CLIPS.arrays))
     assert run(monkeypatch, "drift", clips, clips, "--json", tmp_path / "d.json") == 0
     assert read_result(tmp_path / "d.json")["cases"][0]["metrics"]["frozen"]["n"] == 12
-    assert run(monkeypatch, "redundancy", clips, "--json", tmp_path / "r.json") == 0
+    drawn = ("--picture", tmp_path / "r.png")
+    assert run(monkeypatch, "redundancy", clips, "--json", tmp_path / "r.json", *drawn) == 0
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert len(read_result(tmp_path / "r.json")["cases"]) == 3
     capsys.readouterr()
     for words, said in (

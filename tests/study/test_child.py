@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import child
+import others
 import pytest
+
+from megavrc.paper import child
 
 COUNT = (
     "import pathlib, signal, sys, time\n"
@@ -80,22 +82,22 @@ def test_a_suspended_command_can_be_stopped(tmp_path: Path, monkeypatch: pytest.
 def test_a_command_dies_with_a_runner_that_is_killed(tmp_path: Path) -> None:
     """Also a suspended one: nothing would ever continue it, and it would hold its run."""
     script = (
-        "import sys, threading\nfrom pathlib import Path\nimport child\n"
+        "import sys, threading\nfrom pathlib import Path\nfrom megavrc.paper import child\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "child.LOOK = 0.1\n"
         f"child.run_child([sys.executable, '-c', {COUNT!r}, '1000000'], folder, {{}}, folder / 'log',\n"
         "    threading.Event(), lambda session: (folder / 'session').write_text(str(session)) and 'tests')\n"
     )
     runner = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(Path(child.__file__).parent)}
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(Path(child.__file__).parents[2])}
     )
     wait_for(lambda: (tmp_path / "session").exists() and (tmp_path / "session").read_text())
     session = int((tmp_path / "session").read_text())
     stat = Path(f"/proc/{session}/stat")
-    wait_for(lambda: child._status(session)[0] == "T")
+    wait_for(lambda: others._status(session)[0] == "T")
     runner.kill()
     runner.wait()
-    wait_for(lambda: not stat.exists() or child._status(session)[0] in "ZX")
+    wait_for(lambda: not stat.exists() or others._status(session)[0] in "ZX")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_command_dies_with_a_runner_that_is_killed(tmp_path: Path) -> None:
     ],
 )
 def test_tests_and_benchmarks_are_known(line: str) -> None:
-    assert child.is_test_or_benchmark(line.split())
+    assert others.is_test_or_benchmark(line.split())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_tests_and_benchmarks_are_known(line: str) -> None:
     ],
 )
 def test_other_commands_are_not(line: str) -> None:
-    assert not child.is_test_or_benchmark(line.split(" "))
+    assert not others.is_test_or_benchmark(line.split(" "))
 
 
 def test_others_are_seen_unless_they_are_ours_or_stand_still(tmp_path: Path) -> None:
@@ -139,14 +141,14 @@ def test_others_are_seen_unless_they_are_ours_or_stand_still(tmp_path: Path) -> 
     script.write_text("import time\nprint(1, flush=True)\ntime.sleep(100)\n")
 
     def seen(session: int = -1) -> set[int]:
-        return {int(text.split()[1].rstrip(":")) for text in child.tests_and_benchmarks(session)}
+        return {int(text.split()[1].rstrip(":")) for text in others.tests_and_benchmarks(session)}
 
     words = [sys.executable, str(script)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as other:
         assert other.stdout and other.stdout.readline() == b"1\n"
         assert other.pid in seen() and other.pid not in seen(session=other.pid)
         other.send_signal(signal.SIGSTOP)
-        wait_for(lambda: child._status(other.pid)[0] == "T")
+        wait_for(lambda: others._status(other.pid)[0] == "T")
         assert other.pid not in seen()
         other.kill()
     assert os.getpid() not in seen(), "it has started us"
@@ -154,4 +156,4 @@ def test_others_are_seen_unless_they_are_ours_or_stand_still(tmp_path: Path) -> 
 
 def test_a_file_says_that_others_are_at_work(tmp_path: Path) -> None:
     (tmp_path / "pause").touch()
-    assert child.others_at_work(-1, tmp_path / "pause") == f"{tmp_path / 'pause'} is there"
+    assert others.others_at_work(-1, tmp_path / "pause") == f"{tmp_path / 'pause'} is there"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from matrix import Job, Matrix
+from matrix import Matrix, StudyJob
 
 from megavrc.config import load_config
 from megavrc.errors import UserError
@@ -16,7 +16,7 @@ from megavrc.training.tasks.vrc_config import RunConfig
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "study" / "matrix.yaml"
 
 
-def configuration(job: Job) -> RunConfig:
+def configuration(job: StudyJob) -> RunConfig:
     return copy.deepcopy(loaded(tuple(job.words[1:])))
 
 
@@ -25,7 +25,7 @@ def loaded(words: tuple[str, ...]) -> RunConfig:
     return load_config(RunConfig, list(words))
 
 
-def checkpoints(jobs: list[Job]) -> dict[str, set[int]]:
+def checkpoints(jobs: list[StudyJob]) -> dict[str, set[int]]:
     """What is measured of every run: bits, or samples too."""
     found: dict[str, set[int]] = {}
     for job in jobs:

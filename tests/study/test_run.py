@@ -147,9 +147,9 @@ def test_one_runner_a_folder_and_outside_of_the_checkout(tmp_path: Path) -> None
     with pytest.raises(UserError, match="inside the checkout"):
         study.run(ROOT / "runs" / "study")
     with open(tmp_path / "lock", "w") as lock:
-        study._hold(lock, tmp_path)
+        study.hold(lock, tmp_path)
         with open(tmp_path / "lock", "w") as second, pytest.raises(UserError, match="another runner"):
-            study._hold(second, tmp_path)
+            study.hold(second, tmp_path)
     with pytest.raises(UserError, match="no matrix has been started"):
         study.status(tmp_path)
 

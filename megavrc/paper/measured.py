@@ -1,0 +1,138 @@
+"""What has been measured for a table or figure, what has not and which command would, and what papers say."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megavrc.errors import UserError
+from megavrc.evaluation.distances import FLOOR
+from megavrc.paper.matrix import PaperMatrix
+from megavrc.results import Metric, Result, read_result
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+SMOKE = "SMOKE RUN: toy clips, toy models. Shows that the path works, nothing else."
+
+
+@cache
+def published() -> dict[str, Any]:
+    """Rows of the papers, by table or figure."""
+    content: dict[str, Any] = yaml.safe_load(PUBLISHED.read_text())
+    return content
+
+
+@dataclass
+class Exhibit:
+    """A table or figure: all that is written and shown of it.
+
+    Attributes:
+        name: table1 .. fig9. title: what it shows.
+        table: rows of texts, the first its head.
+        figure: of matplotlib, if there is anything to draw.
+        notes: sentences below it.
+        missing: job whose result is not there -> its command.
+    """
+
+    name: str
+    title: str
+    table: list[list[str]] = field(default_factory=list)
+    figure: Any = None
+    notes: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class Measured:
+    """The result files of a folder, by the names of the jobs that make them; remembers what was asked for in vain.
+
+    Args:
+        matrix: its jobs say where each result lies.
+    """
+
+    def __init__(self, matrix: PaperMatrix) -> None:
+        self.matrix = matrix
+        self.missing: dict[str, str] = {}
+        self.distances: dict[str, str] = {}  # name of a distance -> a file that has it
+
+    def there(self, job: str) -> bool:
+        """Whether a job has left its result."""
+        made = self.matrix.jobs[job]
+        if not made.product.exists():
+            self.missing[job] = made.line
+        return made.product.exists()
+
+    def read(self, job: str) -> Result | None:
+        """The result file of a job, if it is there; UserError if another command has made it."""
+        if not self.there(job):
+            return None
+        made = self.matrix.jobs[job]
+        content = read_result(made.product)
+        if content["command"].split()[:2] != made.words[2:4]:
+            raise UserError(
+                f"{made.product}: made by megavrc {content['command']}; expected what {made.line} writes"
+            )
+        return content
+
+    def row(self, job: str, case: str) -> dict[str, Any]:
+        """A case of a result file that is there; UserError if the file lacks it."""
+        content = self.read(job)
+        rows = [row for row in content["cases"] if row["name"] == case] if content else []
+        if not rows:
+            raise self._lacks(job, f"case {case!r}")
+        found: dict[str, Any] = rows[0]
+        return found
+
+    def first(self, job: str, name: str) -> Metric | None:
+        """A number of the first case of a result file, if the file is there; UserError if the case lacks it."""
+        content = self.read(job)
+        if content is None:
+            return None
+        if not content["cases"] or name not in content["cases"][0]["metrics"]:
+            raise self._lacks(job, name)
+        found: Metric = content["cases"][0]["metrics"][name]
+        return found
+
+    def seconds(self, size: str, variant: str) -> Metric | None:
+        """Of one clip at batch 1 without guidance, if it was measured."""
+        content = self.read(f"speed-{size}")
+        label = f"{variant}, batch 1, guidance 1"
+        rows = [row for row in content["cases"] if row["name"] == label] if content else []
+        return rows[0]["metrics"].get("seconds") if rows else None
+
+    def distance(self, job: str, floor: bool = False) -> Metric | None:
+        """The distance of a model's clips from real ones, or that of real ones from real ones.
+
+        Raises:
+            UserError: distances of two kinds were asked for: they cannot stand in one table.
+        """
+        content = self.read(job)
+        if content is None:
+            return None
+        rows = [row for row in content["cases"] if (row["name"] == FLOOR) == floor and row["metrics"]]
+        if not rows:
+            if floor:
+                return None
+            raise self._lacks(job, "distance")
+        name = next(iter(rows[0]["metrics"]))
+        file = self.matrix.jobs[job].product
+        self.distances.setdefault(name, str(file))
+        if len(self.distances) > 1:
+            (one, first), (two, second) = self.distances.items()
+            raise UserError(f"{first} has {one}, {second} {two}: not comparable; measure one of them again")
+        found: Metric = rows[0]["metrics"][name]
+        return found
+
+    @property
+    def distance_name(self) -> str:
+        """Of the distances that were read: FVD only if the network was the published I3D."""
+        name = next(iter(self.distances), "fvd")
+        return {"fvd": "FVD", "frechet_unknown": "Fréchet distance, unknown network"}.get(name, name)
+
+    def exhibit(self, name: str, title: str) -> Exhibit:
+        """An empty table or figure with what is missing of it."""
+        return Exhibit(name, title, missing=self.missing)
+
+    def _lacks(self, job: str, what: str) -> UserError:
+        made = self.matrix.jobs[job]
+        return UserError(f"{made.product}: has no {what}; expected what {made.line} writes")
