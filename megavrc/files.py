@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -44,14 +45,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     A line ends at \\n (or \\r\\n) and nowhere else: captions may hold what `str.splitlines` takes for an end.
 
     Raises:
-        UserError: missing file, or a line in another encoding.
+        UserError: missing file, a line in another encoding, or a file whose lines end in \\r alone.
     """
+    lines = _lines(path)
+    begin = list(itertools.islice(lines, 2))
+    if len(begin) == 1 and "\r" in begin[0][1]:
+        raise UserError(
+            f"{path}: one line with carriage returns in it, which end no lines here; save it with line feeds"
+        )
+    yield from itertools.chain(begin, lines)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         with open(path, "rb") as file:
             for number, text in _decoded(path, file):
-                yield number, text.removesuffix("\n").removesuffix("\r")
+                yield number, text.removesuffix("\n").rstrip("\r")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
@@ -74,7 +85,7 @@ def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=_object)
             if "\\u" in line:  # half a character, which no file can hold, can be written so
                 json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -88,6 +99,15 @@ def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, fields
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key stands there twice, where json takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
+
+
 def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a table with a header line (CSV as in RFC 4180): cells by column, with the number of the first line.
 
@@ -97,18 +117,20 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
         UserError: missing file, another encoding, quotation marks that do not fit, a row of more cells than columns.
     """
     reader = csv.reader(
-        (f"{line}\n" for _, line in read_lines(path)), delimiter=delimiter, skipinitialspace=True, strict=True
+        (f"{line}\n" for _, line in _lines(path)), delimiter=delimiter, skipinitialspace=True, strict=True
     )
-    number = 1
+    number, header = 1, []
     try:
-        header = [name.strip() for name in next(reader, [])]
-        while header and not header[-1]:
-            header.pop()
-        if twice := sorted({name for name in header if name and header.count(name) > 1}):
-            raise UserError(f"{path} line 1: column {twice[0]} stands there twice")
         while True:
             number = reader.line_num + 1
             cells = [cell.strip() for cell in next(reader)]
+            if not header:  # empty lines may stand before it
+                while cells and not cells[-1]:
+                    cells.pop()
+                header = cells
+                if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                    raise UserError(f"{path} line {number}: column {twice[0]} stands there twice")
+                continue
             if any(cells[len(header) :]):
                 raise UserError(
                     f"{path} line {number}: {len(cells)} cells, the header names {len(header)} "
@@ -119,8 +141,11 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
     except StopIteration:
         return
     except csv.Error as error:
+        said = str(error)
+        if "field limit" in said:
+            said = f"a cell is longer than {csv.field_size_limit():,} characters: shorten it"
         raise UserError(
-            f"{path} line {number}: {error}; quotation marks come in pairs, lines end in a line feed"
+            f"{path} line {number}: {said}; quotation marks come in pairs, lines end in a line feed"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """Text that users bring: one encoding, one kind of line, tables whose rows fit their header."""
 
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from megavrc.__main__ import main
 from megavrc.config import load_config, run_command
 from megavrc.errors import UserError
-from megavrc.files import read_json, read_lines, read_table, read_text, write_json
+from megavrc.files import read_json, read_jsonl, read_lines, read_table, read_text, write_json
+from megavrc.generation.to_files import read_prompts
 from megavrc.tokenization.v3c import v3c
 from megavrc.video.errors import VideoError
+from megavrc.video.manifest import read_captions
 
 TEXT = '{"caption": "caf\u00e9"}\n'
 OTHERS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le")  # le and be: without a mark
@@ -62,7 +65,8 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     ]
     assert rows(tmp_path, ",path,caption,\n0,a.mp4,x,\n") == [(2, {"path": "a.mp4", "caption": "x"})]
     assert rows(tmp_path, "a\tb\n1\t2\n", "\t") == [(2, {"a": "1", "b": "2"})]
-    assert rows(tmp_path, "") == []
+    assert rows(tmp_path, "\n , \n\npath,caption\na.mp4,x\n") == [(5, {"path": "a.mp4", "caption": "x"})]
+    assert rows(tmp_path, "") == rows(tmp_path, "\n\n") == []
 
 
 @pytest.mark.parametrize(
@@ -78,12 +82,46 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         ("path,caption\ra.mp4,x\rb.mp4,y\r", "line 1: .*lines end in a line feed"),
         ('path,caption\na.mp4,"a" red\n', "line 2: ',' expected after '\"'"),
         ("path,caption,path\na,b,c\n", "line 1: column path stands there twice"),
-        ("path,caption\na.mp4," + "x" * 200_000 + "\n", "line 2: field larger than field limit"),
+        ("path,caption\na.mp4," + "x" * 200_000 + "\n", "line 2: a cell is longer than 131,072 characters"),
+        ("\n\npath,caption\na.mp4,a, red\n", r"line 4: 3 cells, the header names 2 \(path, caption\)"),
+        ("\n,\npath,path\n", "line 3: column path stands there twice"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=f"t.csv {message}"):
         rows(tmp_path, text)
+
+
+def test_lines_that_end_in_carriage_returns_are_not_one_line(tmp_path: Path) -> None:
+    for text in ("a red square\ra blue disc\r", "a\rb", "a\rb\n"):
+        (tmp_path / "p.txt").write_bytes(text.encode())
+        for read in (read_lines, read_prompts, read_captions):
+            with pytest.raises(UserError, match=r"p.txt: one line with carriage returns .* line feeds"):
+                list(read(tmp_path / "p.txt"))
+    (tmp_path / "p.txt").write_bytes(b"a red square\r\r\na blue disc\r")
+    assert read_prompts(tmp_path / "p.txt") == ["a red square", "a blue disc"]
+
+
+def test_what_is_no_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, reason in (
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("no", "no such file"),
+    ):
+        for read in (read_lines, read_prompts, read_captions):
+            with pytest.raises(UserError, match=rf"{name}.txt: {reason}$"):
+                list(read(tmp_path / f"{name}.txt"))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    for line in ('{"path": "a", "path": "b"}', '{"path": "a", "x": {"y": 1, "y": 1}}'):
+        (tmp_path / "m.jsonl").write_text(f'{{"path": "c"}}\n{line}\n')
+        with pytest.raises(
+            UserError, match=r"m.jsonl line 2: not valid JSON \('(path|y)' stands there twice\)"
+        ):
+            list(read_jsonl(tmp_path / "m.jsonl"))
 
 
 # --- through the commands ----------------------------------------------------------------------------------------
