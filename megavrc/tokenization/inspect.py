@@ -41,6 +41,8 @@ def inspect(
         sheet: PNG file to write, one or two rows a sample.
         count: samples in the picture, evenly spread over the dataset.
     """
+    if count < 1:
+        raise UserError(f"--count {count}: at least 1")
     dataset = TokenDataset(folder, split=split)
     if not 0 <= sample < len(dataset):
         raise UserError(f"{folder}: sample {sample} of {len(dataset)} does not exist")

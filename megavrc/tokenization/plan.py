@@ -136,7 +136,7 @@ def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, sett
         "vocab": tokenizer.config.codes,
         "shapes": _shapes(tokenizer, settings),
         "shards": shards,
-        "classes": _classes(entries),
+        "classes": names_by_label(entries),
         "decoder": decoder_versions(),
         "sources_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
@@ -217,11 +217,11 @@ def _size(asked: int | None, trained: int | None) -> int:
 def _shapes(tokenizer: OmniTokenizer, settings: ClipSettings) -> dict[str, list[int]]:
     """Ids of a clip and of an image, found by encoding an empty clip."""
     size = settings.size or SIZE
-    empty = np.zeros((1, settings.frames, size, size, 3), np.uint8)
     try:
+        empty = np.zeros((1, settings.frames, size, size, 3), np.uint8)
         _, frames, height, width = encode(tokenizer, empty).shape
     except ValueError as error:
-        raise UserError(f"clips of {settings.frames} frames of size {settings.size}: {error}") from None
+        raise UserError(f"clips of {settings.frames} frames of size {size}: {error}") from None
     return {"video": [frames, height, width], "image": [1, height, width]}
 
 
@@ -230,11 +230,11 @@ def encode(tokenizer: OmniTokenizer, frames_BTHWC: np.ndarray) -> np.ndarray:
     return tokenizer.encode(torch.from_numpy(frames_BTHWC)).cpu().numpy()
 
 
-def _classes(entries: list[Entry]) -> list[str] | None:
+def names_by_label(entries: list[Entry]) -> list[str] | None:
     """Names by label (the label itself where there is no name); None if no video has a label."""
-    labelled = [entry for entry in entries if entry["label"] is not None]
-    names = {entry["label"]: str(entry.get("class") or entry["label"]) for entry in labelled}
-    return [names.get(label, str(label)) for label in range(max(names) + 1)] if names else None
+    names = {entry["label"]: str(entry["class"]) for entry in entries if entry.get("class") is not None}
+    most = max((entry["label"] for entry in entries if entry["label"] is not None), default=None)
+    return None if most is None else [names.get(label, str(label)) for label in range(most + 1)]
 
 
 def _check_keys(entries: list[Entry]) -> None:

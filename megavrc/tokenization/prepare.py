@@ -40,7 +40,7 @@ def writing_manifest(prepare: Callable[..., Listing]) -> Callable[..., None]:
         splits = ", ".join(
             f"{count} {split}" for split, count in sorted(Counter(e["split"] for e in entries).items())
         )
-        captions = sum(entry["caption"] is not None for entry in entries)
+        captions = sum(bool((entry["caption"] or "").strip()) for entry in entries)
         labels = len({entry["label"] for entry in entries} - {None})
         print(f"{out}: {len(entries)} videos ({splits}), {captions} with a caption, {labels} classes")
 

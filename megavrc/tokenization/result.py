@@ -71,7 +71,7 @@ def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -
         for left in folder.glob(".*"):  # half-written files of tasks that were killed
             left.unlink(missing_ok=True)
     without = _without(work)
-    loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"
+    loaded = _tokenizer(work, tokenizer, samples)
     for kind in work.kinds:
         shards = [_entry(work, kind, shard) for shard in work.units]
         if not any(shard["count"] for shard in shards):
@@ -94,7 +94,7 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
         samples: number of samples that are cut from their videos again, encoded, decoded and compared; 0 for none.
     """
     work = load_plan(out)
-    loaded = load_tokenizer(work, tokenizer) if samples else "not asked for"
+    loaded = _tokenizer(work, tokenizer, samples)
     problems: list[str] = []
     if others := changed(work, work.units):
         problems.append(f"{words(others)}; run --redo_changed takes them as they are")
@@ -119,6 +119,13 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
         raise DataError(
             f"{out}: {len(problems)} problems; delete the damaged shards, then run the job and finalize again"
         )
+
+
+def _tokenizer(work: Plan, path: Path | None, samples: int) -> OmniTokenizer | str:
+    """The tokenizer that samples are compared with, or why none are."""
+    if samples < 0:
+        raise UserError(f"--samples {samples}: at least 0, which compares none")
+    return load_tokenizer(work, path) if samples else "not asked for"
 
 
 def _prove(work: Plan, kind: str, tokenizer: OmniTokenizer | str, samples: int) -> None:

@@ -21,7 +21,7 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, read_jsonl, read_table
 from megavrc.progress import progress
 from megavrc.video.listing import Listing, files_below, videos_below
-from megavrc.video.manifest import Entry, fraction
+from megavrc.video.manifest import Entry, fraction, split_of
 
 PUBLISHED = {"V3C1": 7475, "V3C2": 9760, "V3C3": 11215}  # videos
 COLUMNS = ("startframe", "starttime", "endframe", "endtime")
@@ -118,6 +118,13 @@ def v3c(
         seed: seed of the two draws.
     """
     _check_template(template)
+    for name, value, least in (
+        ("max_words", max_words, 1),
+        ("shots_per_video", shots_per_video, 0),
+        ("clips", clips, 0),
+    ):
+        if value < least:
+            raise UserError(f"--{name} {value}: at least {least}")
     filters = Filters(languages, licences, min_side, min_words, min_frames, min_seconds, max_seconds)
     lines = read_jsonl(captions, "id", "caption") if captions else ()
     spoken = {row["id"]: row["caption"] for _, row in lines}
@@ -133,7 +140,7 @@ def v3c(
             video = {
                 "caption": make_caption(template, about, max_words),
                 "path": os.path.relpath(files[name], out.parent),
-                "split": "val" if fraction(name) < val_fraction else "train",
+                "split": split_of(name, val_fraction),
             }
             shots = _entries(name, {**about, **video}, _shots(boundaries[name]), spoken, filters, dropped)
             entries += _draw(shots, shots_per_video, seed)

@@ -1,14 +1,15 @@
 """Lists of the videos below a folder: files, or folders of pictures."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from megavrc.errors import UserError
-from megavrc.files import read_lines
-from megavrc.video.manifest import Entry, fraction
+from megavrc.files import read_text
+from megavrc.video.manifest import Entry, split_of
 from megavrc.video.pictures import is_picture
 
 VIDEO_SUFFIXES = {  # of what video/files.py opens
@@ -145,7 +146,7 @@ def _entries(
                 "caption": _caption(text) if text else None,
                 "label": classes[name] if name else None,
                 "class": name,
-                "split": "val" if fraction(key) < val_fraction else "train",
+                "split": split_of(key, val_fraction),
             }
         )
     return entries, used
@@ -157,5 +158,5 @@ def _texts(folder: Path) -> dict[str, Path]:
 
 
 def _caption(path: Path) -> str | None:
-    """The content of a text file; None if it holds nothing."""
-    return "\n".join(line for _, line in read_lines(path)).strip() or None
+    """The content of a text file, with whatever line ends; None if it holds nothing."""
+    return re.sub(r"\r\n?", "\n", read_text(path)).strip() or None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import read_jsonl, read_lines, read_table, write_atomic
+from megavrc.files import read_jsonl, read_lines, read_regular, read_table, write_atomic
 
 Entry = dict[str, Any]
 NAMES = {  # of keys in the tables of others, the best first; case does not matter
@@ -38,12 +38,14 @@ def read_manifest(path: Path) -> list[Entry]:
     """Read the list, with the optional keys filled in (caption and label None, split "train").
 
     Raises:
-        UserError: missing file, a line that is not an object with a `path`, or two lines with one id.
+        UserError: missing file, a line that is not an object with a `path`, two lines with one id, or classes that do
+            not fit their labels.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; make one with megavrc prepare_dataset")
     entries = [_entry(path, number, fields) for number, fields in read_jsonl(path, "path")]
     _check_unique(path, entries)
+    _check_classes(path, entries)
     return entries
 
 
@@ -61,7 +63,8 @@ def read_captions(path: Path, split: str | None = None) -> list[str]:
     found: list[str] = []
     if kind in (".jsonl", ".csv"):
         rows = [
-            (number, _named(row)) for number, row in (read_jsonl if kind == ".jsonl" else read_table)(path)
+            (number, _named(path, number, row))
+            for number, row in (read_jsonl if kind == ".jsonl" else read_table)(path)
         ]
         columns = sorted({name for _, row in rows for name in row})
         if "caption" not in columns:
@@ -86,9 +89,15 @@ def _caption(path: Path, number: int, fields: Entry) -> str:
     return caption
 
 
-def _named(fields: Entry) -> Entry:
+def _named(path: Path, number: int, fields: Entry) -> Entry:
     """The fields under their names here, as `NAMES` translates them; others keep theirs."""
-    spelled = {name.strip().lower().replace(" ", "_"): name for name in fields}
+    spelled: dict[str, str] = {}
+    for name in fields:
+        other = spelled.setdefault(name.strip().lower().replace(" ", "_"), name)
+        if other != name:
+            raise UserError(
+                f"{path} line {number}: {other!r} and {name!r} are one name here; rename one of them"
+            )
     own = {
         next((spelled[name] for name in names if name in spelled), key): key for key, names in NAMES.items()
     }
@@ -137,11 +146,36 @@ def _check_unique(path: Path, entries: list[Entry]) -> None:
         seen.add(entry["id"])
 
 
+def _check_classes(path: Path, entries: list[Entry]) -> None:
+    """UserError if a label has two names of classes, or a name two labels."""
+    for one, other in (("label", "class"), ("class", "label")):
+        first: dict[Any, Entry] = {}
+        for entry in entries:
+            if entry["label"] is None or entry.get("class") is None:
+                continue
+            known = first.setdefault(str(entry[one]), entry)
+            if str(known[other]) != str(entry[other]):
+                raise UserError(
+                    f"{path}: {one} {entry[one]} has {other} {known[other]!r} ({known['id']}) and {entry[other]!r} "
+                    f"({entry['id']}); mend one of them"
+                )
+
+
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
-    """Write the list, one object a line; UserError if two entries have one id, or a name is no UTF-8."""
+    """Write the list, one object a line.
+
+    Raises:
+        UserError: an entry that cannot be read again, two entries with one id, a name that is no UTF-8, or another list
+            at `path`, which stays.
+    """
     entries = list(entries)
-    _check_unique(path, [entry for entry in entries if "id" in entry])
-    write_atomic(path, b"".join(_line(path, entry) for entry in entries))
+    whole = [_entry(path, number, entry) for number, entry in enumerate(entries, 1)]
+    _check_unique(path, whole)
+    _check_classes(path, whole)
+    content = b"".join(_line(path, entry) for entry in entries)
+    if path.exists() and read_regular(path) != content:
+        raise UserError(f"{path}: is there and lists something else; choose another name, or delete it")
+    write_atomic(path, content)
 
 
 def _line(path: Path, entry: Entry) -> bytes:
@@ -171,7 +205,7 @@ def from_list(table: Path, out: Path) -> list[Entry]:
         raise UserError(f"{table}: expected an existing .csv or .jsonl file")
     entries = []
     for number, row in read_table(table) if kind == ".csv" else read_jsonl(table):
-        fields = _named(row)
+        fields = _named(table, number, row)
         if "path" not in fields:
             columns = (", ".join(row) or "none") + "; commas stand between cells" * (kind == ".csv")
             raise UserError(
@@ -180,7 +214,12 @@ def from_list(table: Path, out: Path) -> list[Entry]:
         entries.append(_entry(table, number, _typed(table, number, fields) if kind == ".csv" else fields))
     if not entries:
         raise UserError(f"{table}: holds no videos")
+    if all(entry["label"] is None for entry in entries):  # then classes are numbered as those of a folder are
+        names = sorted({str(entry["class"]) for entry in entries if entry.get("class") is not None})
+        numbers = {name: number for number, name in enumerate(names)}
+        entries = [{**entry, "label": numbers.get(str(entry.get("class")))} for entry in entries]
     _check_unique(table, entries)
+    _check_classes(table, entries)
     return [{**entry, "path": os.path.relpath(table.parent / entry["path"], out.parent)} for entry in entries]
 
 
@@ -193,7 +232,7 @@ def _typed(table: Path, number: int, row: Entry) -> Entry:
         except KeyError:
             continue
         except ValueError:
-            what = "an integer" if kind is int else "a number"
+            what = "an integer (a name goes into a column class)" if kind is int else "a number"
             raise UserError(f"{table} line {number}: {key} {fields[key]!r:.40} is not {what}") from None
     return fields
 
@@ -202,6 +241,13 @@ def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]
     """The entries whose video exists (paths relative to `root`), and those whose video is missing."""
     there = {path: (root / path).exists() for path in {entry["path"] for entry in entries}}
     return [e for e in entries if there[e["path"]]], [e for e in entries if not there[e["path"]]]
+
+
+def split_of(key: str, val_fraction: float) -> str:
+    """`val` for this share of all keys, else `train`; depends on the key alone. UserError for what is no share."""
+    if not 0 <= val_fraction <= 1:
+        raise UserError(f"--val_fraction {val_fraction}: a share from 0 to 1, such as 0.05")
+    return "val" if fraction(key) < val_fraction else "train"
 
 
 def fraction(text: str) -> float:

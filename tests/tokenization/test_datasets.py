@@ -360,3 +360,30 @@ def test_a_manifest_never_replaces_another_file(tmp_path: Path, name: str) -> No
     with pytest.raises(UserError, match=r"--out: .*: give (the manifest another|it such a) name"):
         COMMANDS["list"](table=table, out=tmp_path / "." / name)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_manifest_never_replaces_another_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.jsonl"
+    touch(tmp_path / "videos" / "a.mp4")
+    for _ in range(2):  # the same list again is no loss
+        COMMANDS["videofolder"](folder=tmp_path / "videos", out=out)
+    before = out.read_bytes()
+    touch(tmp_path / "videos" / "b.mp4")
+    with pytest.raises(
+        UserError, match=r"m.jsonl: is there and lists something else; choose another name, or delete"
+    ):
+        COMMANDS["videofolder"](folder=tmp_path / "videos", out=out)
+    assert out.read_bytes() == before
+
+
+def test_captions_that_say_nothing_are_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        touch(tmp_path / f"{name}.mp4")
+    table = touch(
+        tmp_path / "t.jsonl", '{"path": "a.mp4", "caption": " "}\n{"path": "b.mp4", "caption": ""}\n'
+    )
+    table.write_text(table.read_text() + '{"path": "c.mp4", "caption": "a red square"}\n')
+    COMMANDS["list"](table=table, out=tmp_path / "m.jsonl")
+    assert capsys.readouterr().out.endswith("3 videos (3 train), 1 with a caption, 0 classes\n")

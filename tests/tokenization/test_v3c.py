@@ -113,6 +113,14 @@ def test_filters_exclude_only_what_the_metadata_contradicts(collection: Path) ->
         v3c(collection, collection / "m", min_frames=1000)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("max_words", 0, 1), ("shots_per_video", -1, 0), ("clips", -3, 0)]
+)
+def test_counts_that_would_drop_the_last(collection: Path, name: str, value: int, least: int) -> None:
+    with pytest.raises(UserError, match=f"--{name} {value}: at least {least}"):
+        v3c(collection, collection / "m", **{name: value})
+
+
 def test_the_selection_depends_on_the_seed_and_the_ids_alone(collection: Path) -> None:
     def ids(**options: Any) -> list[str]:
         return [e["id"] for e in v3c(collection, collection / "m", **options).entries]

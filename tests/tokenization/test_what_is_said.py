@@ -9,9 +9,10 @@ from jobs import SMALL
 from megavrc.data.dataset import TokenDataset
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
+from megavrc.tokenization.inspect import inspect
 from megavrc.tokenization.job import plan, run
-from megavrc.tokenization.plan import load_plan
-from megavrc.tokenization.result import finalize
+from megavrc.tokenization.plan import load_plan, names_by_label
+from megavrc.tokenization.result import finalize, verify
 from megavrc.tokenizers import OmniTokenizer
 
 
@@ -41,6 +42,12 @@ def test_videos_without_caption_or_label_are_counted(
     assert "no label" not in printed  # none has one, which is not by mistake
 
 
+def test_a_class_keeps_its_name_beside_videos_without() -> None:
+    entries = [{"label": 2, "class": "bike"}, {"label": 2}, {"label": 0}, {"label": None, "class": "none"}]
+    assert names_by_label(entries) == ["0", "1", "bike"]
+    assert names_by_label([{"label": None}]) is None
+
+
 def test_the_folder_of_a_job_is_no_dataset(done: Path) -> None:
     with pytest.raises(
         UserError, match=f"{done}: the folder of a job; its datasets are {done}/video and {done}/image"
@@ -48,6 +55,17 @@ def test_the_folder_of_a_job_is_no_dataset(done: Path) -> None:
         TokenDataset(done)
     with pytest.raises(UserError, match=r"no manifest.json; finish it with megavrc tokenize_videos finalize"):
         TokenDataset(done / "failures")
+
+
+def test_counts_and_sizes_that_cannot_be(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for command in (finalize, verify):
+        with pytest.raises(UserError, match="--samples -1: at least 0"):
+            command(done, samples=-1)
+    assert (done / "video" / "manifest.json").is_file()
+    with pytest.raises(UserError, match="--count 0: at least 1"):
+        inspect(done / "video", count=0)
+    with pytest.raises(UserError, match="frames of size 1000000000: array is too big"):
+        plan(manifest, tmp_path / "out", tokenizer, **SMALL | {"size": 10**9})
 
 
 def test_a_dataset_is_no_job(done: Path) -> None:

@@ -1,3 +1,5 @@
+import itertools
+import json
 import os
 from pathlib import Path
 
@@ -45,6 +47,28 @@ def test_validation_videos_stay_validation(tmp_path: Path) -> None:
         if e["split"] == "val"
     }
     assert before <= after
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, 5, float("nan")])
+def test_a_share_is_one(tmp_path: Path, share: float) -> None:
+    touch(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=rf"--val_fraction {share}: a share from 0 to 1, such as 0.05"):
+        list_folder(tmp_path, tmp_path / "m", val_fraction=share)
+
+
+def test_captions_beside_videos(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    for text in ("a red\nsquare\n", "a red\r\nsquare\r\n", "a red\rsquare\r"):
+        touch(tmp_path / "a.txt", text)
+        assert list_folder(tmp_path, tmp_path / "m").entries[0]["caption"] == "a red\nsquare"
+    for make in (Path.mkdir, os.mkfifo):
+        (tmp_path / "a.txt").unlink()
+        make(tmp_path / "a.txt")
+        with pytest.raises(UserError, match=r"a\.txt: not a regular file"):
+            list_folder(tmp_path, tmp_path / "m")
+        if make is Path.mkdir:
+            (tmp_path / "a.txt").rmdir()
+            touch(tmp_path / "a.txt")
 
 
 def test_a_table(tmp_path: Path) -> None:
@@ -243,6 +267,66 @@ def test_a_path_is_taken_before_other_names_of_it(tmp_path: Path) -> None:
 def test_tables_without_what_is_needed(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=f"{name}:? {message}"):
         from_list(touch(tmp_path / name, text), tmp_path / "m.jsonl")
+
+
+def test_two_columns_that_are_one_name(tmp_path: Path) -> None:
+    for one, other in (
+        ("path", "Path"),
+        ("Caption", "caption"),
+        ("File Name", "file_name"),
+        ("Start", "START"),
+    ):
+        touch(tmp_path / "t.csv", f"video,{one},{other}\na.mp4,1,2\n")
+        touch(tmp_path / "t.jsonl", f'{{"video": "a.mp4", "{one}": "1", "{other}": "2"}}\n')
+        for name, read in itertools.product(("t.csv", "t.jsonl"), (read_captions, from_list)):
+            with pytest.raises(
+                UserError, match=rf"{name} line .: '{one}' and '{other}' are one name here; rename"
+            ):
+                read(tmp_path / name, *[tmp_path / "m.jsonl"] * (read is from_list))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([(0, "ball"), (0, "bike")], r"label 0 has class 'ball' \(0\) and 'bike' \(1\)"),
+        ([(0, "ball"), (1, "bike"), (2, "ball")], r"class ball has label 0 \(0\) and 2 \(2\)"),
+    ],
+)
+def test_a_label_has_one_name_and_a_name_one_label(
+    tmp_path: Path, classes: list[tuple[int, str]], message: str
+) -> None:
+    entries = [
+        {"id": f"{i}", "path": "a", "label": label, "class": name} for i, (label, name) in enumerate(classes)
+    ]
+    touch(tmp_path / "m.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in entries))
+    table = "".join(f"a,{i},{label},{name}\n" for i, (label, name) in enumerate(classes))
+    touch(tmp_path / "t.csv", f"path,id,label,class\n{table}")
+    for read in (
+        lambda: read_manifest(tmp_path / "m.jsonl"),
+        lambda: from_list(tmp_path / "t.csv", tmp_path / "o.jsonl"),
+        lambda: write_manifest(tmp_path / "o.jsonl", entries),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_classes_of_a_table_are_numbered_where_it_has_no_labels(tmp_path: Path) -> None:
+    table = touch(tmp_path / "t.csv", "path,class\na.mp4,bike\nb.mp4,ball\nc.mp4,\nd.mp4,bike\n")
+    assert [entry["label"] for entry in from_list(table, tmp_path / "o.jsonl")] == [1, 0, None, 1]
+    touch(table, "path,label,class\na.mp4,5,bike\nb.mp4,,ball\n")
+    assert [entry["label"] for entry in from_list(table, tmp_path / "o.jsonl")] == [5, None]
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    for wrong, said in (
+        ({"start": -0.5}, "start must be"),
+        ({"fps": -25.0}, "fps must be"),
+        ({"label": -1}, "label"),
+    ):
+        with pytest.raises(UserError, match=f"m.jsonl line 1: {said}"):
+            write_manifest(tmp_path / "m.jsonl", [{"path": "a.mp4", **wrong}])
+    assert not (tmp_path / "m.jsonl").exists()
 
 
 def test_half_a_character_is_named_with_its_key(tmp_path: Path) -> None:
