@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +60,19 @@ def closed_pipe_is_no_error() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """For commands: a warning is one line, without its place in the source."""
+
+    def show(message: Any, *place: Any, **more: Any) -> None:
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@plain_warnings()
 def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
     """`command` without the exit: parse `argv`, call, return the exit code."""
     try:
@@ -233,9 +247,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises OSError; UserError for one that is damaged or holds no keys."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Of a key that stands twice, YAML's own takes the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [str(key.value) for key, _ in node.value]
+            for number, (key, _) in enumerate(node.value):
+                if names[number] in names[:number]:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value} stands twice", problem_mark=key.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
     text = read_text(path)
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader)
     except (yaml.YAMLError, *NOT_JSON) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):

@@ -64,6 +64,8 @@ def test_a_dumped_configuration_loads_again(tmp_path):
         ("part: {size: 2}", [], "required: name"),
         ("name: x", ["--part.sise", "2"], "sise"),
         ("name: [", [], r"a\.yaml: not valid YAML"),
+        ("name: x\npart: {size: 2, size: 3}", [], r"a\.yaml: not valid YAML: size stands twice .* line 2"),
+        ("name: x\nextra:\n  k: 1\nname: y", [], r"a\.yaml: not valid YAML: name stands twice .* line 4"),
         ("- name", [], r"a\.yaml: expected `key: value` lines"),
     ],
 )

@@ -288,6 +288,17 @@ def test_the_command(folder, loaded, tmp_path, capsys) -> None:
     assert capsys.readouterr().err == "error: give one of --prompt, --prompts and --label\n"
 
 
+def test_warnings_of_a_command_are_plain_lines(folder, tmp_path, capsys) -> None:
+    words = ["--model", str(folder), "--out", str(tmp_path / "out"), "--prompt", "a \u6f22 dog", ""]
+    assert run_command(generate, words) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [
+        "warning: prompt 'a \u6f22 dog' has characters that the model does not know: they are not in its "
+        "training captions",
+        "warning: prompt '' is empty: the clip shows anything",
+    ]
+
+
 def test_pictures_and_clips_that_name_other_files_are_one_line(folder, tmp_path, capsys) -> None:
     """Nothing is opened but the file itself: neither the secret beside it nor a host is asked."""
     words = ["--model", str(folder), "--prompt", "a", "--out", str(tmp_path / "out")]
