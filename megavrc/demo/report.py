@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from megavrc import __version__
+from megavrc.demo.steps import read_timing
 from megavrc.errors import UserError
-from megavrc.files import read_json, read_lines_of_json, write_atomic
+from megavrc.files import check_fields, read_json, read_lines_of_json, read_object, write_atomic
 from megavrc.hardware import cpu_name, revision
 from megavrc.model import ModelConfig, SamplingSettings
 from megavrc.report.figures import COLOURS, panels, svg
@@ -31,6 +32,7 @@ SETS = {  # set of clips -> (name, what it is)
     "heldout": ("held out", "combinations never seen in training, {temperatures}"),
 }
 ATTRIBUTES = ("colour", "shape", "direction", "all")
+MODELS = ("segment", "token")  # whose seconds are compared
 MOVING = "real, reconstructed and generated clips side by side, moving, under their prompts"
 STILLS = "frames of real, reconstructed and generated clips with their prompts"
 
@@ -49,14 +51,14 @@ def write_report(run: Path, settings: SamplingSettings, what_now: Sequence[tuple
     temperatures = f"temperatures {settings.first.temperature:g} / {settings.later.temperature:g}"
     page = render(
         Path(__file__).with_name("report.html"),
-        scores=read_json(run / "alignment.json"),
+        scores=read_scores(run / "alignment.json"),
         sets={key: (name, what.format(temperatures=temperatures)) for key, (name, what) in SETS.items()},
         attributes=ATTRIBUTES,
         moving=picture(run / "samples" / "comparison.gif", MOVING),
         stills=picture(run / "samples" / "comparison.png", STILLS),
         speed=_speed(run),
         curves=[curves(run / name, name) for name in RUNS],
-        steps=read_json(run / "timing.json"),
+        steps=read_timing(run / "timing.json"),
         what_now=what_now,
         facts=facts(run, run / "alignment.json"),
         root=shlex.quote(str(Path(__file__).parents[2])),
@@ -65,9 +67,26 @@ def write_report(run: Path, settings: SamplingSettings, what_now: Sequence[tuple
     return run / "report.html"
 
 
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Scores by set of clips, as `evaluate alignment` writes them; UserError for a file of anything else."""
+    scores = read_object(path, dict.fromkeys(("generated", "reconstructed"), dict[str, float]))
+    for name, found in scores.items():
+        check_fields(f"{path}: {name}", found, dict.fromkeys((*ATTRIBUTES, "n"), float))
+        if not all(0 <= found[attribute] <= 1 for attribute in ATTRIBUTES) or not found["n"] >= 1:
+            raise UserError(f"{path}: {name}: shares are from 0 to 1, of n clips: measure again")
+    check_fields(f"{path}: reconstructed", scores["reconstructed"], {"psnr": float})
+    return scores
+
+
 def _speed(run: Path) -> list[tuple[str, int, Metric]]:
     """Of VRC and the baseline: name, forward passes of a clip, seconds."""
-    config = ModelConfig.from_dict(read_json(run / "hf" / "config.json")["vrc"])
+    path = run / "hf" / "config.json"
+    try:
+        config = ModelConfig.from_dict(read_object(path, {"vrc": dict})["vrc"])
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     seconds = _seconds(run / "speed.json")
     frames, tokens = config.frames, config.tokens_per_frame
     return [
@@ -79,9 +98,21 @@ def _speed(run: Path) -> list[tuple[str, int, Metric]]:
 def _seconds(path: Path) -> dict[str, Metric]:
     """By model; also of files of format 1, which demos before December 2026 left in their folders."""
     content = read_json(path)
-    if "seconds_per_clip" in content:
-        return {name: median_of(found["seconds"], "s") for name, found in content["seconds_per_clip"].items()}
-    return {row["name"]: row["metrics"]["seconds"] for row in read_result(path)["cases"]}
+    if isinstance(content, dict) and "seconds_per_clip" in content:
+        cases = check_fields(path, content["seconds_per_clip"], dict.fromkeys(MODELS, dict))
+        lists = {
+            name: check_fields(path, cases[name], {"seconds": list[float]})["seconds"] for name in MODELS
+        }
+        found = {name: median_of(seconds, "s") for name, seconds in lists.items() if seconds}
+    else:
+        found = {row["name"]: row["metrics"].get("seconds", {}) for row in read_result(path)["cases"]}
+    for name in MODELS:
+        one = check_fields(
+            f"{path}: {name}", found.get(name), {"value": float, "low": float, "high": float, "n": int}
+        )
+        if not one["value"] > 0:
+            raise UserError(f"{path}: {name}: {one['value']} seconds: measure again")
+    return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -96,7 +127,11 @@ def curves(run: Path, name: str) -> str:
     metrics = read_metrics(run / "metrics.jsonl")
     figure, (axes,) = panels(1, width=3.9)
     for colour, (key, label) in zip(COLOURS, CURVES[name].items(), strict=False):
-        points = [(row["step"], row[key]) for row in metrics if key in row]
+        points = [
+            (row["step"], row[key])
+            for row in metrics
+            if all(isinstance(row.get(k), int | float) for k in ("step", key))
+        ]
         axis = axes
         if "dB" in label:
             axis = axes.twinx()
@@ -118,7 +153,7 @@ def facts(run: Path, scores: Path) -> dict[str, str]:
     """What made the numbers in the file `scores` of a run: seed and part, when, where, with which versions."""
     import torch
 
-    made = read_json(run / "demo.json") if (run / "demo.json").is_file() else {}
+    made = read_object(run / "demo.json", {}) if (run / "demo.json").is_file() else {}
     scored = datetime.fromtimestamp(scores.stat().st_mtime, UTC)
     return {
         "seed": str(made.get("seed", "not known")),

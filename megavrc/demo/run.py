@@ -14,11 +14,11 @@ from typing import Any, Literal
 from megavrc.config import CONFIGS as SHIPPED
 from megavrc.config import command
 from megavrc.demo.comparison import write_comparison
-from megavrc.demo.report import write_report
+from megavrc.demo.report import read_scores, write_report
 from megavrc.demo.scenes import finish_scenes, scene_steps
 from megavrc.demo.steps import ROOT, Step, run_steps, training_options
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_json
+from megavrc.files import check_format, read_object, write_json
 from megavrc.model import Sampling, SamplingSettings
 
 FORMAT = 1  # of demo.json, timing.json and alignment.json
@@ -73,7 +73,7 @@ def _finish_shapes(run: Path, seed: int, next_steps: list[tuple[str, str]]) -> P
     settings = SamplingSettings(Sampling(TEMPERATURES[0]), Sampling(TEMPERATURES[1]))
     write_comparison(run / "hf", run / "data" / "manifest.jsonl", run / "samples", settings, seed)
     report = write_report(run, settings, next_steps)
-    _print_scores(read_json(run / "alignment.json"))
+    _print_scores(read_scores(run / "alignment.json"))
     return report
 
 
@@ -179,7 +179,7 @@ def _refuse_another(record: Path, options: dict[str, Any]) -> None:
     folder = record.parent
     if not folder.is_dir() or not any(folder.iterdir()):
         return write_json(record, {"format": FORMAT, **options})
-    made = read_json(record) if record.exists() else {}
+    made = read_object(record, {}) if record.exists() else {}
     check_format(record, made.pop("format", None), FORMAT)
     different = [
         f"--{name}={made.get(name, '?')} there, {options.get(name, '?')} here"

@@ -10,8 +10,9 @@ import torch
 
 from megavrc.config import CONFIGS as SHIPPED
 from megavrc.demo.report import curves, facts
-from megavrc.demo.steps import Step, training_options
-from megavrc.files import read_json, write_atomic
+from megavrc.demo.steps import Step, read_timing, training_options
+from megavrc.errors import UserError
+from megavrc.files import write_atomic
 from megavrc.generation.folder import load_folder
 from megavrc.model import Sampling, SamplingSettings
 from megavrc.report.page import picture, render
@@ -106,7 +107,7 @@ def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
     sets = scored_sets(run)
     head = ["clips", "sampler", *SCORES, "modes"]
     print("\n" + markdown(head, [[name, how, *values.values()] for name, how, values in sets]))
-    timing = read_json(run / "timing.json")
+    timing = read_timing(run / "timing.json")
     page = render(
         Path(__file__).with_name("scenes.html"),
         sets=[(name, SETS[name], how, values) for name, how, values in sets],
@@ -129,6 +130,10 @@ def scored_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
     rows = []
     for sampler in SAMPLERS:
         for row in read_result(run / f"{sampler}.json")["cases"]:
+            if row["name"] not in SETS:
+                raise UserError(
+                    f"{run}/{sampler}.json: {row['name']!r:.40} is no set of these clips; score them again"
+                )
             of_data = row["name"] in ("real", "reconstructed")
             if of_data and sampler != "one_pass":
                 continue

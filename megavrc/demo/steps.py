@@ -6,11 +6,12 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import check_fields, read_json, write_json
 
 ROOT = Path(__file__).parents[2]  # the demo runs the commands of a checkout, two_stage.sh among them
 # glibc then reuses large blocks instead of returning them to the kernel: page faults are a tenth of a small step.
@@ -46,7 +47,7 @@ class Step:
 
 def run_steps(run: Path, steps: list[Step]) -> None:
     """Run what is not done yet, and note the seconds of each step in RUN/timing.json."""
-    timing = read_json(run / "timing.json") if (run / "timing.json").exists() else []
+    timing = read_timing(run / "timing.json") if (run / "timing.json").exists() else []
     for number, step in enumerate(steps, 1):
         print(f"\n[{number}/{len(steps)}] {step.name}\n$ {step.command}", flush=True)
         if step.product.exists():
@@ -59,6 +60,14 @@ def run_steps(run: Path, steps: list[Step]) -> None:
         timing.append({"step": step.name, "command": step.command, "seconds": seconds})
         write_json(run / "timing.json", timing)
         print(f"[{number}/{len(steps)}] {step.name}: {seconds:.0f} s", flush=True)
+
+
+def read_timing(path: Path) -> list[dict[str, Any]]:
+    """The steps that ran, in their order, as the demo writes them; UserError for a file of anything else."""
+    steps = read_json(path)
+    if not isinstance(steps, list):
+        raise UserError(f"{path}: expected a list of steps, got {steps!r:.40}")
+    return [check_fields(path, step, {"step": str, "command": str, "seconds": float}) for step in steps]
 
 
 def training_options(config_file: Path, part: float, seed: int, processes: int) -> list[str]:

@@ -1,8 +1,12 @@
 """Figures and pages: written as their name says, the same every time, with texts escaped; the demo's old times."""
 
+import html
 import json
+import re
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -79,8 +83,8 @@ def test_times_of_older_demos_are_read(tmp_path: Path) -> None:
     assert _seconds(tmp_path / "new.json")["token"]["value"] == 6.0
 
 
-def test_the_report_of_a_demo(tmp_path: Path) -> None:
-    """From files as the demo's commands leave them; texts in them are escaped."""
+def leave_files(tmp_path: Path) -> ModelConfig:
+    """Files as the demo's commands leave them."""
     scores = {"colour": 1.0, "shape": 0.5, "direction": 1.0, "all": 0.5, "n": 8}
     sets = {name: scores for name in ("real", "generated", "generated_t1", "heldout")}
     config = ModelConfig(condition=ConditionConfig(kind="class", classes=3))
@@ -103,6 +107,87 @@ def test_the_report_of_a_demo(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     for name in ("comparison.gif", "comparison.png"):
         (tmp_path / "samples" / name).write_bytes(b"picture")
+    return config
+
+
+EVIL = "<img src=http://127.0.0.1:9/x.png onerror=alert(1)></script><script>alert(2)</script>"
+
+
+def test_texts_of_files_are_no_html(tmp_path: Path) -> None:
+    """Whatever the files of a demo hold: no element comes of it."""
+    leave_files(tmp_path)
+    plain = write_report(tmp_path, SamplingSettings(), [("next", "do --this")]).read_text()
+    scores = json.loads((tmp_path / "alignment.json").read_text())
+    write_json(tmp_path / "alignment.json", scores | {EVIL: scores["real"]})
+    write_json(tmp_path / "timing.json", [{"step": EVIL, "command": EVIL, "seconds": 1.0}])
+    write_json(tmp_path / "demo.json", {"part": EVIL, "seed": EVIL, "processes": EVIL})
+    page = write_report(tmp_path, SamplingSettings(), [(EVIL, EVIL)]).read_text()
+    assert EVIL not in page and html.unescape(page).count(EVIL) == 8
+    assert Counter(re.findall(r"<[a-z]+", page)) == Counter(re.findall(r"<[a-z]+", plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("alignment.json", [], "expected an object"),
+        ("alignment.json", {}, "generated is missing"),
+        ("alignment.json", {"generated": {}, "reconstructed": {}}, "generated: colour is missing"),
+        ("alignment.json", {"generated": {"colour": "x"}, "reconstructed": {}}, "generated is {'colour'"),
+        ("alignment.json", ("reconstructed", "psnr", None), "psnr is missing"),
+        ("alignment.json", ("real", "all", 1.5), "real: shares are from 0 to 1, of n clips"),
+        ("alignment.json", ("real", "n", 0), "real: shares are from 0 to 1, of n clips"),
+        ("timing.json", {}, "expected a list of steps"),
+        ("timing.json", [{"step": "a", "command": "b"}], "seconds is missing"),
+        ("timing.json", [3], "expected an object, got 3"),
+        ("demo.json", [1], "expected an object"),
+        ("hf/config.json", {"model_type": "llama"}, "vrc is missing"),
+        ("hf/config.json", {"vrc": {"layers": -3}}, "layers: -3"),
+        ("speed.json", [], "not a result file"),
+        ("speed.json", ("metrics", "x", 1), "not a whole result file"),
+        ("speed.json", {"seconds_per_clip": {"segment": {"seconds": [1.0]}}}, "token is missing"),
+        ("speed.json", {"seconds_per_clip": {"segment": {}, "token": {}}}, "seconds is missing"),
+        (
+            "speed.json",
+            {"seconds_per_clip": {"segment": {"seconds": []}, "token": {"seconds": [1]}}},
+            "segment: expect",
+        ),
+        (
+            "speed.json",
+            {"seconds_per_clip": {"segment": {"seconds": [0]}, "token": {"seconds": [1]}}},
+            "0 seconds",
+        ),
+    ],
+)
+def test_files_of_something_else_are_one_line(tmp_path: Path, name: str, content: Any, said: str) -> None:
+    leave_files(tmp_path)
+    if isinstance(content, tuple):
+        part, key, value = content
+        whole = json.loads((tmp_path / name).read_text())
+        whole[part][key] = value
+        if value is None:
+            del whole[part][key]
+        content = whole
+    write_json(tmp_path / name, content)
+    with pytest.raises(UserError, match=rf"{name}: .*{said}|{name}: {said}"):
+        write_report(tmp_path, SamplingSettings())
+
+
+def test_lines_of_metrics_without_numbers_are_left_out(tmp_path: Path) -> None:
+    leave_files(tmp_path)
+    plain = write_report(tmp_path, SamplingSettings()).read_text()
+    for run in ("tokenizer", "stage1", "stage2"):
+        with open(tmp_path / run / "metrics.jsonl", "a") as file:
+            file.write(
+                '{"loss": 1, "first": 2}\n{"step": "3", "loss": 1, "first": 1}\n{"step": 3, "first": "x"}\n'
+            )
+    assert write_report(tmp_path, SamplingSettings()).read_text() == plain
+    (tmp_path / "stage1" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert write_report(tmp_path, SamplingSettings()).read_text().count("<svg") == 3
+
+
+def test_the_report_of_a_demo(tmp_path: Path) -> None:
+    """From files as the demo's commands leave them; texts in them are escaped."""
+    config = leave_files(tmp_path)
     page = write_report(tmp_path, SamplingSettings(), [("what <next>", "do --this")]).read_text()
     assert page.count("data:image/") == 2 and page.count("<svg") == 3
     assert "50.0%" in page and "29.6" in page and "1.7 times" in page and "&lt;script&gt;" in page
