@@ -131,7 +131,14 @@ def _is_metric(found: Any) -> bool:
 
 
 def write_result(path: str | Path, content: Result) -> None:
-    """Write a result file atomically."""
+    """Write a result file atomically. It may replace another one, and no other file: UserError."""
+    if Path(path).exists():
+        try:
+            read_result(path)
+        except UserError:
+            raise UserError(
+                f"{path}: is there and is no result file; choose another name, or delete it"
+            ) from None
     write_json(path, content)
 
 

@@ -77,6 +77,20 @@ def test_other_files_are_refused(tmp_path: Path, change: Any, said: str) -> None
         read_result(tmp_path / "a.json")
 
 
+def test_a_result_replaces_results_alone(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        write_result(tmp_path / "a.json", made([value]))
+    for name, text in (
+        ("m.jsonl", '{"path": "a.mp4"}\n'),
+        ("config.json", '{"layers": 3}'),
+        ("b.csv", "path\na\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}: is there and is no result file; choose another name"):
+            write_result(tmp_path / name, made([1.0]))
+        assert (tmp_path / name).read_text() == text
+
+
 def test_the_table_is_that_of_the_file() -> None:
     one = made([1.0, 3.0, 2.0])
     assert table(one).splitlines() == [

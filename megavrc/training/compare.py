@@ -167,6 +167,8 @@ def compare_runs(
         every: compare only lines of that file of steps that are multiples of this, and the last one.
         json: write the differences there.
     """
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance {tolerance}: a number from 0 on, such as 1e-5")
     a = read_curves(run_a)
     if save:
         save_reference(a, save, keys or a.keys, every)
@@ -245,6 +247,8 @@ def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None
     without what says where files lie, versions and the number of ranks."""
     if every < 1:
         raise UserError(f"--every {every}: must be at least 1")
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b'{"reference": ')):
+        raise UserError(f"--save {path}: is there and is no reference; choose another name, or delete it")
     config = {key: value for key, value in run.config.items() if key not in WHERE}
     steps = [step for step in run.lines if step % every == 0 or step == max(run.lines)]
     kept = [
