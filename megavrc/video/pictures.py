@@ -17,7 +17,11 @@ from megavrc.video.files import regular_file
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 HEIF = {b"heic", b"heix", b"heim", b"heis", b"mif1"}  # brands of pictures; FFmpeg would give one tile of them
-DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # what Pillow raises
+MAX_AREA = 2**31 // 8  # of a frame of FFmpeg, with 128 pixels more on each side
+DAMAGE = (  # what Pillow and the libraries below it raise
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+    *(struct.error, Image.DecompressionBombError),
+)
 STREAMS = {".mjpeg", ".mjpg"}  # begin like one picture, and hold many
 
 
@@ -65,6 +69,8 @@ def read_pixels(path: str | Path, file: BinaryIO) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
+            if (image.width + 128) * (image.height + 128) >= MAX_AREA:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
             if image.mode[0] in "IF":  # converting would clip them
                 raise ValueError(f"not 8 bits a channel (mode {image.mode})")
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from megavrc.video.colour import to_rgb
+from megavrc.video.colour import UNSPECIFIED, to_rgb
 from megavrc.video.errors import VideoError, reason, stage
 from megavrc.video.files import open_container, regular_file
 from megavrc.video.pictures import Pictures, holds_picture, read_pixels
@@ -150,6 +150,7 @@ class FrameDecoder(Iterator[Any]):
         self.rate, self.length = float(self.stream.average_rate or 0), int(self.stream.frames)
         stated = self.stream.sample_aspect_ratio  # of the container if it has one, else of the codec
         self._stated = None if stated == self.stream.codec_context.sample_aspect_ratio else stated
+        self._transfer = self.stream.codec_context.color_trc  # of the container, before decoding changes it
         self._frames = self._decoded(container)
         self._slots: deque[int] = deque()
         self.slot: int | None = None  # of the newest frame, in the order of decoding; of the time base
@@ -174,6 +175,8 @@ class FrameDecoder(Iterator[Any]):
             raise VideoError(self.path, "decode", f"frame {self.position}: damaged picture data")
         self.position += 1
         self.slot = self._slots.popleft() if self._slots else None
+        if frame.color_trc == UNSPECIFIED:  # as frames of ProRes do not know that they are HDR
+            frame.color_trc = self._transfer
         return frame
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_picture
 
@@ -136,6 +136,25 @@ def bomb(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpg", "bmp", "avif"])
+def test_damaged_pictures_are_one_line(tmp_path: Path, kind: str) -> None:
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / f"photo.{kind}"
+    exif = {} if kind == "bmp" else {"exif": Image.Exif()}
+    Image.fromarray(upright()).save(path, **exif)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    reasons = set()
+    for _ in range(60):
+        bad = np.frombuffer(whole, np.uint8).copy()
+        bad[random.integers(0, len(bad), 5)] = random.integers(0, 256, 5)
+        try:
+            read_picture(bad[: random.integers(len(bad) // 2, 2 * len(bad))].tobytes())
+        except VideoError as error:
+            reasons.add(error.stage)
+    assert reasons <= {"open", "decode"} and reasons
+
+
 def test_pictures_that_cannot_be_shown_right_are_one_line(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
     picture = Image.fromarray(upright())
@@ -143,7 +162,9 @@ def test_pictures_that_cannot_be_shown_right_are_one_line(tmp_path: Path) -> Non
     comment = PngImagePlugin.PngInfo()
     comment.add_text("note", "x" * 2_000_000, zip=True)  # unpacks to more than is sane
     picture.save(tmp_path / "text.png", pnginfo=comment)
+    Image.new("1", (3_000_000, 16)).save(tmp_path / "wide.png")
     for path, words in {
+        tmp_path / "wide.png": "3000000 x 16 pixels are too many",
         tmp_path / "deep.png": "not 8 bits a channel",
         tmp_path / "moving.webp": "animated",
         tmp_path / "text.png": "too large",

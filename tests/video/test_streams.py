@@ -86,6 +86,21 @@ def test_hdr_is_a_failure_by_name(tmp_path: Path, code: int, name: str) -> None:
     read_clip(write(tmp_path / "sdr.mp4", "BT.2020 limited", "yuv420p10le", count=2, color_trc=14), 0, 1)
 
 
+@pytest.mark.parametrize(("code", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_that_the_container_alone_knows_of(tmp_path: Path, code: int, name: str) -> None:
+    """ProRes whose frames do not say it."""
+    with av.open(str(tmp_path / "video.mov"), "w") as container:
+        stream = container.add_stream("prores_ks", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv422p10le"
+        codec = stream.codec_context
+        codec.color_trc, codec.color_primaries, codec.colorspace = code, 9, 9  # BT.2020
+        grey = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+        container.mux(stream.encode(grey.reformat(format="yuv422p10le")))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=rf"frame 0: HDR \({name}\)"):
+        read_clip(tmp_path / "video.mov", 0, 1)
+
+
 def write_interlaced(path: Path, codec: str, pixels: str) -> Path:
     """A bright bar that moves by 4 pixels a field."""
     with av.open(str(path), "w") as container:
