@@ -194,6 +194,9 @@ def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     wanted = seconds["token"]["value"] / seconds["segment"]["value"]
     assert result["metrics"]["token / segment"]["value"] == pytest.approx(wanted)
     assert len(seconds["token"]["samples"]) == seconds["token"]["n"] == 5
+    assert run(monkeypatch, "speed", *options[:2], *options[4:]) == 0  # of the model alone
+    result = read_result(tmp_path / "speed.json")
+    assert [row["name"] for row in result["cases"]] == ["segment"] and not result["metrics"]
 
 
 def test_the_baseline_is_treated_as_the_model_is(world: Path) -> None:
