@@ -18,7 +18,7 @@ def generate(
     out: Path,
     prompt: list[str] | str | None = None,
     prompts: Path | None = None,
-    label: list[int | str] | int | str | None = None,
+    label: list[str | int] | str | int | None = None,
     seed: int = 0,
     guidance: float | None = None,
     later_guidance: float | None = None,
@@ -61,7 +61,7 @@ def generate(
         prompt: one or several texts that say what the clips show: --prompt "a red square moves left" "a blue circle
             moves up".
         prompts: file with one prompt a line, instead of prompt.
-        label: one or several classes, for a class-conditioned model, by number or name: --label 3 bike.
+        label: one or several classes, for a class-conditioned model, by name or number: --label bike 3.
         seed: prompt i uses seed + i; with more clips a prompt, clip j of it SEED + i + j x prompts.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         temperature: temperature of all tokens; 0 takes the most likely.

@@ -15,6 +15,7 @@ import torch
 from hf_source import CAPTIONS, Source, converted, make_tokens
 from safetensors.torch import load_file, save_file
 
+from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.generation.command import generate
 from megavrc.generation.folder import load_folder
@@ -277,3 +278,16 @@ def test_classes_keep_their_names(tmp_path) -> None:
         "0000-label-1-seed0.mp4",
         "0001-label-0-seed1.mp4",
     }
+
+
+def test_a_class_that_is_called_like_a_number_is_meant_by_its_name(tmp_path):
+    """Folders 01, 2, 10 are the classes 0, 2, 1: what is typed is the folder's name."""
+    source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
+    video, out = OmniTokenizer.from_checkpoint(tmp_path / "video"), tmp_path / "out"
+    facts = {"classes": ["01", "10", "2"]}
+    write_folder(out, build(read_run(source.run), torch.float32), video, None, {"facts": facts}, "4GB")
+    words = ["--model", str(out), "--out", str(tmp_path / "clips"), "--label", "01", "10", "1"]
+    assert run_command(generate, words) == 0
+    names = sorted(path.name for path in (tmp_path / "clips").glob("*.mp4"))
+    assert names == [f"000{i}-label-{label}-seed{i}.mp4" for i, label in enumerate((0, 1, 1))]
+    assert load_folder(out).condition(label=[2, "2"]).values.tolist() == [2, 2]
