@@ -3,6 +3,7 @@
 Values left at 0 come from the preset. Every ablation of the paper is a field here, never another model file.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
@@ -59,6 +60,8 @@ class ConditionConfig:
             yield f"condition.slots: a class takes 1 slot, not {self.slots}"
         if self.kind == "text" and self.slots < 2:
             yield "condition.slots: text needs at least 2 (the last is begin-video)"
+        if not 0 <= self.drop <= 1:
+            yield f"condition.drop: {self.drop} is not a probability, from 0 to 1"
 
     @property
     def name(self) -> str:
@@ -204,6 +207,10 @@ class ModelConfig:
             yield f"refine_layer: {self.refine_layer} is not one of the layers 0..{self.layers - 1}"
         if not 0 <= self.context_noise < 1:
             yield f"context_noise: {self.context_noise} is not a share below 1"
+        if not 0 <= self.dropout < 1:
+            yield f"dropout: {self.dropout} is not a share below 1"
+        if not 0 < self.rope_base < math.inf:
+            yield f"rope_base: {self.rope_base} must be positive"
 
     @property
     def tokens_per_frame(self) -> int:

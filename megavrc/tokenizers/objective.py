@@ -85,6 +85,8 @@ class ObjectiveConfig:
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, str | list) and value < 0:
                 yield f"objective.{name}: {value} is negative"
+        if self.decay > 1:
+            yield f"objective.decay: {self.decay} is above 1"
         if any(scale <= 0 for scale in self.scales):
             yield f"objective.scales: {self.scales} must be positive"
         if self.perceptual and not place("vgg", self.vgg):

@@ -1,5 +1,6 @@
 """The configuration that every training run has. What a task adds to it stands beside the task."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -137,6 +138,10 @@ class PreviewConfig:
 
     count: int = 6
 
+    def problems(self) -> Iterator[str]:
+        if self.count < 0:
+            yield f"preview.count: {self.count} is negative"
+
 
 @dataclass(kw_only=True)
 class BaseRunConfig:
@@ -166,9 +171,19 @@ class BaseRunConfig:
         """Settings that cannot be, one sentence each. A task's configuration yields its own after these."""
         if not self.run_dir.strip() or "\0" in self.run_dir:
             yield f"run_dir: {self.run_dir!r} is no name of a folder"
+        yield from (f"{name}: {value} is not a finite number" for name, value in _not_finite(to_dict(self)))
         yield from self.train.problems()
         yield from self.optimizer.problems()
 
     def shared(self) -> dict[str, Any]:
         """The part that must be the same on all ranks, as plain JSON types."""
         return to_dict(self)
+
+
+def _not_finite(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a configuration, as JSON, that are NaN or infinite: (dotted name, number)."""
+    if isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield name, content

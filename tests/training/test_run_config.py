@@ -177,3 +177,41 @@ def test_learning_rate() -> None:
     assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
     constant = OptimizerConfig(lr=2.0, warmup=0, schedule="constant")
     assert {learning_rate(step, 10, constant) for step in range(20)} == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "words"),
+    [
+        (
+            RunConfig,
+            "demo_image",
+            ["--model.condition.drop=1.5", "--model.dropout=-0.1", "--model.rope_base=-1"],
+        ),
+        (
+            RunConfig,
+            "demo_image",
+            ["--model.condition.drop=.nan", "--model.dropout=.nan", "--model.rope_base=.inf"],
+        ),
+        (
+            RunConfig,
+            "demo_image",
+            ["--preview.count=-1", "--preview.first_temperature=-1", "--optimizer.lr=.nan"],
+        ),
+        (
+            RunConfig,
+            "demo_image",
+            ["--train.clip=.inf", "--optimizer.eps=.nan", "--optimizer.weight_decay=.inf"],
+        ),
+        (
+            TokenizerRunConfig,
+            "demo_tokenizer",
+            ["--data.limit=-1", "--objective.decay=1.5", "--preview.count=-2"],
+        ),
+        (TokenizerRunConfig, "demo_tokenizer", ["--objective.scales", ".inf", "--objective.l1=.nan"]),
+    ],
+)
+def test_shares_and_counts_that_cannot_be(cls: type, config: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as found:
+        load_config(cls, [f"--config={config}", "--run_dir=r", *words])
+    names = [word[2:].partition("=")[0].removeprefix("model.") for word in words if word.startswith("--")]
+    assert [name for name in names if name not in str(found.value)] == []

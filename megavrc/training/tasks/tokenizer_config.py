@@ -1,5 +1,6 @@
 """The configuration of a run of the video tokenizer."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -60,6 +61,8 @@ class ClipDataConfig:
                     f"data.frames_schedule: {frames} frames; windows have 1 + {temporal_patch}k frames, "
                     f"at most data.frames = {self.frames}"
                 )
+        if self.limit < 0:
+            yield f"data.limit: {self.limit} is negative; 0 takes all videos"
         if not 1 <= self.images_per_clip <= self.frames:
             yield f"data.images_per_clip: {self.images_per_clip} must be 1 to data.frames = {self.frames}"
 
@@ -92,6 +95,7 @@ class TokenizerRunConfig(BaseRunConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.objective.problems()
+        yield from self.preview.problems()
         if self.train.precision != "fp32":
             yield "train.precision: the video tokenizer is trained in fp32"
         if self.train.zero == 3:
@@ -99,7 +103,7 @@ class TokenizerRunConfig(BaseRunConfig):
         if self.train.activation_checkpointing != "none" or self.train.compile:
             yield "train: activation_checkpointing and compile are for VRC, not for the video tokenizer"
         yield from self.data.problems(self.model.temporal_patch)
-        for scale in sorted({1.0, *self.objective.scales}):
+        for scale in sorted(scale for scale in {1.0, *self.objective.scales} if math.isfinite(scale)):
             side = self.data.size * scale
             try:
                 self.model.grid(round(side), round(side))

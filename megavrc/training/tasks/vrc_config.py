@@ -118,6 +118,12 @@ class ClipPreviewConfig(PreviewConfig):
     first_temperature: float = 0.7
     later_temperature: float = 0.5
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("first_temperature", "later_temperature"):
+            if getattr(self, name) < 0:
+                yield f"preview.{name}: {getattr(self, name)} is negative"
+
 
 @dataclass
 class EvaluationConfig:
@@ -200,6 +206,7 @@ class RunConfig(BaseRunConfig):
         yield from super().problems()
         yield from self.data.problems()
         yield from self.evaluation.problems(self.stage)
+        yield from self.preview.problems()
         if self.stage == "image" and self.model.frames != 0:
             yield f"model.frames: stage image trains the first frame alone, so it must be 0, not {self.model.frames}"
         if self.stage == "video" and self.model.frames == 0:
