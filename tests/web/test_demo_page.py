@@ -119,12 +119,17 @@ def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(
 def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
     source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
     folder = converted(source, tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    evil = "</script><img src=http://127.0.0.1:9/x.png onerror='window.seen = []'>"
+    config["id2label"] = {"0": "ball", "1": "<b>bike</b>", "2": evil}
+    (folder / "config.json").write_text(json.dumps(config))
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     write_png(tmp_path / "first.png", picture)
     with served(folder, free_port, tmp_path):
         page = open_page(browser, free_port)
         page.get_by_label("Class").click()
-        page.get_by_role("option", name="2").click()
+        assert page.locator("[role=option] :is(b, img[src^=http])").count() == 0
+        page.get_by_role("option", name=evil).click()
         page.locator("input[type=file]").first.set_input_files(tmp_path / "first.png")
         page.get_by_role("button", name="Remove Image").wait_for()
         page.get_by_role("button", name="Generate").click()
@@ -132,6 +137,9 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
         first = torch.from_numpy(picture)[None]
         expected = load_folder(folder).generate(label=[2], seed=[0], first_frame=first)[1][0].numpy()
         assert np.array_equal(shown_clip(page), expected)
+        assert page.locator("#about textarea, #about input").first.input_value().startswith(evil)
+        page.locator(".grid-wrap").get_by_text(evil).wait_for()
+        assert not page.elsewhere and page.locator("img[src*=':9']").count() == 0
 
 
 @needs_browser
