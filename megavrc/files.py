@@ -119,7 +119,8 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
     reader = csv.reader(
         (f"{line}\n" for _, line in _lines(path)), delimiter=delimiter, skipinitialspace=True, strict=True
     )
-    number, header = 1, []
+    number = 1
+    header: list[str] = []
     try:
         while True:
             number = reader.line_num + 1

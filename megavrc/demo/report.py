@@ -143,7 +143,8 @@ def curves(run: Path, name: str) -> str:
         axes.set_yscale("log")
     else:
         axes.set_ylabel("cross-entropy (nats)")
-        axes.legend()
+        if axes.has_data():
+            axes.legend()
     axes.set_title(RUNS[name])
     axes.set_xlabel("step")
     return svg(figure)

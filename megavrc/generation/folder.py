@@ -27,7 +27,7 @@ from megavrc.model.clips import (
 from megavrc.model.compressor import BatchNorm
 from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
-from megavrc.model.inputs import check_numbers, warn_of_prompts
+from megavrc.model.inputs import check_numbers, prompt_list, warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.quantization.int8 import quantize_int8
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -83,7 +83,7 @@ class Folder:
         """
         config = self.model.config.condition
         kind = kind_of(config)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        prompts = [] if prompt is None else _user_error(prompt_list, prompt)
         given: list[Any] = []
         if kind.reads == "label" and prompt is None and label is not None:
             given = _user_error(class_numbers, label, config.classes, self.class_names)

@@ -71,7 +71,9 @@ def class_names(id2label: Mapping[Any, str] | None, classes: int) -> list[str]:
 
 def class_numbers(label: Label | Sequence[Label], classes: int, names: Sequence[str] = ()) -> list[int]:
     """The numbers of one class or B classes, each given as a number or one of `names`; ValueError for any other."""
-    labels = [label] if isinstance(label, str) or not hasattr(label, "__iter__") else label
+    labels = [label] if isinstance(label, str) or not hasattr(label, "__iter__") else list(label)
+    if not labels:
+        raise ValueError("label: an empty list")
     return [_class_number(one, classes, names) for one in labels]
 
 

@@ -78,6 +78,16 @@ def seed_list(seed: Any, clips: int) -> list[int]:
     return seeds
 
 
+def prompt_list(prompt: Any) -> list[str]:
+    """One prompt or several as a list; ValueError for none, and for what is no text."""
+    several = hasattr(prompt, "__iter__") and not isinstance(prompt, (str, bytes, Mapping))
+    prompts = list(prompt) if several else [prompt]
+    wrong = [one for one in prompts if not isinstance(one, str)]
+    if wrong or not prompts:
+        raise ValueError(f"prompt: {wrong[0]!r:.60} is not a text" if wrong else "prompt: an empty list")
+    return prompts
+
+
 def warn_of_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
     """Warn of prompts that say nothing to the model: empty ones, and characters that its tokenizer does not know."""
     for prompt, ids in zip(prompts, tokens, strict=True):

@@ -19,7 +19,7 @@ from .condition import Condition, ConditionLike, kind_of
 from .config import ModelConfig
 from .configuration_vrc import VRCConfig
 from .decoder import store_for_generation
-from .inputs import OUTPUTS, as_output, check_numbers, warn_of_prompts
+from .inputs import OUTPUTS, as_output, check_numbers, prompt_list, warn_of_prompts
 from .omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from .pipeline import ClipRequest, VideoPipeline
 from .vrc import VRC
@@ -222,7 +222,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         if label is not None:
             names = class_names(self.config.id2label, config.classes)
             return kind.make(config, class_numbers(label, config.classes, names))
-        given = [prompt] if isinstance(prompt, str) else list(prompt)
+        given: Any = prompt_list(prompt)
         if kind.reads == "tokens":
             prompts, tokenizer = given, self.text_tokenizer
             given = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]

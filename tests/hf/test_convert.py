@@ -291,3 +291,5 @@ def test_a_class_that_is_called_like_a_number_is_meant_by_its_name(tmp_path):
     names = sorted(path.name for path in (tmp_path / "clips").glob("*.mp4"))
     assert names == [f"000{i}-label-{label}-seed{i}.mp4" for i, label in enumerate((0, 1, 1))]
     assert load_folder(out).condition(label=[2, "2"]).values.tolist() == [2, 2]
+    with pytest.raises(UserError, match="label: an empty list"):
+        load_folder(out).condition(label=[])

@@ -157,6 +157,27 @@ def test_outputs_in_other_forms(model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([], "prompt: an empty list"),
+        (3, "prompt: 3 is not a text"),
+        (b"dog", "prompt: b'dog' is not a text"),
+        ({"a dog": 1}, "prompt: {'a dog': 1} is not a text"),
+        (["a dog", None], "prompt: None is not a text"),
+        (np.array(["a dog", "a cat"]), None),
+        (iter(["a dog", "a cat"]), None),
+    ],
+)
+def test_prompts_are_texts(model, loaded, prompt, said) -> None:
+    if said is None:
+        assert len(model._condition(prompt, None, None)) == 2
+        return
+    for generate in (model.generate_video, loaded.generate):
+        with pytest.raises(ValueError, match=said):
+            generate(prompt)
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("num_frames", "frames"),
