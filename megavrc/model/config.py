@@ -6,7 +6,7 @@ Values left at 0 come from the preset. Every ablation of the paper is a field he
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 Preset = Literal["debug", "b", "l", "xl", "1.2b"]
 # Sizes of the paper's appendix A, which are those of LlamaGen (arXiv 2406.06525); `debug` is for tests and the demo.
@@ -60,6 +60,9 @@ class ConditionConfig:
             yield f"condition.slots: a class takes 1 slot, not {self.slots}"
         if self.kind == "text" and self.slots < 2:
             yield "condition.slots: text needs at least 2 (the last is begin-video)"
+        for name in ("slots", "vocab", "feature_dim", "classes"):
+            if getattr(self, name) > MOST["vocab"]:
+                yield f"condition.{name}: {getattr(self, name)} is more than {MOST['vocab']}"
         if not 0 <= self.drop <= 1:
             yield f"condition.drop: {self.drop} is not a probability, from 0 to 1"
 
@@ -254,11 +257,27 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     unknown = [f"{prefix}{name}" for name in values if name not in known]
     if unknown:
         raise ValueError(f"unknown key {', '.join(unknown)}")
+    for name, value in values.items():
+        if not _fits(value, known[name].type):
+            raise ValueError(f"{prefix}{name}: {value!r:.40} is of another kind than its values are")
     return cls(
         **{
             name: _build(known[name].type, value, f"{prefix}{name}.")
-            if is_dataclass(known[name].type) and isinstance(value, dict)
+            if is_dataclass(known[name].type)
             else value
             for name, value in values.items()
         }
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value, from JSON, is one of a field of this type."""
+    if is_dataclass(kind):
+        return isinstance(value, dict)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind) and not isinstance(value, bool)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
+    return isinstance(value, int | float if kind is float else kind) and (
+        kind is bool or not isinstance(value, bool)
     )

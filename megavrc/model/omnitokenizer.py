@@ -65,7 +65,9 @@ class OmniTokenizerConfig:
     def _problems(self) -> Any:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            if not isinstance(value, (kind, int) if kind is float else kind):
+            if not isinstance(value, (kind, int) if kind is float else kind) or (
+                kind is int and isinstance(value, bool)
+            ):
                 yield f"{field.name} must be {kind.__name__}, got {value!r}"
                 return
         for name in ("enc_block", "dec_block"):

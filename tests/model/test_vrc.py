@@ -1,6 +1,9 @@
 """The invariants of the model (docs/model.md): what may depend on what, sizes, first losses, and what equals what."""
 
+import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from models import VARIANTS, build, inputs
 
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.decoder import Decoder
+from megavrc.model.omnitokenizer import OmniTokenizerConfig
 
 BODY = {
     "b": 84_953_856,
@@ -243,6 +247,27 @@ def test_configuration_round_trip_and_unknown_key():
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match=r"unknown key compression\.ratee"):
         ModelConfig.from_dict({"compression": {"ratee": 4}})
+
+
+def places(content: dict[str, Any], *before: str) -> Iterator[tuple[str, ...]]:
+    for name, value in content.items():
+        yield (*before, name)
+        if isinstance(value, dict):
+            yield from places(value, *before, name)
+
+
+@pytest.mark.parametrize("config", [build("row").config, OmniTokenizerConfig()], ids=["model", "tokenizer"])
+def test_a_configuration_of_wrong_types_is_named(config) -> None:
+    """As damaged files hold it: whatever stands in a place, it is taken or refused by the place's name."""
+    for place in places(config.to_dict()):
+        for wrong in (None, "x", [], ["x"], {}, True, -1, 0.5, 1e308, float("nan"), 10**30):
+            content = config.to_dict()
+            inner = functools.reduce(lambda found, name: found[name], place[:-1], content)
+            inner[place[-1]] = wrong
+            try:
+                type(config).from_dict(content)
+            except ValueError as error:
+                assert place[-1] in str(error) or "heads" in str(error)
 
 
 @pytest.mark.slow
