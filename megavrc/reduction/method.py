@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +65,12 @@ class Method:
         """Options of the recipe and their values in the paper."""
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {parameter.name: parameter.default for parameter in parameters}
+
+    def refuse_unknown(self, options: Iterable[str]) -> None:
+        """ValueError names options that the method has not."""
+        if unknown := set(options) - set(self.options):
+            known = ", ".join(self.options) or "it has none"
+            raise ValueError(f"{self.name} has no option {', '.join(sorted(unknown))}: {known}")
 
     def describe(self) -> str:
         """All of it in lines for people."""
@@ -157,10 +163,7 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
     for need in method.needs:
         if all(getattr(tokens, field) is None for field in need.split(" or ")):
             raise ValueError(f"{name} needs {need}, which the host does not give")
-    if unknown := set(options) - set(method.options):
-        raise ValueError(
-            f"{name} has no option {', '.join(sorted(unknown))}: {', '.join(method.options) or 'it has none'}"
-        )
+    method.refuse_unknown(options)
     if method.kind == "temporal" and tokens.shape[0] < 2:
         raise ValueError(f"{name} compares frames: it needs a clip, not an image")
     if count == len(tokens):

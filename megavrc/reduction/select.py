@@ -47,16 +47,19 @@ def max_min(distance_NN: Tensor, count: int) -> Tensor:
 def most_volume(kernel_NN: Tensor, count: int) -> Tensor:
     """[count]: greedy most likely set of a determinantal point process: the largest determinant, token by token.
 
-    By rows of a Cholesky factor (Chen et al. 2018, 1709.05135). Once no token adds volume, the first ones follow.
+    By rows of a Cholesky factor (Chen et al. 2018, 1709.05135). Once no token adds volume (less than rounding may, 1e-6
+    of the largest), the first ones follow.
     """
     gain = kernel_NN.diagonal().double().clone()
+    least = 1e-6 * gain.max()
     rows = kernel_NN.new_zeros(count, len(gain), dtype=torch.float64)
     chosen = torch.empty(count, dtype=torch.int64, device=gain.device)
     for step in range(count):
         best = chosen[step] = gain.argmax()
         row = kernel_NN[best].double() - rows[:step, best] @ rows[:step]
         rows[step] = row / gain[best].clamp(min=1e-12).sqrt()
-        gain = (gain - rows[step].square()).clamp(min=0)
+        gain = gain - rows[step].square()
+        gain[gain < least] = 0
         gain[chosen[: step + 1]] = -torch.inf
     return chosen
 

@@ -111,6 +111,7 @@ def reduce(
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
     token_count(keep, 1)
     request = Request(find_method(method), keep, positions, selection, options)
+    request.method.refuse_unknown(options)
     tower = getattr(getattr(model.config, "vision_config", None), "model_type", "")
     if why := refusal(model.config.model_type, request.method, tower):
         raise UserError(f"{request.method.name} on {model.config.model_type}: {why}")

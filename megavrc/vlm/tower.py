@@ -30,6 +30,7 @@ USUAL = {  # family: type of its tower
 WITH_CLS = ("clip_vision_model", "internvl_vision")
 NO_GRID_AFTER = ("llava", "video_llava")  # any number of tokens may leave the tower
 FIELDS = ("cls", "attention", "middle", "keys")  # of Tokens
+ROWS = 256  # of an attention matrix at a time: a large image has thousands
 
 
 def fields_of(method: Method, cls: bool) -> set[str]:
@@ -135,14 +136,13 @@ class TowerScores:
         first = int(self.tower.cls)
 
         def hear(heard: Heard) -> None:
-            frames, count = heard.query.shape[0], heard.query.shape[2]
             found: dict[str, list[Tensor]] = {name: [] for name in names}
-            for frame in range(frames if names != ["keys"] else 0):
-                rows = torch.arange(1 if names == ["cls"] else count, device=heard.query.device)
-                weights = heard.weights(frame, rows)
-                received = {"cls": weights[0, first:], "attention": weights[first:, first:].mean(0)}
-                for name in set(names) - {"keys"}:
-                    found[name].append(received["cls" if name == "cls" else "attention"][:, None])
+            for frame in range(len(heard.query)):
+                if "cls" in names:
+                    row = torch.zeros(1, dtype=torch.int64, device=heard.query.device)
+                    found["cls"].append(heard.weights(frame, row)[0, first:, None])
+                for name in {"attention", "middle"}.intersection(names):
+                    found[name].append(received(heard, frame, first)[:, None])
             if "keys" in names:
                 found["keys"] = list(heard.key.float().mean(1)[:, first:])
             for name, parts in found.items():
@@ -160,6 +160,13 @@ class TowerScores:
             {name: part[item] if name == "keys" else part[item][:, 0] for name, part in parts.items()}
             for item in range(count)
         ]
+
+
+def received(heard: Heard, frame: int, first: int) -> Tensor:
+    """[n]: attention that each token from `first` on receives from those, mean over queries; some rows at a time."""
+    count = heard.query.shape[2]
+    rows = torch.arange(first, count, device=heard.query.device).split(ROWS)
+    return torch.stack([heard.weights(frame, part).sum(0) for part in rows]).sum(0)[first:] / (count - first)
 
 
 def on_tokens(model: Any, modality: str, x: Tensor, inputs: dict[str, Any]) -> list[Tensor]:

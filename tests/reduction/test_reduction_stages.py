@@ -43,6 +43,14 @@ def test_most_volume_takes_the_largest_determinant_in_every_step(seed: int) -> N
     assert select.most_volume(kernel.float(), 5).tolist() == chosen
 
 
+def test_most_volume_does_not_choose_by_rounding() -> None:
+    """In three dimensions no fourth token adds volume: the first ones follow, whatever rounding left of them."""
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    alike = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
+    chosen = select.most_volume(alike, 8).tolist()
+    assert chosen[3:] == [place for place in range(12) if place not in chosen[:3]][:5]
+
+
 def all_cuts(frames: int) -> list[list[tuple[int, int]]]:
     places = [
         [place for place, cut in enumerate(cuts, 1) if cut] for cuts in product((0, 1), repeat=frames - 1)

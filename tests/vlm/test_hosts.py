@@ -1,11 +1,14 @@
 """Token reduction before the LLM, on the eight families at tiny size."""
 
+import math
 import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from megavrc.errors import UserError
@@ -82,15 +85,24 @@ def test_every_method_that_is_not_refused(family: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_generates(family: str) -> None:
-    """Cached equals uncached, with pictures of each kind, in a ragged batch."""
+    """Cached equals uncached and eager equals sdpa, with pictures of each kind, in a ragged batch."""
     model = tiny(family)
     inputs = batch(prompt(family, *parts(family)), prompt(family, [9], *parts(family), [3], seed=1))
     for name, method in METHODS.items():
         if refusal(family, method) or method.kind == "temporal":
             continue
-        options = calibrated(model, name, 0.75, [inputs])
-        with torch.no_grad(), reduce(model, name, keep=0.75, **options):
+        keep = (
+            0.1 if name == "cdpruner" else 0.75
+        )  # no more of them than features have dimensions, else rounding picks
+        options = calibrated(model, name, keep, [inputs])
+        with torch.no_grad(), reduce(model, name, keep=keep, **options):
             assert torch.equal(answer(model, inputs), answer(model, inputs, use_cache=False)), name
+            logits = model(**inputs).logits[:, -5:]
+        model.set_attn_implementation("eager")
+        with torch.no_grad(), reduce(model, name, keep=keep, **options):
+            eager = model(**inputs).logits[:, -5:]
+        torch.testing.assert_close(eager, logits, atol=2e-5, rtol=1e-4)
+        model.set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "video_llava", "qwen2_5_vl", "qwen3_vl"])
@@ -156,6 +168,24 @@ def test_tokens_are_counted_not_assumed() -> None:
         assert seen.unreduced == 27
         if expected:
             assert seen.layers == [expected] * 3
+
+
+def test_tokens_of_the_processor_are_counted() -> None:
+    """Images of one number of pixels are not of one number of tokens; keep is a share of what each has."""
+    processor = transformers.Qwen2VLImageProcessor(
+        patch_size=4, merge_size=2, min_pixels=2304, max_pixels=2304
+    )
+    images = [np.zeros(shape, np.uint8) for shape in ((50, 70, 3), (33, 90, 3), (48, 48, 3))]
+    inputs = dict(processor(images=images, return_tensors="pt"))
+    counts = (inputs["image_grid_thw"].prod(-1) // 4).tolist()
+    assert len(set(counts)) > 1 and len(inputs["pixel_values"]) == 4 * sum(counts)
+    model = tiny("qwen2_vl")
+    ids = torch.tensor([[token for n in counts for token in (START, *[IMAGE] * n, END)] + [7]])
+    for method in ("pool", "random"):
+        with torch.no_grad(), reduce(model, method, keep=0.3) as seen:
+            model(input_ids=ids, **inputs)
+        assert seen.unreduced == sum(counts)
+        assert seen.layers == [sum(math.floor(0.3 * n + 0.5) for n in counts)] * 3
 
 
 def test_renumbered_positions_of_mrope_close_gaps_and_kept_ones_do_not() -> None:
