@@ -48,6 +48,7 @@ setup(
         "lora": LORA,
         "mpi": MPI,
         "serve": SERVE,
+        "quant": ["bitsandbytes>=0.49,<1"],  # tested 0.50.2; 43 MB, so not in dev
         "study": ["vizdoom>=1.3,<1.4"],  # tested 1.3.2; 39 MB, so not in dev
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests

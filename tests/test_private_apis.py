@@ -124,6 +124,7 @@ NEEDED = [
         "the trial is not traced",
     ),
     ("torch", "UntypedStorage._cdata", "", "launch/memory.py", "shared storage is counted once"),
+    ("torch", "_weight_int8pack_mm", "", "quantization/int8.py", "products with int8 weights on a CPU"),
     ("torch.cuda", "_sleep", "", "measure.py", "the GPU's queue is filled before timing"),
     ("torch.nn", "Module._apply", "", "model/modeling_vrc.py", "batch norms stay fp32 in half precision"),
     (

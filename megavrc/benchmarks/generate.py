@@ -12,6 +12,7 @@ from megavrc.benchmarks.generate_cases import (
     Case,
     Variant,
     default_variants,
+    quantized_cases,
     random_cases,
     random_model,
     trained_cases,
@@ -25,6 +26,7 @@ from megavrc.model import VRC, ModelConfig, VideoPipeline
 from megavrc.model.clips import decode_clips
 from megavrc.model.config import Preset
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.quantization.quantize import Format
 from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
 
 
@@ -41,6 +43,7 @@ def generate(
     sampled_steps: int = 0,
     transformers: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    quantize: list[Format] | Format | None = None,
     threads: int = 1,
     device: str = "cpu",
     json: Path | None = None,
@@ -69,6 +72,7 @@ def generate(
             interpolate: an estimate, and marked as such. 0 generates whole clips.
         transformers: also time transformers generating from a Llama of the same size, dtype and context.
         dtype: type of weights and cache.
+        quantize: every case also runs with its matrices in these formats, see megavrc generate.
         threads: CPU threads.
         device: cpu or cuda.
         json: write the results there.
@@ -86,6 +90,7 @@ def generate(
     base = cases[0].model if cases else random_model(preset, (frames - 1) // 4, device, number)
     chosen = default_variants(cases) if variants is None else variants
     cases += random_cases(variants_of(base, chosen), batches, scales, [0] if folders else drafts)
+    cases += quantized_cases(cases, _several(quantize) if quantize else [])
     config = cases[0].model.config
     if 2 * sampled_steps > (count := config.tokens_per_frame):
         raise UserError(f"--sampled-steps {sampled_steps}: at most half the {count} of a frame")
@@ -225,6 +230,7 @@ def _row(timed: Case, measured: list[tuple[cost.Phases, int | None]], bandwidth:
         batch=batch,
         guidance=settings.guidance,
         speculative=speculative,
+        quantize=timed.quantize,
         step_of="pass" if speculative else "row" if in_rows else "token",
     )
 
@@ -234,8 +240,8 @@ def _job(batch: int, guidance: float) -> str:
 
 
 def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Metric]:
-    """How many times as long the token baseline takes as each case like it, a step of transformers as ours, and a
-    speculative pass as a token step.
+    """How many times as long the token baseline takes as each case like it, a step of transformers as ours, a
+    speculative pass as a token step, and a step as one with the matrices in fewer bits.
 
     Args:
         rows: cases of the result. llama: step of transformers, by batch.
@@ -262,9 +268,23 @@ def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Me
             if "seconds" in metrics:
                 label = f"sequential / speculative {speculative} of {name}, {job}"
                 found[label] = ratio(sequential["seconds"], metrics["seconds"])
+    found |= _fewer_bits(cases, rows)
     for batch, step in llama.items():
         own = [row for row in rows if row["config"]["batch"] == batch and row["config"]["step_of"] == "token"]
         if own:
             label = f"step of transformers' Llama / step of {own[0]['config']['model']}, batch {batch}"
             found[label] = ratio(step, own[0]["metrics"]["step"])
+    return found
+
+
+def _fewer_bits(cases: dict[Any, dict[str, Metric]], rows: list[dict[str, Any]]) -> dict[str, Metric]:
+    """How many times as long a step takes as one with the matrices in fewer bits."""
+    found = {}
+    for config, metrics in ((row["config"], row["metrics"]) for row in rows):
+        if number_format := config.get("quantize"):
+            plain = config["model"].removesuffix(f" {number_format}")
+            batch, guidance, speculative = config["batch"], config["guidance"], config["speculative"]
+            label = f"step of {plain} / with {number_format}, {_job(batch, guidance)}"
+            label += f", speculative {speculative}" if speculative else ""
+            found[label] = ratio(cases[plain, batch, guidance, speculative]["step"], metrics["step"])
     return found

@@ -1,5 +1,6 @@
 """The models that `benchmark generate` compares: a trained or random one, and others that share its weights."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from megavrc.model.clips import sampling_settings
 from megavrc.model.condition import Condition
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.omnitokenizer import OmniTokenizerNet
+from megavrc.quantization.quantize import Format, quantize_generator
 
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row", "refine", "refine-late"]
 PASSES = [8]  # of models that refine, in the first later frame
@@ -42,6 +44,7 @@ class Case:
     condition: Condition  # of the whole batch
     batch: int
     trained: bool = False
+    quantize: Format | None = None
 
     def request(self, number: int) -> ClipRequest:
         """The batch of a round, each with seeds of its own."""
@@ -90,6 +93,25 @@ def _relative(base: VRC, config: ModelConfig) -> VRC:
     model.init_segments()
     cast(model.eval().requires_grad_(False), like.dtype)
     return model
+
+
+def quantized_cases(cases: list[Case], formats: list[Format]) -> list[Case]:
+    """The same cases with matrices in other formats."""
+    made = []
+    for number_format in formats:
+        models: dict[int, VRC] = {}  # by the id of the model that each is a copy of
+        for case in cases:
+            if id(case.model) not in models:
+                model = models[id(case.model)] = copy.deepcopy(case.model)
+                try:
+                    quantize_generator(model, number_format)
+                except ValueError as error:
+                    raise UserError(str(error)) from None
+            name = f"{case.name} {number_format}"
+            made.append(
+                dataclasses.replace(case, name=name, model=models[id(case.model)], quantize=number_format)
+            )
+    return made
 
 
 def default_variants(trained: list[Case]) -> list[Variant]:

@@ -11,6 +11,7 @@ from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files, read_end, read_image, read_prompts
 from megavrc.model.clips import SAMPLING_OPTIONS, sampling_settings
 from megavrc.model.sampling import Draft, SamplingSettings
+from megavrc.quantization.quantize import Format
 
 
 def generate(
@@ -44,7 +45,7 @@ def generate(
     later_passes: list[int] | int | None = None,
     row_passes: int | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Format | None = None,
     text_encoder: Path | None = None,
     batch_size: int = 4,
     fps: float = 8,
@@ -90,7 +91,7 @@ def generate(
             ones are 1; or one number for all.
         row_passes: passes of each row of the first frame, for a model with refinement that draws it in rows.
         dtype: type of the generator's weights (default: the folder's); the video tokenizer stays fp32.
-        quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
+        quantize: keep the generator's matrices in fewer bits: int8 (on a CPU it saves time), fp8, int4 (CUDA) or nf4.
         text_encoder: folder of the encoder that made the features, for a model of text features.
         batch_size: clips generated at once.
         fps: frames a second of the files.

@@ -1,5 +1,6 @@
 """A converted folder without transformers: safetensors, JSON and sentencepiece are enough to generate video."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,7 +30,7 @@ from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.inputs import check_numbers, prompt_list, warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.quantization.int8 import quantize_int8
+from megavrc.quantization.quantize import Format, quantize_generator
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.tokenizers.text_encoder import TextEncoder
 
@@ -37,6 +38,7 @@ TEXT_TOKENIZER = "tokenizer.model"
 SAMPLING = "generation_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMER_NAMES = {"prompts": "prompt", "labels": "label", "seeds": "seed"}  # of arguments, which still work
+log = logging.getLogger("megavrc")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Folder:
         text_tokenizer: None for a model that is not conditioned on text tokens.
         text_encoder: of a model that is conditioned on text features, if it was given to `load_folder`.
         sampling: the folder's sampling options, see `megavrc.model.clips.sampling_settings`.
-        quantize: what `load_folder` did to the matrices.
+        quantize: the format of the matrices, see `load_folder`.
         class_names: by number, of a model of classes.
     """
 
@@ -59,7 +61,7 @@ class Folder:
     text_tokenizer: TextTokenizer | None
     text_encoder: TextEncoder | None
     sampling: dict[str, Any]
-    quantize: str | None = None
+    quantize: Format | None = None
     class_names: Sequence[str] = ()
 
     def identity(self) -> str:
@@ -185,7 +187,7 @@ def load_folder(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
-    quantize: str | None = None,
+    quantize: Format | None = None,
     text_encoder: str | Path | None = None,
 ) -> Folder:
     """Load a folder written by `megavrc convert_checkpoint to-hf`.
@@ -197,12 +199,12 @@ def load_folder(
         device: where the model is put; "auto" is a GPU where there is one.
         dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
             float32.
-        quantize: `int8` for 8-bit matrices (needs torchao).
+        quantize: keep the matrices of the trunk and the head in fewer bits, see `megavrc.quantization.quantize`.
         text_encoder: folder of the text encoder that a model of text features was trained with (needs transformers).
 
     Raises:
         UserError: nothing there, not a VRC folder, another format version, damaged or missing files, no such
-            device, no torchao, or another text encoder.
+            device, a format that it or this installation cannot compute with, or another text encoder.
     """
     path, device = Path(path), check_device(device)
     config = read_config(path)
@@ -237,7 +239,11 @@ def load_folder(
     if dtype is not None:
         cast(model, DTYPES[dtype])
     if quantize is not None:
-        _user_error(quantize_int8, model)
+        done = _user_error(quantize_generator, model, quantize)
+        share = done.bytes_after / done.bytes_before
+        log.info(
+            "%s by %s: %d matrices, %.0f%% of their bytes", quantize, done.by, len(done.layers), 100 * share
+        )
     store_for_generation(model)
     return Folder(
         path,

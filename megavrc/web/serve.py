@@ -14,7 +14,7 @@ def serve(
     port: int = 7860,
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "fp8", "int4", "nf4"] | None = None,
     text_encoder: Path | None = None,
     waiting: int = 64,
 ) -> None:
@@ -26,7 +26,7 @@ def serve(
         port: TCP port.
         device: cpu or cuda; auto is cuda where there is one.
         dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
-        quantize: int8 keeps the generator's matrices in 8 bits (needs torchao).
+        quantize: keep the generator's matrices in fewer bits: int8 (on a CPU it saves time), fp8, int4 (CUDA) or nf4.
         text_encoder: for a model of text features, the folder of the encoder that made them.
         waiting: how many may wait for their turn; others are told so.
     """

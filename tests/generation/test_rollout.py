@@ -161,7 +161,6 @@ def test_speculation_in_the_command(folder, tmp_path) -> None:
 
 
 def test_bf16_and_int8_stay_close(folder, loaded) -> None:
-    pytest.importorskip("torchao", reason="torchao is not installed")
     condition = loaded.condition(PROMPTS, None)
     ids = torch.zeros(2, 5, 4, 4, dtype=torch.long)
     with torch.no_grad():
@@ -173,7 +172,7 @@ def test_bf16_and_int8_stay_close(folder, loaded) -> None:
             assert other.generate(PROMPTS, seed=[5, 6])[1].shape == (2, 17, 16, 16, 3)
 
 
-def test_int8_without_torchao_is_one_line(folder, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"quantize: int8 needs torchao: pip install 'megavrc\[int8\]'"):
-        load_folder(folder, quantize="int8")
+def test_fp8_without_torchao_is_one_line(folder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(UserError, match=r"quantize: fp8 needs torchao: pip install 'megavrc\[int8\]'"):
+        load_folder(folder, quantize="fp8")

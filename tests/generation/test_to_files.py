@@ -124,7 +124,6 @@ def test_clips_of_another_precision_are_not_taken_for_these(folder, loaded, tmp_
     for model, made in ((loaded, 1), (half, 1), (half, 0), (loaded, 0)):
         assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
     assert [line["dtype"] for line in listed(tmp_path)] == ["torch.float32", "torch.bfloat16"]
-    pytest.importorskip("torchao", reason="torchao is not installed")
     for model, made in ((load_folder(folder, quantize="int8"), 1), (loaded, 0)):
         assert generate_files(model, wanted, tmp_path, settings, frames=5) == made
 
