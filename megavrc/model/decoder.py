@@ -42,7 +42,8 @@ class Memory:
         self.tables = {part: qkv_table(table, weight.dtype) for part, (_, table) in plans.items()}
         self._masks: dict[tuple[str, int, int], SegmentMask | None] = {}
         capacity = max(layout.length for layout in self.layouts.values())
-        self.cache = KVCache(config.layers, rows, config.heads, capacity, config.head_dim, weight)
+        sizes = (config.layers, rows, config.heads, capacity, config.head_dim)
+        self.cache = KVCache(*sizes, weight, model.trunk.cache_rounding)
         longest = max(config.segment_length, config.grid) if config.refine else 0
         self.held = weight.new_zeros(rows, longest, config.width)
         self.fused = self._fused(model, rows) if weight.is_cuda else None

@@ -45,6 +45,8 @@ def why_not_fused(model: VRC, rows: int) -> str:
         return f"head_dim {head_dim} is not a power of two"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{dtype} weights"
+    if model.trunk.cache_rounding is not None:
+        return "keys and values are rounded"
     parts: list[Any] = [model.trunk.norm, model.head]
     layers: Any = model.trunk.layers
     for layer in layers:
@@ -54,6 +56,8 @@ def why_not_fused(model: VRC, rows: int) -> str:
     for part in parts:
         if type(part) not in (nn.Linear, RMSNorm):
             return f"a layer is {type(part).__module__}.{type(part).__name__}, perhaps an adapter's"
+        if part._forward_pre_hooks or part._forward_hooks:
+            return "a layer has hooks, perhaps a simulation's"
         if type(part.weight.data) is not Tensor or part.weight.dtype != dtype:
             return f"weights of other kinds than {dtype}"
         if not part.weight.is_contiguous():

@@ -230,7 +230,7 @@ class VideoPipeline:
         # Graphs read the weights where these were at capture, so their addresses are part of what they depend on.
         tensors = (*self.vrc.parameters(), *self.vrc.buffers())
         places = tuple((t.dtype, t.data_ptr() if type(t.data) is Tensor else id(t)) for t in tensors)
-        job = batch, str(settings), places
+        job = batch, str(settings), places, self.vrc.trunk.cache_rounding
         space = self._kept.pop(job, None)
         if space is None:
             self._kept.clear()  # gone before its successor takes memory

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import SegmentMask, prepare, segment_attention
-from .cache import DeviceStep, KVCache
+from .cache import DeviceStep, KVCache, Rounding
 from .config import ModelConfig
 from .rope import rotate, rotate_qkv
 
@@ -98,6 +98,7 @@ class Trunk(nn.Module):
 
     gradient_checkpointing = False  # set by transformers, with the function
     _gradient_checkpointing_func: Any = None
+    cache_rounding: Rounding | None = None  # of the caches that generation makes; set by a simulation
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
