@@ -126,8 +126,20 @@ NEEDED = [
     ("torch", "UntypedStorage._cdata", "", "launch/memory.py", "shared storage is counted once"),
     ("torch", "_weight_int8pack_mm", "", "quantization/int8.py", "products with int8 weights on a CPU"),
     ("torch.cuda", "_sleep", "", "measure.py", "the GPU's queue is filled before timing"),
-    ("torch.nn", "Module", "self._forward_hooks", "model/fused_step.py", "hooks are not left out"),
-    ("torch.nn", "Module", "self._forward_pre_hooks", "model/fused_step.py", "hooks are not left out"),
+    (
+        "torch.nn.modules.module",
+        "Module",
+        "self._forward_hooks",
+        "model/fused_step.py",
+        "hooks are not left out",
+    ),
+    (
+        "torch.nn.modules.module",
+        "Module",
+        "self._forward_pre_hooks",
+        "model/fused_step.py",
+        "hooks are not left out",
+    ),
     ("torch.nn", "Module._apply", "", "model/modeling_vrc.py", "batch norms stay fp32 in half precision"),
     (
         "transformers",
