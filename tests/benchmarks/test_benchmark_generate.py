@@ -169,6 +169,29 @@ def test_random_models_are_measured_and_said_to_be_random(
         assert found["seconds"] == pytest.approx(phases)
 
 
+def test_matrices_in_int8_take_a_quarter_and_their_step_is_compared(tmp_path: Path) -> None:
+    common = [
+        "--repeats=1",
+        "--transformers=false",
+        "--frames=5",
+        "--guidance=1",
+        f"--json={tmp_path / 'b.json'}",
+    ]
+    options = ["--preset=debug", "--variants=[vrc-4,token]", "--sampled-steps=2", "--quantize=int8"]
+    assert run(*common, *options) == 0
+    result = read_result(tmp_path / "b.json")
+    assert [case["config"]["model"] for case in result["cases"]] == [
+        "vrc-4",
+        "token",
+        "vrc-4 int8",
+        "token int8",
+    ]
+    plain, _, int8, _ = (case["metrics"] for case in result["cases"])
+    ratio = result["metrics"]["step of vrc-4 / with int8, batch 1, guidance 1"]["value"]
+    assert ratio == pytest.approx(plain["step"]["value"] / int8["step"]["value"])
+    assert int8["floor_step"]["value"] < 0.35 * plain["floor_step"]["value"]  # bytes that a step reads
+
+
 def test_a_trained_folder_reports_accepted_tokens(
     world: Path,  # noqa: F811
     tmp_path: Path,
