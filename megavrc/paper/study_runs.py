@@ -3,11 +3,13 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 from megavrc.results import Metric, Result, read_result
 
 Array = NDArray[np.float64]
@@ -71,12 +73,29 @@ def read_study(folder: Path) -> dict[str, list[StudyRun]]:
         missing = [key for key in ("run", "seed", "status") if key not in content]
         if missing:
             raise UserError(f"{path}: no result of benchmarks/study/run.py: {', '.join(missing)} missing")
+        check_fields(path, content, {"run": str, "seed": int, "status": str})
+        for row in content["cases"]:
+            _check_row(f"{path}: case {row['name']}", row)
         runs[content["run"]].append(StudyRun(content["run"], content["seed"], content["status"], content))
     if not runs:
         raise UserError(
             f"{folder}: no results of the study; python benchmarks/study/run.py run --work DIR makes them"
         )
     return dict(runs)
+
+
+def _check_row(where: str, row: dict[str, Any]) -> None:
+    """UserError unless a case says which clips it measured, and a number or `-` of each."""
+    check_fields(where, row["config"], {"checkpoint": int, "clips": str})
+    check_fields(where, row, {"by_clip": list[str] | dict[str, str]})
+    by_clip = row["by_clip"]
+    lines, nothing = (by_clip, "-") if isinstance(by_clip, list) else (by_clip.values(), "nan")
+    try:
+        numbers = [[float(nothing if word == "-" else word) for word in line.split()] for line in lines]
+    except ValueError as error:
+        raise UserError(f"{where}: by_clip: {error}; measure it again") from None
+    if not numbers or len({len(line) for line in numbers}) > 1 or not numbers[0]:
+        raise UserError(f"{where}: by_clip: lines of different length, or none; measure it again")
 
 
 def values(runs: dict[str, list[StudyRun]], cell: Cell) -> dict[int, tuple[Array, str]]:

@@ -1,7 +1,9 @@
 """The study's tables and verdicts are a function of its result files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,29 @@ def write_pair(folder: Path, old: float, new: float, seeds: int = 3, clips: int 
         rng = np.random.default_rng(seed)
         write_run(folder, "old", seed, rng.random(clips) < old)
         write_run(folder, "new", seed, rng.random(clips) < new)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda content, row: content.update(seed="1"), "new-0.json: seed is '1', expected int"),
+        (lambda content, row: row["config"].pop("clips"), "case given 10: clips is missing"),
+        (lambda content, row: row["config"].update(checkpoint="x"), "case given 10: checkpoint is 'x'"),
+        (lambda content, row: row.pop("by_clip"), "case given 10: by_clip is None"),
+        (lambda content, row: row["by_clip"].update(whole=[1]), "case given 10: by_clip is"),
+        (lambda content, row: row["by_clip"].update(whole="1 <b> 0"), "by_clip: could not convert .*'<b>'"),
+        (lambda content, row: row["by_clip"].update(whole="1"), "by_clip: lines of different length"),
+        (lambda content, row: row.update(by_clip=["1 2", "3 -"]), "by_clip: could not convert .*'-'"),
+        (lambda content, row: row.update(by_clip=[]), "by_clip: lines of different length, or none"),
+    ],
+)
+def test_damaged_results_are_one_line(tmp_path: Path, damage: Callable[..., Any], said: str) -> None:
+    write_run(tmp_path, "new", 0, np.ones(4))
+    content = json.loads((tmp_path / "new-0.json").read_text())
+    damage(content, content["cases"][0])
+    (tmp_path / "new-0.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said):
+        read_study(tmp_path)
 
 
 @pytest.mark.parametrize(
