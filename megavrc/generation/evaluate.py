@@ -68,6 +68,8 @@ def alignment(
         clips: what is measured instead of all this, given as to megavrc evaluate fvd.
         planned: what must be among these clips, or be generated: JSON lines with id and caption.
     """
+    if prompts < 1:
+        raise UserError(f"--prompts: {prompts}, at least 1")
     if clips:
         return _alignment_of(clips, manifest, planned, seed, device, json)
     if model is None or manifest is None:

@@ -151,6 +151,8 @@ def redundancy(
     device = str(check_device(device))
     if crf > 51:
         raise UserError(f"--crf: {crf}, at most 51")
+    if wrong := [share for share in keep or () if not 0 < share <= 1]:
+        raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")
     if tokens:
         folder = load_folder(tokens, device, "fp32")
         grids = token_grids(open_source(clips, planned, seed=seed, device=device), folder, frames, stride)

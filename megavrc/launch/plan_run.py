@@ -1,5 +1,6 @@
 """The plan of a configuration: read it, count, and show."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ def plan_run(
     settings = load_config(RunConfig, list(training))
     if gpus < 1 or not 0 < mfu <= 1:
         raise UserError("--gpus must be at least 1, --mfu above 0 and at most 1")
+    for name, value in {"tflops": tflops, "gib_memory": gib_memory, "checkpoint_s": checkpoint_s}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} {value}: a number from 0 on")
+    if clips is not None and clips < 1:
+        raise UserError(f"--clips {clips}: at least 1")
     kind = GPU(gpu, "", tflops, gib_memory) if tflops and gib_memory else gpu_named(gpu)
     train = settings.train
     job = Job(

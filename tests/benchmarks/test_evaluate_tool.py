@@ -229,6 +229,9 @@ def test_mistakes(
         (("alignment", *model, "--manifest", tmp_path / "train.jsonl"), "splits train and val"),
         (("alignment", "--model", tmp_path, "--manifest", world / "manifest.jsonl"), "config.json"),
         (("speed", *model, "--repeats", 2), "repeats 2"),
+        (("alignment", *model, "--prompts", 0), "--prompts: 0, at least 1"),
+        (("redundancy", "x", "--keep", 0.5, 1.5), "--keep: 1.5 is not a share"),
+        (("redundancy", "x", "--keep", 0), "--keep: 0.0 is not a share"),
         (("speed", *model, "--device", "abacus"), "abacus"),
         (("speed", *model, "--first_temperature=-1"), "temperature >= 0"),
         (

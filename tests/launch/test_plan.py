@@ -9,11 +9,12 @@ import pytest
 import torch
 from runs import ROOT, tool
 
-from megavrc.config import load_config
+from megavrc.config import load_config, run_command
 from megavrc.errors import UserError
 from megavrc.hardware import GPUS, gpu_named, gpu_of
 from megavrc.launch.memory import activations, count_saved, state_bytes
 from megavrc.launch.plan import Job, make_plan, problems
+from megavrc.launch.plan_run import plan_run
 from megavrc.model import VRC, CompressionConfig, ConditionConfig, ModelConfig
 from megavrc.model.condition import Condition
 from megavrc.model.flops import forward_flops, meta_batch, training_flops
@@ -263,3 +264,18 @@ def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
 
 def test_the_four_sizes_are_there() -> None:
     assert [path.name for path in HARDWARE] == ["24gb.yaml", "64x80gb.yaml", "80gb.yaml", "8x80gb.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--mfu=1.5", "--mfu above 0"),
+        ("--tflops=-1", "--tflops -1.0"),
+        ("--gib_memory=.nan", "--gib_memory nan"),
+    ]
+    + [("--checkpoint_s=.inf", "--checkpoint_s inf"), ("--clips=0", "--clips 0: at least 1")],
+)
+def test_numbers_that_cannot_be(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [option, "--gpu=h100", "--", "--config=video_1.2b", "--run_dir=r"]
+    assert run_command(plan_run, words) == 2
+    assert said in capsys.readouterr().err
