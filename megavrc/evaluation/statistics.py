@@ -86,13 +86,13 @@ def mean_estimate(
 def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, seed: int = 0) -> Metric:
     """A share of answers, each 0 or 1, with the bootstrap interval over the prompts, `groups`, that they are about.
 
-    Where all are 0 or all are 1 a bootstrap sees no spread: the interval is Wilson's then, of as many as there are
-    prompts.
+    A bootstrap sees no spread where all are 0 or all are 1: the interval is then Wilson's, of as many as there are
+    prompts. Nor does it with one prompt, which says nothing of others: the interval is then from 0 to 1.
     """
-    found = mean_estimate(hits_N, draws, seed, groups)
-    if 0 < found.value < 1:
-        return as_metric(found, len(hits_N), "share")
-    return share_metric(np.full(len({*groups}), found.value)) | {"n": len(hits_N)}
+    found, prompts = mean_estimate(hits_N, draws, seed, groups), len({*groups})
+    if found.value in (0, 1):
+        return share_metric(np.full(prompts, found.value)) | {"n": len(hits_N)}
+    return as_metric(found if prompts > 1 else found._replace(low=0.0, high=1.0), len(hits_N), "share")
 
 
 def sign_test(first: int, second: int) -> float:

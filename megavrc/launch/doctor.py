@@ -44,6 +44,7 @@ OPTIONAL = {
     "mpi4py": "launching under mpirun",
     "peft": "LoRA fine-tuning of a converted folder",
     "gradio": "the web page, megavrc serve",
+    "fastapi": "the page of a blind study, megavrc user_study serve",
 }
 MEMORY_GIB, DISK_GIB = 4.0, 2.0  # what the CPU demo should find free
 LOCK_MINUTES = 10  # a build of one extension takes two

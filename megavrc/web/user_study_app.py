@@ -23,7 +23,7 @@ from megavrc.web.user_study_answers import Answers, Item, TooEarly
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("user_study.html")
 LARGEST = 4096  # bytes of a request
-TOKEN = r"^[A-Za-z0-9_-]{16,64}$"
+TOKEN = "^[A-Za-z0-9_-]{16,64}$"
 Choice = Literal["1", "2", "tie"]
 
 
@@ -102,7 +102,7 @@ def _check(study: UserStudy, link: str, rater: str | None = None) -> None:
     """404 unless it is a link of the study, and, where one is named, the rater is of this link."""
     if link not in (*study.links, study.open_link):
         raise HTTPException(404, "This link is of no study here. Was it copied whole?")
-    if rater is not None and not (rater == link if link in study.links else re.match(TOKEN, rater)):
+    if rater is not None and not (rater == link if link in study.links else re.fullmatch(TOKEN, rater)):
         raise HTTPException(404, "This link has no such rater.")
 
 

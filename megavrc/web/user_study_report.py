@@ -22,6 +22,7 @@ Kind = Literal["pair", "repeat", "attention"]
 Shares = dict[str, Metric]
 CHOICES = ("first", "tie", "second")
 FEWEST_DRAWS = 100
+LEVEL = 0.05  # of the sign test
 TITLES = {"consistency": "Video consistency", "text_match": "Video-text matching"}
 COLUMNS = (
     "rater",
@@ -155,7 +156,9 @@ def report_study(
     counted = rows if keep_inattentive else [row for row in rows if row.rater not in missed]
     pairs = [row for row in counted if row.kind == "pair"]
     if not pairs:
-        raise UserError(f"{study}: no answers that count: {len(missed)} raters missed an attention pair")
+        raise UserError(
+            f"{study}: no answers that count: each of {len(missed)} raters missed an attention pair"
+        )
     cases = [_case(question, pairs, counted, draws, seed) for question in found.questions]
     whole = {
         "answers": metric(len(pairs)),
@@ -213,11 +216,14 @@ def _prompt(row: OpenAnswer) -> str:
 
 
 def _verdict(metrics: Shares, names: Sequence[str]) -> str:
-    gap = metrics["first_minus_second"]
-    if gap["low"] > 0 or gap["high"] < 0:
-        said = f"{names[gap['value'] < 0]} is preferred: 0 lies outside the interval of first_minus_second"
-    else:
+    gap, sign = metrics["first_minus_second"], metrics["sign_test"]["value"]
+    if gap["low"] <= 0 <= gap["high"]:
         said = "no preference is shown: 0 lies in the interval of first_minus_second"
+    elif sign >= LEVEL:  # of few prompts a bootstrap is too sure
+        said = f"no preference is shown: prompts may split so by chance, sign_test {sign:.2g}"
+    else:
+        preferred = names[gap["value"] < 0]
+        said = f"{preferred} is preferred: 0 lies outside the interval of first_minus_second, sign_test {sign:.2g}"
     side = metrics.get("video_1")
     if side and not side["low"] <= 0.5 <= side["high"]:
         said += (

@@ -117,6 +117,8 @@ def test_shares_of_answers_are_as_sure_as_their_prompts_are_many() -> None:
         for index, found in enumerate((clustered_share(hits, groups, 200), share_metric(hits))):
             held[index] += found["low"] <= 0.685 <= found["high"]
     assert held[0] >= 180 > 175 > held[1], held
+    one = clustered_share(np.arange(10) < 7, ["a"] * 10, 200)
+    assert one == {"value": 0.7, "unit": "share", "n": 10, "low": 0, "high": 1}
     nothing = clustered_share(np.zeros(300, bool), groups, 200)
     assert nothing == share_metric(np.zeros(50)) | {"n": 300} and nothing["high"] > 0.06
 

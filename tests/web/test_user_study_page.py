@@ -91,9 +91,8 @@ def test_a_rater_sees_both_in_step_and_answers_with_the_keyboard(browser, tmp_pa
         until(page, "study.answered.size", 4)
         page.get_by_text("All your answers have arrived").wait_for()
         seen = page.evaluate("seen")
-        assert not seen[0][0] and any(
-            viewed for viewed, *_ in seen
-        )  # the first pictures cannot be judged yet
+        judged = [viewed for viewed, *_ in seen]
+        assert not judged[0] and any(judged)  # the first pictures cannot be judged yet
         # Brightness tells the frame: of both videos that of the same one, in every picture that was drawn.
         levels = {tuple(max(pixel[0], pixel[2]) for pixel in pair) for _, *pair in seen if pair[0][3]}
         assert max(abs(one - two) for one, two in levels) < 12 and len(levels) > 2
@@ -123,9 +122,7 @@ def test_answers_survive_a_killed_server_double_clicks_and_the_back_button(
         for said in ("1 answer is", "2 answers are"):
             answer(page)
             page.locator("#next").dblclick()
-            page.get_by_text(
-                f"{said} kept in this browser and not yet with the server. You can go on."
-            ).wait_for()
+            page.get_by_text(f"{said} not sent yet; you can go on.").wait_for()
         assert page.locator("#place").inner_text() == "Pair 4 of 4" and len(kept(study)) == 1
         page.get_by_text("The connection is lost. Trying again").wait_for()
         server.start()
@@ -139,7 +136,7 @@ def test_answers_survive_a_killed_server_double_clicks_and_the_back_button(
         answer(page)
         server.kill()
         page.keyboard.press("Enter")
-        page.get_by_text("Please leave this page open").wait_for()
+        page.get_by_text("1 answer is not sent yet: please leave this page open.").wait_for()
         context = page.context
         page.close()  # closed in spite of that, and the link opened again
         assert len(kept(study)) == 3
