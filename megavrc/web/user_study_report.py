@@ -12,7 +12,7 @@ import numpy as np
 
 from megavrc.errors import UserError
 from megavrc.evaluation.statistics import as_metric, clustered_share, mean_estimate, share_metric, sign_test
-from megavrc.files import write_atomic
+from megavrc.files import read_lines, write_atomic
 from megavrc.report.figures import KINDS, save, stacked_shares
 from megavrc.results import Metric, case, metric, publish_tables, result
 from megavrc.web.user_study import UserStudy, read_user_study
@@ -98,8 +98,12 @@ def export_answers(study: Path, csv: Path) -> None:
 
     Args:
         study: folder written by megavrc user_study build.
-        csv: file to write; of an attention pair, the second model is the first's clip in pieces.
+        csv: FILE.csv to write; of an attention pair, the second model is the first's clip in pieces.
     """
+    if csv.suffix != ".csv":
+        raise UserError(f"{csv}: name a file that ends in .csv")
+    if csv.exists() and next(read_lines(csv), (1, ""))[1] != ",".join(COLUMNS):
+        raise UserError(f"{csv}: is there and is no table of answers; choose another name, or delete it")
     found = read_user_study(study)
     rows = open_answers(found)
     write_atomic(csv, table_of(found, rows).encode())

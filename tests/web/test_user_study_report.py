@@ -141,7 +141,8 @@ def test_few_prompts_show_no_preference(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_table_names_models_and_kinds(tmp_path: Path) -> None:
     study = study_of(tmp_path / "study", 4)
     answer(study, 2, lambda rater, pair, repeat: "second" if pair == 1 else "first")
-    export_answers(study.folder, tmp_path / "answers.csv")
+    for _ in range(2):  # its own table it may replace
+        export_answers(study.folder, tmp_path / "answers.csv")
     with open(tmp_path / "answers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 6
@@ -180,5 +181,12 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.Capt
         base.execute("delete from answer")
     with pytest.raises(UserError, match="no answers yet"):
         open_answers(study)
+    mine = tmp_path / "mine.csv"
+    mine.write_text("my,own\n")
+    assert "mine.csv: is there and is no table of answers" in refused("export", folder, "--csv", str(mine))
+    assert "study.json: name a file that ends in .csv" in refused(
+        "export", folder, "--csv", f"{folder}/study.json"
+    )
+    assert mine.read_text() == "my,own\n"
     (study.folder / "study.json").write_text(json.dumps({"format": 1}))
     assert "study.json" in refused("report", folder)
