@@ -32,13 +32,13 @@ def drawing() -> str:
     arrows = [  # points, what stands beside, where
         ([(110, 68), (110, 127)], "", (0, 0)),
         ([(200, 152), (339, 152)], "resumes exactly", (212, 146)),
-        ([(400, 128), (400, 69)], "every save_every", (408, 104)),
+        ([(400, 128), (400, 69)], "every save_every", (296, 104)),
         ([(460, 68), (460, 127)], "", (0, 0)),
         ([(520, 140), (560, 140), (560, 44), (659, 44)], "the loss spikes", (566, 38)),
         ([(750, 68), (750, 98), (540, 98), (540, 134), (521, 134)], "", (0, 0)),
         ([(520, 156), (659, 156)], "last step", (600, 150)),
         ([(430, 176), (430, 239)], f"{signals}, time limit", (438, 212)),
-        ([(520, 168), (644, 168), (644, 264), (659, 264)], "", (0, 0)),
+        ([(520, 168), (651, 168), (651, 264), (659, 264)], "", (0, 0)),
         ([(200, 166), (268, 166), (268, 360), (339, 360)], "", (0, 0)),
         ([(339, 264), (201, 264)], "", (0, 0)),
         ([(750, 288), (750, 316), (140, 316), (140, 289)], "", (0, 0)),
@@ -54,5 +54,5 @@ def drawing() -> str:
     canvas.text(66, 212, "until complete.json is there", "small quiet")
     canvas.text(10, 322, f"{stalls} attempts", "small quiet")
     canvas.text(10, 336, "without progress", "small quiet")
-    canvas.text(530, 376, "running again does not mend it", "small quiet")
+    canvas.text(530, 376, "the same mistake would come back", "small quiet")
     return canvas.svg()
