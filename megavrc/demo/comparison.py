@@ -21,7 +21,7 @@ def write_comparison(
 
     Args:
         model: converted folder.
-        manifest: of the clips of tools/make_shapes.py; prompts are taken from its splits val and heldout.
+        manifest: of the clips of megavrc make_shapes; prompts are taken from its splits val and heldout.
         out: folder.
         settings: of the generated clips.
         seed: of the generated clips.

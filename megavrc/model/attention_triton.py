@@ -6,7 +6,7 @@ pass is one kernel over key tiles (dK, dV) and one over row tiles (dQ): no atomi
 every run. Log-sum-exps are kept in base 2.
 
 Tile sizes are fixed, because other sizes round differently and a resumed run must repeat the old one bit by bit.
-`MEGAVRC_ATTENTION_TUNE=1` searches instead; `tools/benchmark.py attention --tune` reports what that would gain.
+`MEGAVRC_ATTENTION_TUNE=1` searches instead; `megavrc benchmark attention --tune` reports what that would gain.
 """
 
 import functools
