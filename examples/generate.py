@@ -1,6 +1,10 @@
-"""Generate a clip from a converted folder with transformers alone (megavrc need not be installed); writes a GIF."""
+"""Generate a clip from a converted folder with transformers alone, and write a GIF.
+
+megavrc need not be installed, unless the folder has no code of its own, as examples/scenes.
+"""
 
 import argparse
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,7 +17,12 @@ parser.add_argument("--seed", type=int, default=0, help="another seed, another c
 parser.add_argument("--out", default="clip.gif", help="file to write (default clip.gif)")
 options = parser.parse_args()
 
-model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+if Path(options.model, "modeling_vrc.py").is_file():
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+else:
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model = VRCForVideoGeneration.from_pretrained(options.model)
 model.to("cuda" if torch.cuda.is_available() else "cpu")
 frames_THWC = model.generate_video(options.prompt, seed=options.seed)[0].cpu().numpy()
 first, *later = [Image.fromarray(frame) for frame in frames_THWC]

@@ -197,8 +197,8 @@ def load_folder(
     Args:
         path: the folder.
         device: where the model is put; "auto" is a GPU where there is one.
-        dtype: of the generator, `fp32` or `bf16` (default: the folder's); its batch norms and the video tokenizer stay
-            float32.
+        dtype: of the generator, `fp32` or `bf16` (default: what config.json says); its batch norms and the video
+            tokenizer stay float32.
         quantize: keep the matrices of the trunk and the head in fewer bits, see `megavrc.quantization.quantize`.
         text_encoder: folder of the text encoder that a model of text features was trained with (needs transformers).
 
@@ -235,9 +235,11 @@ def load_folder(
     if text_encoder is not None:
         trained_with = config["training"].get("facts", {}).get("text_encoder")
         encoder = open_encoder(Path(text_encoder), condition, trained_with, device)
+    net.float()  # ids are computed in float32, however they are stored
     model.eval().requires_grad_(False).to(device)
-    if dtype is not None:
-        cast(model, DTYPES[dtype])
+    said = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(config.get("dtype")))
+    if wanted := DTYPES[dtype] if dtype else said:  # a small folder may store less than it computes with
+        cast(model, wanted)
     if quantize is not None:
         done = _user_error(quantize_generator, model, quantize)
         share = done.bytes_after / done.bytes_before

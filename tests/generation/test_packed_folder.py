@@ -1,0 +1,39 @@
+"""A converted folder packed small by examples/pack_model.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import check_sums
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_packed_folder_stores_half_and_computes_the_same_way(folder: Path, tmp_path: Path) -> None:
+    """Matrices in bfloat16, computed with in the type that config.json says; the video tokenizer in float32."""
+    words = [sys.executable, "examples/pack_model.py", folder, tmp_path / "packed"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_sums(tmp_path / "packed")
+    whole, packed = load_folder(folder), load_folder(tmp_path / "packed")
+    assert not list((tmp_path / "packed").glob("*.py"))
+    words = [sys.executable, "examples/generate.py", tmp_path / "packed", "a red square"]
+    done = subprocess.run([*words, "--out", tmp_path / "clip.gif"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "17 frames" in done.stdout, done.stderr[-2000:]
+    for name in ("model", "video_tokenizer"):
+        a, b = (getattr(loaded, name) for loaded in (whole, packed))
+        a, b = (part.net if name == "video_tokenizer" else part for part in (a, b))
+        for (key, exact), rounded in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert rounded.dtype == exact.dtype, key
+            if exact.dim() > 1:
+                assert torch.equal(rounded, exact.bfloat16().to(exact.dtype)), key
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_another_type_is_taken_if_asked_for(folder: Path, dtype: str) -> None:
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    assert load_folder(folder, dtype=dtype).model.tokens.weight.dtype == wanted
