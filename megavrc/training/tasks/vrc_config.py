@@ -135,7 +135,7 @@ class EvaluationConfig:
     Attributes:
         every: steps between measurements (0: never); one more at the end.
         clips: of one measurement.
-        network: `i3d` (of $MEGAVRC_I3D), `tn`, `eff` or a folder of megavrc evaluate fd-self: the kernel distance from
+        network: `i3d` (of $MEGAVRC_I3D) or a folder of megavrc evaluate fd-self: the kernel distance from
             the real clips, too (empty: none).
         clip: folder of a CLIP model: CLIPSIM, too (empty: none).
     """
