@@ -16,6 +16,7 @@ import pytest
 from megavrc.__main__ import COMMANDS, main
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
 from megavrc.training.tasks.vrc_config import RunConfig
+from megavrc.user_files import USER_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -113,6 +114,17 @@ def test_tables_that_the_code_knows_are_those_of_the_code() -> None:
     assert {"commands.md", "exit_codes.md", "options.md"} <= {page.name for page in made}
     for page, text in made.items():
         assert page.read_text() == text, f"{page.name}: python docs/figures/draw.py writes it"
+
+
+def test_the_readme_names_every_extra() -> None:
+    extras = re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    line = README.partition("Extras: ")[2].partition("as in")[0]
+    assert len(extras) > 5 and set(re.findall(r"`(\w+)`", line)) == set(extras)
+
+
+def test_the_page_of_licences_names_every_file_that_users_bring() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text()
+    assert [variable for variable, _ in USER_FILES.values() if f"`{variable}`" not in page] == []
 
 
 @pytest.mark.parametrize("config", [RunConfig, TokenizerRunConfig])
