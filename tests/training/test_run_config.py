@@ -14,13 +14,15 @@ from megavrc.training.optimizer import make_optimizer
 from megavrc.training.schedule import learning_rate
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
 from megavrc.training.tasks.vrc_config import RunConfig
+from megavrc.vlm.mini_task import MiniRunConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "pretrain" / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configurations_load_and_are_commented(path: Path, tmp_path: Path) -> None:
-    cls = TokenizerRunConfig if "tokenizer" in path.name else RunConfig
+    kinds = {"tokenizer": TokenizerRunConfig, "mini_vlm": MiniRunConfig}
+    cls = next((cls for word, cls in kinds.items() if word in path.name), RunConfig)
     config = load_config(cls, ["--config", str(path)])
     dump_yaml(config, tmp_path / "again.yaml")
     assert load_config(cls, ["--config", str(tmp_path / "again.yaml")]) == config
@@ -29,7 +31,7 @@ def test_shipped_configurations_load_and_are_commented(path: Path, tmp_path: Pat
 
 def test_the_paper_s_batch_fits_eight_ranks() -> None:
     for path in CONFIGS:
-        if not path.name.startswith(("demo", "scenes")) and "tokenizer" not in path.name:
+        if not path.name.startswith(("demo", "scenes", "mini_vlm")) and "tokenizer" not in path.name:
             train = load_config(RunConfig, ["--config", str(path)]).train
             assert train.global_batch == 96 and train.global_batch % (8 * train.micro_batch) == 0, path.name
 

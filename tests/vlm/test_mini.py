@@ -1,0 +1,127 @@
+"""The mini-VLM: its task, and the trained one that the repository holds."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_file
+from megavrc.training.config import TrainConfig
+from megavrc.vlm.accuracy import Asked, asked
+from megavrc.vlm.alignment import begin_aligned
+from megavrc.vlm.asking import MiniSubject, Reduced
+from megavrc.vlm.mini import FOLDER, IDS, VISUAL, WORDS, load_mini, new_mini, pixels, visual_grid
+from megavrc.vlm.mini_task import MiniRunConfig, MiniTask, answer_logits
+from megavrc.vlm.questions import COLOURS, PLACES, SEEN, TYPES, Kind, conversation, labelled
+
+KINDS: tuple[Kind, ...] = ("image", "video")
+needs_weights = pytest.mark.skipif(
+    not all((FOLDER / kind / "model.safetensors").is_file() for kind in KINDS),
+    reason="no trained mini-VLM in examples/: `make vlm` trains it",
+)
+
+
+def answers(kind: Kind, reduced: Reduced, count: int = 24) -> Asked:
+    chosen = [conversation(kind, "test", 9, index) for index in range(count)]
+    return asked(MiniSubject(FOLDER, kind), {9: chosen}, reduced, 3, 50)
+
+
+def step(kind: Kind, tmp_path: Any) -> tuple[MiniTask, Any, dict[str, torch.Tensor]]:
+    batches = TrainConfig(global_batch=12, micro_batch=12)
+    task = MiniTask(MiniRunConfig(run_dir=str(tmp_path), kind=kind, train=batches))
+    torch.manual_seed(0)
+    return task, task.build(), task.collate([task.source[index] for index in range(4)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_the_answers(kind: Kind, tmp_path: Any) -> None:
+    """At first every word is as likely; the answer is said before it is read; the picture reaches it."""
+    task, model, batch = step(kind, tmp_path)
+    assert 5e5 < sum(weight.numel() for weight in model.parameters()) < 1.5e6
+    assert VISUAL[kind] - (kind == "video") <= {"image": 64, "video": 256}[kind]
+    loss, shares = task.loss(model, batch, 0)
+    assert float(loss.detach()) == pytest.approx(math.log(len(WORDS)), abs=1e-5) and list(shares) == list(
+        TYPES[kind]
+    )
+    torch.nn.init.normal_(model.lm_head.weight, 0, 0.1)
+    ids = batch["ids"].clone()
+    ids[:, -1] = 0  # the last answer is only a target
+    first, second = (answer_logits(model, given, batch["pixels"], kind)[0] for given in (batch["ids"], ids))
+    assert torch.equal(first, second)
+    black = {**batch, "pixels": torch.full_like(batch["pixels"], -1)}
+    first, second = (float(task.loss(model, given, 0)[0].detach()) for given in (batch, black))
+    assert first != second
+
+
+def test_an_optimiser_step_helps(tmp_path: Any) -> None:
+    task, model, batch = step("image", tmp_path)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    losses = []
+    for _ in range(4):
+        loss, _ = task.loss(model, batch, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_words_begin_beside_what_they_name() -> None:
+    """Of the words for places and of those for colours, the nearest to a token is that of where it lies and shows."""
+    torch.manual_seed(1)
+    model = new_mini("image")
+    begin_aligned(model, "image", 0, 60)
+    frames, labels = labelled("image", 9, 0)
+    with torch.no_grad():
+        tokens = visual_grid(model.eval(), pixels([frames]))[0, 0].flatten(0, 1)
+
+    def nearest(names: Sequence[str], chosen: torch.Tensor) -> list[str]:
+        words = model.get_input_embeddings().weight[[IDS[name] for name in names]]
+        return [names[number] for number in ((chosen - tokens.mean(0)) @ words.T).argmax(-1).tolist()]
+
+    lies = [PLACES[4 * (row // 2) + column // 2] for row in range(8) for column in range(8)]
+    assert np.mean([one == other for one, other in zip(nearest(PLACES, tokens), lies, strict=True)]) > 0.6
+    shown = [SEEN[number] for number in labels.flatten() if SEEN[number] in COLOURS]
+    coloured = tokens[torch.from_numpy(np.isin(labels.flatten(), [SEEN.index(name) for name in COLOURS]))]
+    assert (
+        np.mean([one == other for one, other in zip(nearest(tuple(COLOURS), coloured), shown, strict=True)])
+        > 0.6
+    )
+
+
+def test_a_batch_that_asks_types_unequally_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"global_batch: a multiple of 3"):
+        MiniRunConfig(run_dir="x", kind="image")  # 8 by default
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match="make vlm"):
+        load_mini(tmp_path, "image")
+
+
+@needs_weights
+def test_the_trained_ones_are_small_and_those_of_their_runs() -> None:
+    files = {kind: FOLDER / kind / "model.safetensors" for kind in KINDS}
+    assert sum(file.stat().st_size for file in files.values()) < 4e6
+    for kind, file in files.items():
+        assert sha256_file(file) == read_json(FOLDER / kind / "complete.json")["sha256"]
+        assert load_mini(FOLDER, kind).config.to_diff_dict().keys() >= {"text_config", "vision_config"}
+
+
+@needs_weights
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trained_one_answers_as_its_run_says(kind: Kind) -> None:
+    """And needs its tokens: with a tenth of them, at random, it loses ten points and more of some type."""
+    measured = read_json(FOLDER / kind / "complete.json")["metrics"]
+    whole = answers(kind, Reduced())
+    few = answers(kind, Reduced("random", 0.1))
+    for name in TYPES[kind]:
+        right = float(whole.right[whole.types == name].mean())
+        assert right > measured[f"val/test/{name}"] - 0.2, name
+    lost = [(whole.right.astype(int) - few.right)[whole.types == name].mean() for name in TYPES[kind]]
+    assert max(lost) >= 0.1
+    assert all(0.05 < share < 0.15 for share in few.budgets)
