@@ -7,12 +7,13 @@ READY := $(VENV)/ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo demo-quick demo-scenes test test-full check format clean
+.PHONY: help venv demo demo-quick demo-scenes vlm test test-full check format clean
 
 help:
 	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
 	@echo "make demo-quick  the same with a quarter of the steps"
 	@echo "make demo-scenes clips whose future is open: the paper's sampler, and refinement"
+	@echo "make vlm         the mini-VLM of LLMC+ trained from scratch, and its benchmark: an hour on two cores"
 	@echo "make test        the fast tests ($(WORKERS) processes: WORKERS=n)"
 	@echo "make test-full   every test, slow ones too"
 	@echo "make check       lint, format, types, import contract"
@@ -36,6 +37,11 @@ demo-quick: $(READY)
 
 demo-scenes: $(READY)
 	$(BIN)/python -m megavrc demo --data=scenes
+
+vlm: $(READY)
+	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_image
+	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_video
+	$(BIN)/python -m megavrc compress_vlm bench --mini=runs/mini_vlm
 
 # --dist loadfile: a file's tests run in one process, so what they share is built once
 test: $(READY)

@@ -59,6 +59,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "pretrain_vrc": Entry(
             "megavrc.training.entry:pretrain_vrc", "train VRC, both stages", reads_argv=True
         ),
+        "pretrain_vlm": Entry(
+            "megavrc.vlm.mini_task:pretrain_vlm",
+            "train the mini-VLM, on which token reduction is measured",
+            reads_argv=True,
+        ),
         "plan_run": Entry(
             "megavrc.launch.plan_run:plan_run", "memory, throughput, time and cost of a run on N GPUs"
         ),
@@ -117,6 +122,16 @@ COMMANDS: dict[str, dict[str, Entry]] = {
                 "report": "megavrc.web.user_study_report:report_study",
             },
             "people compare the clips of two models, blind",
+        ),
+        "compress_vlm": Entry(
+            {
+                "list": "megavrc.vlm.commands:list_methods",
+                "describe": "megavrc.vlm.commands:describe_method",
+                "run": "megavrc.vlm.commands:run_method",
+                "bench": "megavrc.vlm.bench:bench",
+                "report": "megavrc.vlm.commands:report",
+            },
+            "LLMC+: fewer visual tokens and fewer bits in vision-language models, compared",
         ),
         "benchmark": Entry(
             {

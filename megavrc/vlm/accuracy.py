@@ -1,0 +1,136 @@
+"""How many answers stay right when tokens go: every method at every budget, paired with the model as it is."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.evaluation.statistics import mean_estimate
+from megavrc.progress import progress
+from megavrc.reduction import METHODS
+from megavrc.results import Metric, case, metric
+from megavrc.vlm.asking import Reduced, Subject, ask, fitted
+from megavrc.vlm.questions import DETAIL, Conversation
+
+DRAWS = 500  # of the bootstrap
+WHOLE = "unreduced"
+GOAL = 0.95
+"""Types of questions that the unreduced model answers less well are left out of verdicts."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers of one model to the conversations of all seeds, in order.
+
+    Attributes:
+        right: [N, turns] bool. types: [N, turns] of questions. seeds: [N].
+        budgets: layer-weighted share of visual tokens, of each batch.
+    """
+
+    right: Array
+    types: Array
+    seeds: Array
+    budgets: list[float]
+
+    def share(self, values: Array, chosen: Array) -> Metric | None:
+        """Mean of `values` [N, turns] where `chosen`, its 95% interval (bootstrap of conversations), each seed's."""
+        if not chosen.any():
+            return None
+        rows = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
+        groups = [str(row) for row in rows[chosen]]
+        found = mean_estimate(values[chosen].astype(float), DRAWS, groups=groups)
+        by_seed = [
+            float(part[mask].mean())
+            for seed in dict.fromkeys(self.seeds.tolist())
+            if (mask := chosen[self.seeds == seed]).any() and (part := values[self.seeds == seed]) is not None
+        ]
+        value = metric(found.value, "share", int(chosen.sum()), found.low, found.high)
+        return value | {"samples": by_seed}
+
+    def metrics(self, whole: "Asked") -> dict[str, Metric]:
+        """Accuracy as a whole, by turn, of detail and gist, of each type; what is lost against `whole`, paired.
+
+        All but the types themselves without the types that `whole` answers below the goal.
+        """
+        turns = np.broadcast_to(np.arange(self.right.shape[1]), self.right.shape)
+        judged = ~np.isin(self.types, whole.left_out())
+        detail = np.isin(self.types, DETAIL)
+        parts: dict[str, Array] = {"all": judged}
+        parts |= {f"turn_{turn + 1}": judged & (turns == turn) for turn in range(self.right.shape[1])}
+        parts |= {"detail": judged & detail, "gist": judged & ~detail}
+        parts |= {name: self.types == name for name in self.names}
+        lost = whole.right.astype(float) - self.right
+        found = {name: self.share(self.right, chosen) for name, chosen in parts.items()}
+        found |= {f"lost_{name}": self.share(lost, chosen) for name, chosen in parts.items()}
+        budget = metric(
+            float(np.mean(self.budgets)), "share", len(self.budgets), min(self.budgets), max(self.budgets)
+        )
+        return {"budget": budget, **{name: value for name, value in found.items() if value is not None}}
+
+    @property
+    def names(self) -> list[str]:
+        """The types of questions, in order."""
+        return list(dict.fromkeys(self.types.flatten().tolist()))
+
+    def left_out(self) -> list[str]:
+        """Types below the goal."""
+        return [name for name in self.names if self.right[self.types == name].mean() < GOAL]
+
+
+def asked(
+    subject: Subject, sets: Mapping[int, Sequence[Conversation]], reduced: Reduced, turns: int, batch: int
+) -> Asked:
+    """The conversations of each seed; a method with a `seed` of its own is given the same."""
+    seeded = reduced.method is not None and "seed" in METHODS[reduced.method].options
+    right, types, seeds, budgets = [], [], [], []
+    for seed, conversations in sets.items():
+        how = replace(reduced, options=reduced.options | {"seed": seed}) if seeded else reduced
+        answers, shares = ask(subject, conversations, how, turns, batch)
+        right.append(answers)
+        budgets += shares
+        types += [[question.type for question in item.questions[:turns]] for item in conversations]
+        seeds += [seed] * len(conversations)
+    return Asked(np.concatenate(right), np.array(types), np.array(seeds), budgets)
+
+
+def accuracy_cases(
+    subject: Subject,
+    sets: Mapping[int, Sequence[Conversation]],
+    others: Sequence[Conversation],
+    methods: Iterable[str],
+    keeps: Sequence[float],
+    turns: int,
+    batch: int,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """A case for the model as it is, and one for each method and budget; `options` are those of `reduce`.
+
+    Thresholds are set on `others`, of which nothing is asked.
+    """
+    kind = next(iter(sets.values()))[0].kind
+    whole = asked(subject, sets, Reduced(), turns, batch)
+    found = [
+        case(
+            f"{kind}: {WHOLE}",
+            whole.metrics(whole),
+            {"left_out_of_verdicts": whole.left_out()},
+            kind=kind,
+            method=WHOLE,
+            keep=1.0,
+        )
+    ]
+    wanted = [(name, keep) for name in methods for keep in keeps]
+    for name, keep in progress(wanted, f"{kind}: accuracy"):
+        label, how = f"{kind}: {name} {keep:g}", {"kind": kind, "method": name, "keep": keep, **options}
+        try:
+            reduced = fitted(subject, others, Reduced(name, keep, options))
+            answers = asked(subject, sets, reduced, turns, batch)
+        except ValueError as error:  # a budget out of the method's reach
+            found.append(case(label, {}, {"refused": str(error)}, **how))
+        else:
+            found.append(case(label, answers.metrics(whole), **how))
+    return found

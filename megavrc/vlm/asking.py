@@ -1,0 +1,118 @@
+"""Questions asked of a model, with or without reduction: which of its answers are right.
+
+The same way for the mini-VLM and for a checkpoint that a user brings: `generate`, through the host. Earlier turns hold
+the right answers, so that a mistake in one turn costs nothing in the next.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megavrc.vlm.hosts import calibrated, reduce
+from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
+from megavrc.vlm.questions import Conversation, Kind
+
+
+class Subject(Protocol):
+    """A model that can be asked.
+
+    Attributes:
+        name: what it is called in results.
+        model: of transformers.
+        longest: tokens of an answer, at most.
+    """
+
+    name: str
+    model: Any
+    longest: int
+
+    def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
+        """Of `generate`, for one batch: the conversations up to the question of `turn`, counted from 0."""
+
+    def words(self, ids: Tensor) -> list[str]:
+        """The answers [B] that new ids [B, n] stand for."""
+
+
+class MiniSubject:
+    """A trained mini-VLM of one kind, from a folder that holds a folder for each kind."""
+
+    longest = 1
+
+    def __init__(self, folder: Any, kind: Kind) -> None:
+        self.name, self.kind, self.model = f"mini-VLM ({kind}s)", kind, load_mini(folder, kind)
+
+    def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
+        rows = [dialogue(self.kind, item.questions[: turn + 1])[:-1] for item in conversations]
+        ids = torch.tensor(rows)
+        shown = pixel_inputs(pixels([item.frames for item in conversations]))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
+
+    def words(self, ids: Tensor) -> list[str]:
+        return [WORDS[row[0]] for row in ids.tolist()]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A method and its budget, or with no method the model as it is; `options` are those of `reduce`."""
+
+    method: str | None = None
+    keep: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def applied(self, model: Any) -> AbstractContextManager[Any]:
+        """A block of `reduce`, which yields the count of visual tokens; without a method, None."""
+        if self.method is None:
+            return nullcontext()
+        return reduce(model, self.method, keep=self.keep, **self.options)
+
+
+@torch.no_grad()
+def ask(
+    subject: Subject, conversations: Sequence[Conversation], reduced: Reduced, turns: int, batch: int
+) -> tuple[NDArray[np.bool_], list[float]]:
+    """[N, turns]: whether each answer is right, and the layer-weighted share of visual tokens in each batch.
+
+    One block of `reduce` for each batch, turn after turn in it.
+    """
+    found, budgets = [], []
+    for part in in_batches(conversations, batch):
+        with reduced.applied(subject.model) as seen:
+            columns = []
+            for turn in range(turns):
+                inputs = subject.inputs(part, turn)
+                ids = subject.model.generate(**inputs, max_new_tokens=subject.longest, do_sample=False)
+                said = subject.words(ids[:, inputs["input_ids"].shape[1] :])
+                wanted = [item.questions[turn].answer for item in part]
+                columns.append([plain(a) == plain(b) for a, b in zip(said, wanted, strict=True)])
+            found.append(np.array(columns, dtype=bool).T)
+            budgets.append(1.0 if seen is None else seen.keep)
+    return np.concatenate(found), budgets
+
+
+def fitted(subject: Subject, others: Sequence[Conversation], reduced: Reduced) -> Reduced:
+    """With the threshold of a method whose count follows the content, set on conversations that are not measured."""
+    if reduced.method is None:
+        return reduced
+    inputs = (subject.inputs(part, 0) for part in in_batches(others, 8))
+    return replace(
+        reduced, options=reduced.options | calibrated(subject.model, reduced.method, reduced.keep, inputs)
+    )
+
+
+def in_batches(conversations: Sequence[Conversation], size: int) -> Iterator[Sequence[Conversation]]:
+    """Runs of up to `size`."""
+    for start in range(0, len(conversations), size):
+        yield conversations[start : start + size]
+
+
+def plain(answer: str) -> str:
+    """Lower case, without articles and punctuation, as VQA scores compare answers."""
+    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))

@@ -1,0 +1,257 @@
+"""`megavrc compress_vlm bench`: accuracy, cost and tokens x bits of every method, as result files, and their report."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megavrc.errors import UserError
+from megavrc.files import write_atomic
+from megavrc.hardware import check_device
+from megavrc.reduction import METHODS, find_method
+from megavrc.results import Result, case, read_result, result, write_result
+from megavrc.vlm.accuracy import DRAWS, GOAL, WHOLE, accuracy_cases, asked
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted
+from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
+from megavrc.vlm.costs import cost_cases
+from megavrc.vlm.hosts import refusal
+from megavrc.vlm.joint import joint_cases
+from megavrc.vlm.mini import FOLDER
+from megavrc.vlm.questions import TYPES, Conversation, Kind, conversation
+from megavrc.vlm.report import write_llmc_report
+from megavrc.vlm.watching import kept_places
+
+KEEPS = (0.5, 0.25, 0.1)
+JOINT_KEEPS = (0.5, 0.25)
+FORMATS = ("int8", "int4", "int3")
+JOINT = ("pool", "divprune", "visionzip", "fastv", "dycoke")
+"""Methods of the grid tokens x bits, by default those of these that the family has."""
+
+OTHERS = 16
+"""Conversations that thresholds are set on, and nothing is asked of."""
+
+FILES = ("accuracy", "costs", "joint", "kept")
+Sets = Mapping[int, Sequence[Conversation]]
+Tested = tuple[Subject, Sets, Sequence[Conversation]]
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is measured.
+
+    Attributes:
+        methods: names. keeps: budgets. conversations: of each seed. seeds: of test conversations.
+        turns: of a conversation, at most. rounds: of timing. batch: conversations at a time.
+    """
+
+    methods: Sequence[str]
+    keeps: Sequence[float]
+    conversations: int
+    seeds: Sequence[int]
+    turns: int = 3
+    rounds: int = 5
+    batch: int = 50
+
+
+def bench(
+    out: Path = Path("runs/llmc"),
+    mini: Path = FOLDER,
+    checkpoint: Path | None = None,
+    questions: Path | None = None,
+    kinds: list[Kind] | None = None,
+    methods: list[str] | None = None,
+    keep: list[float] | None = None,
+    conversations: int | None = None,
+    seeds: list[int] | None = None,
+    frames: int = 8,
+    batch: int = 50,
+    quick: bool = False,
+    device: str = "auto",
+) -> None:
+    """Measure token reduction on the mini-VLM, or on a checkpoint with questions of yours, and write a report.
+
+    Accuracies of the mini-VLM are those of a tiny model on drawn pictures: they compare methods, and say nothing of a
+    real checkpoint's scores.
+
+    Args:
+        out: folder for result files (accuracy, costs, joint, kept), pareto.csv and report.html.
+        mini: folder of the trained mini-VLMs.
+        checkpoint: folder of transformers with a processor, instead of the mini-VLM.
+        questions: JSON lines with its questions; docs/llmc.md says how they look.
+        kinds: image or video (default: both). The other one's cases stay in `out`, if they were measured alike.
+        methods: names (default: all that the family has).
+        keep: budgets, shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
+        conversations: of each seed and kind (default: 100, quick: 24).
+        seeds: of the test conversations (default: 1 2 3).
+        frames: of each clip of `questions`.
+        batch: conversations asked at a time.
+        quick: fewer conversations and rounds: minutes on two cores.
+        device: cpu or cuda, for a checkpoint; the mini-VLM runs on the CPU.
+    """
+    plan = BenchPlan(
+        [find_method(name).name for name in methods or METHODS],
+        keep or KEEPS,
+        conversations or (24 if quick else 100),
+        seeds or (1, 2, 3),
+        rounds=3 if quick else 7,
+        batch=batch,
+    )
+    if (checkpoint is None) != (questions is None):
+        raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
+    if checkpoint is None or questions is None:
+        tested = of_mini(mini, plan, kinds)
+    else:
+        where = str(check_device(device))
+        tested = of_checkpoint(CheckpointSubject(checkpoint, where), read_questions(questions, frames), kinds)
+    config = json.loads(
+        json.dumps({"mini": checkpoint is None, "questions": questions and questions.name} | vars(plan))
+    )
+    files = {name: others_of(out / f"{name}.json", config, kinds) for name in FILES}
+    for subject, sets, others in tested:
+        for name, cases in kind_cases(subject, sets, others, plan).items():
+            files[name] += cases
+    found = {name: recorded(cases, config) for name, cases in files.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in found.items():
+        write_result(out / f"{name}.json", content)
+    write_atomic(out / "pareto.csv", pareto(found["accuracy"]).encode())
+    print(write_llmc_report(out))
+
+
+def others_of(path: Path, config: dict[str, Any], kinds: Sequence[Kind] | None) -> list[dict[str, Any]]:
+    """Cases of the kinds that are not measured now, from a file that was measured in the same way."""
+    if not kinds or not path.is_file() or (known := read_result(path))["config"] != config:
+        return []
+    return [row for row in known["cases"] if row["config"]["kind"] not in kinds]
+
+
+def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iterator[Tested]:
+    """With conversations of the test split; others are of the training's."""
+    for kind in kinds or TYPES:
+        draw = partial(conversation, kind, "test")
+        sets: Sets = {seed: [draw(seed, i) for i in range(plan.conversations)] for seed in plan.seeds}
+        yield MiniSubject(folder, kind), sets, [conversation(kind, "train", 0, i) for i in range(OTHERS)]
+
+
+def of_checkpoint(
+    subject: Subject, conversations: Sequence[Conversation], kinds: Sequence[Kind] | None
+) -> Iterator[Tested]:
+    """The kinds that there are questions for; every tenth conversation, up to a number, is one of the others."""
+    for kind in kinds or TYPES:
+        chosen = [item for item in conversations if item.kind == kind]
+        others = chosen[::10][:OTHERS]
+        if asked_about := [item for item in chosen if item not in others]:
+            yield subject, {0: asked_about}, others
+
+
+def kind_cases(
+    subject: Subject, sets: Sets, others: Sequence[Conversation], plan: BenchPlan
+) -> dict[str, list[dict[str, Any]]]:
+    """Cases of all four files for one model and one kind."""
+    first = next(iter(sets.values()))
+    kind, turns = first[0].kind, min(plan.turns, *(len(item.questions) for item in first))
+    methods = [name for name in plan.methods if not refused(subject, name, kind)]
+    guided = [name for name in methods if METHODS[name].guided]
+    joint = [name for name in JOINT if name in methods]
+    ask = partial(accuracy_cases, subject, sets, others, keeps=plan.keeps, turns=turns, batch=plan.batch)
+    accuracy = [*ask(methods=methods), blind_case(subject, sets, turns, plan.batch)]
+    if turns > 1 and guided:
+        accuracy += ask(methods=guided, selection="frozen")[1:]
+    return {
+        "accuracy": accuracy,
+        "costs": cost_cases(subject, first, others, methods, keep=0.25, rounds=plan.rounds),
+        "joint": joint_cases(subject, sets, joint, JOINT_KEEPS, FORMATS, turns, plan.batch),
+        "kept": kept_cases(subject, first, others, methods, keep=0.25)
+        if isinstance(subject, MiniSubject)
+        else [],
+    }
+
+
+def refused(subject: Subject, name: str, kind: Kind) -> bool:
+    """Whether the family has no place for the method, or pictures no frames."""
+    config = subject.model.config
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    return bool(refusal(config.model_type, METHODS[name], tower)) or (
+        kind == "image" and METHODS[name].kind == "temporal"
+    )
+
+
+def blind_case(subject: Subject, sets: Sets, turns: int, batch: int) -> dict[str, Any]:
+    """The same questions about black pictures: what can be guessed."""
+    black = {
+        seed: [replace(item, show=partial(darkened, item)) for item in conversations]
+        for seed, conversations in sets.items()
+    }
+    kind = next(iter(sets.values()))[0].kind
+    whole, answers = (asked(subject, chosen, Reduced(), turns, batch) for chosen in (sets, black))
+    return case(f"{kind}: black pictures", answers.metrics(whole), kind=kind, method="black", keep=1.0)
+
+
+def darkened(item: Conversation) -> NDArray[np.uint8]:
+    """Black, in the shape of the item's frames."""
+    return np.zeros_like(item.frames)
+
+
+def kept_cases(
+    subject: Subject,
+    conversations: Sequence[Conversation],
+    others: Sequence[Conversation],
+    methods: Sequence[str],
+    keep: float,
+) -> list[dict[str, Any]]:
+    """Which tokens of the first conversation each method leaves to the last layer, as numbers."""
+    kind, found = conversations[0].kind, []
+    for name in methods:
+        try:
+            reduced = fitted(subject, others, Reduced(name, keep))
+            kept = kept_places(subject, conversations[:1], reduced)[-1, 0]
+        except ValueError:  # the budget is out of the method's reach: accuracy says so
+            continue
+        places = {"kept": kept.nonzero()[:, 0].tolist()}
+        found.append(case(f"{kind}: {name} {keep:g}", {}, places, kind=kind, method=name, keep=keep))
+    return found
+
+
+def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
+    """A result file of the benchmark."""
+    protocol = {
+        "answers": "first words of greedy decoding; earlier turns hold the right answers",
+        "paired": f"lost_* is the accuracy of the {WHOLE} model less the method's, question by question",
+        "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
+        "interval": f"95%, bootstrap of conversations, {DRAWS} draws; samples: one a seed",
+        "times": "median and range of rounds",
+        "bits": "simulated: weights rounded to nearest, groups of 32, the head untouched; no byte is saved",
+    }
+    return result("megavrc compress_vlm bench", config, cases, protocol=protocol)
+
+
+def pareto(accuracy: Result) -> str:
+    """CSV of budget and accuracy, and whether no other method of the kind has more accuracy for as few tokens."""
+    rows = [
+        (row["config"], row["metrics"]["budget"]["value"], row["metrics"]["all"]["value"])
+        for row in accuracy["cases"]
+        if "all" in row["metrics"] and row["config"].get("selection", "fresh") == "fresh"
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["kind", "method", "keep", "budget", "accuracy", "front"])
+    for config, budget, right in rows:
+        better = (
+            other["kind"] == config["kind"]
+            and less <= budget
+            and more >= right
+            and (less, more) != (budget, right)
+            for other, less, more in rows
+        )
+        front = int(not any(better))
+        writer.writerow(
+            [config["kind"], config["method"], config["keep"], f"{budget:.4f}", f"{right:.4f}", front]
+        )
+    return text.getvalue()

@@ -1,0 +1,224 @@
+"""The three findings of the LLMC+ abstract, judged from result files of the benchmark: numbers, and what they say.
+
+A finding holds, does not hold, or is open; open is also what intervals leave open.
+"""
+
+from collections.abc import Iterable, Iterator
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+from megavrc.reduction import METHODS
+from megavrc.results import Metric, Result
+from megavrc.vlm.accuracy import WHOLE
+
+LITTLE = 0.05
+"""The loss of accuracy that is called little."""
+
+Case = dict[str, Any]
+
+
+Verdict = Literal["holds", "does not hold", "open"]
+
+
+class BenchFinding(NamedTuple):
+    """A claim of the abstract, what this benchmark says of it, and the numbers in sentences."""
+
+    claim: str
+    verdict: Verdict
+    why: list[str]
+
+
+def findings(accuracy: Result, joint: Result) -> list[BenchFinding]:
+    """All three, in their order."""
+    return [of_redundancy(accuracy), of_turns_and_detail(accuracy), of_compression(joint)]
+
+
+def measured_cases(result: Result, kind: str = "", selection: str = "fresh") -> list[Case]:
+    """Cases of methods that were not refused."""
+    return [
+        case
+        for case in result["cases"]
+        if case["config"]["method"] in METHODS
+        and "lost_all" in case["metrics"]
+        and case["config"]["kind"] in (kind, kind or case["config"]["kind"])
+        and case["config"].get("selection", "fresh") == selection
+    ]
+
+
+def of_redundancy(accuracy: Result) -> BenchFinding:
+    """Is the best method for clips of another kind than the best for pictures, and does that matter?"""
+    claim, why, votes = "Spatial and temporal redundancy need different methods", [], []
+    for keep in budgets(measured_cases(accuracy, "video")):
+        best = {
+            kind: least(
+                [case for case in of_kind(measured_cases(accuracy, "video"), kind) if budget_of(case) == keep]
+            )
+            for kind in ("spatial", "temporal")
+        }
+        spatial, temporal = best["spatial"], best["temporal"]
+        if spatial is None or temporal is None:
+            continue
+        first, second = spatial["metrics"]["lost_all"], temporal["metrics"]["lost_all"]
+        apart = (
+            "temporal"
+            if second["high"] < first["low"]
+            else "spatial"
+            if first["high"] < second["low"]
+            else ""
+        )
+        votes.append(apart)
+        better = f"{apart} ones lose less" if apart else "their intervals touch"
+        why.append(
+            f"Clips at keep {keep:g}: of spatial methods {named(spatial)} loses least, {points(first)}, of temporal "
+            f"ones {named(temporal)}, {points(second)}: {better}."
+        )
+    both = common(measured_cases(accuracy, "image"), measured_cases(accuracy, "video"))
+    if len(both) > 2:
+        value = rank_correlation(both)
+        why.append(
+            f"The order of {len(both)} methods and budgets on pictures and on clips agrees by {value:.2f} (Spearman)."
+        )
+    if not votes:
+        return BenchFinding(
+            claim, "open", why or ["No clips were measured, or no type of question can be judged."]
+        )
+    verdict: Verdict = (
+        "holds" if votes.count("temporal") > len(votes) / 2 else "open" if "" in votes else "does not hold"
+    )
+    return BenchFinding(claim, verdict, why)
+
+
+def of_turns_and_detail(accuracy: Result) -> BenchFinding:
+    """Is more lost of detail than of gist, and in later turns than in the first?"""
+    why, votes = [], []
+    for keep in budgets(measured_cases(accuracy, "image")):
+        cases = [case for case in measured_cases(accuracy, "image") if budget_of(case) == keep]
+        pairs = [
+            (lost(case, "detail"), lost(case, "gist")) for case in cases if "lost_detail" in case["metrics"]
+        ]
+        if pairs:
+            detail, gist = (fmean(part) for part in zip(*pairs, strict=True))
+            votes.append(detail > gist + 0.01)
+            more = sum(one > other for one, other in pairs)
+            why.append(
+                f"Pictures at keep {keep:g}: detail loses {100 * detail:.1f} points, gist {100 * gist:.1f}, mean of "
+                f"{len(pairs)} methods; {more} of them lose more of detail."
+            )
+    for selection in ("fresh", "frozen"):
+        guided = [case for case in measured_cases(accuracy, selection=selection) if guided_by_prompt(case)]
+        pairs = [
+            (lost(case, "turn_3"), lost(case, "turn_1"))
+            for case in guided
+            if "lost_turn_3" in case["metrics"]
+        ]
+        if pairs:
+            last, first = (fmean(part) for part in zip(*pairs, strict=True))
+            if selection == "frozen":
+                votes.append(last > first + 0.01)
+            why.append(
+                f"Methods that the prompt guides, selection {selection}: the first turn loses {100 * first:.1f} "
+                f"points, the third {100 * last:.1f}, mean of {len(pairs)} methods and budgets."
+            )
+    claim = "Reduction hurts later turns of a conversation, and detail"
+    if not votes:
+        return BenchFinding(claim, "open", why or ["No type of question can be judged."])
+    return BenchFinding(claim, "holds" if all(votes) else "open" if any(votes) else "does not hold", why)
+
+
+def of_compression(joint: Result) -> BenchFinding:
+    """How far tokens x bits go at little loss, and whether the losses add."""
+    claim, why, reached = "Fewer tokens and fewer bits together: extreme compression at little loss", [], []
+    for kind in ("image", "video"):
+        cases = [
+            case
+            for case in joint["cases"]
+            if case["config"]["kind"] == kind and "lost_all" in case["metrics"]
+        ]
+        fine = [case for case in cases if case["metrics"]["lost_all"]["high"] <= LITTLE]
+        if not cases:
+            continue
+        if not fine:
+            why.append(f"{kind}: nothing stays within {100 * LITTLE:g} points for certain.")
+            reached.append(1.0)
+            continue
+        best = max(fine, key=lambda case: case["metrics"]["compression"]["value"])
+        factor, config = best["metrics"]["compression"]["value"], best["config"]
+        alone = max((case["metrics"]["compression"]["value"] for case in fine if single(case)), default=1.0)
+        reached.append(factor / alone)
+        why.append(
+            f"{kind}: {config['method']} at keep {best['metrics']['budget']['value']:.2f} with simulated "
+            f"{config['simulated']} weights loses {points(best['metrics']['lost_all'])}: tokens x bits {factor:.1f} "
+            f"times fewer; one of the two alone: {alone:.1f} times, within the same {100 * LITTLE:g} points."
+        )
+    if not reached:
+        return BenchFinding(claim, "open", ["No type of question can be judged."])
+    verdict: Verdict = "holds" if min(reached) > 1.2 else "does not hold" if max(reached) <= 1 else "open"
+    return BenchFinding(claim, verdict, why)
+
+
+# --- reading cases ------------------------------------------------------------------------------------------------
+
+
+def budget_of(case: Case) -> float:
+    return float(case["config"]["keep"])
+
+
+def budgets(cases: Iterable[Case]) -> list[float]:
+    return sorted({budget_of(case) for case in cases}, reverse=True)
+
+
+def of_kind(cases: Iterable[Case], kind: str) -> Iterator[Case]:
+    """Published methods that remove one kind of redundancy."""
+    for case in cases:
+        method = METHODS[case["config"]["method"]]
+        if method.kind == kind and case["config"]["method"] != "random":
+            yield case
+
+
+def guided_by_prompt(case: Case) -> bool:
+    return METHODS[case["config"]["method"]].guided
+
+
+def least(cases: list[Case]) -> Case | None:
+    """The case that loses least."""
+    return min(cases, key=lambda case: lost(case, "all"), default=None)
+
+
+def lost(case: Case, part: str) -> float:
+    return float(case["metrics"][f"lost_{part}"]["value"])
+
+
+def single(case: Case) -> bool:
+    """Whether only one of the two was done."""
+    return (case["config"]["method"] == WHOLE) != (case["config"]["simulated"] == "none")
+
+
+def named(case: Case) -> str:
+    return str(case["config"]["method"])
+
+
+def points(value: Metric) -> str:
+    return f"{100 * value['value']:.1f} points ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+
+
+def common(first: list[Case], second: list[Case]) -> list[tuple[float, float]]:
+    """What is lost with the same method and budget, in both."""
+    theirs = {(named(case), budget_of(case)): lost(case, "all") for case in second}
+    keys = [((named(case), budget_of(case)), lost(case, "all")) for case in first]
+    return [(value, theirs[key]) for key, value in keys if key in theirs]
+
+
+def rank_correlation(pairs: list[tuple[float, float]]) -> float:
+    """Spearman's, with mean ranks for ties; 0 where all are equal."""
+
+    def ranks(values: list[float]) -> list[float]:
+        return [
+            sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+            for value in values
+        ]
+
+    first, second = (ranks(list(part)) for part in zip(*pairs, strict=True))
+    centre = (len(pairs) - 1) / 2
+    dot = sum((a - centre) * (b - centre) for a, b in zip(first, second, strict=True))
+    norms = sum((a - centre) ** 2 for a in first) * sum((b - centre) ** 2 for b in second)
+    return dot / norms**0.5 if norms else 0.0

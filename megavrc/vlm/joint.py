@@ -1,0 +1,66 @@
+"""Fewer tokens and fewer bits together. Bits are simulated: they say what accuracy is left, and save no byte here."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from megavrc.progress import progress
+from megavrc.quantization.simulate import Simulation, simulate_quantization
+from megavrc.results import case, metric
+from megavrc.vlm.accuracy import WHOLE, asked
+from megavrc.vlm.asking import Reduced
+from megavrc.vlm.questions import Conversation
+
+STORED = 16
+"""Bits of a weight that nothing is done to."""
+
+
+def joint_cases(
+    subject: Any,
+    sets: Mapping[int, Sequence[Conversation]],
+    methods: Iterable[str],
+    keeps: Sequence[float],
+    formats: Iterable[str],
+    turns: int,
+    batch: int,
+    group_size: int = 32,
+) -> list[dict[str, Any]]:
+    """A case for each method (and none) with each number format (and none), paired with the model as it is."""
+    kind = next(iter(sets.values()))[0].kind
+    model, whole = subject.model, asked(subject, sets, Reduced(), turns, batch)
+    cells = [Reduced(), *(Reduced(name, keep) for name in methods for keep in keeps)]
+    grid = [(number_format, cell) for number_format in ("none", *formats) for cell in cells]
+    found: list[dict[str, Any]] = []
+    done: dict[str, tuple[Any, Simulation | None]] = {}
+    try:
+        for number_format, cell in progress(grid, f"{kind}: tokens x bits"):
+            if number_format not in done:
+                done = {number_format: rounded(model, number_format, group_size)}
+            subject.model, simulation = done[number_format]
+            answers = asked(subject, sets, cell, turns, batch)
+            bits = float(STORED) if simulation is None or simulation.bits is None else simulation.bits
+            metrics = answers.metrics(whole)
+            metrics["bits"] = metric(bits)
+            metrics["compression"] = metric(STORED / bits / metrics["budget"]["value"])
+            method, label = cell.method or WHOLE, f"simulated {number_format}"
+            found.append(
+                case(
+                    f"{kind}: {method} {cell.keep:g} {label}",
+                    metrics,
+                    kind=kind,
+                    method=method,
+                    keep=cell.keep,
+                    simulated=number_format,
+                )
+            )
+    finally:
+        subject.model = model
+    return found
+
+
+def rounded(model: Any, number_format: str, group_size: int) -> tuple[Any, Simulation | None]:
+    """A copy of the model whose linear layers compute with rounded weights; the head stays."""
+    if number_format == "none":
+        return model, None
+    other = copy.deepcopy(model)
+    return other, simulate_quantization(other, "rtn", number_format, group_size=group_size, skip=["lm_head"])

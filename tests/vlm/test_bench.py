@@ -1,0 +1,240 @@
+"""The benchmark of token reduction: questions files, statistics, verdicts, and one small run of all of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megavrc.errors import UserError
+from megavrc.results import case, metric, read_result, result
+from megavrc.vlm.accuracy import Asked
+from megavrc.vlm.asking import plain
+from megavrc.vlm.bench import bench, pareto
+from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
+from megavrc.vlm.commands import describe_method, list_methods, run_method
+from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
+from megavrc.vlm.mini import new_mini
+from megavrc.vlm.questions import TYPES
+from megavrc.vlm.tiny import IMAGE, tiny
+
+
+def shares(**values: float) -> dict[str, Any]:
+    return {name: metric(value, "share", 100, value - 0.01, value + 0.01) for name, value in values.items()}
+
+
+def made(*rows: tuple[str, str, float, dict[str, float]], **more: Any) -> Any:
+    cases = [
+        case(f"{kind}: {method}", shares(**values), kind=kind, method=method, keep=keep, **more)
+        for kind, method, keep, values in rows
+    ]
+    return result("made", {}, cases)
+
+
+def test_shares_are_paired_and_without_types_below_the_goal() -> None:
+    types = np.array([["colour", "digit"]] * 20)
+    right = np.ones((20, 2), dtype=bool)
+    right[:6, 1] = False  # digits: 70%
+    whole = Asked(right, types, np.array([1] * 10 + [2] * 10), [1.0])
+    worse = right.copy()
+    worse[:5, 0] = False
+    found = Asked(worse, types, whole.seeds, [0.25, 0.25]).metrics(whole)
+    assert whole.left_out() == ["digit"]
+    assert found["digit"]["value"] == pytest.approx(0.7) and "detail" not in found and "turn_2" not in found
+    assert found["all"]["value"] == 0.75 and found["lost_all"]["value"] == 0.25
+    assert found["lost_all"]["low"] < 0.25 < found["lost_all"]["high"] and found["lost_colour"]["n"] == 20
+    assert found["lost_all"]["samples"] == [0.5, 0.0] and found["budget"]["value"] == 0.25
+    assert found["lost_digit"]["value"] == 0 and found["lost_gist"]["value"] == 0.25
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rows = [
+        ("image", "pool", 0.5, {"budget": 0.5, "all": 0.9}),
+        ("image", "random", 0.5, {"budget": 0.5, "all": 0.8}),
+    ]
+    rows += [
+        ("image", "divprune", 0.1, {"budget": 0.1, "all": 0.85}),
+        ("video", "pool", 0.5, {"budget": 0.5, "all": 0.7}),
+    ]
+    lines = pareto(made(*rows)).splitlines()
+    assert lines[0] == "kind,method,keep,budget,accuracy,front"
+    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["1", "0", "1", "1"]
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([(1, 10), (2, 20), (3, 30)]) == pytest.approx(1)
+    assert rank_correlation([(1, 30), (2, 20), (3, 10)]) == pytest.approx(-1)
+    assert rank_correlation([(1, 1), (2, 3), (3, 2), (4, 4)]) == pytest.approx(0.8)
+    assert rank_correlation([(1, 1), (1, 1)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("spatial", "temporal", "verdict"),
+    [(0.3, 0.1, "holds"), (0.1, 0.3, "does not hold"), (0.1, 0.115, "open")],
+)
+def test_the_verdict_on_redundancy_follows_the_intervals(
+    spatial: float, temporal: float, verdict: str
+) -> None:
+    rows = [
+        ("video", name, 0.25, {"lost_all": lost})
+        for name, lost in (("divprune", spatial), ("dycoke", temporal))
+    ]
+    assert of_redundancy(made(*rows)).verdict == verdict
+
+
+def test_nothing_measured_leaves_findings_open() -> None:
+    nothing = result("made", {}, [])
+    assert [found(nothing).verdict for found in (of_redundancy, of_turns_and_detail, of_compression)] == [
+        "open"
+    ] * 3
+
+
+def test_the_verdict_on_detail_and_turns() -> None:
+    lost = {"lost_all": 0.2, "lost_detail": 0.5, "lost_gist": 0.1}
+    first = made(("image", "fastv", 0.25, lost | {"lost_turn_1": 0.1, "lost_turn_3": 0.1}))
+    frozen = made(
+        ("image", "fastv", 0.25, {"lost_all": 0.2, "lost_turn_1": 0.1, "lost_turn_3": 0.4}),
+        selection="frozen",
+    )
+    both = {**first, "cases": [*first["cases"], *frozen["cases"]]}
+    assert of_turns_and_detail(both).verdict == "holds"
+    assert (
+        of_turns_and_detail(made(("image", "fastv", 0.25, lost | {"lost_detail": 0.1}))).verdict
+        == "does not hold"
+    )
+
+
+def test_the_verdict_on_both_together_counts_tokens_times_bits() -> None:
+    def cell(method: str, simulated: str, factor: float, lost: float) -> Any:
+        values = shares(lost_all=lost, all=1 - lost, budget=0.5) | {"compression": metric(factor)}
+        return case("x", values, kind="image", method=method, keep=0.5, simulated=simulated)
+
+    cells = [
+        cell("unreduced", "none", 1, 0),
+        cell("pool", "none", 2, 0.01),
+        cell("unreduced", "int4", 4, 0.01),
+    ]
+    joint = result("made", {}, [*cells, cell("pool", "int4", 8, 0.03), cell("pool", "int3", 10, 0.2)])
+    found = of_compression(joint)
+    assert found.verdict == "holds" and "8.0 times fewer" in found.why[0] and "4.0 times" in found.why[0]
+    assert (
+        of_compression(result("made", {}, [*cells, cell("pool", "int4", 8, 0.3)])).verdict == "does not hold"
+    )
+
+
+def test_answers_are_compared_without_case_articles_and_marks() -> None:
+    assert plain(" A Red. ") == plain("red") and plain("red") != plain("blue")
+
+
+def question_file(folder: Path, *lines: Any) -> Path:
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "a.png")
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+TURNS = [{"question": "what is", "answer": "red", "type": "colour"}, {"question": "what", "answer": "red"}]
+
+
+def test_a_file_of_questions(tmp_path: Path) -> None:
+    [found] = read_questions(question_file(tmp_path, {"image": "a.png", "turns": TURNS}))
+    assert found.kind == "image" and found.frames.shape == (1, 32, 32, 3)
+    assert [question.type for question in found.questions] == ["colour", "any"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"turns": TURNS}, "line 1: expected a file name"),
+        ({"image": "b.png", "turns": TURNS}, "b.png is not there"),
+        ({"image": "a.png", "turns": []}, "no turns"),
+        (
+            {"image": "a.png", "turns": [{"question": "what"}]},
+            'a turn is an object with texts "question" and "answer"',
+        ),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_questions(question_file(tmp_path, line))
+
+
+def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for kind in TYPES:
+        new_mini(kind).save_pretrained(tmp_path / "mini" / kind)
+    bench(
+        tmp_path,
+        tmp_path / "mini",
+        methods=["pool", "fastv", "dycoke"],
+        keep=[0.5],
+        conversations=3,
+        seeds=[1],
+        quick=True,
+    )
+    accuracy, costs = (read_result(tmp_path / f"{name}.json") for name in ("accuracy", "costs"))
+    names = [row["name"] for row in accuracy["cases"]]
+    assert (
+        names[:3] == ["image: unreduced", "image: pool 0.5", "image: fastv 0.5"]
+        and "video: dycoke 0.5" in names
+    )
+    budgets = [row["metrics"]["budget"]["value"] for row in accuracy["cases"] if row["config"]["keep"] == 0.5]
+    assert all(abs(budget - 0.5) <= 1 / 64 for budget in budgets)
+    assert {row["config"]["batch"] for row in costs["cases"]} == {1, 8}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 4 and page.count("data:image/png") == 2 and "simulated" in page
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with a processor, as a user has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llava")
+    words = {"<pad>": 0, "<unk>": 1, "what": 5, "is": 6, "red": 7, "<image>": IMAGE}
+    words |= {f"w{number}": number for number in range(256) if number not in words.values()}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=["<image>"]
+        ),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for turn in messages %}{% for part in turn['content'] %}"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }} {% endfor %}{% endfor %}",
+    ).save_pretrained(folder)
+    tiny("llava").save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp_path: Path) -> None:
+    turns = [*TURNS, {"question": "is", "answer": "red"}]
+    asks = question_file(tmp_path, {"image": "a.png", "turns": turns}, {"image": "a.png", "turns": turns})
+    subject = CheckpointSubject(checkpoint, "cpu", longest=2)
+    inputs = subject.inputs(read_questions(asks), 1)
+    assert (inputs["input_ids"][0] == IMAGE).sum() == 64
+    assert inputs["input_ids"][0, 64:].tolist() == [5, 6, 7, 5]  # what is red what
+    run_method("divprune", 0.25, checkpoint=checkpoint, questions=asks, turns=3, json=tmp_path / "run.json")
+    whole, reduced = read_result(tmp_path / "run.json")["cases"]
+    assert whole["metrics"]["budget"]["value"] == 1 and reduced["metrics"]["budget"]["value"] == 0.25
+    assert whole["metrics"]["any"]["n"] == 2 and whole["metrics"]["colour"]["n"] == 1
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json there"):
+        CheckpointSubject(tmp_path, "cpu")
+
+
+def test_a_method_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    list_methods("llava")
+    describe_method("divprune")
+    told = capsys.readouterr().out
+    assert "| divprune | 2503.02175 | projector | spatial |  | yes |" in told and "arXiv 2503.02175" in told
+    assert "it compares frames" in next(line for line in told.splitlines() if line.startswith("| dycoke"))
