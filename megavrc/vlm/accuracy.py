@@ -82,19 +82,29 @@ class Asked:
 
 
 def asked(
-    subject: Subject, sets: Mapping[int, Sequence[Conversation]], reduced: Reduced, turns: int, batch: int
+    subject: Subject,
+    sets: Mapping[int, Sequence[Conversation]],
+    reduced: Reduced,
+    turns: int,
+    batch: int,
 ) -> Asked:
-    """The conversations of each seed; a method with a `seed` of its own is given the same."""
+    """The conversations of all seeds; a method with a `seed` of its own is given that of each set."""
     seeded = reduced.method is not None and "seed" in METHODS[reduced.method].options
-    right, types, seeds, budgets = [], [], [], []
-    for seed, conversations in sets.items():
-        how = replace(reduced, options=reduced.options | {"seed": seed}) if seeded else reduced
-        answers, shares = ask(subject, conversations, how, turns, batch)
-        right.append(answers)
-        budgets += shares
-        types += [[question.type for question in item.questions[:turns]] for item in conversations]
-        seeds += [seed] * len(conversations)
-    return Asked(np.concatenate(right), np.array(types), np.array(seeds), budgets)
+    parts = [(reduced, [item for conversations in sets.values() for item in conversations])]
+    if seeded:
+        parts = [
+            (replace(reduced, options=reduced.options | {"seed": seed}), list(conversations))
+            for seed, conversations in sets.items()
+        ]
+    answers = [ask(subject, conversations, how, turns, batch) for how, conversations in parts]
+    return Asked(
+        np.concatenate([right for right, _ in answers]),
+        np.array(
+            [[question.type for question in item.questions[:turns]] for _, part in parts for item in part]
+        ),
+        np.array([seed for seed, conversations in sets.items() for _ in conversations]),
+        [share for _, shares in answers for share in shares],
+    )
 
 
 def accuracy_cases(

@@ -31,7 +31,7 @@ from megavrc.vlm.watching import kept_places
 KEEPS = (0.5, 0.25, 0.1)
 JOINT_KEEPS = (0.5, 0.25)
 FORMATS = ("int8", "int4", "int3")
-JOINT = ("pool", "divprune", "visionzip", "fastv", "dycoke")
+JOINT = ("pool", "divprune", "fastv", "dycoke")
 """Methods of the grid tokens x bits, by default those of these that the family has."""
 
 OTHERS = 16
@@ -57,7 +57,7 @@ class BenchPlan:
     seeds: Sequence[int]
     turns: int = 3
     rounds: int = 5
-    batch: int = 50
+    batch: int = 75
 
 
 def bench(
@@ -71,7 +71,7 @@ def bench(
     conversations: int | None = None,
     seeds: list[int] | None = None,
     frames: int = 8,
-    batch: int = 50,
+    batch: int = 75,
     quick: bool = False,
     device: str = "auto",
 ) -> None:

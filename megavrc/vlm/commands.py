@@ -54,7 +54,7 @@ def run_method(
     positions: Literal["kept", "renumbered"] = "kept",
     selection: Literal["fresh", "frozen"] = "fresh",
     frames: int = 8,
-    batch: int = 50,
+    batch: int = 75,
     device: str = "auto",
     json: Path | None = None,
 ) -> None:
