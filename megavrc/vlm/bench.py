@@ -114,14 +114,14 @@ def bench(
         json.dumps({"mini": checkpoint is None, "questions": questions and questions.name} | vars(plan))
     )
     files = {name: others_of(out / f"{name}.json", config, kinds) for name in FILES}
-    for subject, sets, others in tested:
-        for name, cases in kind_cases(subject, sets, others, plan).items():
-            files[name] += cases
-    found = {name: recorded(cases, config) for name, cases in files.items()}
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in found.items():
-        write_result(out / f"{name}.json", content)
-    write_atomic(out / "pareto.csv", pareto(found["accuracy"]).encode())
+    for subject, sets, others in tested:
+        for name, cases in kind_cases(subject, sets, others, plan):
+            files[name] += cases
+            write_result(out / f"{name}.json", recorded(files[name], config))
+    for name, cases in files.items():  # those too that nothing was measured for
+        write_result(out / f"{name}.json", recorded(cases, config))
+    write_atomic(out / "pareto.csv", pareto(read_result(out / "accuracy.json")).encode())
     print(write_llmc_report(out))
 
 
@@ -153,25 +153,21 @@ def of_checkpoint(
 
 def kind_cases(
     subject: Subject, sets: Sets, others: Sequence[Conversation], plan: BenchPlan
-) -> dict[str, list[dict[str, Any]]]:
-    """Cases of all four files for one model and one kind."""
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(file, cases) of one model and one kind, each as soon as it is measured."""
     first = next(iter(sets.values()))
     kind, turns = first[0].kind, min(plan.turns, *(len(item.questions) for item in first))
     methods = [name for name in plan.methods if not refused(subject, name, kind)]
     guided = [name for name in methods if METHODS[name].guided]
     joint = [name for name in JOINT if name in methods]
     ask = partial(accuracy_cases, subject, sets, others, keeps=plan.keeps, turns=turns, batch=plan.batch)
-    accuracy = [*ask(methods=methods), blind_case(subject, sets, turns, plan.batch)]
+    yield "accuracy", [*ask(methods=methods), blind_case(subject, sets, turns, plan.batch)]
     if turns > 1 and guided:
-        accuracy += ask(methods=guided, selection="frozen")[1:]
-    return {
-        "accuracy": accuracy,
-        "costs": cost_cases(subject, first, others, methods, keep=0.25, rounds=plan.rounds),
-        "joint": joint_cases(subject, sets, joint, JOINT_KEEPS, FORMATS, turns, plan.batch),
-        "kept": kept_cases(subject, first, others, methods, keep=0.25)
-        if isinstance(subject, MiniSubject)
-        else [],
-    }
+        yield "accuracy", ask(methods=guided, selection="frozen")[1:]
+    yield "joint", joint_cases(subject, sets, joint, JOINT_KEEPS, FORMATS, turns, plan.batch)
+    yield "costs", cost_cases(subject, first, others, methods, keep=0.25, rounds=plan.rounds)
+    if isinstance(subject, MiniSubject):
+        yield "kept", kept_cases(subject, first, others, methods, keep=0.25)
 
 
 def refused(subject: Subject, name: str, kind: Kind) -> bool:

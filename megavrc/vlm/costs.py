@@ -33,19 +33,20 @@ def cost_cases(
             if turn < 0:
                 memory[cell] = peak_of(subject, conversations[:size], measured, device)
             else:
-                found.setdefault(cell, []).append(spend(subject, conversations[:size], measured))
+                spent = spend(subject, conversations[:size], measured)
+                found.setdefault(cell, []).append(spent)
         except ValueError:  # the budget is out of the method's reach: accuracy says so
             continue
     return [
         case(
             f"{kind}: {name} {wanted[name].keep:g} batch {size}",
-            cost_metrics(spent, memory[name, size]),
+            cost_metrics(laps, memory[name, size]),
             kind=kind,
             method=name,
             keep=wanted[name].keep,
             batch=size,
         )
-        for (name, size), spent in found.items()
+        for (name, size), laps in found.items()
     ]
 
 
