@@ -48,9 +48,10 @@ def teach_tower(model: Any, kind: Kind, seed: int, steps: int) -> None:
         tokens = visual_grid(model, shown).flatten(0, 3)
         frames = torch.arange(labels.shape[1])[:, None, None].expand(labels.shape)
         targets = (labels, places_like(labels), frames)
-        loss = sum(
+        losses = [
             F.cross_entropy(head(tokens), each.flatten()) for head, each in zip(heads, targets, strict=True)
-        )
+        ]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

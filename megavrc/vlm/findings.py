@@ -90,7 +90,9 @@ def of_redundancy(accuracy: Result) -> BenchFinding:
 
 def of_turns_and_detail(accuracy: Result) -> BenchFinding:
     """Is more lost of detail than of gist, and in later turns than in the first?"""
-    why, votes = [], []
+    why: list[str] = []
+    detailed: list[bool] = []
+    later: list[bool] = []
     for keep in budgets(measured_cases(accuracy, "image")):
         cases = [case for case in measured_cases(accuracy, "image") if budget_of(case) == keep]
         pairs = [
@@ -98,7 +100,7 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
         ]
         if pairs:
             detail, gist = (fmean(part) for part in zip(*pairs, strict=True))
-            votes.append(detail > gist + 0.01)
+            detailed.append(detail > gist + 0.01)
             more = sum(one > other for one, other in pairs)
             why.append(
                 f"Pictures at keep {keep:g}: detail loses {100 * detail:.1f} points, gist {100 * gist:.1f}, mean of "
@@ -114,15 +116,21 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
         if pairs:
             last, first = (fmean(part) for part in zip(*pairs, strict=True))
             if selection == "frozen":
-                votes.append(last > first + 0.01)
+                later.append(last > first + 0.01)
             why.append(
                 f"Methods that the prompt guides, selection {selection}: the first turn loses {100 * first:.1f} "
                 f"points, the third {100 * last:.1f}, mean of {len(pairs)} methods and budgets."
             )
     claim = "Reduction hurts later turns of a conversation, and detail"
-    if not votes:
-        return BenchFinding(claim, "open", why or ["No type of question can be judged."])
-    return BenchFinding(claim, "holds" if all(votes) else "open" if any(votes) else "does not hold", why)
+    for part, votes in (("Detail", detailed), ("Later turns", later)):
+        if not votes:
+            why.append(
+                f"{part} cannot be judged: not measured, or no such type of question is above the goal."
+            )
+    if not detailed or not later:
+        return BenchFinding(claim, "open", why)
+    both = [*detailed, *later]
+    return BenchFinding(claim, "holds" if all(both) else "open" if any(both) else "does not hold", why)
 
 
 def of_compression(joint: Result) -> BenchFinding:

@@ -101,10 +101,11 @@ def test_the_verdict_on_detail_and_turns() -> None:
     )
     both = {**first, "cases": [*first["cases"], *frozen["cases"]]}
     assert of_turns_and_detail(both).verdict == "holds"
-    assert (
-        of_turns_and_detail(made(("image", "fastv", 0.25, lost | {"lost_detail": 0.1}))).verdict
-        == "does not hold"
-    )
+    frozen["cases"][0]["metrics"]["lost_turn_3"] = metric(0.1, "share")
+    assert of_turns_and_detail(both).verdict == "open"
+    first["cases"][0]["metrics"]["lost_detail"] = metric(0.1, "share")
+    assert of_turns_and_detail(both).verdict == "does not hold"
+    assert of_turns_and_detail(first).verdict == "open"  # of later turns nothing is known
 
 
 def test_the_verdict_on_both_together_counts_tokens_times_bits() -> None:
