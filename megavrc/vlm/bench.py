@@ -23,7 +23,7 @@ from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.joint import joint_cases
-from megavrc.vlm.mini import FOLDER
+from megavrc.vlm.mini import FOLDER, trained_kinds
 from megavrc.vlm.questions import TYPES, Conversation, Kind, conversation
 from megavrc.vlm.report import write_llmc_report
 from megavrc.vlm.watching import kept_places
@@ -85,7 +85,8 @@ def bench(
         mini: folder of the trained mini-VLMs.
         checkpoint: folder of transformers with a processor, instead of the mini-VLM.
         questions: JSON lines with its questions; docs/llmc.md says how they look.
-        kinds: image or video (default: both). The other one's cases stay in `out`, if they were measured alike.
+        kinds: image or video (default: those that there is a trained mini-VLM, or a question for). Cases of the other
+            one stay in `out`, if they were measured alike.
         methods: names (default: all that the family has).
         keep: budgets, shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
         conversations: of each seed and kind (default: 100, quick: 24).
@@ -133,8 +134,8 @@ def others_of(path: Path, config: dict[str, Any], kinds: Sequence[Kind] | None) 
 
 
 def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iterator[Tested]:
-    """With conversations of the test split; others are of the training's."""
-    for kind in kinds or TYPES:
+    """With conversations of the test split; others are of the training's. By default the kinds that are trained."""
+    for kind in kinds or trained_kinds(folder) or TYPES:
         draw = partial(conversation, kind, "test")
         sets: Sets = {seed: [draw(seed, i) for i in range(plan.conversations)] for seed in plan.seeds}
         yield MiniSubject(folder, kind), sets, [conversation(kind, "train", 0, i) for i in range(OTHERS)]

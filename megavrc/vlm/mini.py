@@ -108,11 +108,21 @@ def new_mini(kind: Kind) -> Any:
     return model
 
 
-def load_mini(folder: str | Path, kind: Kind) -> Any:
-    """A trained one in float32, from a folder that holds a folder for each kind, or the run that trained it."""
+def mini_folder(folder: str | Path, kind: Kind) -> Path:
+    """Where the one of a kind is: in a folder of its name, or in that of the run that trained it."""
     path = Path(folder) / kind
-    path = path / "model" if (path / "model").is_dir() else path
-    if not (path / "model.safetensors").is_file():
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def trained_kinds(folder: str | Path) -> list[Kind]:
+    """The kinds that a folder has a trained one of."""
+    return [kind for kind in TYPES if (mini_folder(folder, kind) / "model.safetensors").is_file()]
+
+
+def load_mini(folder: str | Path, kind: Kind) -> Any:
+    """A trained one in float32, from a folder that holds a folder for each kind."""
+    path = mini_folder(folder, kind)
+    if kind not in trained_kinds(folder):
         raise UserError(f"{path}: no mini-VLM; `make vlm` trains it")
     return transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
 
