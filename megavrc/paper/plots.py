@@ -5,6 +5,7 @@ survive grey; what is only published is hollow.
 """
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def hollow(axis: Any, x: float, y: float, style: Series, label: str) -> None:
 def fig1(found: Measured) -> Exhibit:
     """Distance from real clips against seconds, by size and method."""
     data = found.matrix.lists["dataset"][found.matrix.first]["title"]
-    figure, (axis,) = panels(1, width=COLUMN, height=2.7, text=TEXT)
+    figure, (axis,) = panels(1, width=COLUMN, height=3.1, text=TEXT)
     for model, variant in (("vrc", "vrc-4"), ("token", "token")):
         points = []
         for size in found.matrix.lists["size"]:
@@ -94,7 +95,12 @@ def fig1(found: Measured) -> Exhibit:
     axis.set(xscale="log", xlabel="seconds a clip", ylabel=f"{found.distance_name}, {data}")
     axis.set_ylim(bottom=0)
     if axis.has_data():
-        axis.legend()
+        low, high = axis.get_xlim()
+        decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+        axis.set_xticks([s * 10.0**k for k in decades for s in (1, 2, 5) if low <= s * 10.0**k <= high])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=2, fontsize=7)
     made = found.exhibit(
         "fig1", "Figure 1. Distance from real clips against seconds for one clip of 17 frames"
     )
@@ -210,7 +216,8 @@ def fig4(found: Measured) -> Exhibit:
         if there:
             dots(axis, list(there), list(there.values()), VRC)
         axis.set_xticks(range(len(sizes)), [size["title"] for size in sizes.values()])
-        axis.set(title=item["title"], xlim=(-0.5, len(sizes) - 0.5), ylabel=found.distance_name)
+        axis.set(title=item["title"], xlabel="size of the model", ylabel=found.distance_name)
+        axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.set_ylim(bottom=0)
         if not there:
             axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center")
@@ -245,7 +252,7 @@ def fig5(found: Measured) -> Exhibit:
         axis.set(xlim=(-0.5, len(rates) - 0.5))
         axis.set_ylim(bottom=0)
     if axes[0].has_data():
-        axes[0].legend(fontsize=7)
+        axes[0].legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
     made.figure = figure
     made.notes.append(
         "Bars and band are 95% intervals. Rate 1, block prediction without compression, is ours: without it the gain "

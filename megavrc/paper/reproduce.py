@@ -86,7 +86,7 @@ def run_missing(names: list[str], places: Places, smoke: bool) -> bool:
     matrix = PaperMatrix(places, smoke)
     jobs = matrix.needed(names)
     if not smoke:
-        _check_user_files(jobs)
+        _check_user_files([job for job in jobs if not job.product.exists()], places.data)
     places.work.mkdir(parents=True, exist_ok=True)
     with open(places.work / "lock", "w") as lock:
         hold(lock, places.work)
@@ -101,12 +101,18 @@ def run_missing(names: list[str], places: Places, smoke: bool) -> bool:
     return fine
 
 
-def _check_user_files(jobs: list[MatrixJob]) -> None:
-    """What hours of training would miss in the end."""
+def _check_user_files(jobs: list[MatrixJob], data: Path) -> None:
+    """What days of training would miss in the end."""
     needs = {"tokenize_videos": "omnitokenizer", "fvd": "i3d", "clipsim": "clip"}
     for word, name in needs.items():
-        if any(word in job.words[2:4] and not job.product.exists() for job in jobs):
+        if any(word in job.words[2:4] for job in jobs):
             resolve(name, option=USER_FILES[name][0])
+    words = {word.rpartition("=")[2].partition(".jsonl:")[0] for job in jobs for word in job.words}
+    lists = {Path(word).with_suffix(".jsonl") for word in words if Path(word).stem == "manifest"}
+    if missing := sorted(str(path) for path in lists if path.is_relative_to(data) and not path.is_file()):
+        raise UserError(
+            f"{', '.join(missing)}: no such file; megavrc prepare_dataset makes it, --data says where"
+        )
 
 
 def _note_size(results: Path, smoke: bool) -> None:

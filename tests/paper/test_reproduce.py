@@ -243,6 +243,15 @@ def test_what_the_user_has_to_bring_is_asked_for_before_anything_runs(
     monkeypatch.delenv("MEGAVRC_OMNITOKENIZER", raising=False)
     with pytest.raises(UserError, match="MEGAVRC_OMNITOKENIZER: needed"):
         run_missing(["table1"], Places(tmp_path, tmp_path), smoke=False)
+    for name in ("OMNITOKENIZER", "I3D"):
+        (tmp_path / name).touch()
+        monkeypatch.setenv(f"MEGAVRC_{name}", str(tmp_path / name))
+    (tmp_path / "sky").mkdir()
+    (tmp_path / "sky" / "manifest.jsonl").touch()
+    with pytest.raises(
+        UserError, match=r"ffs/manifest\.jsonl, \S+taichi/manifest\.jsonl, \S+ucf101/man.*: no such"
+    ):
+        run_missing(["table1"], Places(tmp_path, tmp_path), smoke=False)
     assert not (tmp_path / "work").exists()
 
 

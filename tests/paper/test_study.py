@@ -128,6 +128,14 @@ def test_a_changed_value_changes_tables_and_figures(tmp_path: Path) -> None:
     assert made[0][0] != made[1][0] and made[0][1] != made[1][1]
 
 
+def test_what_is_run_needs_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--work: needed with --run and --smoke"):
+        study(tmp_path, smoke=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"benchmarks/study/run\.py: not there; the study runs in a checkout"):
+        study(tmp_path, run=True, work=tmp_path)
+
+
 def test_no_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results of the study"):
         study(tmp_path)
