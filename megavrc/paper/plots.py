@@ -92,7 +92,7 @@ def fig1(found: Measured) -> Exhibit:
         for name, style in (("VRC", VRC), ("Loong*", TOKEN), ("Latte", LATTE)):
             x, y = (_published(table, name, key) for table, key in (("table2", "xl"), ("table1", "ffs")))
             hollow(axis, x, y, style, f"{name} XL, as published")
-    axis.set(xscale="log", xlabel="seconds a clip", ylabel=f"{found.distance_name}, {data}")
+    axis.set(xscale="log", xlabel="seconds a clip", ylabel=f"{_label(found)}, {data}")
     axis.set_ylim(bottom=0)
     if axis.has_data():
         low, high = axis.get_xlim()
@@ -113,6 +113,11 @@ def fig1(found: Measured) -> Exhibit:
         "does not say that Table 1 is of XL."
     )
     return made
+
+
+def _label(found: Measured) -> str:
+    """What an axis of distances is called: in two lines where it is long."""
+    return found.distance_name.replace(", ", ",\n")
 
 
 def _published(table: str, name: str, key: str) -> float:
@@ -216,7 +221,7 @@ def fig4(found: Measured) -> Exhibit:
         if there:
             dots(axis, list(there), list(there.values()), VRC)
         axis.set_xticks(range(len(sizes)), [size["title"] for size in sizes.values()])
-        axis.set(title=item["title"], xlabel="size of the model", ylabel=found.distance_name)
+        axis.set(title=item["title"], xlabel="size of the model", ylabel=_label(found))
         axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.set_ylim(bottom=0)
         if not there:
@@ -248,7 +253,7 @@ def fig5(found: Measured) -> Exhibit:
             line = _published("table1", "Loong*", key)
             axis.axhline(line, color=TOKEN.colour, linestyle=":", label="Loong*, as published")
         axis.set_xticks(range(len(rates)), [str(rate["area"]) for rate in rates.values()])
-        axis.set(title=item["title"], xlabel="compression rate (area)", ylabel=found.distance_name)
+        axis.set(title=item["title"], xlabel="compression rate (area)", ylabel=_label(found))
         axis.set(xlim=(-0.5, len(rates) - 0.5))
         axis.set_ylim(bottom=0)
     if axes[0].has_data():

@@ -83,7 +83,8 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
 
 
 def banner(figure: Any, words: str) -> None:
-    """Write a warning across the top of a figure."""
+    """Write a warning across the top of a figure, which grows by its height."""
+    figure.set_figheight(figure.get_figheight() + 0.5)
     figure.suptitle(
         words, fontsize="medium", color="white", backgroundcolor="#a3262a", weight="bold", wrap=True
     )
