@@ -169,8 +169,9 @@ def write_exhibit(exhibit: Exhibit, folder: Path, smoke: bool) -> Path:
         parts.append(f"![{exhibit.title}]({exhibit.name}.png)")
     parts += exhibit.notes
     if exhibit.missing:
+        again = f"`megavrc reproduce {exhibit.name} {'--smoke' if smoke else '--run'}`"
         parts.append(
-            f"## Missing\n\n`megavrc reproduce {exhibit.name} --run` makes these, and what they wait for:"
+            f"## Missing\n\n{again} runs these commands and what they wait for, but no study of people:"
         )
         parts.append("\n".join(f"- {job}: `{line}`" for job, line in exhibit.missing.items()))
     path = folder / f"{exhibit.name}.md"
