@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megavrc.errors import UserError
+from megavrc.reduction import Method, find_method
 from megavrc.vlm.hosts import calibrated, reduce
 from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
 from megavrc.vlm.questions import Conversation, Kind
@@ -71,6 +73,14 @@ class Reduced:
         if self.method is None:
             return nullcontext()
         return reduce(model, self.method, keep=self.keep, **self.options)
+
+
+def known_method(name: str) -> Method:
+    """The method of that name; UserError names those near it."""
+    try:
+        return find_method(name)
+    except ValueError as error:
+        raise UserError(f"--method: {error}") from None
 
 
 @torch.no_grad()

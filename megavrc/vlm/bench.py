@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from megavrc.errors import UserError
 from megavrc.files import write_atomic
 from megavrc.hardware import check_device
-from megavrc.reduction import METHODS, find_method
+from megavrc.reduction import METHODS
 from megavrc.results import Result, case, read_result, result, write_result
 from megavrc.vlm.accuracy import DRAWS, GOAL, WHOLE, accuracy_cases, asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
@@ -97,7 +97,7 @@ def bench(
         device: cpu or cuda, for a checkpoint; the mini-VLM runs on the CPU.
     """
     plan = BenchPlan(
-        [find_method(name).name for name in methods or METHODS],
+        [known_method(name).name for name in methods or METHODS],
         keep or KEEPS,
         conversations or (24 if quick else 100),
         seeds or (1, 2, 3),

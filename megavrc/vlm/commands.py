@@ -5,10 +5,10 @@ from typing import Literal
 
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
-from megavrc.reduction import METHODS, find_method
+from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
 from megavrc.vlm.accuracy import asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.mini import FOLDER
@@ -40,7 +40,7 @@ def describe_method(method: str) -> None:
     Args:
         method: its name, see `list`.
     """
-    print(find_method(method).describe())
+    print(known_method(method).describe())
 
 
 def run_method(
@@ -75,7 +75,7 @@ def run_method(
         device: cpu or cuda, for a checkpoint.
         json: write the result there.
     """
-    find_method(method)
+    known_method(method)
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     subject: Subject
@@ -93,8 +93,11 @@ def run_method(
         )
     turns = min(turns, *(len(item.questions) for item in chosen))
     whole = asked(subject, {0: chosen}, Reduced(), turns, batch)
-    how = fitted(subject, others, Reduced(method, keep, {"positions": positions, "selection": selection}))
-    answers = asked(subject, {0: chosen}, how, turns, batch)
+    try:
+        how = fitted(subject, others, Reduced(method, keep, {"positions": positions, "selection": selection}))
+        answers = asked(subject, {0: chosen}, how, turns, batch)
+    except ValueError as error:  # a budget out of the method's reach, a share that is none
+        raise UserError(str(error)) from None
     cases = [case("unreduced", whole.metrics(whole)), case(f"{method} {keep:g}", answers.metrics(whole))]
     config = {"model": subject.name, "method": method, "keep": keep, "n": len(chosen), **how.options}
     publish_tables(result("megavrc compress_vlm run", config, cases), json)

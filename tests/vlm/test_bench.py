@@ -239,3 +239,10 @@ def test_a_method_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "| divprune | 2503.02175 | projector | spatial |  | yes |" in told and "arXiv 2503.02175" in told
     assert "it compares frames" in next(line for line in told.splitlines() if line.startswith("| dycoke"))
+
+
+def test_a_method_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--method: no method 'divprun': divprune"):
+        describe_method("divprun")
+    with pytest.raises(UserError, match=r"no method 'poool': pool"):
+        bench(methods=["poool"])
