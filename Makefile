@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo demo-quick demo-scenes vlm test test-full check format clean
+.PHONY: help venv demo demo-quick demo-scenes vlm test test-full check release-check format clean
 
 help:
 	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
@@ -17,6 +17,7 @@ help:
 	@echo "make test        the fast tests ($(WORKERS) processes: WORKERS=n)"
 	@echo "make test-full   every test, slow ones too"
 	@echo "make check       lint, format, types, import contract"
+	@echo "make release-check   sdist and wheel, tried in clean environments: PYTHONS=\"python3.11 python3.12\""
 	@echo "make clean       remove the environment and caches (runs/ stays)"
 
 venv: $(READY)
@@ -55,6 +56,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# no part of .ci/run: an environment of its own for each Python
+release-check:
+	.ci/release_check.sh
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
