@@ -23,7 +23,7 @@ for python in ${PYTHONS:-python3.11 python3.12}; do
 
     if [ ! -d "$work/dist" ]; then
         "$python" -m venv "$work/build"
-        "$work/build/bin/pip" install --quiet build
+        "$work/build/bin/pip" install --quiet --disable-pip-version-check build
         "$work/build/bin/python" -m build --outdir "$work/dist" "$work/source" > "$work/build.log" \
             || { tail -n 20 "$work/build.log" >&2; exit 1; } # the wheel is made from the sdist
         ls "$work/dist"
