@@ -1,4 +1,4 @@
-"""The needs of a training run: memory, time and GPU-hours, and how often it should save."""
+"""The needs of a training run: memory, time and GPU-hours, disk, and how often it should save."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 
+from megavrc.checkpoint.shards import plan_shards
+from megavrc.data.shards import BLOCK, npy_header
 from megavrc.hardware import GPU
 from megavrc.launch.memory import Activations, Precision, activations, memory_bytes
 from megavrc.model import VRC, ModelConfig
 from megavrc.model.flops import BACKWARD, forward_flops
+from megavrc.tokenization.sampling import ClipSettings
 
 # Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv 2407.21783, section 3.3.4).
 GPU_HOURS_PER_FAILURE = 54 * 24 * 16384 / 419
@@ -28,6 +31,7 @@ class Job:
         ema: an average of the weights is kept.
         mfu: assumed share of the dense peak.
         checkpoint_s: seconds that training stands still for a checkpoint.
+        checkpoints: that are there at once at most.
         clips: of the dataset, if known.
     """
 
@@ -42,18 +46,21 @@ class Job:
     ema: bool
     mfu: float
     checkpoint_s: float
+    checkpoints: int
     clips: int | None = None
 
 
 def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
     """Everything, as JSON: sizes in bytes, times in seconds unless the name says otherwise."""
     with torch.device("meta"):
-        parameters = VRC(model).parameter_counts()
+        network = VRC(model)
+    parameters = network.parameter_counts()
     kept = activations(model, job.precision)
     memory = _memory(parameters["total"], kept, job)
     table = _table(parameters["total"], kept, job)
     flops = forward_flops(model)
     clip = (1 + BACKWARD) * sum(flops.values())
+    checkpoint = 4 * (3 + job.ema) * parameters["total"]  # fp32 weights and two moments, averages
     clips_s = job.gpus * job.gpu.tflops * 1e12 * job.mfu / clip
     tokens = (1 + model.frames) * model.tokens_per_frame
     return {
@@ -71,7 +78,15 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
         "run": _duration(job.steps * job.global_batch, clips_s, job.gpus),
         "epoch": None if job.clips is None else _duration(job.clips, clips_s, job.gpus),
         "save": _save_interval(job, job.global_batch / clips_s),
-        "checkpoint_bytes": 4 * (3 + job.ema) * parameters["total"],  # fp32 weights and two moments, averages
+        "checkpoint_bytes": checkpoint,
+        "disk": {
+            "checkpoints": {
+                "count": job.checkpoints,
+                "bytes": job.checkpoints * checkpoint,
+                "files": job.checkpoints * _checkpoint_files(network, job),
+            },
+            "tokens": None if job.clips is None else _tokens_on_disk(model, job.clips),
+        },
     }
 
 
@@ -127,6 +142,23 @@ def _save_interval(job: Job, step_s: float) -> dict[str, float]:
     between_failures = GPU_HOURS_PER_FAILURE / job.gpus * 3600
     seconds = math.sqrt(2 * job.checkpoint_s * between_failures)
     return {"seconds": seconds, "steps": max(1, round(seconds / step_s)), "failure_every_s": between_failures}
+
+
+def _checkpoint_files(network: VRC, job: Job) -> int:
+    parameters = dict(network.named_parameters())
+    groups = dict.fromkeys(("model", "exp_avg", "exp_avg_sq", *(("ema",) if job.ema else ())), parameters)
+    shards = plan_shards({**groups, "buffers": dict(network.named_buffers())}, job.gpus)
+    return len(shards) + 2  # state.json, manifest.json
+
+
+def _tokens_on_disk(model: ModelConfig, samples: int) -> dict[str, int]:
+    """Shards of the default size; of the two tar members of a sample the JSON takes one block."""
+    settings = ClipSettings()
+    shape = (1 + model.frames, model.grid, model.grid)
+    blocks = 4 + (len(npy_header(shape)) + 2 * math.prod(shape) - 1) // BLOCK
+    of_a_shard = settings.clips_per_shard * (1 if model.frames else settings.images_per_video)
+    shards = -(-samples // of_a_shard)
+    return {"bytes": samples * blocks * BLOCK, "files": 3 * shards}  # tar, index and done file
 
 
 def problems(plan: dict[str, Any], job: Job) -> list[str]:

@@ -11,6 +11,7 @@ from megavrc.hardware import GPU, gpu_named
 from megavrc.launch.plan import GPU_HOURS_PER_FAILURE, HEADROOM, Job, gib, make_plan, problems
 from megavrc.model.flops import BACKWARD
 from megavrc.results import Metric, metric, result, write_result
+from megavrc.training.run_folder import most_checkpoints
 from megavrc.training.tasks.vrc_config import RunConfig
 
 
@@ -26,7 +27,7 @@ def plan_run(
     check: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Memory, throughput, time and GPU-hours of a configuration on N GPUs, from shapes alone.
+    """Memory, throughput, time, GPU-hours and disk of a configuration on N GPUs, from shapes alone.
 
     Args:
         training: --config FILE and options of the training command.
@@ -36,7 +37,7 @@ def plan_run(
         gib_memory: memory of that type in GiB.
         mfu: assumed share of the peak. Measured elsewhere on H100s: 0.42 for 1.3B parameters (MosaicML).
         checkpoint_s: seconds that training stands still for a checkpoint.
-        clips: number of clips of the dataset, for the time of an epoch.
+        clips: number of clips of the dataset, for the time of an epoch and the size of the shards.
         check: exit with code 2 if it will not fit, naming what.
         json: file that the numbers are written to, too.
     """
@@ -64,6 +65,7 @@ def plan_run(
         ema=train.ema > 0,
         mfu=mfu,
         checkpoint_s=checkpoint_s,
+        checkpoints=most_checkpoints(train, validates=True),
         clips=clips,
     )
     plan = make_plan(settings.model, job)
@@ -84,6 +86,7 @@ UNITS = {  # by the first or the last part of a name
     "memory": "B",
     "memory_by_micro_batch": "B",
     "checkpoint_bytes": "B",
+    "bytes": "B",
     "forward_flops": "FLOP",
     "training_flops_per_clip": "FLOP",
     "clips_per_s": "clips/s",
@@ -133,7 +136,15 @@ def plan_table(plan: dict[str, Any], job: Job) -> list[str]:
         f"{save['steps']:,} steps",
         f"               (Young and Daly: sqrt(2 x {job.checkpoint_s:g} s x {failure_h:,.0f} h between failures, "
         f"at {GPU_HOURS_PER_FAILURE:,.0f} GPU-hours each as for Llama 3)",
+        *_disk(plan["disk"]),
     ]
+
+
+def _disk(disk: dict[str, Any]) -> Iterator[str]:
+    kept, tokens = disk["checkpoints"], disk["tokens"]
+    yield f"disk           {gib(kept['bytes'])} in {kept['files']:,} files: {kept['count']} checkpoints at once at most"
+    if tokens:
+        yield f"               {gib(tokens['bytes'])} in {tokens['files']:,} files: token shards"
 
 
 def _micro_batches(plan: dict[str, Any], job: Job) -> Iterator[str]:

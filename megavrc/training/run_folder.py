@@ -33,7 +33,7 @@ from megavrc.distributed import Rank, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import DENIED, PASSING, check_fields, patiently, write_json
 from megavrc.hardware import revision
-from megavrc.training.config import BaseRunConfig
+from megavrc.training.config import BaseRunConfig, TrainConfig
 from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState
 
@@ -162,10 +162,7 @@ class RunFolder:
         """The writer of this run's checkpoints, made after a look at the disk (collective). Raises UserError."""
         train = self.config.train
         retention = Retention(train.keep, train.keep_every, train.keep_best)
-        first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
-        most = dataclasses.replace(retention, best=train.keep_best and validates).most(
-            [*range(first, train.steps, train.save_every), train.steps]
-        )
+        most = most_checkpoints(train, validates)
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
         return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
 
@@ -272,3 +269,10 @@ def _surroundings() -> dict[str, Any]:
         "git": revision(),
         "versions": {"megavrc": megavrc.__version__} | {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def most_checkpoints(train: TrainConfig, validates: bool) -> int:
+    """Checkpoints of a run that are there at once at most, with the one that is being written."""
+    first = 0 if train.spike_threshold else train.save_every  # at 0, to have where to go back to
+    steps = [*range(first, train.steps, train.save_every), train.steps]
+    return Retention(train.keep, train.keep_every, train.keep_best and validates).most(steps)

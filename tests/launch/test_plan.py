@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import ROOT, tool
 
+from megavrc import checkpoint
 from megavrc.config import load_config, run_command
+from megavrc.data.shards import ShardWriter, shard_name
 from megavrc.errors import UserError
 from megavrc.hardware import GPUS, gpu_named, gpu_of
 from megavrc.launch.memory import activations, count_saved, state_bytes
@@ -115,6 +118,7 @@ def job(**changes: Any) -> Job:
         "ema": False,
         "mfu": 0.5,
         "checkpoint_s": 2.0,
+        "checkpoints": 5,
     }
     return Job(**{**settings, **changes})
 
@@ -130,6 +134,39 @@ def test_time_follows_from_flops() -> None:
     assert averaged["memory"]["averages"] == averaged["checkpoint_bytes"] // 4 // 8
     assert averaged["checkpoint_bytes"] * 3 == plan["checkpoint_bytes"] * 4
     assert make_plan(model, job(gpus=32))["save"]["seconds"] == pytest.approx(plan["save"]["seconds"] / 2)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_checkpoints_on_disk_are_as_one_that_is_written(ema: bool, tmp_path: Path) -> None:
+    model = VRC(MODELS["debug"])
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    names = ("model", "exp_avg", "exp_avg_sq", *(("ema",) if ema else ()))
+    groups = {**dict.fromkeys(names, weights), "buffers": dict(model.named_buffers())}
+    files = list(checkpoint.write(tmp_path, 7, groups, {}, keep=1).iterdir())
+    planned = make_plan(MODELS["debug"], job(gpus=1, ema=ema))["disk"]["checkpoints"]
+    assert planned["files"] == 5 * len(files)
+    assert planned["bytes"] == pytest.approx(5 * sum(file.stat().st_size for file in files), rel=0.02)
+    shared = make_plan(MODELS["debug"], job(gpus=8, ema=ema))["disk"]["checkpoints"]
+    assert shared["files"] > planned["files"], "each rank writes files of its own"
+
+
+@pytest.mark.parametrize("name", ["debug", "image"])
+def test_token_shards_on_disk_are_as_one_that_is_written(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    shape = (1 + model.frames, model.grid, model.grid)
+    with ShardWriter(tmp_path / shard_name("train", 0, 1), shape, model.vocab) as shard:
+        for number in range(300):
+            ids = np.zeros(shape, np.int16)
+            shard.add(
+                f"{number:016x}-0000000", ids, {"caption": "a red square", "label": None, "source": "s"}
+            )
+        shard.commit()
+    files = list(tmp_path.iterdir())
+    planned = make_plan(model, job(clips=300))["disk"]["tokens"]
+    assert planned["files"] == len(files)
+    assert planned["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
+    assert make_plan(model, job(clips=20481))["disk"]["tokens"]["files"] == 3 * (11 if model.frames else 2)
+    assert make_plan(model, job())["disk"]["tokens"] is None
 
 
 def test_every_stage_and_micro_batch_is_as_if_configured() -> None:
@@ -215,7 +252,9 @@ def test_the_command(
     shown = capsys.readouterr().out
     assert "1,293.9M" in shown and re.search(r"micro-batch +1 +2 +4 +8 ", shown)
     assert len(re.findall(r"ZeRO stage [123] +(\d+\.\d +){4}8, with activation checkpointing", shown)) == 3
+    assert re.search(r"disk +\d+\.\d GiB in \d+ files: 5 checkpoints at once at most", shown)
     plan = read_result(tmp_path / "plan.json")
+    assert plan["metrics"]["disk/checkpoints/bytes"]["unit"] == "B"
     assert plan["metrics"]["parameters/body"]["value"] == 1_130_457_088
     assert plan["metrics"]["memory/total"]["unit"] == "B" and plan["protocol"]["problems"] == []
     assert tool(monkeypatch, script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2
@@ -256,6 +295,7 @@ def test_configurations_for_known_hardware_fit_as_they_say(path: Path) -> None:
             ema=train.ema > 0,
             mfu=0.4,
             checkpoint_s=1.0,
+            checkpoints=1,
         )
         plan = make_plan(config.model, planned)
         assert problems(plan, planned) == []
