@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# make release-check: sdist and wheel of the last commit, tried in clean environments, from empty folders, with nothing of this checkout.
-# PYTHONS names the interpreters; one that is not there is said. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ..) say where PyTorch is from.
+# make release-check: sdist and wheel of the last commit, tried in clean environments, from empty folders, with nothing
+# else of this checkout.
+# PYTHONS names the interpreters; one that is not there is named. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ..) say where PyTorch is from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH
@@ -9,6 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 mkdir "$work/source"
+git diff --quiet HEAD || echo "what is not committed is not in it"
 git archive HEAD | tar -x -C "$work/source" # build/ and *.egg-info of a checkout would add files that are gone
 
 absent=() checked=()
@@ -17,7 +19,7 @@ for python in ${PYTHONS:-python3.11 python3.12}; do
         absent+=("$python")
         continue
     fi
-    here=$work/$version
+    here=$work/${#checked[@]}
     "$python" -m venv "$here/venv"
     bin=$here/venv/bin
 
