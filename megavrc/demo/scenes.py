@@ -10,7 +10,7 @@ import torch
 
 from megavrc.config import CONFIGS as SHIPPED
 from megavrc.demo.report import curves, facts
-from megavrc.demo.steps import Step, read_timing, training_options
+from megavrc.demo.steps import ROOT, Step, read_timing, training_options
 from megavrc.errors import UserError
 from megavrc.files import write_atomic
 from megavrc.generation.folder import load_folder
@@ -31,7 +31,7 @@ CONFIGS = {
     name: SHIPPED / f"demo_scenes_{file}.yaml"
     for name, file in {"tokenizer": "tokenizer", "stage1": "image", "stage2": "video"}.items()
 }
-SCORES = ("count", "colour", "shape", "direction", "speed", "whole", "all")
+SCORES = ("whole", "modes", "all", "count", "colour", "shape", "direction", "speed")
 SETS = {  # of a result file -> what it is; the first two do not depend on the sampler
     "real": "validation clips as rendered",
     "reconstructed": "the same clips through the video tokenizer: the ceiling",
@@ -105,7 +105,7 @@ def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
     """Write the moving picture and `report.html`, print the scores; the page, and what to do next: (what, command)."""
     write_moving(run, seed)
     sets = scored_sets(run)
-    head = ["clips", "sampler", *SCORES, "modes"]
+    head = ["clips", "sampler", *SCORES]
     print("\n" + markdown(head, [[name, how, *values.values()] for name, how, values in sets]))
     timing = read_timing(run / "timing.json")
     page = render(
@@ -120,6 +120,7 @@ def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
         steps=timing,
         what_now=(next_steps := what_next(run)),
         facts=facts(run, run / "refined.json"),
+        root=shlex.quote(str(ROOT)),
     )
     write_atomic(run / "report.html", page.encode())
     return run / "report.html", next_steps
@@ -138,7 +139,7 @@ def scored_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
             if of_data and sampler != "one_pass":
                 continue
             metrics: dict[str, Any] = row["metrics"]
-            found = {name: shown(metrics[name]) if name in metrics else "-" for name in (*SCORES, "modes")}
+            found = {name: shown(metrics[name]) if name in metrics else "-" for name in SCORES}
             rows.append((row["name"], "" if of_data else sampler.replace("_", " "), found))
     return sorted(rows, key=lambda row: list(SETS).index(row[0]))
 
