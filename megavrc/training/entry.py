@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from megavrc.config import load_config
@@ -44,9 +44,15 @@ def pretrain_tokenizer(argv: list[str]) -> NoReturn:
 
 
 def pretrain(
-    cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str] | None = None, prog: str = ""
+    cls: type[C],
+    make_task: Callable[[C, Rank], Any],
+    argv: list[str] | None = None,
+    prog: str = "",
+    first: Sequence[str] = FIRST,
 ) -> NoReturn:
     """Run a pretraining command: `--config FILE.yaml --dotted.key value ..`, under any launcher; exits.
+
+    `first` are keys that `--help` has first.
 
     Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
     is gone or never came, or the data's network failed, so run it again; 130 Ctrl-C before it could save; 1 anything
@@ -54,7 +60,7 @@ def pretrain(
     """
     try:
         try:
-            code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog)
+            code = _run(cls, make_task, sys.argv[1:] if argv is None else argv, prog, first)
         except OSError as error:
             raise user_error(error) from error
     except UserError as error:
@@ -89,8 +95,10 @@ def _say(error: Exception, code: int) -> int:
     return code
 
 
-def _run(cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str) -> int:
-    config = load_config(cls, strip_launcher_args(argv), FIRST, prog)
+def _run(
+    cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str, first: Sequence[str]
+) -> int:
+    config = load_config(cls, strip_launcher_args(argv), first, prog)
     with connect() as rank:
         try:
             run_task(config, make_task, rank)
