@@ -28,6 +28,8 @@ from megavrc.reduction import (
 from megavrc.vlm.inner import Inner, InnerPlan, Picture
 from megavrc.vlm.prompts import (
     Turn,
+    cache_in,
+    cache_of,
     cut_prompt,
     keeping_its_mask,
     position_ids,
@@ -183,7 +185,7 @@ class ReducedModel:
     def generate_reduced(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `model.generate`."""
         given = {"input_ids": inputs, **kwargs} if inputs is not None else kwargs
-        cache = given.get("past_key_values")
+        cache = cache_of(given)
         if before := turn_of(cache):
             rest, turn = without_pixels(given), before.continued(given, placeholders(self.model))
         else:
@@ -199,7 +201,7 @@ class ReducedModel:
             answer = self.generate(None, *args, **with_turn(rest, turn))
         finally:
             self.inside = False
-        remember(getattr(answer, "past_key_values", None) if cache is None else cache, before or turn)
+        remember(cache_in(answer) if cache is None else cache, before or turn)
         return with_prompt(answer, turn)
 
     def before_forward(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,7 +209,7 @@ class ReducedModel:
         if self.inside:
             return None
         given = dict(zip(inspect.signature(self.model.forward).parameters, args, strict=False)) | kwargs
-        if before := turn_of(given.get("past_key_values")):
+        if before := turn_of(cache_of(given)):
             return (), {**without_pixels(given), **before.following(given)}
         rest, self.turn = self.reduced(given)
         if self.turn is None or (self.turn.whole and not (self.inner and self.inner.plan)):
@@ -217,7 +219,7 @@ class ReducedModel:
     def after_forward(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
         """What the cache of a forward pass holds."""
         if not self.inside and self.turn is not None:
-            remember(getattr(output, "past_key_values", None), self.turn)
+            remember(cache_in(output), self.turn)
             self.turn = None
 
     def reduced(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Turn | None]:
@@ -234,8 +236,8 @@ class ReducedModel:
                 outputs[name] = output
         if not outputs:
             return inputs, None
-        if (cache := inputs.get("past_key_values")) is not None and cache.get_seq_length():
-            raise UserError("pictures after a cache: give the whole conversation without past_key_values")
+        if (cache := cache_of(inputs)) is not None and cache.get_seq_length():
+            raise UserError("pictures after a cache: give the whole conversation without a cache")
         if inputs.get("position_ids") is not None or inputs.get("labels") is not None:
             raise UserError("reduce sets position_ids itself and cannot cut labels: leave both out")
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")

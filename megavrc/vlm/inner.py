@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from megavrc.errors import UserError
 from megavrc.reduction import Method, Tokens, reduce_tokens, score
 from megavrc.vlm.attention import Heard, listener, listening
-from megavrc.vlm.prompts import left_padded, renumbered
+from megavrc.vlm.prompts import cache_of, left_padded, renumbered
 from megavrc.vlm.visual import FrozenSelection
 
 
@@ -134,12 +134,12 @@ class Inner:
         self.positions = positions if positions is None or positions.ndim == 2 else positions[-3:]
         self.now: Columns | None = None
         self.given: dict[int, dict[str, Any]] = {}
-        if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+        if getattr(cache_of(kwargs), "is_compileable", False):
             raise UserError(f"{self.method.name} needs a cache that grows, not a static one")
 
     def enter(self, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a layer: cut, and hand on the mask and the rotations that go with fewer columns."""
-        hidden, cache = args[0], kwargs.get("past_key_values")
+        hidden, cache = args[0], cache_of(kwargs)
         past = cache.get_seq_length(number) if cache is not None else 0
         stage = max(first for first in self.stages if first <= number)
         if not past and self.plan is not None and number == stage:

@@ -11,6 +11,7 @@ from megavrc.errors import UserError
 from megavrc.vlm.visual import PIXELS
 
 MADE_FROM = ("image_grid_thw", "video_grid_thw", "image_sizes", "mm_token_type_ids", "second_per_grid_ts")
+CACHES = ("cache", "past_key_values")  # what transformers calls it from 5.24 on, and what it called it before
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ class Turn:
             )
         after = ids[:, known:]
         if torch.isin(after, after.new_tensor(placeholders)).any():
-            raise UserError(
-                "a new picture after a cache: give the whole conversation without past_key_values"
-            )
+            raise UserError("a new picture after a cache: give the whole conversation without a cache")
         seen = torch.ones_like(after) if mask is None else mask[:, known:]
         counted = self.positions[..., -1:] + seen.long().cumsum(-1)
         return Turn(
@@ -60,7 +59,7 @@ class Turn:
     def following(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Mask and positions of tokens after a cache that begins with it: `inputs` holds only the new ones."""
         new, mask = inputs["input_ids"], inputs.get("attention_mask")
-        between = inputs["past_key_values"].get_seq_length() - self.ids.shape[1]
+        between = cache_of(inputs).get_seq_length() - self.ids.shape[1]
         seen = (
             new.new_ones(len(new), between + new.shape[1]) if mask is None else mask[:, self.given.shape[1] :]
         )
@@ -69,6 +68,16 @@ class Turn:
             "attention_mask": torch.cat([self.mask, seen], 1),
             "position_ids": counted[..., -new.shape[1] :],
         }
+
+
+def cache_of(given: dict[str, Any]) -> Any:
+    """The cache among the arguments of a call, by either name; None where there is none."""
+    return next((given[name] for name in CACHES if given.get(name) is not None), None)
+
+
+def cache_in(output: Any) -> Any:
+    """The cache in what a model returned, by either name; None where there is none."""
+    return next((found for name in CACHES if (found := getattr(output, name, None)) is not None), None)
 
 
 def turn_of(cache: Any) -> Turn | None:
