@@ -87,8 +87,11 @@ class OmniTokenizerConfig:
             yield f"dim_head must be a multiple of 4 (two-axis RoPE), got {self.dim_head}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
+        """Plain JSON types. `temporal_encoder`, the youngest field, is left out at its default: hashes cover this."""
+        content = dataclasses.asdict(self)
+        if self.temporal_encoder:
+            del content["temporal_encoder"]
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "OmniTokenizerConfig":

@@ -49,7 +49,7 @@ class Asked:
             if (mask := chosen[self.seeds == seed]).any() and (part := values[self.seeds == seed]) is not None
         ]
         value = metric(found.value, "share", int(chosen.sum()), found.low, found.high)
-        return value | {"samples": by_seed}
+        return value | {"by_seed": by_seed}
 
     def metrics(self, whole: "Asked") -> dict[str, Metric]:
         """Accuracy as a whole, by turn, of detail and gist, of each type; what is lost against `whole`, paired.

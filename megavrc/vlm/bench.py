@@ -222,7 +222,7 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "answers": "first words of greedy decoding; earlier turns hold the right answers",
         "paired": f"lost_* is the accuracy of the {WHOLE} model less the method's, question by question",
         "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
-        "interval": f"95%, bootstrap of conversations, {DRAWS} draws; samples: one a seed",
+        "interval": f"95%, bootstrap of conversations, {DRAWS} draws; by_seed: one value a seed",
         "times": "median and range of rounds",
         "bits": "simulated: weights rounded to nearest, groups of 32, the head untouched; no byte is saved",
     }

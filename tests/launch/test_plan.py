@@ -267,7 +267,7 @@ def test_the_command(
 def described(path: Path) -> list[tuple[str, str, int, str]]:
     """The lines `base config.yaml  31.2 GiB` of a file's comment, its GPU and how many."""
     text = path.read_text()
-    head = re.search(r"plan_run.py --gpu=(\S+) --gpus=(\d+)", text)
+    head = re.search(r"plan_run --gpu=(\S+) --gpus=(\d+)", text)
     assert head
     rows = re.findall(r"^#   (\S+\.yaml(?: --\S+)*) +(\d+\.\d GiB)$", text, re.MULTILINE)
     return [(base, head[1], int(head[2]), memory) for base, memory in rows]

@@ -125,6 +125,7 @@ def test_without_a_temporal_encoder_ids_are_of_their_own_pixels() -> None:
     assert not torch.equal(together[:, 3], together[:, 1])
     assert not any("enc_temporal" in name for name in alone.state_dict())
     assert OmniTokenizerConfig.from_dict(alone.config.to_dict()) == alone.config
+    assert "temporal_encoder" not in OmniTokenizerConfig().to_dict()  # hashes of older tokenizers stay
 
 
 def test_causal_by_gradient() -> None:

@@ -196,7 +196,8 @@ def test_shots_that_are_too_short(folder: Path) -> None:
 
 def test_shots_and_rates_are_checked(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
     for shot in ({"start": 3, "end": 3}, {"start": "a"}, {"start": -1.0}):
-        write_manifest(tmp_path / "m.jsonl", [{"path": str(folder / "plain.mp4"), **shot}])
+        line = json.dumps({"path": str(folder / "plain.mp4"), **shot})
+        (tmp_path / "m.jsonl").write_text(line + "\n")
         with pytest.raises(UserError, match="seconds"):
             plan(tmp_path / "m.jsonl", tmp_path / "out", tokenizer, **SMALL)
     with pytest.raises(UserError, match="fps 0: must be positive"):

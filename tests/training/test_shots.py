@@ -26,6 +26,7 @@ PLAIN = ClipDataConfig("", frames=5, size=64, crop="squash")
 
 
 def source(folder: Path, entries: list[dict[str, Any]], alone: Rank, **options: Any) -> TrainingClips:
+    (folder / "manifest.jsonl").unlink(missing_ok=True)
     write_manifest(folder / "manifest.jsonl", entries)
     config = dataclasses.replace(PLAIN, path=str(folder / "manifest.jsonl"), **options)
     return TrainingClips(config, folder / "cache", alone)

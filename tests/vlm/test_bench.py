@@ -46,7 +46,7 @@ def test_shares_are_paired_and_without_types_below_the_goal() -> None:
     assert found["digit"]["value"] == pytest.approx(0.7) and "detail" not in found and "turn_2" not in found
     assert found["all"]["value"] == 0.75 and found["lost_all"]["value"] == 0.25
     assert found["lost_all"]["low"] < 0.25 < found["lost_all"]["high"] and found["lost_colour"]["n"] == 20
-    assert found["lost_all"]["samples"] == [0.5, 0.0] and found["budget"]["value"] == 0.25
+    assert found["lost_all"]["by_seed"] == [0.5, 0.0] and found["budget"]["value"] == 0.25
     assert found["lost_digit"]["value"] == 0 and found["lost_gist"]["value"] == 0.25
 
 
