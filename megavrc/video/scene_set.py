@@ -26,6 +26,7 @@ def make_scenes(
     out: Path,
     kind: str = "scenes",
     told: float | None = None,
+    places: str = "grid",
     bounce: str = "reflect",
     clips: int = 8192,
     val: int = 512,
@@ -49,6 +50,8 @@ def make_scenes(
             that goes right or down, equally likely and told by nothing.
         told: probability that the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in
             `corner`.
+        places: of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that in a latent frame an object
+            moves half a cell or a whole one; or `any` pixel and radius 8 to 10, which takes far longer to learn.
         bounce: what an object does at a wall, `reflect` or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.
@@ -75,6 +78,7 @@ def make_scenes(
         clips=dict(zip(SPLITS, (clips, val, test, test if left_out else 0), strict=True)),
         kind=kind,
         told=told,
+        places=places,
         bounce=bounce,
         heldout=left_out,
         seed=seed,

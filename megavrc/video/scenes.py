@@ -25,6 +25,8 @@ BOUNCES = ("reflect", "random")
 
 CANVAS = 64
 RADII = (8, 9, 10)
+GRID = 4  # in a latent frame of 4 an object moves 4 or 8, and the walls keep it on the grid
+PLACES = ("grid", "any")
 MARGIN = 4  # least way of an object from its start to a wall: all 8 motions look different from the first frames on
 GREY, SWINGS = 40, (14, 6)  # level of the background and of its two waves, which never cancel out
 OCCLUDER_WIDTH = 18  # hides the smaller objects whole, and lets them through in 17 frames
@@ -163,12 +165,15 @@ class SceneSettings:
     Attributes:
         kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing tells.
         told: how probably the caption tells an object's motion. Nothing in `corner` is told.
+        places: `grid`: objects of radius 8 whose centres, at the ends of latent frames, are multiples of 4; so an object
+            crosses half a cell of 8 pixels or a whole one in each. `any`: every pixel, and radius 8, 9 or 10.
         bounce: at a wall, `reflect` or a `random` direction of those that do not lead into a wall.
         heldout: combinations that no caption tells.
     """
 
     kind: str = "scenes"
     told: float = 0.5
+    places: str = "grid"
     bounce: str = "reflect"
     heldout: tuple[HeldOut, ...] = ()
 
@@ -178,6 +183,8 @@ class SceneSettings:
             yield f"kind {self.kind!r}: choose {' or '.join(MOTIONS)}"
         if not 0 <= self.told <= 1:
             yield f"told {self.told}: a probability, 0 to 1"
+        if self.places not in PLACES:
+            yield f"places {self.places!r}: choose {' or '.join(PLACES)}"
         if self.bounce not in BOUNCES:
             yield f"bounce {self.bounce!r}: choose {' or '.join(BOUNCES)}"
 
@@ -205,6 +212,8 @@ def scene(
     occluder = None
     if not corner and look.random() < OCCLUDED:
         occluder = int(look.integers(8, CANVAS - 8 - OCCLUDER_WIDTH + 1))
+        if settings.places == "grid":  # a bar from 1 before it hides an object in its middle whole
+            occluder = occluder // GRID * GRID - 1
     pan = None
     if not corner and look.random() < PANNING:
         pan = str(look.choice(list(DIRECTIONS)))
@@ -223,7 +232,7 @@ def scene(
             told, motion = True, Motion(shown.direction, motion.speed)
         untold = MOTIONS[settings.kind][int(future.integers(len(MOTIONS[settings.kind])))]
         turns = int(future.integers(2**32)) if settings.bounce == "random" else None
-        radius, x, y = _place(look, settings.kind, occluder, objects)
+        radius, x, y = _place(look, settings, occluder, objects)
         objects.append(Object(colour, shape, radius, x, y, *(motion if told else untold), told, turns))
     return Scene(settings.kind, tuple(objects), occluder, background)
 
@@ -243,16 +252,17 @@ def _told_motion(rng: np.random.Generator, colour: str, shape: str, heldout: tup
 
 
 def _place(
-    rng: np.random.Generator, kind: str, occluder: int | None, others: list[Object]
+    rng: np.random.Generator, settings: SceneSettings, occluder: int | None, others: list[Object]
 ) -> tuple[int, int, int]:
     """(radius, x, y) of an object that frame 0 shows whole: clear of walls, bar and other objects."""
+    step, radii = (GRID, RADII[:1]) if settings.places == "grid" else (1, RADII)
     while True:
-        r = int(rng.choice(RADII))
-        if kind == "corner":  # 17 frames to the right or down end before the wall
+        r = int(rng.choice(radii))
+        if settings.kind == "corner":  # 17 frames to the right or down end before the wall
             low, high = r + 1, CANVAS - r - 32
         else:
             low, high = r + MARGIN, CANVAS - r - MARGIN
-        x, y = (int(value) for value in rng.integers(low, high + 1, size=2))
+        x, y = (step * int(value) for value in rng.integers(-(-low // step), high // step + 1, size=2))
         beside_bar = occluder is None or x + r < occluder or x - r > occluder + OCCLUDER_WIDTH
         apart = all(max(abs(x - o.x), abs(y - o.y)) > r + o.radius for o in others)
         if beside_bar and apart:

@@ -52,7 +52,9 @@ def through_h264(frames: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def sample(kind: str, count: int, start: int = 0) -> list[Scene]:
-    return [scene(3, start + index, SceneSettings(kind)) for index in range(count)]
+    """Scenes of both kinds of places in turn."""
+    settings = SceneSettings(kind), SceneSettings(kind, places="any")
+    return [scene(3, start + index, settings[index % 2]) for index in range(count)]
 
 
 def test_real_clips_reach_every_score(tmp_path: Path) -> None:

@@ -158,6 +158,20 @@ def test_heldout_combinations_are_told_in_their_split_only(seed: int) -> None:
         heldout_scenes(0, 13)
 
 
+def test_places() -> None:
+    for settings in (SceneSettings(), CORNER):
+        for index in range(50):
+            drawn = scene(9, index, settings)
+            assert {item.radius for item in drawn.objects} == {8}
+            ends = positions(drawn, frames=65)[:, ::4]  # of latent frames
+            assert not (ends % 4).any()
+    anywhere = [scene(9, index, SceneSettings(places="any")) for index in range(50)]
+    assert {item.radius for each in anywhere for item in each.objects} == {8, 9, 10}
+    assert {item.x % 8 for each in anywhere for item in each.objects} == set(range(8))
+    [problem] = SceneSettings(places="left").problems()
+    assert problem == "places 'left': choose grid or any"
+
+
 def test_reflection() -> None:
     right = Object("red", "circle", 8, 53, 30, "right", 2, told=False)
     up = Object("blue", "circle", 8, 30, 10, "up", 1, told=False)
@@ -167,7 +181,7 @@ def test_reflection() -> None:
 
 
 def test_objects_stay_inside_at_constant_speed() -> None:
-    for settings in (SceneSettings(), RANDOM, CORNER):
+    for settings in (SceneSettings(), RANDOM, CORNER, SceneSettings(places="any")):
         for index in range(50):
             drawn = scene(7, index, settings)
             for item, path in zip(drawn.objects, positions(drawn, frames=65), strict=True):
