@@ -57,21 +57,23 @@ class Options:
             UserError: an option or a value that is wrong, and what would be right.
         """
         given, rest = self._group(argv)
-        words, texts = [], {}
+        words, read = [], {}  # for the parser; read here, because it would read something else
         for name, values in given:
             action: Any = self.actions.get(name)
             kinds = _kinds(action)
             value = _value(name, values, kinds)
             if kinds in ([str], [Path]) and _hint(action) != kinds[0]:  # beside None, which `null` would mean
-                texts[action.dest] = kinds[0](value)
+                read[action.dest] = kinds[0](value)
+            elif {int, str} <= set(_members(_list(kinds))):  # it tries either first, whatever it met first
+                read[action.dest] = [_integer_or_text(word) for word in json.loads(value or "")]
             else:
                 words.append(name if value is None else f"{name}={value}")
         try:
             parsed = self.parser.parse_args(words)
         except argparse.ArgumentError as error:
             raise UserError(f"{self._plain(one_line(str(error)), dict(given))} (see --help)") from None
-        for name, text in texts.items():
-            parsed[name] = text
+        for name, content in read.items():
+            parsed[name] = content
         return parsed, rest
 
     def _group(self, argv: list[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
@@ -140,6 +142,10 @@ class Options:
 
 def _is_value(word: str) -> bool:
     return not re.match(r"--[A-Za-z]|-h$", word)
+
+
+def _integer_or_text(word: str | int) -> str | int:
+    return int(word) if re.fullmatch(r"0|-?[1-9][0-9]*", str(word)) else word
 
 
 def one_line(text: str) -> str:

@@ -117,7 +117,7 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
         print(help_text(prog, _summary(function), options))
         return 0
     parsed, words = options.parse(argv)
-    values = vars(parser.instantiate(parsed))
+    values = vars(parsed)
     # the parser hides a zero-width space in names that its namespace has methods of, such as `keys`
     return int(
         function(*words, **{name.removeprefix("\u200b"): value for name, value in values.items()}) or 0

@@ -19,7 +19,7 @@ def generate(
     out: Path,
     prompt: list[str] | str | None = None,
     prompts: Path | None = None,
-    label: list[str | int] | str | int | None = None,
+    label: list[int | str] | None = None,
     seed: int = 0,
     guidance: float | None = None,
     later_guidance: float | None = None,
@@ -108,7 +108,7 @@ def generate(
         raise UserError("--clip_frames: of which video? give it with --clip")
     texts = read_prompts(prompts) if prompts else [prompt] if isinstance(prompt, str) else prompt or []
     folder = load_folder(model, device, dtype, quantize, text_encoder)
-    labels = [] if label is None else folder.condition(label=label).values.tolist()
+    labels = folder.condition(label=[str(one) for one in label]).values.tolist() if label else []  # names win
     wanted = clips_to_write(texts, labels, seed, clips_per_prompt)
     settings = _settings(folder, sampling)
     window = 1 + folder.model.config.frames * folder.video_tokenizer.config.temporal_patch
