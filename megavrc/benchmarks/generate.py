@@ -44,6 +44,7 @@ def generate(
     transformers: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
     quantize: list[Format] | Format | None = None,
+    refine_passes: list[int] | int = 8,
     threads: int = 1,
     device: str = "cpu",
     json: Path | None = None,
@@ -60,9 +61,9 @@ def generate(
             first one's size with random weights.
         prompt: texts that these generate from, in turn, with the folder's own sampling (default: no condition).
         variants: VRC with compression rate 1, 4 (the paper's), 16 and 64, the token-by-token baseline, VRC with its
-            first frame in rows, and VRC with refinement, 8 passes in the first later frame, known cells added before
-            the first layer (refine) or two thirds of the way up (refine-late) (default: all; next to folders, the
-            baseline when none of them is one).
+            first frame in rows, and VRC with refinement, several passes in the first later frame, known cells added
+            before the first layer (refine) or two thirds of the way up (refine-late) (default: all; next to folders,
+            the baseline when none of them is one).
         batch: clips generated at once; one or several numbers.
         guidance: every variant also runs with this classifier-free guidance; 1 leaves that out.
         speculative: draft tokens that a pass verifies; 0 leaves that out (default: 16 with --model, else 0).
@@ -73,6 +74,7 @@ def generate(
         transformers: also time transformers generating from a Llama of the same size, dtype and context.
         dtype: type of weights and cache.
         quantize: every case also runs with its matrices in these formats, see megavrc generate.
+        refine_passes: of the variants with refinement, one or several numbers.
         threads: CPU threads.
         device: cpu or cuda.
         json: write the results there.
@@ -89,7 +91,8 @@ def generate(
     cases, net = trained_cases(folders, prompts, batches, scales, drafts, device, number)
     base = cases[0].model if cases else random_model(preset, (frames - 1) // 4, device, number)
     chosen = default_variants(cases) if variants is None else variants
-    cases += random_cases(variants_of(base, chosen), batches, scales, [0] if folders else drafts)
+    some = [0] if folders else drafts
+    cases += random_cases(variants_of(base, chosen), batches, scales, some, _several(refine_passes))
     cases += quantized_cases(cases, _several(quantize) if quantize else [])
     config = cases[0].model.config
     if 2 * sampled_steps > (count := config.tokens_per_frame):

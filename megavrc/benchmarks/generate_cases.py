@@ -19,7 +19,6 @@ from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.quantization.quantize import Format, quantize_generator
 
 Variant = Literal["vrc-1", "vrc-4", "vrc-16", "vrc-64", "token", "row", "refine", "refine-late"]
-PASSES = [8]  # of models that refine, in the first later frame
 FRAMES = {"prediction": "segment", "first_frame": "token"}
 CHANGES: dict[Variant, dict[str, Any]] = {
     "vrc-4": FRAMES | {"compression": CompressionConfig(4)},
@@ -122,15 +121,17 @@ def default_variants(trained: list[Case]) -> list[Variant]:
 
 
 def random_cases(
-    models: dict[str, VRC], batches: list[int], scales: list[float], drafts: list[int]
+    models: dict[str, VRC], batches: list[int], scales: list[float], drafts: list[int], passes: list[int]
 ) -> list[Case]:
+    """Cases of models with random weights; those that refine draw the first later frame in each number of `passes`."""
+    cells = [model.config.tokens_per_frame for model in models.values() if model.config.refine]
+    if cells and not 1 <= min(passes) <= max(passes) <= cells[0]:
+        raise UserError(f"--refine_passes: {passes}, expected 1 to {cells[0]}, the cells of a frame")
     return [
         Case(
-            name,
+            f"{name}, {number} passes" if number and len(passes) > 1 else name,
             model,
-            SamplingSettings(
-                guidance=scale, speculative=count, later_passes=PASSES if model.config.refine else 1
-            ),
+            SamplingSettings(guidance=scale, speculative=count, later_passes=[number] if number else 1),
             model.null_condition(batch),
             batch,
         )
@@ -138,6 +139,7 @@ def random_cases(
         for name, model in models.items()
         for scale in scales
         for count in _possible(drafts, model)
+        for number in (passes if model.config.refine else [0])
     ]
 
 

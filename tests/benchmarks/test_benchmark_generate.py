@@ -152,6 +152,20 @@ def test_of_speculation_with_random_weights_only_the_pass_is_reported(
     )
 
 
+def test_refinement_is_measured_with_several_numbers_of_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--repeats=1", "--transformers=false", "--frames=5", f"--json={tmp_path / 'b.json'}"]
+    common += ["--preset=debug", "--variants=[vrc-4,refine]", "--guidance=1", "--sampled-steps=2"]
+    assert run(*common, "--refine_passes", "8", "2") == 0
+    result = read_result(tmp_path / "b.json")
+    names = ["vrc-4", "refine, 8 passes", "refine, 2 passes"]
+    assert [case["config"]["model"] for case in result["cases"]] == names
+    assert "refine, 2 passes / vrc-4, batch 1, guidance 1" in result["metrics"]
+    assert run(*common, "--refine_passes=2000") == 2
+    assert "--refine_passes: [2000], expected 1 to" in capsys.readouterr().err
+
+
 def test_random_models_are_measured_and_said_to_be_random(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
