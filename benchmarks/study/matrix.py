@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -64,22 +64,29 @@ class Matrix:
                 if run.get(key) is not None and run[key] not in known:
                     raise UserError(f"{path}: runs.{name}.{key}: there is no {run[key]!r}")
 
-    def jobs(self, most: int = 9, samples: bool = False) -> list[StudyJob]:
+    def jobs(self, most: int = 9, samples: bool = False, tune: bool = False) -> list[StudyJob]:
         """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
 
         Args:
-            samples: with those that draw clips and score them, after the runs of the same priority and seed.
+            samples: with those that draw clips and score them, after the runs of the same priority and seed; the judge
+                of a priority's clips comes after all of its seeds.
+            tune: with those that find each run's best temperatures, and draw and score clips with them.
         """
         jobs: list[StudyJob] = []
         runs = self._content["runs"]
-        for (priority, _), group in groupby(self._order(), lambda item: (runs[item[0]]["priority"], item[1])):
+        for priority, ordered in groupby(self._order(), lambda item: runs[item[0]]["priority"]):
             if priority > most:
                 break
-            trainings = [(self._training(run, seed), runs[run]["set"]) for run, seed in group]
-            for training, name in trainings:
-                jobs += [*self._steps(name), training, self._bits(training)]
-            if samples:
-                jobs += [job for training, _ in trainings for job in self._samples(training)]
+            drawn: list[tuple[StudyJob, StudyJob]] = []
+            for _, group in groupby(ordered, lambda item: item[1]):
+                trainings = [(self._training(run, seed), runs[run]["set"]) for run, seed in group]
+                for training, name in trainings:
+                    jobs += [*self._steps(name), training, self._bits(training), *self._probes(training)]
+                for training, _ in trainings:
+                    found = list(self._samples(training, samples, tune))
+                    jobs += found
+                    drawn += [(training, job) for job in found]
+            jobs += [judge for training, job in drawn for judge in self._judge(training, job)]
         unique: dict[str, StudyJob] = {}
         for job in jobs:  # of the steps of a set, the first
             unique.setdefault(job.name, job)
@@ -154,31 +161,84 @@ class Matrix:
         refines = self._content["runs"][training.run].get("overrides", {}).get("model.refine")
         return shlex.split(self._content["refined"]) if refines else []
 
-    def _samples(self, training: StudyJob) -> Iterator[StudyJob]:
-        """For every checkpoint and kind of sample: draw, then score."""
+    def _probes(self, training: StudyJob) -> Iterator[StudyJob]:
+        if self._is_scored(training):
+            words = [f"--checkpoints={self._chosen(training, 'checkpoints')}"]
+            words += shlex.split(self._smoke.get("probes", ""))
+            yield self._measurement(training, "probes", "measure.py probes", words)
+
+    def _is_scored(self, training: StudyJob) -> bool:
+        """Whether there are later frames, and scenes to hold them to."""
         run = self._content["runs"][training.run]
-        if (
-            run["config"] == self._content["image"]
-            or self._content["sets"][run["set"]].get("scored") is False
-        ):
+        image = run["config"] == self._content["image"]
+        return not image and self._content["sets"][run["set"]].get("scored", True)
+
+    def _samples(self, training: StudyJob, samples: bool, tune: bool) -> Iterator[StudyJob]:
+        """For every checkpoint and kind of clips: draw, then score."""
+        if not self._is_scored(training):
             return
-        samples: dict[str, str] = self._content.get("samples", {})
-        kinds: dict[str, tuple[str, list[str]]] = {kind: (kind, []) for kind in samples}
-        if refined := self._refined(training):
-            kinds |= {f"{kind}-refined": (kind, refined) for kind in samples}
-        for step in self._chosen(training, "sampled"):
-            for kind, (plain, more) in kinds.items():
-                options = samples[plain]
-                ids = self._work / "samples" / training.name / f"{kind}-{step}.npz"
-                words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(plain, ""))]
-                words += more
-                words += [f"--checkpoint={step}", f"--out={ids}"]
-                name = f"{kind}-{step}"
-                drawing = self._measurement(training, f"{name}/ids", "measure.py sample", words, ids)
-                yield drawing
-                yield self._measurement(
-                    training, name, "measure.py score", [f"--samples={ids}"], after=drawing.name
-                )
+        steps, refined = self._chosen(training, "sampled"), self._refined(training)
+        kinds = self._content.get("samples", {}) if samples else {}
+        for step in steps:
+            for kind, options in kinds.items():
+                yield from self._drawing(training, kind, step, f"{kind}-{step}", options, [])
+                if refined:
+                    yield from self._drawing(training, kind, step, f"{kind}-refined-{step}", options, refined)
+        if not tune or not steps:
+            return
+        words = [f"--checkpoint={steps[-1]}", *refined, *shlex.split(self._smoke.get("tune", ""))]
+        tuning = self._measurement(training, "tuning", "measure.py tune", words)
+        yield tuning
+        middle = "-refined" if refined else ""
+        for step in steps:  # of a mid-run what is compared at equal FLOPs
+            for kind, options in self._content["tuned"].items():
+                if kind in self._content["judged"] or step == steps[-1]:
+                    words = [f"--tuning={tuning.product}", *refined]
+                    name = f"{kind}{middle}-tuned-{step}"
+                    yield from self._drawing(training, kind, step, name, options, words, [tuning.name])
+
+    def _drawing(
+        self,
+        training: StudyJob,
+        kind: str,
+        step: int,
+        name: str,
+        options: str,
+        more: list[str],
+        after: Sequence[str] = (),
+    ) -> Iterator[StudyJob]:
+        ids = self._work / "samples" / training.name / f"{name}.npz"
+        words = [*shlex.split(options), *shlex.split(self._smoke.get("samples", {}).get(kind, "")), *more]
+        words += [f"--checkpoint={step}", f"--out={ids}"]
+        drawing = self._measurement(training, f"{name}/ids", "measure.py sample", words, ids, after)
+        yield drawing
+        yield self._measurement(
+            training, name, "measure.py score", [f"--samples={ids}"], after=[drawing.name]
+        )
+
+    def _judge(self, training: StudyJob, drawing: StudyJob) -> Iterator[StudyJob]:
+        """What the set's judge of the next seed says of clips drawn at the last step, of the kinds that are judged."""
+        name = self._content["sets"][self._content["runs"][training.run]["set"]].get("judge")
+        kind = drawing.name.partition("/")[2]
+        last = f"-{self._chosen(training, 'sampled')[-1]}/ids"
+        if not name or not kind.endswith(last) or kind.partition("-")[0] not in self._content["judged"]:
+            return
+        run = self._content["runs"][name]
+        seeds = self._smoke.get("seeds") or run.get("seeds", SEEDS)
+        other = seeds[(seeds.index(training.seed) + 1) % len(seeds)] if training.seed in seeds else seeds[0]
+        if other == training.seed and not self._smoke:
+            return
+        judge = self._training(name, other)
+        step = self._chosen(judge, "sampled")[-1]
+        words = [f"--samples={drawing.product}", f"--checkpoint={step}"]
+        yield self._measurement(
+            training,
+            f"judge-{kind.removesuffix('/ids')}",
+            "measure.py judge",
+            words,
+            after=[drawing.name, judge.name],
+            run=judge,
+        )
 
     def _measurement(
         self,
@@ -187,16 +247,18 @@ class Matrix:
         command: str,
         words: list[str],
         product: Path | None = None,
-        after: str = "",
+        after: Sequence[str] = (),
+        run: StudyJob | None = None,
     ) -> StudyJob:
+        """A job of `training`: a command on its folder, or on that of another `run`."""
         json_file = self._work / "measured" / training.name / f"{name}.json"
         script, subcommand = command.split()
         return StudyJob(
             f"{training.name}/{name}",
-            [f"benchmarks/study/{script}", subcommand, f"--run={training.product.parent}", *words]
+            [f"benchmarks/study/{script}", subcommand, f"--run={(run or training).product.parent}", *words]
             + ([] if product else [f"--json={json_file}"]),
             product or json_file,
-            [after or training.name],
+            list(after) or [training.name],
             run=training.run,
             seed=training.seed,
             priority=training.priority,

@@ -1,4 +1,4 @@
-"""What a finished run of the study is worth: `measure.py {captions,gate,bits,sample,score,decode}`."""
+"""What a finished run of the study is worth: `measure.py {captions,gate,bits,probes,tune,sample,score,judge,..}`."""
 
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,11 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    from probes import judge, probes
     from sampling import decode, sample, score
+    from sheets import sheet
+    from tuning import tune
 
-    steps = {"captions": captions, "gate": gate, "bits": bits, "sample": sample, "score": score}
-    command(steps | {"decode": decode})
+    steps = {"captions": captions, "gate": gate, "bits": bits, "probes": probes, "tune": tune}
+    steps |= {"sample": sample, "score": score, "judge": judge, "decode": decode, "sheet": sheet}
+    command(steps)

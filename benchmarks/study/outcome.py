@@ -13,6 +13,7 @@ from megavrc import results
 from megavrc.files import read_json
 from megavrc.hardware import machine
 
+MEASURED = {"probes": "cases", "tuning": "points"}  # file -> its parts
 LINES = 20  # of its output, of a command that failed
 PROTOCOL = {
     "bits": "eval mode, running statistics, averaged weights, condition never dropped, clip by clip",
@@ -43,7 +44,15 @@ def write_result(
     started = read_json(run / "run.json") if (run / "run.json").exists() else {"facts": {}, "starts": []}
     last: dict[str, Any] = started["starts"][-1] if started["starts"] else {}
     bits = read_json(measured / "bits.json") if (measured / "bits.json").exists() else None
-    samples = {path.stem: read_json(path) for path in sorted(measured.glob("*-*.json"))}
+    judged, samples = (
+        {
+            path.stem: read_json(path)
+            for path in sorted(measured.glob("*-*.json"))
+            if is_judge == _judges(path)
+        }
+        for is_judge in (True, False)
+    )
+    probes, tuning = (_cases_of(measured / f"{name}.json", key) for name, key in MEASURED.items())
     content = {
         "format": results.FORMAT,
         "run": job.run,
@@ -57,13 +66,32 @@ def write_result(
         "protocol": {**PROTOCOL, **started["facts"]},
         "attempts": attempts,
         "metrics": _metrics(bits, attempts.get(name, [])) if bits else {},
-        "cases": [*_bits_cases(bits), *(_samples_case(*item) for item in samples.items())],
+        "cases": [
+            *_bits_cases(bits),
+            *map(_probes_case, probes),
+            *map(_tuning_case, tuning),
+            *(_samples_case(*item) for item in samples.items()),
+            *(_judge_case(*item) for item in judged.items()),
+        ],
         "output": {key: _last_lines(work / "logs" / f"{key.replace('/', '-')}.log") for key in failed},
     }
     path = folder / f"{name}.json"
     places = {str(work): "WORK", str(code): "CODE", sys.prefix: "VENV"}
     results.write_result(path, _without_places(content, places))
     return path
+
+
+def _judges(path: Path) -> bool:
+    return path.stem.startswith("judge-")
+
+
+def _cases_of(path: Path, key: str) -> list[dict[str, Any]]:
+    """The parts of what was measured, each with all that is said of the whole; [] before it is."""
+    if not path.exists():
+        return []
+    content: dict[str, Any] = read_json(path)
+    rest = {name: value for name, value in content.items() if name != key}
+    return [rest | part for part in content[key]]
 
 
 def _metrics(bits: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, results.Metric]:
@@ -92,6 +120,33 @@ def _bits_cases(bits: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         refined = " refined" if how["later_passes"] != 1 else ""
         row = results.case(f"bits {found['set']}{refined} {found['checkpoint']}", metrics, **how)
         yield {**row, "by_clip": found["by_clip"]}
+
+
+def _probes_case(found: dict[str, Any]) -> dict[str, Any]:
+    """Bits a cell; the mean over the clips that say something."""
+    return _by_clip_case(f"probes {found['set']} {found['checkpoint']}", found, "bits")
+
+
+def _judge_case(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    return _by_clip_case(name.replace("-", " "), found, "bits")
+
+
+def _tuning_case(found: dict[str, Any]) -> dict[str, Any]:
+    """A point of the grid."""
+    best = found.pop("best")[found["entry"]]
+    found["best"] = all(found[name] == value for name, value in best.items())
+    (first, later), top_p = found["temperatures"], found["top_p"]
+    return _samples_case(f"tuning {found['entry']} {first}/{later}/{top_p} {found['checkpoint']}", found)
+
+
+def _by_clip_case(name: str, found: dict[str, Any], unit: str) -> dict[str, Any]:
+    by_clip: dict[str, str] = found.pop("by_clip")
+    metrics = {}
+    for score, line in by_clip.items():
+        said = [float(word) for word in line.split() if word != "-"]
+        if said:
+            metrics[score] = results.metric(sum(said) / len(said), unit, len(said))
+    return {**results.case(name, metrics, **found), "by_clip": by_clip}
 
 
 def _samples_case(kind: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Runner(JobRunner):
     def __init__(
         self, work: Path, code: Path, matrix: Matrix, results: Path, stop: threading.Event, pauses: bool
     ) -> None:
-        products = {job.name: job.product for job in matrix.jobs(samples=True)}
+        products = {job.name: job.product for job in matrix.jobs(samples=True, tune=True)}
         environment = {**matrix.environment, "PYTHONPATH": str(code)}
         super().__init__(work, code, products, environment, stop, self._others)
         self.matrix, self.results, self.pauses = matrix, results, pauses
@@ -77,6 +77,7 @@ def run(
     retry: bool = False,
     update: bool = False,
     samples: bool = False,
+    tune: bool = False,
     pauses: bool = True,
     smoke: bool = False,
 ) -> int:
@@ -91,6 +92,7 @@ def run(
         retry: repeat what has failed.
         update: move the frozen clone to this checkout's revision.
         samples: draw clips from the finished runs too, and score them.
+        tune: find the best temperatures of the finished runs on validation prompts, and draw and score clips with them.
         pauses: stand still while tests or benchmarks run on this machine, or WORK/pause exists.
         smoke: the whole matrix at toy size, in this checkout as it is.
     """
@@ -104,7 +106,7 @@ def run(
         code = CHECKOUT if smoke else frozen_clone(work, update)
         matrix = Matrix(code / MATRIX, work, smoke)
         runner = Runner(work, code, matrix, results, stop_on_signals(), pauses)
-        fine = runner.run(matrix.jobs(priority, samples), retry)
+        fine = runner.run(matrix.jobs(priority, samples, tune), retry)
     return 0 if fine else 1
 
 
@@ -140,13 +142,14 @@ def revision(checkout: Path) -> str:
     return _git("-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40")
 
 
-def status(work: Path, priority: int = 9, samples: bool = False) -> None:
+def status(work: Path, priority: int = 9, samples: bool = False, tune: bool = False) -> None:
     """Print what of the matrix is done, running, stopped, failed or waiting, and the core-minutes of each.
 
     Args:
         work: folder of `run`.
         priority: of the runs, up to this one.
         samples: also what draws and scores clips.
+        tune: also what finds temperatures, and draws and scores clips with them.
     """
     if not (work / "state.json").exists():
         raise UserError(f"{work}: has no state.json; no matrix has been started there")
@@ -155,7 +158,7 @@ def status(work: Path, priority: int = 9, samples: bool = False) -> None:
     runner = Runner(work.resolve(), code, matrix, RESULTS, threading.Event(), False)
     process, total = _process_at_work(work), 0.0
     print(f"{'':28s} core-minutes, estimate")
-    for job in matrix.jobs(priority, samples):
+    for job in matrix.jobs(priority, samples, tune):
         state = runner.status(job)
         if state == "running" and not process:  # its runner was killed
             state = "stopped"

@@ -37,7 +37,7 @@ def checkpoints(jobs: list[StudyJob]) -> dict[str, set[int]]:
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_run_is_a_configuration(smoke: bool) -> None:
     """One that waits for an option is refused for that option alone."""
-    jobs = Matrix(FILE, Path("work"), smoke).jobs(samples=True)
+    jobs = Matrix(FILE, Path("work"), smoke).jobs(samples=True, tune=True)
     measured = checkpoints(jobs)
     for job in jobs:
         if not job.trains or job.seed:  # seeds differ in the seed
@@ -61,7 +61,7 @@ def test_a_work_folder_may_have_spaces() -> None:
 
 
 def test_runs_come_by_priority_then_seed_and_after_what_they_need() -> None:
-    jobs = Matrix(FILE, Path("work")).jobs(samples=True)
+    jobs = Matrix(FILE, Path("work")).jobs(samples=True, tune=True)
     places = {job.name: place for place, job in enumerate(jobs)}
     assert all(places[name] < places[job.name] for job in jobs for name in job.after)
     runs = [job for job in jobs if job.trains]
@@ -72,6 +72,29 @@ def test_runs_come_by_priority_then_seed_and_after_what_they_need() -> None:
         "scenes-token-0",
         "scenes-refine-0",
     ]
+
+
+def test_clips_are_judged_by_the_token_model_of_another_seed() -> None:
+    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs(samples=True, tune=True)}
+    judged = [job for job in jobs.values() if "/judge-" in job.name]
+    assert {job.run for job in judged} >= {"scenes-vrc", "scenes-token", "scenes-refine", "scenes-rate16"}
+    for job in judged:
+        [judge] = re.findall(r"--run=work/runs/(\S+)-(\d)", " ".join(job.words))
+        assert judge[0] == "scenes-token" and int(judge[1]) != job.seed and job.after[1] == "-".join(judge)
+    assert "scenes-refine-2/judge-free-refined-tuned-4000" in jobs
+    assert "scenes-token-0/judge-free-2250" not in jobs, "the last step's clips are judged"
+
+
+def test_temperatures_are_found_before_they_are_used_and_apart_from_samples() -> None:
+    matrix = Matrix(FILE, Path("work"))
+    jobs = {job.name: job for job in matrix.jobs(tune=True)}
+    drawing = jobs["scenes-vrc-1/each-tuned-4000/ids"]
+    assert drawing.after == ["scenes-vrc-1/tuning"] and jobs[drawing.after[0]].product.name == "tuning.json"
+    assert f"--tuning={jobs[drawing.after[0]].product}" in drawing.words
+    assert "scenes-vrc-1/given-4000" not in jobs and "gameplay-vrc-0/tuning" not in jobs
+    assert "scenes-token-0/free-tuned-2250" in jobs and "scenes-token-0/modes-tuned-2250" not in jobs
+    assert jobs["scenes-refine-0/given-refined-tuned-4000/ids"].words[-6:-2] == ["8", "1", "1", "1"]
+    assert not any("tun" in job.name for job in matrix.jobs(samples=True))
 
 
 def test_models_of_a_comparison_differ_in_their_overrides_alone() -> None:

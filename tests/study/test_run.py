@@ -70,9 +70,9 @@ def test_what_fails_is_recorded_and_repeated_only_when_asked(tmp_path: Path) -> 
     assert [job.name for job in jobs] == [
         "toys/one",
         "toys/two",
-        *("toy-0", "toy-0/bits"),
-        *("next-0", "next-0/bits"),
-        *("toy-1", "toy-1/bits"),
+        *("toy-0", "toy-0/bits", "toy-0/probes"),
+        *("next-0", "next-0/bits", "next-0/probes"),
+        *("toy-1", "toy-1/bits", "toy-1/probes"),
     ]
     assert not made.run(jobs, retry=False)
     expected = {"toys/one": "done", "toys/two": "failed"}
@@ -176,7 +176,7 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
     assert first.wait() == 0
     state = json.loads((tmp_path / "state.json").read_text())["jobs"]
     assert state["scenes-vrc-0"]["status"] == "stopped" and state["scenes-stage1-0"]["status"] == "done"
-    second = start(tmp_path, "--samples")
+    second = start(tmp_path, "--samples", "--tune")
     second.communicate()
     assert second.returncode == 0
     results = {path.stem: read_result(path) for path in (tmp_path / "results").iterdir()}
@@ -191,7 +191,19 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
             kinds += [kind.replace(" ", " refined ") for kind in kinds]
             bits += [f"bits {split} refined 4" for split in ("val", "heldout")]
             assert cases["given refined 4"]["config"]["later_passes"] == [8, 1, 1, 1]
-        assert sorted(cases) == sorted([*bits, *kinds])
+        tuned = "refined tuned" if name == "scenes-refine-0" else "tuned"
+        kinds += [f"{kind} {tuned} 4" for kind in ("given", "free", "modes", "each")]
+        kinds += [f"judge {kind}" for kind in kinds if kind.startswith(("given", "free"))]
+        assert sorted(found for found in cases if not found.startswith("tuning")) == sorted(
+            [*bits, *kinds, "probes val 2", "probes val 4"]
+        )
+        points = [case["config"] for label, case in cases.items() if label.startswith("tuning")]
+        assert [len([p for p in points if p["entry"] == entry]) for entry in ("free", "given")] == [18, 6]
+        assert [p["entry"] for p in points if p["best"]] == ["free", "given"]
+        best = next(p for p in points if p["best"])
+        assert cases[f"free {tuned} 4"]["config"]["temperatures"] == best["temperatures"]
+        assert "noise" in cases["probes val 4"]["metrics"] and "noise" not in cases["probes val 2"]["metrics"]
+        assert cases[f"each {tuned} 4"]["metrics"]["whole_by_latent_4"]["n"] == 2
         assert cases["free 4"]["metrics"]["whole"]["n"] == 2 and "modes_whole" in cases["modes 4"]["metrics"]
         last = json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
         for frame in range(5):  # of all clips of the split; the training measured them in larger batches
