@@ -10,19 +10,34 @@ from typing import Any
 import numpy as np
 
 from megavrc.errors import UserError
+from megavrc.files import read_json, sha256_json
 from megavrc.paper.measured import SMOKE
-from megavrc.paper.study_claims import DRAWS, SEEDS, Spread, crossed, judge
+from megavrc.paper.study_claims import DRAWS, Verdict, judge, judge_speed
+from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import Array, Cell, StudyRun, read_study, values
-from megavrc.report.figures import banner, panels, save
+from megavrc.paper.study_tables import (
+    PRESETS,
+    Costs,
+    checkpoints,
+    price,
+    probes,
+    says,
+    small_table1,
+    small_table2,
+    small_table4,
+    spread_metric,
+)
+from megavrc.report.figures import banner, save
 from megavrc.results import Metric, case, metric, publish_tables, result
 
 SHOWN = ("all", "whole", "count", "shape", "direction", "speed", "flight", "jitter", "frozen")
 MODES = ("modes", "modes_whole", "modes_other")
 KINDS = {"given": SHOWN, "free": SHOWN, "modes": MODES}
 KINDS |= {f"{kind} refined": shown for kind, shown in KINDS.items()}  # in several passes
+KINDS |= {f"{kind} tuned": shown for kind, shown in KINDS.items()}  # at each run's best temperatures
 PROTOCOL = {
     "low, high": f"95% interval, bootstrap over seeds and clips, {DRAWS} draws",
-    "temperatures": "1 and 1, top-p 1",
+    "temperatures": "1 and 1, top-p 1; tuned: each run's best on validation prompts",
 }
 
 
@@ -30,6 +45,7 @@ def study(
     results: Path = Path("benchmarks/results/study"),
     tables: Path = Path("benchmarks/results"),
     figures: Path = Path("docs/images"),
+    costs: Path = Path("benchmarks/results"),
     run: bool = False,
     smoke: bool = False,
     work: Path | None = None,
@@ -38,8 +54,11 @@ def study(
 
     Args:
         results: folder of the runs' result files.
-        tables: gets study-runs.json, study-clips.json, study-claims.json; docs/study.md shows them.
-        figures: gets study_bits.svg and, once clips are drawn, study_whole.svg.
+        tables: gets study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json and
+            study-table1.json, 2 and 4; docs/study.md shows them.
+        figures: gets study_bits.svg, study_price.svg, study_fig4.svg, 5, 6, and study_whole.svg once clips are drawn.
+        costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate` and memory.json of
+            `megavrc evaluate memory`, as far as they are there.
         run: first run the study's first priority as far as it is not done, for hours (benchmarks/study/README.md).
         smoke: run it at toy size, and keep all in WORK/results.
         work: folder for what is run, outside of the checkout.
@@ -48,21 +67,35 @@ def study(
     if run or smoke:
         if work is None:
             raise UserError("--work: needed with --run and --smoke, a folder outside of the checkout")
-        results = work / "results" if smoke else results
-        tables, figures = (results / "tables",) * 2 if smoke else (tables, figures)
+        if smoke:
+            results, costs = work / "results", work
+            tables = figures = results / "tables"
         code = _run_study(work, results, smoke)
-    runs = read_study(results)
+    runs, cost = read_study(results), Costs(costs)
     protocol = PROTOCOL | ({"smoke": SMOKE} if smoke else {})
-    for name, cases in (("runs", _runs(runs)), ("clips", _clips(runs)), ("claims", _claims(runs))):
-        content = result("megavrc reproduce study", {}, cases, protocol=protocol)
+    config = {"results": digest(results, costs)}
+    made = {"runs": _runs(runs), "clips": _clips(runs), "claims": _claims(runs, cost), "bits": price(runs)}
+    made |= {
+        "probes": probes(runs),
+        "table1": small_table1(runs),
+        "table2": small_table2(cost),
+        "table4": small_table4(runs),
+    }
+    for name, cases in made.items():
         print(f"{SMOKE}\n" if smoke else "")
+        content = result("megavrc reproduce study", config, cases, protocol=protocol)
         publish_tables(content, tables / f"study-{name}.json")
-    for name, figure in (("bits", _figure_bits(runs)), ("whole", _figure_whole(runs))):
-        if figure:
-            if smoke:
-                banner(figure, SMOKE)
-            save(figure, figures / f"study_{name}.svg")
+    for name, figure in drawn(runs, cost).items():
+        if smoke:
+            banner(figure, SMOKE)
+        save(figure, figures / f"study_{name}.svg")
     return code
+
+
+def digest(results: Path, costs: Path) -> str:
+    """Hash of all files that the tables are made from: it says whether they are those of these files."""
+    files = [*sorted(results.glob("*.json")), *(file for file in Costs(costs).files if file.exists())]
+    return sha256_json({file.name: read_json(file) for file in files})
 
 
 def _run_study(work: Path, results: Path, smoke: bool) -> int:
@@ -73,12 +106,6 @@ def _run_study(work: Path, results: Path, smoke: bool) -> int:
     words = [sys.executable, str(script), "run", f"--work={work}", f"--results={results}"]
     words += ["--smoke", "--samples"] if smoke else []
     return subprocess.run(words).returncode
-
-
-def _checkpoints(runs: list[StudyRun], begins: str) -> list[int]:
-    """Of a run's cases whose name begins so, the checkpoints."""
-    rows = [row for run in runs for row in run.content["cases"] if row["name"].startswith(begins)]
-    return sorted({row["config"]["checkpoint"] for row in rows})
 
 
 def _runs(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
@@ -92,11 +119,11 @@ def _runs(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
                 unit = {"train_flops": "TFLOP", "cpu_seconds": "s"}.get(key, "")
                 scale = 1e-12 if key == "train_flops" else 1
                 metrics[key] = metric(float(np.mean(known)) * scale, unit, len(known))
-        for step in _checkpoints(seeds, "bits val ")[-1:]:
+        for step in checkpoints(seeds, "bits val")[-1:]:
             for part in ("first", "later", "total"):
                 found = values(runs, Cell(name, step, "bits val", part))
                 if any(clips.any() for clips, _ in found.values()):  # images have no later frames
-                    metrics[f"bits_{part}"] = _metric(found, "bits")
+                    metrics[f"bits_{part}"] = spread_metric(found, "bits")
         yield case(name, metrics, facts)
 
 
@@ -104,16 +131,16 @@ def _clips(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
     """A row a run, checkpoint and kind of clips: their scores."""
     for name, seeds in runs.items():
         for kind, scores in KINDS.items():
-            for step in _checkpoints(seeds, f"{kind} "):
+            for step in checkpoints(seeds, kind):
                 metrics = {}
                 for score in scores:
                     found = values(runs, Cell(name, step, kind, score))
-                    if any(not np.isnan(clips).all() for clips, _ in found.values()):
-                        metrics[score] = _metric(found)
+                    if says(found):
+                        metrics[score] = spread_metric(found)
                 for count, label in ((1, "one"), (2, "two")) if not kind.startswith("modes") else ():
                     found = _with_objects(runs, Cell(name, step, kind, "whole"), count)
                     if found:
-                        metrics[f"whole_{label}"] = _metric(found)
+                        metrics[f"whole_{label}"] = spread_metric(found)
                 seeds_done = len(values(runs, Cell(name, step, kind, scores[0])))
                 yield case(f"{name} {step}, {kind}", metrics, {"seeds": seeds_done}, kind=kind, step=step)
 
@@ -127,91 +154,29 @@ def _with_objects(runs: dict[str, list[StudyRun]], cell: Cell, count: int) -> di
     }
 
 
-def _claims(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
-    for verdict in judge(runs):
-        claim = verdict.claim
-        metrics = {"difference": metric(None)}
-        if verdict.spread:
-            metrics["difference"] = metric(
-                verdict.spread.value, "", len(verdict.by_seed), verdict.spread.low, verdict.spread.high
-            )
-        each = " ".join(f"{mean:+.3f}" for mean in verdict.by_seed.values())
-        yield case(f"H{claim.number}: {claim.says}", metrics, {"by_seed": each, "verdict": verdict.word})
+def _claims(runs: dict[str, list[StudyRun]], costs: Costs) -> Iterator[dict[str, Any]]:
+    """A row a verdict, by the number of its hypothesis."""
+    rows = [(verdict.claim.number, _verdict(verdict)) for verdict in judge(runs)]
+    rows.append((5, _speed(costs)))
+    yield from (row for _, row in sorted(rows, key=lambda item: item[0]))
 
 
-def _spread(found: dict[int, tuple[Array, str]]) -> Spread:
-    """Over the seeds that say something."""
-    return crossed([clips for clips, _ in found.values() if not np.isnan(clips).all()])
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    spread, claim = verdict.spread, verdict.claim
+    found = (
+        metric(spread.value, "", len(verdict.by_seed), spread.low, spread.high) if spread else metric(None)
+    )
+    each = " ".join(f"{mean:+.3f}" for mean in verdict.by_seed.values())
+    return case(
+        f"H{claim.number}: {claim.says}", {"difference": found}, {"by_seed": each, "verdict": verdict.word}
+    )
 
 
-def _metric(found: dict[int, tuple[Array, str]], unit: str = "") -> Metric:
-    spread = _spread(found)
-    n = sum(len(clips) for clips, _ in found.values())
-    return metric(spread.value, unit, n, spread.low, spread.high)
-
-
-# --- figures -----------------------------------------------------------------------------------------------------
-
-
-def _figure_bits(runs: dict[str, list[StudyRun]]) -> Any:
-    """Bits of a validation clip by training step: the first frame, the later ones."""
-    figure, axes = panels(2, columns=2)
-    for part, axis in zip(("first", "later"), axes, strict=True):
-        for place, (name, seeds) in enumerate(runs.items()):
-            if part == "later" and "stage1" in name and "without" not in name:
-                continue  # images: one frame
-            points = [
-                (step, _spread(values(runs, Cell(name, step, "bits val", part))))
-                for step in _checkpoints(seeds, "bits val ")
-            ]
-            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", f"C{place}")
-        axis.set_title(f"{part} frame" + "s" * (part == "later"))
-        axis.set_xlabel("training steps of 8 clips")
-        axis.set_ylabel("bits a clip")
-        axis.set_ylim(bottom=0)
-        if axis.has_data():
-            axis.legend(fontsize=8)
-    return figure
-
-
-def _figure_whole(runs: dict[str, list[StudyRun]]) -> Any:
-    """Whole and sound clips of each model at its last checkpoint, by entry; None before any are drawn."""
-    rows = {name: steps[-1] for name, seeds in runs.items() if (steps := _checkpoints(seeds, "given "))}
-    if not rows:
-        return None
-    figure, axes = panels(2, columns=2)
-    for score, axis in zip(("whole", "all"), axes, strict=True):
-        for shift, kind in enumerate(("given", "free")):
-            for place, (name, step) in enumerate(rows.items()):
-                found = values(runs, Cell(name, step, kind, score))
-                if not found:
-                    continue
-                spread = _spread(found)
-                error = [[spread.value - spread.low], [spread.high - spread.value]]
-                label = (
-                    {"given": "from the true first frame", "free": "from the text"}[kind]
-                    if not place
-                    else None
-                )
-                axis.errorbar(
-                    spread.value,
-                    place + 0.2 * shift,
-                    xerr=error,
-                    fmt="os"[shift],
-                    color=f"C{shift}",
-                    label=label,
-                )
-        axis.set_yticks(range(len(rows)), list(rows))
-        axis.invert_yaxis()
-        axis.set_xlim(0, 1)
-        axis.set_xlabel({"whole": "whole clips, share", "all": "sound clips, share"}[score])
-    axes[0].legend(fontsize=8)
-    return figure
-
-
-def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, colour: str) -> None:
-    if points:
-        steps, spreads = zip(*points, strict=True)
-        means = np.array([spread.value for spread in spreads])
-        bounds = np.array([[s.value - s.low, s.high - s.value] for s in spreads]).T
-        axis.errorbar(steps, means, yerr=bounds, marker="o", markersize=3, label=label, color=colour)
+def _speed(costs: Costs) -> dict[str, Any]:
+    ratios = {preset: costs.ratio(preset) for preset in PRESETS}
+    each = " ".join(f"{preset} {ratio['value']:.2f}x" for preset, ratio in ratios.items() if ratio)
+    return case(
+        "H5: seconds of a clip, token model over VRC, presets b and l",
+        {"difference": metric(None)},
+        {"by_seed": each, "verdict": judge_speed(ratios)},
+    )

@@ -1,7 +1,7 @@
 """What the runs of the study measured, clip by clip: the result files of benchmarks/study/run.py."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ class Cell:
     Attributes:
         run: name of the run in benchmarks/study/matrix.yaml.
         checkpoint: step.
-        kind: of its clips: `given`, `free` or `modes`; `bits SET`: what the clips of a validation set cost.
-        score: name; of bits `total`, `first` (frame) or `later` (frames).
+        kind: of its clips: `given`, `free`, `modes` or `each` (each frame from true ones), with `refined` (in several
+            passes) and `tuned` (at the run's best temperatures); `bits SET`: what the clips of a validation set cost;
+            `probes SET`.
+        score: name; of bits `total`, `first` (frame) or `later` (frames); of `each` also `decline`: by how much the
+            share of whole clips falls a frame, beyond what it does when each frame follows from true ones.
     """
 
     run: str
@@ -48,11 +51,34 @@ class StudyRun:
 
     def clips(self, cell: Cell) -> tuple[Array, str] | None:
         """([clips] values, nan where a clip says nothing; hash of the clips' keys), if they were measured."""
+        if cell.score == "decline":
+            return self._decline(cell)
         case = f"{cell.kind} {cell.checkpoint}"
         for row in self.content["cases"]:
-            if row["name"] == case:
+            if row["name"] == case and (isinstance(row["by_clip"], list) or cell.score in row["by_clip"]):
                 return _values(row, cell), row["config"]["clips"]
         return None
+
+    def _decline(self, cell: Cell) -> tuple[Array, str] | None:
+        """Minus the slope over the later frames of: whole from own frames - whole from true ones."""
+        free = replace(cell, kind=cell.kind.replace("each", "given"))
+        parts: list[Array] = []
+        while True:
+            score = f"whole_by_latent_{1 + len(parts)}"
+            own, true = (self.clips(replace(kind, score=score)) for kind in (free, cell))
+            if own is None or true is None:
+                break
+            if own[1] != true[1]:
+                raise UserError(
+                    f"{self.name}, seed {self.seed}: {free.kind} and {cell.kind} are of different clips; "
+                    "measure one of them again"
+                )
+            parts.append(own[0] - true[0])
+            keys = own[1]
+        if len(parts) < 2:
+            return None
+        place = np.arange(len(parts)) - (len(parts) - 1) / 2
+        return -(place @ np.stack(parts)) / (place @ place), keys
 
 
 def _values(row: dict[str, object], cell: Cell) -> Array:
@@ -113,4 +139,5 @@ def paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[i
                 f"{first.run} and {second.run}, seed {seed}, {first.kind}: measured on different clips; "
                 "measure one of them again"
             )
-    return {seed: one[seed][0] - two[seed][0] for seed in sorted(one.keys() & two.keys())}
+    found = {seed: one[seed][0] - two[seed][0] for seed in sorted(one.keys() & two.keys())}
+    return {seed: clips for seed, clips in found.items() if not np.isnan(clips).all()}

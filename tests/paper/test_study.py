@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,49 @@ import pytest
 
 from megavrc.errors import UserError
 from megavrc.files import read_json
-from megavrc.paper.study import study
-from megavrc.paper.study_claims import Claim, crossed, holm, judge
+from megavrc.paper.study import digest, study
+from megavrc.paper.study_claims import Claim, crossed, equal_time, holm, judge, judge_speed
 from megavrc.paper.study_runs import Cell, read_study
-from megavrc.results import page_text, read_result, table
+from megavrc.paper.study_tables import Costs
+from megavrc.results import case, metric, page_text, read_result, result, table, write_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
-CLAIM = Claim(
-    8, "refined above one pass", Cell("new", 10, "given", "whole"), Cell("old", 10, "given", "whole"), 0.1
-)
+TABLES = ("runs", "clips", "claims", "bits", "probes", "table1", "table2", "table4")
+PAIR = Cell("new", 10, "given", "whole"), Cell("old", 10, "given", "whole")
+CLAIM = Claim(8, "refined above one pass", (PAIR,), 0.1)
+SPREADS = {"holds": 1.0, "refuted": -1.0, "not shown": 0.0}  # what is claimed, its opposite, and neither
 
 
 def write_run(folder: Path, name: str, seed: int, whole: np.ndarray, keys: str = "k") -> None:
     """A result file with one case of drawn clips."""
-    line = " ".join(f"{value:g}" for value in whole)
+    line = line_of(whole)
     rows = {score: line for score in ("all", "whole", "count", "shape", "direction", "speed", "flight")}
     rows |= {"jitter": line, "frozen": line, "objects": " ".join("12"[i % 2] for i in range(len(whole)))}
-    row = {"name": "given 10", "config": {"checkpoint": 10, "clips": keys}, "metrics": {}, "by_clip": rows}
+    write_cases(folder, name, seed, {"given 10": rows}, keys)
+
+
+def line_of(values: np.ndarray) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def write_cases(
+    folder: Path, name: str, seed: int, cases: dict[str, Any], keys: str = "k", seconds: float = 0
+) -> None:
+    """A result file with cases by name, which ends in the checkpoint, each with its values by clip."""
+    rows = [
+        {
+            "name": label,
+            "config": {"checkpoint": int(label.split()[-1]), "clips": keys},
+            "metrics": {},
+            "by_clip": by_clip,
+        }
+        for label, by_clip in cases.items()
+    ]
     content = {"format": 2, "run": name, "seed": seed, "status": "done", "machine": {}, "versions": {}}
-    content |= {"revision": "r", "command": "c", "config": {}, "protocol": {}, "metrics": {}, "cases": [row]}
+    content |= {"revision": "r", "command": "c", "config": {}, "protocol": {}, "metrics": {}, "cases": rows}
+    if seconds:
+        content["metrics"] = {"cpu_seconds": {"value": seconds, "unit": "s", "n": 1}}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}-{seed}.json").write_text(json.dumps(content))
 
@@ -77,6 +101,120 @@ def test_a_verdict_follows_the_rules(tmp_path: Path, old: float, new: float, see
     [verdict] = judge(read_study(tmp_path / "runs"), [CLAIM])
     assert verdict.word == word
     assert len(verdict.by_seed) == seeds
+
+
+def number(runs: Path, hypothesis: int) -> Any:
+    """The first verdict on a hypothesis."""
+    return next(found for found in judge(read_study(runs)) if found.claim.number == hypothesis)
+
+
+@pytest.mark.parametrize("word", SPREADS)
+def test_sizes_are_judged_step_by_step(tmp_path: Path, word: str) -> None:
+    """Hypothesis 3: bits must fall from 64 to 128 and again to 192, in every seed."""
+    widest = {"holds": 800, "refuted": 950, "not shown": 800}[word]
+    for seed in range(3):
+        end = 950 if word == "not shown" and seed == 2 else widest
+        for name, later in (("-64", 1000), ("", 900), ("-192", end)):
+            lines = [f"10 {later + i % 7}" for i in range(40)]
+            write_cases(tmp_path, f"scenes-vrc{name}", seed, {"bits val 4000": lines})
+    verdict = number(tmp_path, 3)
+    assert verdict.word == word
+    assert verdict.by_seed[2] == 900 - (800 if word == "holds" else 950), "the smaller of the two steps"
+
+
+@pytest.mark.parametrize("word", SPREADS)
+def test_changed_cells_are_judged_against_the_rate(tmp_path: Path, word: str) -> None:
+    """Hypothesis 6; a clip without unchanged cells says nothing."""
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        shift = SPREADS[word] if word != "not shown" else (0.3, -0.2, 0.1)[seed]
+        for name, by_rate in (("scenes-rate1", shift), ("scenes-rate4", 0.0)):
+            line = line_of(1 + by_rate + 0.1 * rng.standard_normal(60)) + " -"
+            write_cases(tmp_path, name, seed, {"probes val 1000": {"gap": line}})
+    assert number(tmp_path, 6).word == word
+
+
+@pytest.mark.parametrize("word", SPREADS)
+def test_errors_accumulate_by_the_slope_beyond_true_histories(tmp_path: Path, word: str) -> None:
+    """Hypothesis 7. Both models lose wholeness with true histories too, which must not count."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        slopes = {"holds": (0.15, 0.02), "refuted": (0.02, 0.15), "not shown": ((0.15, 0.02, 0.1)[seed], 0.1)}
+        for name, slope in zip(("scenes-token", "scenes-vrc"), slopes[word], strict=True):
+            true, own = {}, {}
+            for frame in range(1, 5):
+                draws = rng.random(400)
+                share = 0.95 - 0.05 * frame
+                true[f"whole_by_latent_{frame}"] = line_of(draws < share)
+                own[f"whole_by_latent_{frame}"] = line_of(draws < share - slope * (frame - 1))
+            write_cases(tmp_path, name, seed, {"each tuned 4000": true, "given tuned 4000": own})
+    verdict = number(tmp_path, 7)
+    assert verdict.word == word
+    if word == "holds":
+        assert verdict.spread.value == pytest.approx(0.13, abs=0.02)
+
+
+def test_what_accumulates_is_asked_of_one_set_of_clips(tmp_path: Path) -> None:
+    lines = {f"whole_by_latent_{frame}": "1 0" for frame in range(1, 5)}
+    write_cases(tmp_path, "scenes-vrc", 0, {"each tuned 4000": lines, "given tuned 4000": lines})
+    file = tmp_path / "scenes-vrc-0.json"
+    content = json.loads(file.read_text())
+    content["cases"][1]["config"]["clips"] = "others"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="seed 0: given tuned and each tuned are of different clips"):
+        read_study(tmp_path)["scenes-vrc"][0].clips(Cell("scenes-vrc", 4000, "each tuned", "decline"))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "word"),
+    [
+        ([(50, 60), (66, 70)], "holds"),  # 5.0 to 6.7 times
+        ([(30, 40), (35, 44)], "refuted"),
+        ([(50, 60), (40, 44)], "not shown"),
+        ([(50, 60), (40, 60)], "not shown"),  # b clearly, l not
+        ([(50, 60)], "waits: preset l"),
+    ],
+)
+def test_speed_is_judged_by_the_ranges_of_both_clocks(tmp_path: Path, ranges: list[Any], word: str) -> None:
+    for preset, (low, high) in zip("bl", ranges, strict=False):
+        token = metric((low + high) / 2, "s", 3, low, high)
+        rows = [case("token, batch 1, guidance 1", {"seconds": token})]
+        rows += [case("vrc-4, batch 1, guidance 1", {"seconds": metric(9.5, "s", 3, 9, 10)})]
+        write_result(tmp_path / f"generate-{preset}.json", result("benchmark generate", {}, rows))
+    assert judge_speed({preset: Costs(tmp_path).ratio(preset) for preset in "bl"}) == word
+
+
+def test_a_claim_at_another_coverage_is_not_shown(tmp_path: Path) -> None:
+    """Hypothesis 8: more whole clips do not count if modes are lost."""
+    modes = tuple(Cell(name, 10, "modes", "modes") for name in ("new", "old"))
+    claim = Claim(8, "refined", (PAIR,), 0.1, alike=(*modes, 0.05))
+    for seed in range(3):
+        for name, whole, excess in (("new", "1", "0.3"), ("old", "0", "0.1")):
+            cases = {
+                "given 10": {"whole": " ".join([whole] * 50)},
+                "modes 10": {"modes": f"{excess} {excess}"},
+            }
+            write_cases(tmp_path / "runs", name, seed, cases)
+    [lost] = judge(read_study(tmp_path / "runs"), [claim])
+    [kept] = judge(read_study(tmp_path / "runs"), [replace(claim, alike=(*modes, 0.25))])
+    assert (lost.word, kept.word) == ("not shown: modes +0.20", "holds")
+
+
+def test_a_verdict_beside_its_hypothesis_takes_no_rank_of_the_correction(tmp_path: Path) -> None:
+    write_pair(tmp_path / "runs", 0.3, 0.8)
+    runs = read_study(tmp_path / "runs")
+    words = [found.word for found in judge(runs, [CLAIM, *[replace(CLAIM, beside=True)] * 9])]
+    assert words == ["holds"] * 10
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(700, 2250), (800, 4000)])
+def test_equal_time_is_the_first_checkpoint_that_is_late_enough(
+    tmp_path: Path, seconds: float, step: int
+) -> None:
+    for seed, mine in enumerate((600, seconds)):
+        write_cases(tmp_path, "scenes-vrc", seed, {}, seconds=mine)
+        write_cases(tmp_path, "scenes-token", seed, {}, seconds=1300)
+    assert equal_time(read_study(tmp_path)) == step  # 2250 of 4000 steps: 731 s
 
 
 def test_a_difference_that_one_seed_contradicts_is_not_shown(tmp_path: Path) -> None:
@@ -141,11 +279,35 @@ def test_no_results_are_refused(tmp_path: Path) -> None:
         study(tmp_path)
 
 
+def test_any_runs_may_be_missing_and_cells_say_what_makes_them(tmp_path: Path) -> None:
+    write_cases(tmp_path / "runs", "scenes-vrc", 0, {"free tuned 4000": {"all": "1 0 1 0"}})
+    study(tmp_path / "runs", tmp_path, tmp_path, costs=tmp_path)
+    rows = {row["name"]: row for row in read_json(tmp_path / "study-table1.json")["cases"]}
+    assert rows["VRC"]["metrics"]["sound_from_text"]["value"] == 0.5
+    assert rows["VRC"]["facts"]["whole_given"] == "`--priority 0 --tune`"
+    assert rows["token model, VRC's parameters"]["facts"]["bits_later"] == "`--priority 1`"
+    speed = read_json(tmp_path / "study-table2.json")["cases"][0]
+    assert speed["facts"]["b"] == "`megavrc benchmark generate --preset b --json FILE`"
+    for name in ("fig4", "fig5", "fig6", "price", "bits"):
+        assert "missing" in (tmp_path / f"study_{name}.svg").read_text() or name == "bits"
+
+
 @pytest.mark.skipif(not list(RESULTS.glob("*.json")), reason="no run of the study is committed")
-def test_the_committed_tables_are_those_of_the_committed_runs(tmp_path: Path) -> None:
-    study(RESULTS, tmp_path, tmp_path)
-    for name in ("runs", "clips", "claims"):
-        file = f"study-{name}.json"
-        assert table(read_result(tmp_path / file)) == table(read_result(ROOT / "benchmarks/results" / file))
+def test_the_committed_tables_are_those_of_the_committed_runs() -> None:
+    """By the hash of all that they are made from; the next test makes them."""
+    made = digest(RESULTS, RESULTS.parent)
+    for name in TABLES:
+        assert read_result(RESULTS.parent / f"study-{name}.json")["config"]["results"] == made, (
+            "megavrc reproduce study"
+        )
     page = ROOT / "docs/study.md"
     assert page_text(page) == page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not list(RESULTS.glob("*.json")), reason="no run of the study is committed")
+def test_the_committed_tables_can_be_made_again(tmp_path: Path) -> None:
+    study(RESULTS, tmp_path, tmp_path, RESULTS.parent)
+    for name in TABLES:
+        file = f"study-{name}.json"
+        assert table(read_result(tmp_path / file)) == table(read_result(RESULTS.parent / file))

@@ -1,0 +1,236 @@
+"""Tables of the study beside those of the paper: what was measured of them, and else the command that would.
+
+Pure functions of result files; any runs may be missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megavrc.paper.study_claims import Spread, crossed
+from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
+from megavrc.results import Metric, Result, case, metric, read_result
+
+Runs = dict[str, list[StudyRun]]
+Found = dict[int, tuple[Array, str]]
+
+PRESETS = ("b", "l")  # of hypothesis 5
+SPEED = "megavrc benchmark generate --preset {preset} --json FILE"
+RATES = {1: "scenes-rate1", 4: "scenes-rate4", 16: "scenes-rate16", 64: "scenes-rate64"}  # group norm in all
+
+
+class Row(NamedTuple):
+    """A model of a table: its run at a step, and the priority of the run in the matrix."""
+
+    label: str
+    run: str
+    step: int
+    priority: int
+    passes: str = ""  # " refined"
+
+    def missing(self, options: str) -> str:
+        """What is told where a number is not there: options of the study's runner."""
+        return f"`--priority {self.priority}{options}`"
+
+
+TOKEN = Row("token model", "scenes-token", 4000, 0)
+VRC = Row("VRC", "scenes-vrc", 4000, 0)
+REFINED = Row("VRC with refinement, passes 8, 1, 1, 1", "scenes-refine", 4000, 0, " refined")
+TABLE1 = (
+    TOKEN,
+    TOKEN._replace(label="token model, VRC's FLOPs", step=2250),
+    Row("token model, VRC's parameters", "scenes-token-160", 4000, 1),
+    Row("token model, mean over all tokens", "scenes-token-loss", 4000, 1),
+    VRC,
+    REFINED,
+)
+TABLE4 = (
+    VRC._replace(label="with stage 1"),
+    Row("without, equal FLOPs", "scenes-without-stage1", 5000, 1),
+    Row("without, equal steps", "scenes-without-stage1", 4000, 1),
+)
+SCORES = {  # column -> kind, score
+    "sound_from_text_1_1": ("free", "all"),
+    "sound_from_text": ("free{} tuned", "all"),
+    "sound_given": ("given{} tuned", "all"),
+    "whole_given": ("given{} tuned", "whole"),
+    "modes": ("modes{} tuned", "modes"),
+}
+PROBES = {  # column -> step, score
+    "gap_at_1000": (1000, "gap"),
+    **{name: (4000, name) for name in ("changed", "unchanged", "noise", "frozen_history", "other_history")},
+}
+
+
+def checkpoints(runs: Sequence[StudyRun], kind: str) -> list[int]:
+    """At which steps a kind of clips (see `Cell`) was measured."""
+    rows = [row for run in runs for row in run.content["cases"]]
+    steps = {row["config"]["checkpoint"] for row in rows}
+    return sorted(steps & {step for step in steps for row in rows if row["name"] == f"{kind} {step}"})
+
+
+def spread_of(found: Found) -> Spread:
+    """Over the seeds that say something."""
+    return crossed([clips for clips, _ in found.values() if not np.isnan(clips).all()])
+
+
+def says(found: Found) -> bool:
+    """Whether any clip of any seed has something to say."""
+    return any(not np.isnan(clips).all() for clips, _ in found.values())
+
+
+def spread_metric(found: Found, unit: str = "") -> Metric:
+    """The mean over seeds and clips as a metric, with its interval."""
+    spread = spread_of(found)
+    n = sum(len(clips) for clips, _ in found.values())
+    return metric(spread.value, unit, n, spread.low, spread.high)
+
+
+def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
+    """VRC and the token model: clips at each model's best temperatures, bits of a clip."""
+    for row in TABLE1:
+        cells = {
+            column: Cell(row.run, row.step, kind.format(row.passes), score)
+            for column, (kind, score) in SCORES.items()
+        }
+        found = _row(runs, row, cells, ("later", "total"))
+        kind = f"judge given{row.passes} tuned"
+        drawn, real = (Cell(row.run, row.step, kind, score) for score in ("drawn", "real"))
+        judged = {seed: (clips, "") for seed, clips in paired(runs, drawn, real).items()}
+        if judged:
+            found["metrics"]["judge"] = spread_metric(judged, "bits")
+        else:  # of clips of the last step alone
+            found["facts"]["judge"] = row.missing(" --tune") if row.step == VRC.step else ""
+        yield found
+
+
+def small_table4(runs: Runs) -> Iterator[dict[str, Any]]:
+    """With and without pretraining on images."""
+    columns = ("sound_from_text", "sound_given")
+    for row in TABLE4:
+        cells = {column: Cell(row.run, row.step, SCORES[column][0].format(""), "all") for column in columns}
+        yield _row(runs, row, cells, ("first", "later"))
+
+
+def _row(runs: Runs, row: Row, cells: dict[str, Cell], parts: Sequence[str]) -> dict[str, Any]:
+    """A row of scores and of bits; a number that is not there names the options that make it."""
+    metrics: dict[str, Metric] = {}
+    facts: dict[str, Any] = {}
+    for column, cell in cells.items():
+        found = values(runs, cell)
+        if says(found):
+            metrics[column] = spread_metric(found)
+        else:
+            facts[column] = row.missing(" --samples" if "tuned" not in cell.kind else " --tune")
+    for part in parts:
+        found = values(runs, Cell(row.run, row.step, f"bits val{row.passes}", part))
+        if found:
+            metrics[f"bits_{part}"] = spread_metric(found, "bits")
+        else:
+            facts[f"bits_{part}"] = row.missing("")
+    return case(row.label, metrics, facts | {"seeds": len(runs.get(row.run, []))})
+
+
+def probes(runs: Runs) -> Iterator[dict[str, Any]]:
+    """Bits of a cell of the later frames, teacher-forced, by cells and with disturbed histories."""
+    rates = [Row(f"rate {rate}, group norm", run, 4000, 1) for rate, run in RATES.items()]
+    for row in (TOKEN, VRC, REFINED._replace(label="VRC with refinement, one pass"), *rates):
+        metrics, facts = {}, {}
+        for column, (step, score) in PROBES.items():
+            found = values(runs, Cell(row.run, step, "probes val", score))
+            if says(found):
+                metrics[column] = spread_metric(found, "bits")
+            else:
+                facts[column] = row.missing("")
+        yield case(row.label, metrics, facts)
+
+
+# --- what independence costs and compression loses ------------------------------------------------------------------
+
+
+def price(runs: Runs) -> Iterator[dict[str, Any]]:
+    """Bits of the later frames, taken apart: what independence within a frame costs, and what compression loses."""
+    bits = {rate: Cell(run, 4000, "bits val", "later") for rate, run in RATES.items()}
+    token, refined = (Cell(row.run, 4000, f"bits val{row.passes}", "later") for row in (TOKEN, REFINED))
+    plain = Cell(REFINED.run, 4000, "bits val", "later")
+    first = "given a frame's earlier tokens: the token model"
+    yield _bits(runs, first, 0, token)
+    yield _bits(runs, "+ independence within a frame: rate 1 minus the token model", 1, bits[1], token)
+    for rate in list(RATES)[1:]:
+        yield _bits(runs, f"+ compression: rate {rate} minus rate 1", 1, bits[rate], bits[1])
+    yield _bits(
+        runs, "bought back by passes 8, 1, 1, 1: refinement minus the same model in one", 0, refined, plain
+    )
+
+
+def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:
+    found: Found = (
+        {seed: (clips, "") for seed, clips in paired(runs, cell, minus).items()}
+        if minus
+        else values(runs, cell)
+    )
+    if not found:
+        return case(label, {}, {"bits": f"`--priority {priority}`", "seeds": 0})
+    return case(label, {"bits": spread_metric(found, "bits")}, {"seeds": len(found)})
+
+
+# --- speed and memory -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a clip costs, by preset: the result files of a folder, as far as they are there."""
+
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / f"generate-{preset}.json" for preset in PRESETS] + [self.folder / "memory.json"]
+
+    def of(self, preset: str, model: str) -> dict[str, Metric]:
+        """Metrics of one clip at batch 1 without guidance; {} if it was not measured."""
+        content = _read(self.folder / f"generate-{preset}.json")
+        name = f"{model}, batch 1, guidance 1"
+        rows = [row["metrics"] for row in content["cases"] if row["name"] == name] if content else []
+        return rows[0] if rows else {}
+
+    def ratio(self, preset: str) -> Metric | None:
+        """Seconds of the token model over VRC's; low and high from the ranges of both."""
+        token, vrc = (self.of(preset, model).get("seconds") for model in ("token", "vrc-4"))
+        if not token or not vrc:
+            return None
+        low, high = _range(token)[0] / _range(vrc)[1], _range(token)[1] / _range(vrc)[0]
+        return metric(token["value"] / vrc["value"], "", min(token["n"], vrc["n"]), low, high)
+
+    def memory(self) -> Result | None:
+        """Of `megavrc evaluate memory`."""
+        return _read(self.folder / "memory.json")
+
+
+def small_table2(costs: Costs) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory of one clip, by preset."""
+    names = {"token": "token model", "vrc-4": "VRC", "row": "VRC, first frame row by row"}
+    for model, label in names.items():
+        metrics, facts = {}, {}
+        for preset in PRESETS:
+            found = costs.of(preset, model)
+            for column, key in ((preset, "seconds"), (f"{preset}_peak", "peak")):
+                if key in found:
+                    metrics[column] = found[key]
+                else:
+                    facts[column] = f"`{SPEED.format(preset=preset)}`" if key == "seconds" else ""
+        yield case(label, metrics, facts)
+    ratios = {preset: ratio for preset in PRESETS if (ratio := costs.ratio(preset))}
+    yield case("token model / VRC", ratios)
+
+
+def _range(found: Metric) -> tuple[float, float]:
+    low, high = found.get("low"), found.get("high")
+    return found["value"] if low is None else low, found["value"] if high is None else high
+
+
+def _read(path: Path) -> Result | None:
+    return read_result(path) if path.exists() else None
