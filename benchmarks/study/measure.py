@@ -80,7 +80,7 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
 
     Args:
         run: folder of the run.
-        checkpoints: steps; those that the run has kept are measured.
+        checkpoints: steps; those that the run has kept are measured, and its last one.
         json: gets them.
         later_passes: of a run with refinement, also the code length in so many passes, of its last checkpoint.
     """
@@ -88,10 +88,11 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
     for chosen in config.data.validation.values():
         chosen.samples = CLIPS
     task = VRCTask(config)
-    found = {step: run / "checkpoints" / f"step-{step:08d}" for step in checkpoints}
+    steps = sorted({*checkpoints, config.train.steps})
+    found = {step: run / "checkpoints" / f"step-{step:08d}" for step in steps}
     kept = {step: folder for step, folder in found.items() if folder.is_dir()}
     if not kept:
-        raise UserError(f"{run}: none of the checkpoints {checkpoints} is there")
+        raise UserError(f"{run}: none of the checkpoints {steps} is there")
     model = task.build()
     assert isinstance(model, VRC)
     cases = []
