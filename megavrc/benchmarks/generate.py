@@ -265,6 +265,10 @@ def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Me
             plain = cases["vrc-4", batch, guidance, speculative]
             if "seconds" in metrics:
                 found[f"{name} / vrc-4, {job}"] = ratio(metrics["seconds"], plain["seconds"])
+                # apart from the first frame, which is the same and takes most of the time
+                more = metrics["later_frames"]["value"] - plain["later_frames"]["value"]
+                share = metric(more / plain["seconds"]["value"], "share", plain["seconds"]["n"])
+                found[f"further passes of {name} / clip of vrc-4, {job}"] = share
         if speculative:
             label = f"pass of {speculative} drafts / token step of {name} (accepted tokens from which it pays), {job}"
             found[label] = ratio(metrics["step"], sequential["step"])

@@ -162,6 +162,9 @@ def test_refinement_is_measured_with_several_numbers_of_passes(
     names = ["vrc-4", "refine, 8 passes", "refine, 2 passes"]
     assert [case["config"]["model"] for case in result["cases"]] == names
     assert "refine, 2 passes / vrc-4, batch 1, guidance 1" in result["metrics"]
+    share = result["metrics"]["further passes of refine, 8 passes / clip of vrc-4, batch 1, guidance 1"]
+    plain, refined = (case["metrics"]["later_frames"]["value"] for case in result["cases"][:2])
+    assert share["value"] == (refined - plain) / result["cases"][0]["metrics"]["seconds"]["value"]
     assert run(*common, "--refine_passes=2000") == 2
     assert "--refine_passes: [2000], expected 1 to" in capsys.readouterr().err
 
