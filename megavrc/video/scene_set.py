@@ -50,8 +50,8 @@ def make_scenes(
             that goes right or down, equally likely and told by nothing.
         told: probability that the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in
             `corner`.
-        places: of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that in a latent frame an object
-            moves half a cell or a whole one; or `any` pixel and radius 8 to 10, which takes far longer to learn.
+        places: of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that in a latent frame an
+            object moves half a cell or a whole one; or `any` pixel and radius 8 to 10, which takes far longer to learn.
         bounce: what an object does at a wall, `reflect` or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.

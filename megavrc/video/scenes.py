@@ -165,8 +165,8 @@ class SceneSettings:
     Attributes:
         kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing tells.
         told: how probably the caption tells an object's motion. Nothing in `corner` is told.
-        places: `grid`: objects of radius 8 whose centres, at the ends of latent frames, are multiples of 4; so an object
-            crosses half a cell of 8 pixels or a whole one in each. `any`: every pixel, and radius 8, 9 or 10.
+        places: `grid`: objects of radius 8 whose centres, at the ends of latent frames, are multiples of 4; so an
+            object crosses half a cell of 8 pixels or a whole one in each. `any`: every pixel, and radius 8, 9 or 10.
         bounce: at a wall, `reflect` or a `random` direction of those that do not lead into a wall.
         heldout: combinations that no caption tells.
     """
