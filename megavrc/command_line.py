@@ -292,7 +292,7 @@ def _option_lines(name: str, action: Any) -> list[str]:
         value = f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     head = f"  {name} {value}{' ..' if item is not None else ''}".rstrip()
     sentence = one_line(action.help or "").replace("%%", "%").rstrip(".")
-    if sentence.partition(" ")[0].isalpha():  # and not a value that is to be typed, such as `int8`
+    if re.match(r"[A-Za-z-]+,?( |$)", sentence):  # and not a value that is to be typed, such as `int8`
         sentence = sentence[:1].upper() + sentence[1:]
     default = None if action.default == argparse.SUPPRESS else action.default
     if action.required:

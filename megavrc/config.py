@@ -53,7 +53,7 @@ def command(main: Main, prog: str | None = None) -> typing.NoReturn:
 
 @contextlib.contextmanager
 def closed_pipe_is_no_error() -> Iterator[None]:
-    """For what prints: `command | head` has read enough, and nothing more is to be said."""
+    """End printing quietly once the reader of the pipe has read enough, as in `command | head`."""
     try:
         yield
     except BrokenPipeError:
@@ -62,7 +62,7 @@ def closed_pipe_is_no_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """For commands: a warning is one line, without its place in the source."""
+    """Print warnings as one line, without their place in the source."""
 
     def show(message: Any, *place: Any, **more: Any) -> None:
         print(f"warning: {one_line(str(message))}", file=sys.stderr)

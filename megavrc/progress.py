@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a long loop: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys

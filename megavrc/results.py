@@ -329,7 +329,7 @@ def show(file: Path, columns: list[str] | None = None) -> None:
 
     Args:
         file: written with --json by a benchmark, an evaluation or a plan.
-        columns: names of the metrics to show (default: all).
+        columns: metrics to show, by name (default: all).
     """
     content = read_result(file)
     for part in ("machine", "versions", "config"):

@@ -58,16 +58,16 @@ def attention(
     takes.
 
     Args:
-        device: cpu or cuda.
+        device: `cpu` or `cuda`.
         dtype: type of the tensors (default: bf16 on cuda, fp32 on cpu).
         shapes: pairs of batch and heads. Without shapes, text and frames: one sequence of 12 heads; on cuda eleven.
         text: condition slots before the first frame (default: 128).
         frames: later frames (default: 4).
-        backends: the ones to time (default: all that run here).
+        backends: backends to time (default: all that run here).
         rounds: timed rounds (default: 5; 30 on cuda).
         threads: CPU threads. With one, CPU seconds are measured, else wall time.
         tune: time the triton backend a second time with tile sizes found by search.
-        json: write the results there.
+        json: file to write the results to.
     """
     on_gpu = device.startswith("cuda")
     torch.set_num_threads(threads)

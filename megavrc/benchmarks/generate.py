@@ -68,7 +68,7 @@ def generate(
         guidance: every variant also runs with this classifier-free guidance; 1 leaves that out.
         speculative: draft tokens that a pass verifies; 0 leaves that out (default: 16 with --model, else 0).
         frames: frames of a clip, 1 + 4k.
-        repeats: rounds.
+        repeats: timed rounds.
         sampled_steps: instead of whole clips, time this many token steps at each of a few cache lengths and
             interpolate: an estimate, and marked as such. 0 generates whole clips.
         transformers: also time transformers generating from a Llama of the same size, dtype and context.
@@ -76,8 +76,8 @@ def generate(
         quantize: every case also runs with its matrices in these formats, see megavrc generate.
         refine_passes: of the variants with refinement, one or several numbers.
         threads: CPU threads.
-        device: cpu or cuda.
-        json: write the results there.
+        device: `cpu` or `cuda`.
+        json: file to write the results to.
     """
     if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4 or (sampled_steps and device != "cpu"):
         raise UserError("--repeats is at least 1, --frames 1 + 4k, --sampled-steps at least 0 and for a CPU")
@@ -243,8 +243,8 @@ def _job(batch: int, guidance: float) -> str:
 
 
 def ratios(rows: list[dict[str, Any]], llama: dict[int, Metric]) -> dict[str, Metric]:
-    """How many times as long the token baseline takes as each case like it, a step of transformers as ours, a
-    speculative pass as a token step, and a step as one with the matrices in fewer bits.
+    """Ratios of seconds: the token baseline over each case like it, a step of transformers over ours, a
+    speculative pass over a token step, and a step over one with the matrices in fewer bits.
 
     Args:
         rows: cases of the result. llama: step of transformers, by batch.

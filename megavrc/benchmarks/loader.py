@@ -49,7 +49,7 @@ def loader(
         shards: number of shards of equal size.
         batch: clips of a batch.
         rounds: measurements of each.
-        json: write the results there.
+        json: file to write the results to.
     """
     if not 0 < batch * shards <= samples or samples % shards:
         raise UserError(f"--samples {samples}: must be a multiple of --shards, and a batch must fit a shard")
@@ -131,7 +131,7 @@ def _collate(items: list[dict[str, Any]]) -> Batch:
 
 
 def samples_per_second(run: Callable[[], Iterable[Batch]], expected: int) -> tuple[float, float]:
-    """By the clock and by CPU time, of a whole epoch, from opening the files on."""
+    """Samples a second of a whole epoch, by the clock and by CPU time, from opening the files on."""
     start, cpu = time.perf_counter(), _cpu_time()
     batches = iter(run())
     count = sum(len(captions) for _, captions in batches)

@@ -39,12 +39,12 @@ def memory(
     and values, and the largest logits.
 
     Args:
-        preset: sizes (default: b l xl, those of Figure 6).
+        preset: presets (default: b l xl, those of Figure 6).
         train_batch: clips of a training step.
         batch: clips generated at once.
         frames: latent frames after the first.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the result there.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the result to.
     """
     if min(train_batch, batch, frames) < 1:
         raise UserError("--train_batch, --batch and --frames: at least 1")

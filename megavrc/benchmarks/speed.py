@@ -42,8 +42,8 @@ def speed(
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the times there.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the times to.
     """
     if repeats < 5 or warmup < 1:
         raise UserError(f"repeats {repeats}, warmup {warmup}: at least 5 and 1")

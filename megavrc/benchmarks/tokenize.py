@@ -52,7 +52,7 @@ def tokenize(
         repeats: measurements of each part.
         threads: CPU threads of the encoder.
         device: torch device of the encoder.
-        json: write the results there.
+        json: file to write the results to.
     """
     if seconds < 3:
         raise UserError(f"--seconds {seconds}: at least 3, or no clip fits")

@@ -85,14 +85,14 @@ def train(
     memory is reported as that. Medians over the timed steps, then over the rounds.
 
     Args:
-        preset: sizes (default: b).
+        preset: presets (default: b).
         frames: latent frames after the first.
         micro_batch: clips of one forward pass of a rank (default: 8), no accumulation.
         grid: cells along a side of a latent frame (default: of the preset).
         precision: fp32 or bf16 (default: bf16 on GPUs).
-        attention: backend.
-        activation_checkpointing: layers computes each layer a second time.
-        compile: each layer with torch.compile.
+        attention: attention backend.
+        activation_checkpointing: `layers` computes each layer a second time.
+        compile: compile each layer with torch.compile.
         zero: ZeRO stage.
         steps: timed steps of a case in a round (default: 20 on GPUs, 2 on the CPU).
         warmup: steps before them (default: 5 on GPUs, 1 on the CPU).
@@ -101,7 +101,7 @@ def train(
         processes: ranks of a run.
         threads: CPU threads of a rank.
         folder: folder on the disk that checkpoints are written to (default: a temporary one).
-        json: write the results there.
+        json: file to write the results to.
     """
     on_gpu = torch.cuda.is_available()
     steps = steps if steps is not None else 20 if on_gpu else 2

@@ -21,7 +21,7 @@ Item = dict[str, Any]
 
 
 def quotas(weights: Sequence[float], window: int = WINDOW) -> list[int]:
-    """How many of `window` positions each source gets: its share, rounded by largest remainder; cancelled down.
+    """The number of `window` positions that each source gets: its share, rounded by largest remainder; cancelled down.
 
     Raises:
         UserError: a weight that is not positive, or too small for a place in the window.
@@ -40,7 +40,7 @@ def quotas(weights: Sequence[float], window: int = WINDOW) -> list[int]:
 
 
 def pattern(quotas: Sequence[int]) -> np.ndarray:
-    """Which source stands at each of sum(quotas) positions, so that every prefix holds each source's share to within
+    """The source at each of sum(quotas) positions, such that every prefix holds each source's share to within
     less than one sample.
 
     The j-th sample of a source may come no earlier than it is due and must come before the next is: unit jobs, of which

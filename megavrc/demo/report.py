@@ -151,7 +151,7 @@ def curves(run: Path, name: str) -> str:
 
 
 def facts(run: Path, scores: Path) -> dict[str, str]:
-    """What made the numbers in the file `scores` of a run: seed and part, when, where, with which versions."""
+    """Circumstances of the numbers in the file `scores` of a run: seed and part, time, machine and versions."""
     import torch
 
     made = read_object(run / "demo.json", {}) if (run / "demo.json").is_file() else {}

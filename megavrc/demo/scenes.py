@@ -127,7 +127,7 @@ def finish_scenes(run: Path, seed: int) -> tuple[Path, list[tuple[str, str]]]:
 
 
 def scored_sets(run: Path) -> list[tuple[str, str, dict[str, str]]]:
-    """Of every set: its name, its sampler and its scores with their intervals, as text."""
+    """Name, sampler and scores with their intervals of every set, as text."""
     rows = []
     for sampler in SAMPLERS:
         for row in read_result(run / f"{sampler}.json")["cases"]:
@@ -167,7 +167,7 @@ def write_moving(run: Path, seed: int) -> None:
 
 
 def what_next(run: Path) -> list[tuple[str, str]]:
-    """What to do with the trained model, as commands."""
+    """Commands that use the trained model."""
     megavrc, model = [sys.executable, "-m", "megavrc"], f"--model={run / 'hf'}"
     more = ["--prompt", "a red ring", "--clips_per_prompt=8", f"--out={run / 'samples'}"]
     return [

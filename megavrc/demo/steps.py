@@ -40,7 +40,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """What to type in the repository to run it: its variables too."""
+        """The shell line that runs it in the repository, with its variables."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.words)])
 
@@ -71,7 +71,7 @@ def read_timing(path: Path) -> list[dict[str, Any]]:
 
 
 def training_options(config_file: Path, part: float, seed: int, processes: int) -> list[str]:
-    """What a part of the demo changes in the configuration of a training run; forward passes stay what they are."""
+    """Options by which a part of the demo changes a training run; its forward passes stay as they are."""
     config = yaml.safe_load(config_file.read_text())
     steps, batch = config["train"]["steps"], config["train"]["global_batch"]
     if batch % processes:

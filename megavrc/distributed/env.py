@@ -1,4 +1,4 @@
-"""Which rank is this process? From torchrun, srun, mpirun or plain python, without asking the user.
+"""The rank of this process, from torchrun, srun, mpirun or plain python, without asking the user.
 
 Whatever the launcher, the five variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set
 afterwards, so nothing below (torch, DeepSpeed) has to guess again.

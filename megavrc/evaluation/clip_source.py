@@ -127,7 +127,7 @@ def first(keys: Sequence[str]) -> str:
 
 
 def pairs(one: ClipSource, other: ClipSource) -> list[int]:
-    """For each clip of `one` the index of the clip of `other` that answers the same prompt: the one of its key.
+    """The index, for each clip of `one`, of the clip of `other` that answers the same prompt: the one of its key.
 
     Where the sources have other keys, the n-th clip of a prompt or label is paired with the n-th.
 

@@ -39,7 +39,7 @@ class Embedder(Protocol):
 
 
 class Similarities(NamedTuple):
-    """For each clip: the mean cosine with its own caption (or real clip), and with another clip's."""
+    """The mean cosine of each clip with its own caption (or real clip), and with that of another clip."""
 
     own: Array
     other: Array

@@ -64,7 +64,7 @@ class Sets:
 
 
 def metric_names(kind: Kind, detector: str) -> str:
-    """What a distance is called: only that of I3D's features is FVD or KVD."""
+    """The name of a distance: only that of I3D's features is FVD or KVD."""
     return NAMES[detector][kind]
 
 
@@ -86,7 +86,7 @@ def measure_distances(
     Args:
         against: another source that answers the same prompts; its difference from `clips` is measured in pairs.
         floor: also measure the distance of two sets of real clips.
-        draws: of the bootstrap.
+        draws: draws of the bootstrap.
         store, batch: see `clip_features`.
 
     Raises:

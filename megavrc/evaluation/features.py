@@ -34,7 +34,7 @@ Features = NDArray[np.float32]  # [N, d]
 
 
 class ClipNetwork(Protocol):
-    """What gives features to clips.
+    """A network that gives features to clips.
 
     Attributes:
         name: decides what distances of its features are called, see `metric_names`.

@@ -137,7 +137,8 @@ def discrepancy(
 
 
 def covered(points_ND: Features, support_MD: Features, neighbours: int = NEIGHBOURS) -> NDArray[np.bool_]:
-    """Which points lie in the support of a set, [N]: within the distance of some member to its k-th neighbour there.
+    """The points, bool [N], that lie in the support of a set: within the distance of some member to its k-th neighbour
+    there.
 
     The mean over generated points in the real support is precision, over real points in the generated support recall
     (Kynkaanniemi et al. 2019).

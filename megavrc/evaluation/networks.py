@@ -1,4 +1,4 @@
-"""Which network gives features to clips: the I3D that the user brings, or one trained on the data at hand."""
+"""Networks that give features to clips: the I3D that the user brings, or one trained on the data at hand."""
 
 from pathlib import Path
 

@@ -172,7 +172,7 @@ def remarks(protocol: FVDProtocol, real: ClipSource, counts: dict[str, int], cli
 
 
 def protocol_facts(protocol: FVDProtocol) -> dict[str, Any]:
-    """For a result: all that decides the value."""
+    """Everything that decides the value, for a result file."""
     selected = "hash of seed and key" if protocol.select == "random" else "sorted keys"
     return {
         **dataclasses.asdict(protocol),

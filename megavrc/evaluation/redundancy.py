@@ -30,7 +30,7 @@ class Coded(NamedTuple):
 
 
 def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) -> NDArray[np.bool_]:
-    """Which blocks are as in the frame before, [T - 1, rows, columns]; edges that fill no block do not count."""
+    """Blocks that are as in the frame before, bool [T - 1, rows, columns]; edges that fill no block do not count."""
     _, height, width, _ = frames_THWC.shape
     rows, columns = height // block, width // block
     pixels = frames_THWC[:, : rows * block, : columns * block].astype(np.int16)

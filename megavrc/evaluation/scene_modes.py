@@ -1,4 +1,4 @@
-"""Of many clips that begin with one first frame: is every future drawn, and as often as it should be?"""
+"""Modes of many clips that begin with one first frame: is every future drawn, and as often as it should be?"""
 
 from collections.abc import Iterable, Sequence
 
@@ -61,7 +61,7 @@ def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Sc
 
 
 def mode_numbers(frames_THWC: Frames, scene: Scene) -> list[int] | None:
-    """Which motion of the kind each object does, -1: none of them; None: the clip is not whole."""
+    """The motion of the kind that each object does, -1 for none of them; None if the clip is not whole."""
     tracks = {track.colour: track for track in detect_scene(frames_THWC).tracks}
     if set(tracks) != {item.colour for item in scene.objects} or not all(
         whole(t).all() for t in tracks.values()

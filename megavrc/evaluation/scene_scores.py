@@ -67,7 +67,7 @@ class SceneScore:
         return low, high
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: value, low and high (None for nan), and n."""
+        """Value, low and high (None for nan), and n, for JSON."""
         low, high = self.interval()
         return {"value": _plain(self.mean), "low": _plain(low), "high": _plain(high), "n": self.n}
 
@@ -149,7 +149,7 @@ def reflects(scene: Scene) -> bool:
 
 
 def match(scene: Scene, tracks: Sequence[Track]) -> list[tuple[Object, Track]]:
-    """Which object of the scene each track is: the one of its colour; of the rest, so that most shapes agree."""
+    """The object of the scene that each track is: the one of its colour; of the rest, so that most shapes agree."""
     by_colour = {track.colour: track for track in tracks}
     pairs = [(item, by_colour[item.colour]) for item in scene.objects if item.colour in by_colour]
     items = [item for item in scene.objects if item.colour not in by_colour]

@@ -18,8 +18,8 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
 
     Args:
         first: result files of one way, one a training seed, at least two.
-        second: of the other.
-        json: write the comparison there.
+        second: result files of the other way.
+        json: file to write the comparison to.
     """
     paths = (first, second)
     if min(map(len, paths)) < 2:

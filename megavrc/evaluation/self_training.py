@@ -81,7 +81,7 @@ def with_fault(clips_NTHWC: Clips, rung: str, seed: int = 0) -> Clips:
 
 
 def what_is_told(source: ClipSource, chosen: Sequence[int]) -> tuple[list[str], Targets]:
-    """What the list of a source tells of its clips: words, and which clip has which [N, words].
+    """The words that the list of a source gives its clips, and which clip has which, bool [N, words].
 
     Raises:
         UserError: it tells nothing in which its clips differ.

@@ -96,7 +96,7 @@ def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, see
 
 
 def sign_test(first: int, second: int) -> float:
-    """How probable (two-sided) a split as uneven as `first` to `second`, or more so, is among equals."""
+    """The two-sided probability of a split as uneven as `first` to `second`, or more so, among equals."""
     return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 

@@ -127,7 +127,7 @@ def open_source(
         like: the real clips.
         seed: generated clip i has the seed `seed` + i.
         batch: clips generated at once.
-        device: cpu or cuda.
+        device: `cpu` or `cuda`.
     """
     model = is_model(given)
     if model == "generator":

@@ -67,8 +67,8 @@ def generate(
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         temperature: temperature of all tokens; 0 takes the most likely.
         frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).
-        device: cpu or cuda; auto is cuda where there is one.
-        clips_per_prompt: how many of each prompt or label, each with its own seed.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        clips_per_prompt: clips of each prompt or label, each with its own seed.
         first_image: picture that every clip starts with; its centre is cut to a square.
         clip: video that every clip continues.
         clip_frames: number of its last frames that the model sees, 1 + 4k; they are the first frames of the result
@@ -76,7 +76,7 @@ def generate(
         overlap: frames that a window takes over from the one before, 1 + 4k (default: about half a window).
         top_k: keep only the k most likely tokens (0: all).
         top_p: keep the most likely tokens whose probabilities first reach this sum (1: all).
-        later_guidance: of the later frames (default: as guidance).
+        later_guidance: guidance of the later frames (default: as guidance).
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         first_temperature: temperature of the first frame only.
         first_top_k: top_k of the first frame only.

@@ -57,16 +57,16 @@ def alignment(
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale of all generated clips; 1 is none. Otherwise the set `unguided`
             repeats `generated` without it.
-        later_guidance: of the later frames (default: as guidance).
+        later_guidance: guidance of the later frames (default: as guidance).
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
         later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
         seed: clip i is generated with the seed SEED + i.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the scores there.
-        sheet: write a contact sheet (PNG) there.
-        clips: what is measured instead of all this, given as to megavrc evaluate fvd.
-        planned: what must be among these clips, or be generated: JSON lines with id and caption.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the scores to.
+        sheet: contact sheet to write (PNG).
+        clips: clips to measure instead of all this, given as to megavrc evaluate fvd.
+        planned: list of the clips that must be there, or be generated: JSON lines with id and caption.
     """
     if prompts < 1:
         raise UserError(f"--prompts: {prompts}, at least 1")

@@ -58,18 +58,18 @@ def all_metrics(
 
     Args:
         real: the real clips, given as to megavrc evaluate fvd.
-        clips: what is measured.
+        clips: clips to measure.
         out: folder for the results.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         clip: folder of a CLIP model (default: $MEGAVRC_CLIP).
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
-        network: of the distances: see megavrc evaluate fvd.
-        protocol: of the distances.
-        change: single fields of it, NAME=VALUE.
-        draws: of bootstraps.
-        seed: chooses real clips, bootstraps and generates.
-        batch: clips at once.
-        device: cpu or cuda; auto is cuda where there is one.
+        network: network of the distances, as of megavrc evaluate fvd.
+        protocol: protocol of the distances.
+        change: single fields of the protocol, NAME=VALUE.
+        draws: draws of each bootstrap.
+        seed: seed of the choice of real clips, of bootstraps and of generated clips.
+        batch: clips processed at once.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
     """
     check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
     device = str(check_device(device))

@@ -51,19 +51,19 @@ def clipsim(
     all: megavrc prepare_dataset msrvtt --captions).
 
     Args:
-        clips: what is measured.
+        clips: clips to measure.
         against: other clips of the same captions; the difference is measured caption for caption.
         real: real clips: with --mode text they are measured beside, with --mode video frames are compared with theirs.
         clip: folder of the CLIP model (default: $MEGAVRC_CLIP).
         mode: compare frames with captions, or with the frames of real clips.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
-        frames: of each clip that count.
-        stride: step between them.
-        draws: of the bootstrap.
-        seed: bootstraps and generates.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
+        frames: frames of each clip that count.
+        stride: step between these frames.
+        draws: draws of the bootstrap.
+        seed: seed of the bootstrap and of generated clips.
         batch: clips generated at once.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the result there.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the result to.
     """
     device = str(check_device(device))
     check_least(frames=(frames, 1), stride=(stride, 1), batch=(batch, 1), draws=(draws, FEWEST_DRAWS))
@@ -93,14 +93,14 @@ def drift(
     Clips are given as to megavrc evaluate fvd. --json also holds the curves, NAME/FRAME.
 
     Args:
-        clips: what is measured.
+        clips: clips to measure.
         real: real clips, measured beside.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
-        draws: of the bootstrap.
-        seed: bootstraps and generates.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
+        draws: draws of the bootstrap.
+        seed: seed of the bootstrap and of generated clips.
         batch: clips generated at once.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the result there.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the result to.
     """
     device = str(check_device(device))
     check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
@@ -132,20 +132,20 @@ def redundancy(
     frame's packet and of its picture data alone. Clips are given as to megavrc evaluate fvd.
 
     Args:
-        clips: what is measured.
+        clips: clips to measure.
         tokenizer: folder or .ckpt of a video tokenizer, whose ids of neighbouring latent frames are compared.
         tokens: converted folder; instead, how few of its tokens the later latent frames need: methods of token
             reduction and its own compressor, rate against distortion (docs/llmc.md). Takes 1 + 4k frames.
         keep: shares of the later tokens that methods leave (default: 0.5 0.25 0.0625).
-        planned: what must be among the clips: JSON lines with id.
-        frames: of each clip, from its first on.
-        stride: step between them.
+        planned: list of the clips that must be there: JSON lines with id.
+        frames: frames of each clip, from its first on.
+        stride: step between these frames.
         crf: x264 quality, 1 (best) to 51.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
-        device: of the tokenizer, cpu or cuda; auto is cuda where there is one.
-        picture: write the frames of the first clip there (PNG), with what stays outlined in orange.
-        json: write the result there.
+        draws: draws of the bootstrap.
+        seed: seed of the bootstrap.
+        device: device of the tokenizer, `cpu` or `cuda`; auto is cuda where there is one.
+        picture: picture to write (PNG): frames of the first clip, with what stays outlined in orange.
+        json: file to write the result to.
     """
     check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
@@ -201,14 +201,14 @@ def export(
     Clips are given as to megavrc evaluate fvd.
 
     Args:
-        clips: what is exported.
+        clips: clips to export.
         out: a folder, or FILE.npz; must not be there yet.
-        layout: of the files.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        layout: layout of the files.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         fps: frames a second of mp4 files.
-        seed: of generated clips.
+        seed: seed of generated clips.
         batch: clips generated at once.
-        device: cpu or cuda; auto is cuda where there is one.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
     """
     check_least(batch=(batch, 1))
     device = str(check_device(device))

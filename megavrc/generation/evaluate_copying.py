@@ -37,11 +37,11 @@ def copying(
         model: converted folder.
         real: clips that it was not trained on, with captions or labels: manifest.jsonl:SPLIT, or as to megavrc
             evaluate fvd.
-        n: clips, the first ones (default: all).
-        draws: of the bootstrap.
-        seed: of the bootstrap.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the result there.
+        n: number of clips, the first ones (default: all).
+        draws: draws of the bootstrap.
+        seed: seed of the bootstrap.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the result to.
     """
     check_least(n=(1 if n is None else n, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))

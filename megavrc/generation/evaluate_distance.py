@@ -46,21 +46,21 @@ def fvd(
 
     Args:
         real: the real clips.
-        clips: what is measured.
+        clips: clips to measure.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
         network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
-        protocol: which real clips, strides, sizes and covariances.
-        dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        protocol: named choice of real clips, strides, sizes and covariances.
+        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, ddof, select, place.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         floor: also measure real clips against other real ones.
-        draws: of the bootstrap.
-        seed: chooses real clips, bootstraps and generates.
-        batch: clips at once.
-        device: cpu or cuda; auto is cuda where there is one.
+        draws: draws of the bootstrap.
+        seed: seed of the choice of real clips, of bootstraps and of generated clips.
+        batch: clips processed at once.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
         features: folder where features are kept, for `kvd` and for later runs.
-        json: write the result there.
+        json: file to write the result to.
         selfcheck: only check the network: I3D gives 151.26 for clips of zeros against ones. Exit code 1 if not.
     """
     device = str(check_device(device))
@@ -92,21 +92,21 @@ def kvd(
 
     Args:
         real: the real clips; all clips are given as to megavrc evaluate fvd.
-        clips: what is measured.
+        clips: clips to measure.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
         network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
-        protocol: which real clips, strides and sizes.
-        dataset: of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        protocol: named choice of real clips, strides and sizes.
+        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, select, place.
-        planned: what must be among the clips, or be generated: JSON lines with id, caption or label.
+        planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         floor: also measure real clips against other real ones.
-        draws: of the bootstrap.
-        seed: chooses real clips, bootstraps and generates.
-        batch: clips at once.
-        device: cpu or cuda; auto is cuda where there is one.
+        draws: draws of the bootstrap.
+        seed: seed of the choice of real clips, of bootstraps and of generated clips.
+        batch: clips processed at once.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
         features: folder where features are kept, for `fvd` and for later runs.
-        json: write the result there.
+        json: file to write the result to.
     """
     device = str(check_device(device))
     _command("kvd", locals())

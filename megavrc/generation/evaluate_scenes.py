@@ -60,22 +60,23 @@ def scenes(
 
     Args:
         manifest: manifest.jsonl of the clips.
-        split: whose clips.
+        split: split to score.
         tokenizer: folder or .ckpt of the video tokenizer (default: the model's, if one is given).
         model: converted folder.
-        n: clips, the first ones of the split (default: all).
+        n: number of clips, the first ones of the split (default: all).
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
         later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
-        draws: so many clips from each of eight first frames with a motion that is not told, to see whether every
+        draws: clips drawn from each of eight first frames whose motion the caption does not tell, to see whether every
             future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the scores there, with 95% intervals.
-        sheet: write a contact sheet (PNG) with the first clips of every set there.
-        clips: clips for these captions, given as to megavrc evaluate fvd; exactly those of the split (its first N).
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the scores to, with 95% intervals.
+        sheet: contact sheet to write (PNG), with the first clips of every set.
+        clips: clips of these captions to score, given as to megavrc evaluate fvd; exactly those of the split (its
+            first N).
     """
     passes = later_passes or 1
     settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)

@@ -49,15 +49,15 @@ def fd_self(
         out: folder for the network.
         tokenizer: folder or .ckpt of a video tokenizer: its reconstructions must lie between real and faulty clips.
         n: clips of each side of the trial, which are not trained on; at most a quarter of all.
-        clips: to train on, at most; all are held in memory.
-        frames: of each clip.
-        size: in pixels that clips are resized to, short side and centre.
-        steps: of training.
+        clips: largest number of clips to train on; all are held in memory.
+        frames: frames of each clip.
+        size: side in pixels that clips are resized to (short side, then the centre).
+        steps: training steps.
         batch: clips of a step.
-        draws: of the bootstrap.
-        seed: of weights, choices and bootstrap.
-        device: cpu or cuda; auto is cuda where there is one.
-        json: write the trial there.
+        draws: draws of the bootstrap.
+        seed: seed of weights, choices and bootstrap.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        json: file to write the trial to.
     """
     check_least(n=(n, FEWEST), clips=(clips, 1), frames=(frames, 2), size=(size, 16), steps=(steps, 1))
     check_least(batch=(batch, 1), draws=(draws, FEWEST_DRAWS))

@@ -1,4 +1,4 @@
-"""From a run to a folder in Hugging Face format, and the check of such a folder."""
+"""Conversion of a run to a folder in Hugging Face format, and the check of such a folder."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def to_hf(
         text_tokenizer: sentencepiece tokenizer.model, for a model with learned text embeddings.
         out: new folder.
         step: checkpoint to take (default: the newest).
-        dtype: of the generator's weights; batch norms and the video tokenizer stay fp32.
+        dtype: type of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file.
         weights: as for `read_run`.
         captions: file of captions on which tokenizer.json must give sentencepiece's ids (default: all of the run's

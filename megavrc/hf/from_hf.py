@@ -1,4 +1,4 @@
-"""From a folder in Hugging Face format to the start of a new run: stage 2, another dataset, other classes.
+"""Conversion of a folder in Hugging Face format to the start of a new run: stage 2, another dataset, other classes.
 
 OUT/checkpoints/step-*   the generator as a checkpoint of our own: what `init_from` of a run takes, and to-hf
 OUT/video_tokenizer/     for tokenizing the videos of the new run

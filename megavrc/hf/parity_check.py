@@ -41,7 +41,7 @@ class Given:
 
     @property
     def condition(self) -> Condition:
-        """Of all samples."""
+        """The condition of all samples."""
         return Condition(self.tensors["condition"], self.tensors.get("real"))
 
 

@@ -35,11 +35,11 @@ def plan_run(
         gpus: number of GPUs, over all nodes.
         tflops: dense bf16 peak of a type that is not known, in 10^12 operations a second.
         gib_memory: memory of that type in GiB.
-        mfu: assumed share of the peak. Measured elsewhere on H100s: 0.42 for 1.3B parameters (MosaicML).
+        mfu: assumed share of the peak; MosaicML measured 0.42 on H100s for 1.3B parameters.
         checkpoint_s: seconds that training stands still for a checkpoint.
         clips: number of clips of the dataset, for the time of an epoch and the size of the shards.
-        check: exit with code 2 if it will not fit, naming what.
-        json: file that the numbers are written to, too.
+        check: exit with code 2 if the run will not fit, and name what does not.
+        json: file to write the numbers to.
     """
     if not training:
         raise UserError("required: --config FILE; options of the training command may follow")

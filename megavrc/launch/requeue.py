@@ -1,4 +1,4 @@
-"""Does a job that has ended go back into the queue? Called by the batch script itself, after every stay on the nodes.
+"""Requeueing of a job that has ended. The batch script itself calls it, after every attempt.
 
 A job goes back until it is complete, unless the configuration is wrong (exit code 2) or it came back several times
 without getting further; then `diagnosis.txt` says what happened. A node that dies takes the batch script with it, and
@@ -85,7 +85,7 @@ def attempts_file(run_dir: Path, task: str | None = None) -> Path:
 
 
 def attempts(file: Path) -> list[Attempt]:
-    """Those written down, oldest first, without damaged lines."""
+    """The attempts on record, oldest first, without damaged lines."""
     found = []
     with contextlib.suppress(UserError, OSError):  # no file, or it cannot be read
         for line in read_lines_of_json(file):
@@ -106,7 +106,7 @@ def saved_step(run_dir: Path) -> int:
 
 def is_complete(run_dir: Path, history: list[Attempt]) -> bool:
     """Whether training is done. The `complete.json` of an earlier end stays until training goes on to more steps, so
-    it says nothing after a stay that failed, perhaps before that; unless it is newer, of an end outside of SLURM.
+    it counts for nothing after a failed attempt, unless it is newer than that: of an end outside of SLURM.
     """
     file = run_dir / "complete.json"
     if not file.is_file():

@@ -49,15 +49,15 @@ class Resources:
     """The resources that a job asks SLURM for.
 
     Attributes:
-        nodes: machines.
+        nodes: number of machines.
         gpus: GPUs of each node; 0 trains on CPUs.
         tasks: processes on each node (default: one a GPU, or one).
         cpus: cores of each process (default: SLURM's).
         mem: memory of a node, such as 200G; 0 is all of it (default: SLURM's).
-        time: limit of one stay on the nodes, such as 24:00:00 (default: the partition's).
-        partition: as sbatch's.
+        time: time limit of one attempt, such as 24:00:00 (default: the partition's).
+        partition: partition of the cluster, as of sbatch.
         array: tokenization only: array tasks that share the work.
-        grace: seconds before the time limit at which the job is told to save and stop.
+        grace: seconds before the time limit at which the job gets the signal to save and stop.
         name: name of the job (default: from the run folder).
         setup: lines of shell before anything runs, such as "module load cuda; source .venv/bin/activate".
         python: the interpreter (default: the one that submits).

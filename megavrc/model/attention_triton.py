@@ -282,7 +282,7 @@ def _tuner(kernel: Any) -> Any:
 
 
 def tuned() -> dict[str, str]:
-    """What the search chose last, kernel by kernel."""
+    """The choice of the last search, kernel by kernel."""
     kernels = (_forward_kernel, _key_gradients_kernel, _row_gradients_kernel)
     names = ("forward", "key gradients", "row gradients")
     chosen = {

@@ -1,4 +1,4 @@
-"""What people give and get, as tensors: sampling options, and the pixels of clips.
+"""User input and output as tensors: sampling options, and the pixels of clips.
 
 Shared by the transformers wrapper and by the loader that needs no transformers, so that both give the same clips.
 """

@@ -1,4 +1,4 @@
-"""What clips cost in nats when their frames are drawn in several passes: a likelihood, as that of one pass is.
+"""The code length of clips in nats when their frames are drawn in several passes: a likelihood, like that of one pass.
 
 A pass predicts its cells independently, given those of the passes before it, and the order is drawn without a look at
 the clip. So the probabilities of all clips, for one order, sum to 1.

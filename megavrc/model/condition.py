@@ -47,7 +47,7 @@ class Condition:
         return Condition(self.values[samples], None if self.real is None else self.real[samples])
 
     def where(self, chosen: Tensor, other: "Condition") -> "Condition":
-        """Of another one, the samples that are chosen (bool [B]), and its own."""
+        """This condition, with the samples that are chosen (bool [B]) taken from another one."""
         if self.real is None or other.real is None:
             real = None
         else:
@@ -97,7 +97,7 @@ class ConditionEmbedding(nn.Module):
         raise NotImplementedError
 
     def null(self, batch: int) -> Condition:
-        """What stands for no condition."""
+        """The null condition."""
         raise NotImplementedError
 
     def rows(self, condition: Condition) -> Tensor:
@@ -190,7 +190,7 @@ class FeatureEmbedding(ConditionEmbedding):
 
     @classmethod
     def make(cls, config: ConditionConfig, given: Sequence[Tensor]) -> Condition:
-        """Of features [tokens, width]: float32, cut to the slots, right of the padding."""
+        """The condition of features [tokens, width]: float32, cut to the slots, right of the padding."""
         padded_BLF = torch.zeros(len(given), config.slots - 1, given[0].shape[1])
         real_BL = torch.zeros(padded_BLF.shape[:2], dtype=torch.bool)
         for row, each in enumerate(given):

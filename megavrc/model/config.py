@@ -49,7 +49,7 @@ class ConditionConfig:
     attention: Literal["causal", "bidirectional"] = "causal"
 
     def problems(self) -> Iterator[str]:
-        """What does not fit together, a sentence each."""
+        """Values that do not fit together, a sentence each."""
         if self.learned_text and self.vocab <= 0:
             yield "condition.vocab: the size of the text vocabulary is needed"
         if self.features and self.feature_dim <= 0:
@@ -68,7 +68,7 @@ class ConditionConfig:
 
     @property
     def name(self) -> str:
-        """Of its class in `condition.KINDS`."""
+        """The name of its class in `condition.KINDS`."""
         return self.text if self.kind == "text" else self.kind
 
     @property
@@ -110,7 +110,7 @@ class ModelConfig:
     """A VRC model.
 
     Attributes:
-        preset: sizes that values left at 0 come from.
+        preset: named sizes that values left at 0 come from.
         layers: blocks of the trunk.
         heads: attention heads of a block.
         width: width of the trunk's rows; a multiple of 16 for every head.
@@ -123,7 +123,8 @@ class ModelConfig:
         decompressor_head: `shared` with the first frame, or its `own` 1x1 projection to the vocabulary.
         prediction: `segment` is VRC; `token` the paper's baseline: no compression, next token everywhere.
         first_frame: `token` by token, or `row` by row with the segment mechanism (not in the paper).
-        keep_first_frame: segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read literally.
+        keep_first_frame: whether segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read
+            literally.
         segment_attention: inside a segment, `bidirectional` (Eq. 6) or `causal`.
         feedback: input of the compressor for the next pass at generation: sampled `tokens`, or the `soft` mean
             embedding of their distribution.

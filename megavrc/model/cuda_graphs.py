@@ -1,4 +1,4 @@
-"""What generation keeps on the device: static tensors, and the CUDA graphs captured over them.
+"""Buffers that generation keeps on the device: static tensors, and the CUDA graphs captured over them.
 
 A pass is a function without arguments or results that reads and writes static tensors, so that it can be called, or
 captured once and replayed: without Python, launch costs or waiting for the host. But for `index` it never overwrites
@@ -49,7 +49,7 @@ class Workspace:
         self._pool: Any = None
 
     def keys_for(self, rows: int) -> int:
-        """How many rows of the cache a device step attends over that has seen `rows` in the end."""
+        """The number of cache rows that a device step attends over which has seen `rows` in the end."""
         capacity = self.memory.cache.layers[0].shape[3]
         return min(-(-rows // KEY_STEP) * KEY_STEP, capacity)
 

@@ -23,7 +23,7 @@ Known = tuple[Tensor, Tensor]  # ids of cells, long [B, N], and which of them ar
 
 
 class Memory:
-    """What the passes of clips of one model and batch size keep: nothing of the model, so that it may outlive a clip.
+    """Buffers that the passes of one model and batch size share: nothing of the model, so they may outlive a clip.
 
     CUDA graphs point into it.
 
@@ -101,7 +101,7 @@ class Decoder:
 
     @property
     def state(self) -> tuple[str, int]:
-        """What the host knows between passes, when nothing is pending; `restore` takes it back."""
+        """The state of the host between passes, when nothing is pending; `restore` takes it back."""
         return self.part, self.cache.length
 
     def restore(self, state: tuple[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What users hand to generation and take from it: pictures, seeds, names of options, pixels in other forms."""
+"""Inputs and outputs of generation: pictures, seeds, names of options, pixels in other forms."""
 
 import difflib
 import importlib

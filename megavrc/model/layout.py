@@ -1,4 +1,4 @@
-"""What stands where in the sequence: kinds, positions and visible ends of its rows, as pure data.
+"""The layout of the sequence: kinds, positions and visible ends of its rows, as pure data.
 
     [ c_1..c_C | x_1..x_N | z_0 (M) | z_1 (M) | .. | z_{F-1} (M) ]
 

@@ -88,7 +88,9 @@ class VRCForVideoGeneration(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """As in transformers, but every tensor must be there; text tokenizer and sampling defaults are read now."""
+        """Load as in transformers, but every tensor must be there; text tokenizer and sampling defaults are read
+        now.
+        """
         loaded, info = super().from_pretrained(*args, **options | {"output_loading_info": True})
         wrong = [*sorted(info["missing_keys"]), *sorted(info["unexpected_keys"])]
         if wrong:
@@ -190,7 +192,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         return {name: content[name] for name in SAMPLING_OPTIONS if name in content}
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; tokenizer, sampling defaults and model card come along, SHA256SUMS is made anew."""
+        """Save as in transformers; tokenizer, sampling defaults and model card come along, SHA256SUMS is made anew."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         for name in COMPANIONS:
             source, target = self._companion(name), Path(save_directory) / name
@@ -322,7 +324,8 @@ class VRCForVideoGeneration(PreTrainedModel):
         return torch.cat(frames, dim=1)
 
     def stream_video(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[Tensor]:
-        """As `generate_video`, but yields uint8 [B, t, H, W, 3] when frames are ready; together they are the video.
+        """Generate as `generate_video` does, but yield uint8 [B, t, H, W, 3] as frames become ready; together they are
+        the video.
 
         Args:
             prompt: one text or B texts.

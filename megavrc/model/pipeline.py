@@ -155,7 +155,7 @@ class VideoPipeline:
 
     @contextmanager
     def sampler(self, request: ClipRequest, window: int = 0) -> Iterator[Sampler]:
-        """What draws the clips of a request, at their beginning: for `stream`, and for measurements of single passes.
+        """The sampler of a request, at the beginning of its clips: for `stream`, and for measurements of single passes.
 
         Each window of a rollout draws with the next numbers of its samples' seeds. Used where gradients are off.
         """

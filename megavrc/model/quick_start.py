@@ -33,6 +33,6 @@ def never_traced(function: F) -> F:
 
 @contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
-    """For imports of files that compile functions as they are read."""
+    """Import files that compile functions when read, without compiling them."""
     with patch.object(torch, "compile", lambda function: function):
         yield

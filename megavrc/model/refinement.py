@@ -49,13 +49,15 @@ class Partial(nn.Module):
 
 
 def frame_partial(config: ModelConfig) -> Partial:
-    """For the M rows of a segment: a compressor of its own, with `rms` since the share of known cells varies."""
+    """The compressor of the known cells for the M rows of a segment, with `rms` since the share of known cells
+    varies.
+    """
     compression = CompressionConfig(config.compression.rate, "conv", "rms")
     return Partial(Compressor(compression, config.width).net, config.width)
 
 
 def row_partial(config: ModelConfig) -> Partial:
-    """For the g rows that predict one row of the first frame; it takes that row as a picture [1, g]."""
+    """The compressor of the known cells for the g rows that predict one row of the first frame, a picture [1, g]."""
     width = config.width
     around = nn.Conv2d(width, width, (1, 3), padding=(0, 1))
     net = nn.Sequential(around, ChannelRMSNorm(width), nn.ReLU(), nn.Conv2d(width, width, 1))
@@ -63,7 +65,7 @@ def row_partial(config: ModelConfig) -> Partial:
 
 
 def kept_cells(cells: int, passes: int) -> list[int]:
-    """How many cells are known after each pass: few at first, all in the end (the cosine schedule of MaskGIT).
+    """The number of cells known after each pass: few at first, all in the end (the cosine schedule of MaskGIT).
 
     Raises:
         ValueError: more passes than cells, or none.
@@ -108,7 +110,9 @@ def order_cells(numbers: Tensor) -> Tensor:
 
 
 def orders(config: ModelConfig, numbers_BTN: Tensor) -> Tensor:
-    """Of all frames, long [B, T, N]; with `first_frame: row` the first one's rows have their own."""
+    """Orders of the cells of all frames, long [B, T, N]; with `first_frame: row` the first one's rows have their
+    own.
+    """
     order_BTN = order_cells(numbers_BTN)
     if config.first_frame == "row":
         rows = numbers_BTN[:, 0].unflatten(1, (config.grid, -1))
@@ -117,7 +121,7 @@ def orders(config: ModelConfig, numbers_BTN: Tensor) -> Tensor:
 
 
 def draw_known(config: ModelConfig, seed: int) -> Tensor:
-    """Which cells of a training sample are known to the rows that predict their frame, bool [1 + F, g, g].
+    """The cells of a training sample that are known to the rows that predict their frame, bool [1 + F, g, g].
 
     For each frame (and, with `first_frame: row`, each row of the first one) nothing with probability NOTHING, else a
     share of cells at random as between the passes of generation; never all.

@@ -48,8 +48,8 @@ class SamplingSettings:
     Attributes:
         first, later: see `Sampling`.
         guidance: s in u + s (c - u) on the logits, see `guide`; 1 is no guidance and costs nothing.
-        later_guidance: of the later frames (default: as `guidance`). With 1 in one part and not in the other, the
-            passes of both take as long as with guidance.
+        later_guidance: guidance of the later frames (default: as `guidance`). With 1 in one part and not in the other,
+            the passes of both take as long as with guidance.
         plausibility: guidance chooses among the tokens that are at least this times as likely as the most likely one
             under the condition; 0 is all, 1 only the most likely.
         speculative: draft tokens that a pass verifies where tokens are drawn one by one (0: none); same distribution,

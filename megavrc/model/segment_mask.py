@@ -73,7 +73,7 @@ class SegmentMask:
         return sum(self.ends)
 
     def keep(self, key: Hashable, build: Callable[[], T]) -> T:
-        """What `build` makes of this mask, made once per key and kept as long as the mask."""
+        """The result of `build` for this mask, made once per key and kept as long as the mask."""
         if key not in self._kept:
             with torch.inference_mode(False):  # a mask first used in generation may be used in training later
                 self._kept[key] = build()

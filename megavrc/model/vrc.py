@@ -139,7 +139,9 @@ class VRC(nn.Module):
         return self.decompressor(states_BMD.unflatten(1, (side, side))).flatten(1, 2)
 
     def known_cells(self, ids_BHW: Tensor, known_BHW: Tensor) -> Tensor:
-        """What the known cells of a frame add to the rows that predict it, [B, M, D]; zero where there are none."""
+        """The rows that the known cells of a frame add to those that predict it, [B, M, D]; zero where there are
+        none.
+        """
         return self.partial(self.tokens(ids_BHW), known_BHW).flatten(1, 2)
 
     def known_cells_of_row(self, ids_BW: Tensor, known_BW: Tensor) -> Tensor:

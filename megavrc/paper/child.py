@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None)
 
 @dataclass
 class Ended:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         code: exit code; negative: the signal.

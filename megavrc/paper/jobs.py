@@ -36,7 +36,7 @@ class MatrixJob:
 
     @property
     def line(self) -> str:
-        """What to type to run it."""
+        """The shell line that runs it."""
         own = self.words[:2] == ["-m", "megavrc"]
         return shlex.join(self.words[1:] if own else ["python", *self.words])
 
@@ -121,7 +121,7 @@ class JobRunner:
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {status}, exit code {ended.code}; {log}", flush=True)
 
     def circumstances(self) -> dict[str, str]:
-        """What to note of an attempt beside its time."""
+        """Facts to record of an attempt beside its time."""
         return {}
 
     def _save(self, job: MatrixJob, status: str) -> None:

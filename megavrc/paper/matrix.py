@@ -1,4 +1,4 @@
-"""What is measured for the paper: the jobs of matrix.yaml, in the folders of this machine."""
+"""The measurements of the paper: the jobs of matrix.yaml, in the folders of this machine."""
 
 import itertools
 import shlex
@@ -19,7 +19,7 @@ Items = dict[str, dict[str, Any]]  # of a list: item -> its fields
 
 @dataclass(frozen=True)
 class Places:
-    """Where the jobs read and write.
+    """Folders that the jobs read and write.
 
     Attributes:
         out: gets work/, and results/ unless `results_folder` is another one.
@@ -41,7 +41,7 @@ class Places:
         return self.out / "work"
 
     def values(self) -> dict[str, str]:
-        """What stands in braces in a command; paths as the shell wants them."""
+        """Values of the names in braces in a command; paths quoted for the shell."""
         tokenizer = place("omnitokenizer") or USER_FILES["omnitokenizer"][0]
         paths = {
             "results": self.results,

@@ -1,4 +1,6 @@
-"""What has been measured for a table or figure, what has not and which command would, and what papers say."""
+"""The values of a table or figure: those measured, those missing with the command that measures them, and those of
+papers.
+"""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -94,7 +96,7 @@ class Measured:
         return found
 
     def seconds(self, size: str, variant: str) -> Metric | None:
-        """Of one clip at batch 1 without guidance, if it was measured."""
+        """Seconds of one clip at batch 1 without guidance, if measured."""
         content = self.read(f"speed-{size}")
         label = f"{variant}, batch 1, guidance 1"
         rows = [row for row in content["cases"] if row["name"] == label] if content else []
@@ -125,7 +127,7 @@ class Measured:
 
     @property
     def distance_name(self) -> str:
-        """Of the distances that were read: FVD only if the network was the published I3D."""
+        """The name of the distances that were read: FVD only if the network was the published I3D."""
         name = next(iter(self.distances), "fvd")
         return {"fvd": "FVD", "frechet_unknown": "Fréchet distance, unknown network"}.get(name, name)
 

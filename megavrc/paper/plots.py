@@ -22,7 +22,7 @@ CAPS = {"capsize": 2, "elinewidth": 0.8}
 
 
 class Series(NamedTuple):
-    """How a method is drawn."""
+    """The style of a method in a figure."""
 
     label: str
     colour: str
@@ -126,7 +126,7 @@ def _published(table: str, name: str, key: str) -> float:
 
 
 def fig2(found: Measured) -> Exhibit:
-    """What H.264 spends on each frame, and what stays as it was."""
+    """The bytes that H.264 spends on each frame, and the blocks that stay as they were."""
     made = found.exhibit("fig2", "Figure 2. Redundancy between frames")
     content, tokens = found.read("redundancy"), found.read("redundancy-tokens")
     if content is None:

@@ -37,13 +37,13 @@ OPTIONS = """
     From the result files that are there; what is missing is named with the command that makes it.
 
     Args:
-        out: gets the tables (Markdown), figures (PNG, SVG) and report.html, and what runs (default: runs/paper, with
+        out: folder for the tables (Markdown), figures (PNG, SVG), report.html and the runs (default: runs/paper, with
             --smoke runs/paper-smoke).
         results: folder of result files (default: OUT/results).
         data: folder of the data sets, DATASET/manifest.jsonl.
         run: first run what is missing, one command after the other; stopped or failed, it goes on when run again.
         smoke: run all at toy size: minutes on a CPU, without data and weights of yours.
-        processes: of each training, one a GPU.
+        processes: processes of each training, one a GPU.
 """
 
 

@@ -54,14 +54,14 @@ def study(
 
     Args:
         results: folder of the runs' result files.
-        tables: gets study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json and
-            study-table1.json, 2 and 4; docs/study.md shows them.
-        figures: gets study_bits.svg, study_price.svg, study_fig4.svg, 5, 6, and study_whole.svg once clips are drawn.
+        tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json and
+            study-table1.json, 2 and 4, which docs/study.md shows.
+        figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6, and study_whole.svg once clips are drawn.
         costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate` and memory.json of
             `megavrc evaluate memory`, as far as they are there.
         run: first run the study's first priority as far as it is not done, for hours (benchmarks/study/README.md).
-        smoke: run it at toy size, and keep all in WORK/results.
-        work: folder for what is run, outside of the checkout.
+        smoke: run it at toy size and keep everything in WORK/results.
+        work: folder outside of the checkout that the runs are written to.
     """
     code = 0
     if run or smoke:

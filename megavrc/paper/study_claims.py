@@ -122,7 +122,7 @@ def crossed(by_seed: Sequence[Array], draws: int = DRAWS) -> Spread:
 
     Args:
         by_seed: for every seed the values of the same clips, [clips]; nan: the clip says nothing.
-        draws: of the bootstrap. A draw takes as many seeds as there are, and the same clips in all of them.
+        draws: draws of the bootstrap. A draw takes as many seeds as there are, and the same clips in all of them.
     """
     table_SN = np.stack(by_seed).astype(np.float32)
     said = ~np.isnan(table_SN)
@@ -157,7 +157,9 @@ def holm(ps: Sequence[float], tests: int = TESTED, level: float = LEVEL) -> list
 
 
 class Verdict(NamedTuple):
-    """Of a claim: difference by seed, its spread over seeds and clips (None before the first seed), and the word."""
+    """The verdict on a claim: difference by seed, its spread over seeds and clips (None before the first seed), and
+    the word.
+    """
 
     claim: Claim
     by_seed: dict[int, float]

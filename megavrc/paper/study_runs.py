@@ -1,4 +1,4 @@
-"""What the runs of the study measured, clip by clip: the result files of benchmarks/study/run.py."""
+"""Measurements of the runs of the study, clip by clip: the result files of benchmarks/study/run.py."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -125,13 +125,13 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
 
 
 def values(runs: dict[str, list[StudyRun]], cell: Cell) -> dict[int, tuple[Array, str]]:
-    """By seed, what `StudyRun.clips` gives; seeds that have not measured it are left out."""
+    """`StudyRun.clips` by seed; seeds that have not measured it are left out."""
     found = {run.seed: run.clips(cell) for run in runs.get(cell.run, [])}
     return {seed: clips for seed, clips in found.items() if clips is not None}
 
 
 def paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[int, Array]:
-    """By seed, first minus second, clip by clip: [clips]. Raises UserError if the two are of different clips."""
+    """First minus second by seed, clip by clip: [clips]. Raises UserError if the two are of different clips."""
     one, two = values(runs, first), values(runs, second)
     for seed in one.keys() & two.keys():
         if one[seed][1] != two[seed][1]:

@@ -1,4 +1,4 @@
-"""Which layers of a module are changed, and what goes into them on calibration data."""
+"""The layers of a module that are changed, and their inputs on calibration data."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

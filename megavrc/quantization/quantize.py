@@ -18,7 +18,7 @@ GROUP_SIZE = 128  # inputs that share a scale in int4
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was done to a module: how its layers are kept now, and the bytes they took before and take now."""
+    """The report on a quantized module: how its layers are kept now, and the bytes they took before and take now."""
 
     weights: Format
     by: Literal["torch", "torchao", "bitsandbytes"]

@@ -32,7 +32,7 @@ def numbered(into_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bipartite(keys_ND: Tensor, merges: int) -> tuple[Tensor, Tensor]:
-    """As `numbered`, N - `merges` stay (ToMe's soft matching).
+    """Groups, as `numbered`, of which N - `merges` stay (ToMe's soft matching).
 
     Tokens are split alternately in two halves; each of the first has one favourite in the second, and the `merges`
     most similar pairs become one token, at the place of the second.
@@ -45,7 +45,9 @@ def bipartite(keys_ND: Tensor, merges: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_groups(group_N: Tensor, order: Tensor, gone: int) -> tuple[Tensor, Tensor]:
-    """As `numbered`: groups become one token each, in that order, until `gone` tokens are; the last one in part."""
+    """Groups, as `numbered`, that become one token each, in that order, until `gone` tokens are; the last one in
+    part.
+    """
     into = torch.arange(len(group_N), device=group_N.device)
     for number in order.tolist():
         members = (group_N == number).nonzero()[: gone + 1, 0]
@@ -57,7 +59,8 @@ def whole_groups(group_N: Tensor, order: Tensor, gone: int) -> tuple[Tensor, Ten
 def over_time(
     steady: Tensor, runs: Runs, threshold: float, gone: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `numbered`, with the tokens at a static place of a run as one token, in its first frame; then their sets.
+    """Groups, as `numbered`, in which the tokens at a static place of a run are one token, in its first frame; then
+    their sets.
 
     Static are the places with `steady` [runs, n] above `threshold`; the steadiest of them, if more than `gone` tokens
     would go. The sets are the other tokens of each frame, and the static ones of each run: [K] which, and [sets] bool

@@ -138,7 +138,7 @@ def faceforensics(folder: Path, out: Path, skip_seconds: float = 0.5, fps: float
     Args:
         folder: preprocess_ffs (or the folder above it), the root of FaceForensics++, or a folder of videos.
         out: the manifest to write; the paths in it are relative to it.
-        skip_seconds: left out at the start of every video, where many have artefacts; 0 keeps all.
+        skip_seconds: seconds left out at the start of every video, where many have artefacts; 0 keeps all.
         fps: frames a second, needed only for folders of pictures when seconds are skipped.
     """
     names = ("train", "val", "test")

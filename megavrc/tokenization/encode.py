@@ -1,4 +1,4 @@
-"""From the cuts of one shard's videos to its tokens, in encoder batches that are fixed runs of the plan."""
+"""Encoding: the cuts of one shard's videos to its tokens, in encoder batches that are fixed runs of the plan."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -35,7 +35,7 @@ def inspect(
 
     Args:
         folder: a dataset (OUT/video or OUT/image of megavrc tokenize_videos).
-        split: which split.
+        split: name of the split.
         sample: index of the sample to print.
         tokenizer: folder or .ckpt file of the tokenizer that made the dataset.
         sheet: PNG file to write, one or two rows a sample.

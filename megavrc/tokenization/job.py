@@ -191,7 +191,7 @@ class _Rate:
 
 
 def array_task(task: int | None, of: int | None) -> tuple[int, int]:
-    """Which task of how many this is; what is not given comes from the variables of a SLURM array.
+    """The number of this task and of all tasks; what is not given comes from the variables of a SLURM array.
 
     Without `of` the array is the job, whatever number it starts with. With `of` it may be any part of the job, such
     as the tasks that `status` found missing.

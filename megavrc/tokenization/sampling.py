@@ -1,4 +1,4 @@
-"""Which clips and stage-1 frames a video gives: a pure function of the settings, the video's id and its frames.
+"""The clips and stage-1 frames that a video gives: a pure function of the settings, the video's id and its frames.
 
 Imports neither torch nor a tokenizer: the decoding processes start with it.
 """

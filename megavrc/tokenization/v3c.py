@@ -51,7 +51,7 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which shots may be used; see `v3c`. Where the metadata says nothing, it excludes nothing."""
+    """Filters of shots; see `v3c`. Where the metadata says nothing, it excludes nothing."""
 
     languages: list[str] | None
     licences: list[str] | None
@@ -104,16 +104,16 @@ def v3c(
         metadata: .jsonl or .csv with an `id` column, or a folder of <id>.json; default: JSON files of the part.
         captions: .jsonl of {id, caption} for shots (ids as in the manifest); they replace the text of the video.
         template: caption made of {title}, {description}, {tags}, {categories}; markup and addresses are removed.
-        max_words: captions are cut after so many words.
-        min_words: shots whose caption has fewer words are left out.
+        max_words: largest number of words of a caption; longer ones are cut.
+        min_words: smallest number of words of a caption; other shots are left out.
         languages: two-letter codes to keep; videos whose metadata names no language are kept.
-        licences: as the metadata spells them; videos whose metadata names none are kept.
-        min_side: pixels of the short side, as the metadata says.
-        min_frames: shots with fewer frames are left out: (frames - 1) * stride + 1 of the clips to be cut.
-        min_seconds: shortest shot.
-        max_seconds: longest shot.
+        licences: licences to keep, spelled as in the metadata; videos whose metadata names none are kept.
+        min_side: smallest short side in pixels, as the metadata says.
+        min_frames: smallest number of frames of a shot: (frames - 1) * stride + 1 of the clips to be cut.
+        min_seconds: seconds of the shortest shot.
+        max_seconds: seconds of the longest shot.
         shots_per_video: largest number of shots of a video, drawn, so that long videos do not dominate; 0: all.
-        clips: draw so many shots of what the filters leave; 0: all.
+        clips: number of shots drawn from those that the filters leave; 0: all.
         val_fraction: share of the videos (never of their shots) that become split `val`.
         seed: seed of the two draws.
     """

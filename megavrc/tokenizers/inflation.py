@@ -1,4 +1,4 @@
-"""From images to clips: the video patch embedding and pixel head, made of those of the first frame.
+"""Inflation from images to clips: the video patch embedding and pixel head, made of those of the first frame.
 
 Source: the original project's training (notes on its objective: "average" inflation).
 """

@@ -292,7 +292,8 @@ class TokenizerObjective(nn.Module):
 
     @torch.no_grad()
     def codebook_metrics(self) -> dict[str, Tensor]:
-        """Of the last steps: the number of codes that would tell as much if all were used equally often (perplexity),
+        """Codebook use in the last steps: the number of codes that would tell as much if all were used equally often
+        (perplexity),
         and the share of codes that were used at all."""
         book = self.net.codebook
         share = book.N / book.N.sum()

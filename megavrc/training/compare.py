@@ -51,7 +51,7 @@ class Curves:
         return all(isinstance(line.get(name, 0.0), int | float) for line in self.lines.values())
 
     def values(self, key: str) -> dict[int, float]:
-        """By step, where the metric was written."""
+        """Values by step, where the metric was written."""
         return {step: line[key] for step, line in self.lines.items() if key in line}
 
 
@@ -159,13 +159,13 @@ def compare_runs(
 
     Args:
         run_a: run folder, or a reference file made with --save.
-        run_b: another one (only with --save it may be missing).
+        run_b: the run to compare it with (may be missing with --save only).
         keys: metrics to compare (default: all that both have and that do not depend on the machine's speed).
         tolerance: largest relative difference that counts as the same.
-        plot: draw both runs there, .png or .svg.
-        save: write run_a there as a reference file.
+        plot: figure of both runs to write, .png or .svg.
+        save: reference file to write run_a to.
         every: compare only lines of that file of steps that are multiples of this, and the last one.
-        json: write the differences there.
+        json: file to write the differences to.
     """
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--tolerance {tolerance}: a number from 0 on, such as 1e-5")
@@ -224,7 +224,7 @@ def _table(
 
 
 def curve_verdict(rows: list[dict[str, Any]], tolerance: float) -> str:
-    """In a sentence: do the runs agree?"""
+    """A sentence that says whether the runs agree."""
     beyond = [row for row in rows if row["first_beyond"] is not None]
     steps = max(row["steps"] for row in rows)
     if not any(row["max"] for row in rows):

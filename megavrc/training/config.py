@@ -37,7 +37,7 @@ class TrainConfig:
         spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
             goes back to the last checkpoint and leaves out the data since (0: no guard).
         spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
-        spike_rollbacks: number of times that a run may go back before it ends as diverged.
+        spike_rollbacks: rollbacks of a run before it ends as diverged.
         watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
             code 85; longer than a preview or a checkpoint takes (0: no watchdog).
     """
@@ -101,8 +101,8 @@ class OptimizerConfig:
         kind: `adamw` is torch's, fused; `apex` the FusedAdam of NVIDIA apex, which must be installed.
         lr: peak learning rate.
         betas: decay of the first and of the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, times lr.
+        eps: number added to the root of the second moment.
+        weight_decay: decoupled weight decay, times lr.
         warmup: steps of linear warm-up from 0.
         schedule: after the warm-up, `cosine` down to final_lr x lr at the last step, or `constant`.
         final_lr: the fraction of lr at the end of the cosine.

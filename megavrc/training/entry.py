@@ -1,4 +1,4 @@
-"""From a command line to a running task: configuration, ranks, log, exit code."""
+"""The way from a command line to a running task: configuration, ranks, log, exit code."""
 
 import contextlib
 import logging

@@ -70,7 +70,7 @@ class Guards:
 
     @property
     def recent_losses(self) -> list[float]:
-        """Those that the next one is compared with: part of a run's state."""
+        """The losses that the next one is compared with: part of a run's state."""
         return list(self._losses)
 
     def restore(self, recent_losses: Iterable[float]) -> None:

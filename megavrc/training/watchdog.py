@@ -1,4 +1,4 @@
-"""Which rank holds up all others? Heartbeats in the run folder, and a thread that acts when there is no progress.
+"""The watchdog: heartbeats in the run folder, and a thread that names the rank that holds up the others.
 
     <run>/heartbeats/rank-00003.json     where the rank is; rewritten every few seconds
     <run>/heartbeats/rank-00003.stacks   its Python stacks when it gave up

@@ -24,7 +24,7 @@ class GameplayRecipe(synthetic.Recipe):
     vizdoom: str
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each."""
+        """The values that cannot be, a sentence each."""
         yield from super().problems()
         if self.frames == 1:
             yield "frames 1: at least 2, for something to be done in a clip"
@@ -50,11 +50,11 @@ def make_gameplay(
     where it was. A folder that holds another set is refused. Needs the extra "study" (vizdoom).
 
     Args:
-        out: folder, made if missing.
+        out: folder to write to, made if missing.
         clips: training clips.
         val: clips of the split val.
         test: clips of the split test.
-        seed: chooses everything that is random.
+        seed: seed of everything that is random.
         frames: frames a clip, 17.5 a second.
         size: side in pixels, at most 240.
         crf: quality of x264, 1 (best) to 51.

@@ -17,7 +17,7 @@ class SceneRecipe(synthetic.Recipe, SceneSettings):
     """The options that the files of a set depend on."""
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each."""
+        """The values that cannot be, a sentence each."""
         yield from synthetic.Recipe.problems(self)
         yield from SceneSettings.problems(self)
 
@@ -45,20 +45,20 @@ def make_scenes(
     another set is refused.
 
     Args:
-        out: folder, made if missing.
+        out: folder to write to, made if missing.
         kind: `scenes`: one or two objects of five shapes and six colours, some behind a bar; or `corner`: one object
-            that goes right or down, equally likely and told by nothing.
-        told: probability that the caption tells an object's motion, 0 to 1; 0.5 unless given. Nothing is told in
-            `corner`.
-        places: of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that in a latent frame an
-            object moves half a cell or a whole one; or `any` pixel and radius 8 to 10, which takes far longer to learn.
-        bounce: what an object does at a wall, `reflect` or go on in a `random` direction.
+            that goes right or down, equally likely, and nothing says which.
+        told: probability that the caption names an object's motion, 0 to 1; 0.5 unless given. In `corner` it never
+            does.
+        places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that in a latent frame an object
+            moves half a cell or a whole one; or `any` pixel and radius 8 to 10, which takes far longer to learn.
+        bounce: motion of an object at a wall: `reflect`, or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.
         test: clips of the split test, and as many of the split heldout.
-        heldout: number of combinations of colour, shape and direction that only the captions of the split heldout tell,
-            0 to 12 of 120. None where nothing is told.
-        seed: chooses everything that is random.
+        heldout: number of combinations of colour, shape and direction that only captions of the split heldout name, 0
+            to 12 of 120. None where captions name no motion.
+        seed: seed of everything that is random.
         frames: frames a clip.
         size: side in pixels.
         fps: frames a second.

@@ -178,7 +178,7 @@ class SceneSettings:
     heldout: tuple[HeldOut, ...] = ()
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each."""
+        """The values that cannot be, a sentence each."""
         if self.kind not in MOTIONS:
             yield f"kind {self.kind!r}: choose {' or '.join(MOTIONS)}"
         if not 0 <= self.told <= 1:

@@ -35,11 +35,11 @@ def make_shapes(
     another set is refused.
 
     Args:
-        out: folder, made if missing.
+        out: folder to write to, made if missing.
         clips: training clips; colours, shapes and directions are balanced.
         val: clips of the split val (combinations of training), and as many of the split heldout.
         heldout: number of the 72 combinations of colour, shape and direction that are left out of training, 0 to 18.
-        seed: chooses everything that is random.
+        seed: seed of everything that is random.
         frames: frames a clip.
         size: side in pixels.
         fps: frames a second.

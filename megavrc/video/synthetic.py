@@ -27,7 +27,7 @@ class Recipe:
 
     Attributes:
         clips: their number by split.
-        seed: chooses everything that is random.
+        seed: seed of everything that is random.
         frames: frames a clip.
         size: side in pixels.
         fps: frames a second.
@@ -47,7 +47,7 @@ class Recipe:
             raise UserError("; ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, one sentence each."""
+        """The values that cannot be, a sentence each."""
         for split, count in self.clips.items():
             if count < 0:
                 yield f"{count} clips of split {split}: at least 0"

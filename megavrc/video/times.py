@@ -30,7 +30,7 @@ UNTIMED = {"avi"}  # knows the order of decoding only, and where a picture stays
 def frame_times(
     path: str | Path, start: float = 0.0, end: float = np.inf, decode: bool = False
 ) -> NDArray[np.float64]:
-    """When the frames in [start, end) are shown, float64 [n], ascending.
+    """The times at which the frames in [start, end) are shown, float64 [n], ascending.
 
     Args:
         path: a video file.

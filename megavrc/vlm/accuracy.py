@@ -1,4 +1,4 @@
-"""How many answers stay right when tokens go: every method at every budget, paired with the model as it is."""
+"""Accuracy of answers when tokens go: every method at every budget, paired with the model as it is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

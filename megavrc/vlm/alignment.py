@@ -1,4 +1,5 @@
-"""What comes before the training of a mini-VLM, as with real ones: a tower that sees, and words that mean what is seen.
+"""The two parts before the training of a mini-VLM, as with real ones: a tower that sees, and words that mean what is
+seen.
 
 The tower and the projector learn to tell what each token shows, where, and in a clip when. Then words for places,
 colours, digits and times begin as the mean of the tokens that show them, and the head as the words, but small.

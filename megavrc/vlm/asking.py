@@ -36,7 +36,7 @@ class Subject(Protocol):
     longest: int
 
     def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
-        """Of `generate`, for one batch: the conversations up to the question of `turn`, counted from 0."""
+        """The inputs of `generate` for one batch: the conversations up to the question of `turn`, counted from 0."""
 
     def words(self, ids: Tensor) -> list[str]:
         """The answers [B] that new ids [B, n] stand for."""
@@ -107,7 +107,9 @@ def ask(
 
 
 def fitted(subject: Subject, others: Sequence[Conversation], reduced: Reduced) -> Reduced:
-    """With the threshold of a method whose count follows the content, set on conversations that are not measured."""
+    """The options with the threshold of a method whose count follows the content, set on conversations that are not
+    measured.
+    """
     if reduced.method is None:
         return reduced
     inputs = (subject.inputs(part, 0) for part in in_batches(others, 8))

@@ -20,7 +20,7 @@ STOCK = ("sdpa", "eager")
 
 @dataclass(frozen=True)
 class Heard:
-    """What one call of an attention module sees."""
+    """The arguments of one call of an attention module."""
 
     query: Tensor
     "[B, H, n, d], rotated"

@@ -44,10 +44,10 @@ Tested = tuple[Subject, Sets, Sequence[Conversation]]
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is measured.
+    """The plan of a benchmark.
 
     Attributes:
-        methods: names. keeps: budgets. conversations: of each seed. seeds: of test conversations.
+        methods: names of the methods. keeps: budgets. conversations: of each seed. seeds: of test conversations.
         turns: of a conversation, at most. rounds: of timing. batch: conversations at a time.
     """
 
@@ -85,16 +85,17 @@ def bench(
         mini: folder of the trained mini-VLMs.
         checkpoint: folder of transformers with a processor, instead of the mini-VLM.
         questions: JSON lines with its questions; docs/llmc.md says how they look.
-        kinds: image or video (default: those that there is a trained mini-VLM, or a question for). Cases of the other
+        kinds: `image` or `video` (default: those that there is a trained mini-VLM, or a question for). Cases of the
+            other
             one stay in `out`, if they were measured alike.
-        methods: names (default: all that the family has).
-        keep: budgets, shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
-        conversations: of each seed and kind (default: 100, quick: 24).
-        seeds: of the test conversations (default: 1 2 3).
-        frames: of each clip of `questions`.
+        methods: names of the methods (default: all that the family has).
+        keep: budgets, as shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
+        conversations: conversations of each seed and kind (default: 100, quick: 24).
+        seeds: seeds of the test conversations (default: 1 2 3).
+        frames: frames of each clip of `questions`.
         batch: conversations asked at a time.
         quick: fewer conversations and rounds: minutes on two cores.
-        device: cpu or cuda, for a checkpoint; the mini-VLM runs on the CPU.
+        device: `cpu` or `cuda`, for a checkpoint; the mini-VLM runs on the CPU.
     """
     plan = BenchPlan(
         [known_method(name).name for name in methods or METHODS],
@@ -134,7 +135,9 @@ def others_of(path: Path, config: dict[str, Any], kinds: Sequence[Kind] | None) 
 
 
 def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iterator[Tested]:
-    """With conversations of the test split; others are of the training's. By default the kinds that are trained."""
+    """The plan for the mini-VLM, with conversations of the test split; others are of the training's. By default the
+    kinds that are trained.
+    """
     for kind in kinds or trained_kinds(folder) or TYPES:
         draw = partial(conversation, kind, "test")
         sets: Sets = {seed: [draw(seed, i) for i in range(plan.conversations)] for seed in plan.seeds}
@@ -203,7 +206,7 @@ def kept_cases(
     methods: Sequence[str],
     keep: float,
 ) -> list[dict[str, Any]]:
-    """Which tokens of the first conversation each method leaves to the last layer, as numbers."""
+    """The tokens of the first conversation that each method leaves to the last layer, as numbers."""
     kind, found = conversations[0].kind, []
     for name in methods:
         try:

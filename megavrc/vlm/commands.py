@@ -35,10 +35,10 @@ def list_methods(family: str | None = None) -> None:
 
 
 def describe_method(method: str) -> None:
-    """What is to be known of one method.
+    """Everything to know about one method.
 
     Args:
-        method: its name, see `list`.
+        method: name of the method (`list` has all).
     """
     print(known_method(method).describe())
 
@@ -61,19 +61,19 @@ def run_method(
     """Ask one model the same questions with and without one method.
 
     Args:
-        method: its name, see `list`.
+        method: name of the method (`list` has all).
         keep: share of layer-weighted visual tokens.
-        kind: of the mini-VLM and its conversations, or which of the questions are asked.
+        kind: kind of the mini-VLM and its conversations, or of the questions that are asked.
         checkpoint: folder of transformers with a processor, instead of the mini-VLM.
         questions: JSON lines with its questions.
-        n: conversations, at most.
-        turns: of each conversation, at most.
-        positions: kept tokens keep theirs, or gaps are closed.
-        selection: in later turns made afresh, or as the first turn made it.
-        frames: of each clip of `questions`.
+        n: largest number of conversations.
+        turns: largest number of turns of a conversation.
+        positions: positions of the tokens that stay: their own, or renumbered without gaps.
+        selection: selection in later turns: made afresh, or frozen as the first turn made it.
+        frames: frames of each clip of `questions`.
         batch: conversations asked at a time.
-        device: cpu or cuda, for a checkpoint.
-        json: write the result there.
+        device: `cpu` or `cuda`, for a checkpoint.
+        json: file to write the result to.
     """
     known_method(method)
     if (checkpoint is None) != (questions is None):
@@ -107,6 +107,6 @@ def report(folder: Path = Path("runs/llmc")) -> None:
     """Write `report.html` anew from the result files of `bench`.
 
     Args:
-        folder: of `bench --out`.
+        folder: folder that `bench` wrote to.
     """
     print(write_llmc_report(folder))

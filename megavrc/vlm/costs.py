@@ -1,4 +1,4 @@
-"""What a method costs and saves: seconds of tower, selection, prefill and decoding, and memory, by batch size."""
+"""Costs of a method: seconds of tower, selection, prefill and decoding, and memory, by batch size."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

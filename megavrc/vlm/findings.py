@@ -134,7 +134,7 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
 
 
 def of_compression(joint: Result) -> BenchFinding:
-    """How far tokens x bits go at little loss, and whether the losses add."""
+    """The finding on tokens x bits: how far both go at little loss, and whether the losses add."""
     claim, why, reached = "Fewer tokens and fewer bits together: extreme compression at little loss", [], []
     for kind in ("image", "video"):
         cases = [
@@ -210,7 +210,7 @@ def points(value: Metric) -> str:
 
 
 def common(first: list[Case], second: list[Case]) -> list[tuple[float, float]]:
-    """What is lost with the same method and budget, in both."""
+    """The losses with the same method and budget, in both."""
     theirs = {(named(case), budget_of(case)): lost(case, "all") for case in second}
     keys = [((named(case), budget_of(case)), lost(case, "all")) for case in first]
     return [(value, theirs[key]) for key, value in keys if key in theirs]

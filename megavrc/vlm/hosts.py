@@ -183,7 +183,7 @@ class ReducedModel:
         self.turn: Turn | None = None  # of the forward pass that runs
 
     def generate_reduced(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `model.generate`."""
+        """Generate as `model.generate` does."""
         given = {"input_ids": inputs, **kwargs} if inputs is not None else kwargs
         cache = cache_of(given)
         if before := turn_of(cache):
@@ -217,7 +217,7 @@ class ReducedModel:
         return (), with_turn(rest, self.turn)
 
     def after_forward(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
-        """What the cache of a forward pass holds."""
+        """The columns that the cache of a forward pass holds."""
         if not self.inside and self.turn is not None:
             remember(cache_in(output), self.turn)
             self.turn = None
@@ -267,7 +267,7 @@ class ReducedModel:
         return rest, cut_prompt(ids, mask, positions, stay, self.request.positions)
 
     def picture(self, item: Placed, inner: Inner) -> Picture:
-        """Where it is in the prompt, and how many of its tokens go into which layer."""
+        """Its place in the prompt, and the number of its tokens that go into each layer."""
         columns = item.columns[item.visual.own]
         counts = schedule(self.request.method, self.request.keep, len(columns), inner.depth, inner.stages[0])
         self.seen.add(len(columns), layer_counts(counts, len(columns), inner.depth))

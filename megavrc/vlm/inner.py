@@ -34,7 +34,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class InnerPlan:
-    """What is to be cut from a batch of B prompts of S columns."""
+    """The columns to cut from a batch of B prompts of S columns."""
 
     pictures: list[list[Picture]]
     "[B]"
@@ -63,13 +63,13 @@ class Columns:
         return self.prompt >= 0
 
     def at(self, row: int, columns: Tensor) -> Tensor:
-        """Where columns of the prompt are now; those that are gone are left out."""
+        """The present places of columns of the prompt; those that are gone are left out."""
         return torch.isin(self.prompt[row], columns).nonzero()[:, 0]
 
 
 @dataclass
 class CachedColumns:
-    """What the layers of a cache hold of a prompt of `length` columns, {layer: ..} for each layer that reduces."""
+    """The columns of a prompt of `length` that the layers of a cache hold, {layer: ..} for each layer that reduces."""
 
     length: int
     present: dict[int, Tensor] = field(default_factory=dict)
@@ -191,7 +191,7 @@ class Inner:
         return hidden
 
     def all_columns(self, plan: InnerPlan, rows: int, kwargs: dict[str, Any]) -> Columns:
-        """Those of the whole prompt, and of the answer so far, where there is no cache."""
+        """The columns of the whole prompt, and of the answer so far, where there is no cache."""
         assert self.positions is not None
         length = self.embeddings.shape[1]
         mask = plan.mask.repeat_interleave(rows // len(plan.mask), 0)
@@ -246,7 +246,7 @@ class Inner:
         return Tokens(hidden[row, here], size=now.sizes.get((row, number)), **known)
 
     def remember(self, cache: Any, stage: int) -> None:
-        """What the cache will hold from this layer on."""
+        """Record the columns that the cache will hold from this layer on."""
         assert self.now is not None and self.positions is not None
         known = columns_of(cache) or CachedColumns(self.embeddings.shape[1])
         cache.megavrc_columns = known  # on the cache, so that copies have it too
@@ -255,7 +255,7 @@ class Inner:
         known.shift[stage] = lower if lower.ndim == 2 else lower[0]
 
     def following(self, known: CachedColumns, stage: int, hidden: Tensor, past: int) -> dict[str, Any]:
-        """What goes with columns after a prompt in the cache."""
+        """The inputs that go with columns after a prompt in the cache."""
         if set(known.present) != set(self.stages):
             raise UserError("this cache was made by another method: continue it in a block of that one")
         present = known.present[stage]
@@ -288,7 +288,7 @@ class Inner:
 
 
 def columns_of(cache: Any) -> CachedColumns | None:
-    """What is known of the layers of a cache."""
+    """The columns of the layers of a cache, as far as they are known."""
     return getattr(cache, "megavrc_columns", None)
 
 

@@ -109,7 +109,7 @@ def new_mini(kind: Kind) -> Any:
 
 
 def mini_folder(folder: str | Path, kind: Kind) -> Path:
-    """Where the one of a kind is: in a folder of its name, or in that of the run that trained it."""
+    """The folder of the mini-VLM of a kind: one of its name, or that of the run that trained it."""
     path = Path(folder) / kind
     return path / "model" if (path / "model").is_dir() else path
 

@@ -29,8 +29,8 @@ class MiniRunConfig(BaseRunConfig):
 
     Attributes:
         kind: `image` or `video`.
-        tower_steps: of 16 pictures or clips, that the tower learns to see for before the training.
-        blind: the pixels are black: what can be guessed from questions alone.
+        tower_steps: steps of 16 pictures or clips in which the tower learns to see, before the training.
+        blind: whether all pixels are black: measures what can be guessed from questions alone.
     """
 
     kind: Kind

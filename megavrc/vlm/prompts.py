@@ -29,7 +29,7 @@ class Turn:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """As the model takes them."""
+        """The inputs as the model takes them."""
         return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
 
     @property
@@ -161,7 +161,7 @@ def keeping_its_mask(turn: Turn) -> Turn:
 
 
 def with_prompt(answer: Any, turn: Turn) -> Any:
-    """What `generate` returned, with the prompt as it was given in place of the reduced one."""
+    """The output of `generate`, with the prompt as it was given in place of the reduced one."""
     sequences = answer if isinstance(answer, Tensor) else answer.sequences
     whole = turn.given.repeat_interleave(len(sequences) // len(turn.given), dim=0)
     whole = torch.cat([whole, sequences[:, turn.ids.shape[1] :]], dim=1)

@@ -231,7 +231,7 @@ def packed(model: Any, x: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
 def encoded_in(
     model: Any, modality: str, inputs: dict[str, Any], method: Method, keep: float, options: dict[str, Any]
 ) -> tuple[Any, list[dict[str, Tensor]]]:
-    """As `encoded_with`, for a method that acts in the tower."""
+    """Encode as `encoded_with` does, for a method that acts in the tower."""
     clips = inputs.get("pixel_values_videos")
     frames = clips.shape[1] if modality == "video" and clips is not None else 1
     hooks = TowerReduction(tower_of(model, modality), method, keep, frames, options)
@@ -323,7 +323,7 @@ class TowerReduction:
         return torch.cat([x[:, :1], torch.stack(features)], 1)
 
     def start(self, x: Tensor) -> None:
-        """How many tokens each frame has after each layer."""
+        """The number of tokens of a frame after each layer."""
         self.total = x.shape[1] - 1
         self.index = [torch.arange(self.total, device=x.device) for _ in x]
         self.counts = even(token_count(self.keep, self.total * self.frames), self.frames)

@@ -1,4 +1,4 @@
-"""What a model's encoder returns, as images and clips: tokens, their grids, and the separators between them.
+"""The output of a model's encoder as images and clips: tokens, their grids, and the separators between them.
 
 Separators (newlines between rows of tiles or after a clip, the CLS token of a frame) always stay and are outside the
 budget: they hold places, not pictures.
@@ -45,7 +45,9 @@ class Visual:
         return (~self.separator).nonzero()[:, 0]
 
     def tokens(self, method: Method, text: Tensor | None) -> list[Tokens]:
-        """As the method sees it: the parts of an image in tiles apart where it needs a grid, else in one."""
+        """The tokens as the method sees them: the parts of an image in tiles apart where it needs a grid, else in
+        one.
+        """
         grid = self.grids[0] if len(self.grids) == 1 else None
         whole = Tokens(self.features[self.own], grid, text=text, **self.known)
         if grid is not None or "grid" not in method.needs or not self.grids:
@@ -58,7 +60,7 @@ class Visual:
         return parts
 
     def reduced(self, method: Method, keep: float, text: Tensor | None, options: dict[str, Any]) -> Reduction:
-        """What is left of it, separators included."""
+        """The tokens left of it, separators included."""
         left = torch.arange(len(self.own), device=self.own.device) if keep == 1 else self.left
         if left is not None:
             return self.only(kept(Tokens(self.features[self.own]), left))
@@ -162,7 +164,7 @@ def placed_in_prompt(
 
 
 class FrozenSelection:
-    """What the first turn of a conversation chose, for later ones."""
+    """The selection of the first turn of a conversation, for later ones."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, int, int], Reduction] = {}

@@ -1,4 +1,4 @@
-"""What happens inside a model while it answers, seen by hooks: positions in its layers, seconds of its parts."""
+"""Probes inside a model while it answers, by hooks: positions in its layers, seconds of its parts."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Where a page listens."""
+"""The address that a page listens on."""
 
 import errno
 import socket
@@ -26,6 +26,6 @@ def check_address(host: str, port: int) -> None:
 
 
 def shown_address(host: str, port: int) -> str:
-    """What to open in a browser of this machine."""
+    """The address to open in a browser of this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

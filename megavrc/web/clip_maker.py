@@ -52,7 +52,7 @@ def stream(folder: Folder, frames: int, window: int, **options: Any) -> Iterator
 
     Args:
         folder: the model.
-        frames: of each clip. Longer ones than `window`, which the model was trained for, grow by windows.
+        frames: frames of each clip. Longer ones than `window`, which the model was trained for, grow by windows.
         options: see `Folder.request`.
 
     Raises:
@@ -216,7 +216,9 @@ class ClipMaker:
 
 
 def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
-    """For this model and a folder of uploads; UserError if a page cannot give what it is generated from."""
+    """A function that makes the clips of the page, for this model and a folder of uploads; UserError if a page cannot
+    give what it is generated from.
+    """
     model, tokenizer = folder.model.config, folder.video_tokenizer.config
     if not model.condition.is_class and folder.text_tokenizer is None and folder.text_encoder is None:
         raise UserError(f"{folder.path}: this model needs its text encoder: give --text_encoder")

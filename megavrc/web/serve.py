@@ -24,11 +24,11 @@ def serve(
         model: folder written by megavrc convert_checkpoint to-hf.
         host: address to listen on; 0.0.0.0 lets other machines in, without a password.
         port: TCP port.
-        device: cpu or cuda; auto is cuda where there is one.
-        dtype: of the generator's weights (default: the folder's); the video tokenizer stays fp32.
+        device: `cpu` or `cuda`; auto is cuda where there is one.
+        dtype: type of the generator's weights (default: the folder's); the video tokenizer stays fp32.
         quantize: keep the generator's matrices in fewer bits: int8 (on a CPU it saves time), fp8, int4 (CUDA) or nf4.
-        text_encoder: for a model of text features, the folder of the encoder that made them.
-        waiting: how many may wait for their turn; others are told so.
+        text_encoder: folder of the encoder that made the features, for a model of text features.
+        waiting: visitors that may wait for their turn; further ones get a message.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError("gradio is not installed: pip install 'megavrc[serve]'")

@@ -51,7 +51,7 @@ class ClipPair(NamedTuple):
 
 @dataclass(frozen=True)
 class UserStudy:
-    """What `build_study` decided.
+    """The decisions of `build_study`.
 
     Attributes:
         names: of the two models.

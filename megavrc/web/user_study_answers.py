@@ -79,7 +79,7 @@ class Answers:
             raise UserError(f"{path}: {error}") from None
 
     def items(self, rater: str) -> tuple[list[Item], list[int]]:
-        """What a rater is shown, in order, drawn when first asked; and the positions that are answered."""
+        """The items that a rater sees, in order, drawn when first asked; and the positions that are answered."""
         with self._open() as base:
             rows = base.execute(
                 "select position, pair, swapped from item where rater = ? order by position", (rater,)

@@ -1,4 +1,4 @@
-"""What the server of a blind study answers: the page, a rater's prompts, the clips, and that an answer is kept.
+"""The server of a blind study: the page, a rater's prompts, the clips, and that an answer is kept.
 
 Notable: a rater gets clips by their place in the rater's own order. But for the pictures, nothing that is served
 depends on whose clips they are: no name, number, time or header. `study.json` alone knows it.

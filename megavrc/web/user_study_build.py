@@ -53,16 +53,17 @@ def build_study(
         first: clips of one model.
         second: clips of the other.
         out: folder of the study; must not be there yet.
-        planned: what must be among the clips, or be generated: JSON lines with id and caption.
-        names: of the two models, for the report (default: those of their folders).
-        n: prompts, drawn by the seed (default: all).
-        raters: how many links of their own to make (default: one open link for all).
+        planned: list of the clips that must be there, or be generated: JSON lines with id and caption.
+        names: names of the two models in the report (default: those of their folders).
+        n: number of prompts, drawn by the seed (default: all).
+        raters: number of personal links to make (default: one open link for all).
         repeats: pairs that each rater sees again with sides changed.
         attention: pairs of a clip and the same clip in pieces.
-        frames: of each clip, from its first on (default: as many as all have).
-        size: of a clip in pixels, a square from its centre (default: as they are; if they differ, the smallest side).
+        frames: frames of each clip, from its first on (default: as many as all have).
+        size: side of a clip in pixels, a square from its centre (default: as they are; if they differ, the smallest
+            side).
         fps: frames a second.
-        seed: draws the prompts, and generates where a model is given.
+        seed: seed of the prompts drawn, and of generated clips where a model is given.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; name another place")
@@ -138,7 +139,7 @@ def _check_numbers(prompts: int, raters: int, repeats: int, attention: int, fps:
 
 
 class Alike(NamedTuple):
-    """What all clips have in common.
+    """The properties that all clips share.
 
     Attributes:
         frames: of each.

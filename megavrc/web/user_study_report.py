@@ -137,18 +137,18 @@ def report_study(
     draws: int = 1000,
     seed: int = 0,
 ) -> None:
-    """What the answers to a blind study say: which model is preferred, and how sure that is.
+    """Report the answers to a blind study: which model is preferred, and how sure that is.
 
     Raters who miss an attention pair are left out. Each question has the shares of answers that prefer a model or see
     none better, with intervals over prompts, and the sign test over prompts.
 
     Args:
         study: folder written by megavrc user_study build.
-        json: write the result there.
-        figure: write the figure there, FILE.svg or FILE.png.
-        keep_inattentive: raters who miss an attention pair count too.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        json: file to write the result to.
+        figure: figure to write, FILE.svg or FILE.png.
+        keep_inattentive: count raters who miss an attention pair too.
+        draws: draws of the bootstrap.
+        seed: seed of the bootstrap.
     """
     if draws < FEWEST_DRAWS:
         raise UserError(f"--draws: {draws}, at least {FEWEST_DRAWS}")

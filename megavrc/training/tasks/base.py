@@ -86,7 +86,7 @@ class Task(Protocol[M]):
 
 @runtime_checkable
 class Evaluated(Protocol):
-    """What a task may have beside: metrics of what the module makes.
+    """A task that also has metrics of what the module makes.
 
     Attributes:
         evaluate_every: steps between measurements; 0: never.

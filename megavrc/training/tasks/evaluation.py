@@ -35,7 +35,8 @@ DRAWS = 200  # of bootstraps
 
 @dataclass
 class ClipEvaluation:
-    """What is measured, against which real clips. Networks are loaded when they are first needed, by one rank.
+    """The metrics of generated clips, and the real clips they are compared with. Networks are loaded when they are
+    first needed, by one rank.
 
     Attributes:
         config: which metrics.
@@ -106,7 +107,7 @@ def open_evaluation(
     tokenizer: OmniTokenizer | None,
     skip_damaged: bool,
 ) -> ClipEvaluation | None:
-    """What a configuration asks for; None where it asks for nothing. Networks are tried, so that a run fails at once.
+    """The evaluation that a configuration asks for, if any. Networks are tried, so that a run fails at once.
 
     Args:
         samples: the first of them are the prompts.

@@ -14,7 +14,7 @@ class BlendPart:
     """One dataset of a blend.
 
     Attributes:
-        path: as `data.path`.
+        path: dataset, as `data.path`.
         weight: share of the samples, relative to the other weights.
     """
 
@@ -28,7 +28,7 @@ class ValidationDataConfig:
 
     Attributes:
         path, blend, split: as in `TokenDataConfig`; with neither path nor blend, the training data's.
-        samples: of one pass; the first so many.
+        samples: number of samples of one pass over the set, its first ones.
     """
 
     path: str = ""
@@ -64,7 +64,7 @@ class TokenDataConfig:
         max_incomplete: largest share of samples whose caption is cut to the slots, or that have no caption or label and
             train without one; of some that are looked at before a new run starts. A run that resumes only says it.
         cache_dir: folder that shards from a URL are kept in; on a disk of this machine, shared by its ranks.
-        cache_gb: largest amount of them (10^9 bytes).
+        cache_gb: size limit of that folder, in 10^9 bytes.
         validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
     """
 
@@ -134,7 +134,7 @@ class EvaluationConfig:
 
     Attributes:
         every: steps between measurements (0: never); one more at the end.
-        clips: of one measurement.
+        clips: clips of one measurement.
         network: `i3d` (of $MEGAVRC_I3D) or a folder of megavrc evaluate fd-self: the kernel distance from
             the real clips, too (empty: none).
         clip: folder of a CLIP model: CLIPSIM, too (empty: none).
