@@ -1,15 +1,10 @@
-"""Write the table of methods of token reduction into docs/llmc.md, from what the methods state.
+"""The table of methods of token reduction in docs/llmc.md, from what the methods state."""
 
-python docs/figures/methods.py
-"""
-
-from pathlib import Path
+from tables import table
 
 from megavrc.reduction import METHODS, Method
 
-PAGE = Path(__file__).resolve().parents[1] / "llmc.md"
-START, END = "<!-- methods: python docs/figures/methods.py writes this -->\n", "<!-- end of methods -->\n"
-HEAD = ("method", "paper", "acts", "needs", "redundancy", "prompt", "other tokens", "causal")
+HEAD = ["method", "paper", "acts", "needs", "redundancy", "prompt", "other tokens", "causal"]
 
 
 def cells(method: Method) -> list[str]:
@@ -31,20 +26,18 @@ def cells(method: Method) -> list[str]:
     ]
 
 
-def section() -> str:
+def methods(_: str) -> str:
     """The table, and below it what is left out and what is followed."""
     order = ("baseline", "tower", "projector", "llm")
-    methods = sorted(
+    ordered = sorted(
         METHODS.values(),
         key=lambda method: (
             order.index("baseline" if method.paper == "baseline" else method.place),
             method.name,
         ),
     )
-    rows = [HEAD, ["---"] * len(HEAD), *map(cells, methods)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.append("")
-    for method in methods:
+    lines = [table(HEAD, list(map(cells, ordered))), ""]
+    for method in ordered:
         notes = [
             method.left_out != "nothing" and f"left out: {method.left_out}",
             method.follows and f"follows {method.follows}",
@@ -53,15 +46,4 @@ def section() -> str:
         ]
         if any(notes):
             lines.append(f"- `{method.name}`: {'; '.join(note for note in notes if note)}.")
-    return "\n".join(lines) + "\n"
-
-
-def page() -> str:
-    """The whole page with the table as it should be."""
-    before, rest = PAGE.read_text().split(START)
-    return before + START + section() + END + rest.split(END)[1]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The tables of the pages that the code knows: commands, options of configurations, exit codes.
+"""The tables of the pages that the code knows: commands, options, exit codes, token reduction.
 
 A table stands between `<!-- made: KIND WHAT -->` and `<!-- end -->`; `python docs/figures/draw.py` writes all of them.
 """
@@ -31,11 +31,21 @@ def pages() -> dict[Path, str]:
 
 
 def _made(found: re.Match[str]) -> str:
-    kinds = {"options": options, "commands": commands, "exit_codes": exit_codes}
+    from hosts import hosts  # these two import `table`
+    from methods import methods
+
+    kinds = {
+        "options": options,
+        "commands": commands,
+        "exit_codes": exit_codes,
+        "methods": methods,
+        "hosts": hosts,
+    }
     return f"{found[1]}\n{kinds[found[2]](found[3])}\n\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -55,7 +65,7 @@ def commands(_: str) -> str:
                 for word, target in run.items():
                     body = load(target) if isinstance(target, str) else target
                     rows.append([f"`megavrc {name} {word}`", _sentence(body)])
-    return _table(["command", "what it does"], rows)
+    return table(["command", "what it does"], rows)
 
 
 def _sentence(function: Any) -> str:
@@ -76,7 +86,7 @@ def options(what: str) -> str:
     target, _, prefix = what.partition("=")
     module, _, name = target.partition(":")
     cls = getattr(importlib.import_module(module), name)
-    return _table(["key", "default", "meaning"], list(_rows(cls, prefix and f"{prefix}.")))
+    return table(["key", "default", "meaning"], list(_rows(cls, prefix and f"{prefix}.")))
 
 
 def _rows(cls: type, prefix: str) -> Iterator[list[str]]:
@@ -128,4 +138,4 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def exit_codes(_: str) -> str:
     """Every exit code and what it means."""
-    return _table(["exit code", "meaning"], [[str(code), meaning] for code, meaning in EXIT_CODES.items()])
+    return table(["exit code", "meaning"], [[str(code), meaning] for code, meaning in EXIT_CODES.items()])

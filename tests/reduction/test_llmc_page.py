@@ -1,7 +1,6 @@
-"""docs/llmc.md: its table is that of the code, its programs run."""
+"""docs/llmc.md: its programs run."""
 
 import re
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +20,6 @@ def methods_afterwards() -> Iterator[None]:
     yield
     METHODS.clear()
     METHODS.update(before)
-
-
-def test_the_table_is_that_of_the_methods() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "figures" / "methods.py"))["page"]()
-    assert (ROOT / "docs" / "llmc.md").read_text() == page, "python docs/figures/methods.py writes it"
 
 
 def test_the_first_program_runs(capsys: pytest.CaptureFixture[str]) -> None:

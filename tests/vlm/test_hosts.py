@@ -1,7 +1,6 @@
 """Token reduction before the LLM, on the eight families at tiny size."""
 
 import math
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +235,3 @@ def test_an_exception_leaves_nothing_and_wrong_inputs_are_refused() -> None:
     model.config.model_type = "other"
     with pytest.raises(UserError, match="no such family"), reduce(model, "pool", keep=0.5):
         pass
-
-
-def test_the_table_of_hosts_is_that_of_the_code() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "figures" / "hosts.py"))["page"]()
-    assert (ROOT / "docs" / "llmc.md").read_text() == page, "python docs/figures/hosts.py writes it"
