@@ -1,7 +1,6 @@
 """Token reduction before the LLM, on the eight families at tiny size."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from megavrc.vlm import calibrated, reduce
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.tiny import END, FAMILIES, IMAGE, START, VIDEO, batch, prompt, tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parts(family: str) -> list[Any]:
