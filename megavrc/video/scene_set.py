@@ -50,8 +50,9 @@ def make_scenes(
             that goes right or down, equally likely, and nothing says which.
         told: probability that the caption names an object's motion, 0 to 1; 0.5 unless given. In `corner` it never
             does.
-        places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that an
-            object moves half a cell or a whole one in a latent frame; or `any` pixel and radius 8 to 10, which takes far longer to learn.
+        places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that an object moves
+            half a cell or a whole one in a latent frame; or `any` pixel and radius 8 to 10, which takes far longer to
+            learn.
         bounce: motion of an object at a wall: `reflect`, or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.

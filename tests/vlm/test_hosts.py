@@ -16,7 +16,6 @@ from megavrc.vlm.hosts import refusal
 from megavrc.vlm.tiny import END, FAMILIES, IMAGE, START, VIDEO, batch, prompt, tiny
 
 
-
 def parts(family: str) -> list[Any]:
     return [[5], "image", [6], *([] if family == "llava" else ["video"]), [7, 8, 9]]
 
