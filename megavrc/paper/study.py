@@ -56,7 +56,8 @@ def study(
         results: folder of the runs' result files.
         tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json and
             study-table1.json, 2 and 4, which docs/study.md shows.
-        figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6, and study_whole.svg once clips are drawn.
+        figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6 and, once clips
+            are drawn, study_whole.svg.
         costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate` and memory.json of
             `megavrc evaluate memory`, as far as they are there.
         run: first run the study's first priority as far as it is not done, for hours (benchmarks/study/README.md).

@@ -31,11 +31,7 @@ MARGIN = 4  # least way of an object from its start to a wall: all 8 motions loo
 GREY, SWINGS = 40, (14, 6)  # level of the background and of its two waves, which never cancel out
 OCCLUDER_WIDTH = 18  # hides the smaller objects whole, and lets them through in 17 frames
 # A tokenizer that takes the mean out of every patch could not tell a plain bar from a flat part of the background.
-OCCLUDER_GREY, OCCLUDER_STRIPES, OCCLUDER_PERIOD = (
-    128,
-    12,
-    4,
-)  # level; how far stripes differ; rows a stripe and gap
+OCCLUDER_GREY, OCCLUDER_STRIPES, OCCLUDER_PERIOD = 128, 12, 4  # level; contrast and rows of its stripes
 PLUS_ARM = 0.3  # half the width of an arm, of the radius; thick, blurred arms make a disc
 RING_HOLE = 0.55  # of the radius
 ONE_OBJECT, OCCLUDED, PANNING = 0.4, 0.3, 0.3  # shares of the scenes
@@ -163,12 +159,12 @@ class SceneSettings:
     """The settings of a set of scenes.
 
     Attributes:
-        kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing tells.
-        told: how probably the caption tells an object's motion. Nothing in `corner` is told.
-        places: `grid`: objects of radius 8 whose centres, at the ends of latent frames, are multiples of 4; so an
-            object crosses half a cell of 8 pixels or a whole one in each. `any`: every pixel, and radius 8, 9 or 10.
+        kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing says.
+        told: probability that the caption names an object's motion. In `corner` it never does.
+        places: `grid`: radius 8, and centres at the ends of latent frames on multiples of 4, so an object crosses half
+            a cell of 8 pixels or a whole one in each; `any`: every pixel, and radius 8, 9 or 10.
         bounce: at a wall, `reflect` or a `random` direction of those that do not lead into a wall.
-        heldout: combinations that no caption tells.
+        heldout: combinations that no caption names.
     """
 
     kind: str = "scenes"
