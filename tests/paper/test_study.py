@@ -266,6 +266,18 @@ def test_a_changed_value_changes_tables_and_figures(tmp_path: Path) -> None:
     assert made[0][0] != made[1][0] and made[0][1] != made[1][1]
 
 
+def test_a_kind_of_clips_has_its_own_checkpoints(tmp_path: Path) -> None:
+    """`given` is not `given refined`, which was drawn later."""
+    write_run(tmp_path / "runs", "new", 0, np.ones(4))
+    path = tmp_path / "runs" / "new-0.json"
+    content = json.loads(path.read_text())
+    later = content["cases"][0] | {"name": "given refined 20", "config": {"checkpoint": 20, "clips": "k"}}
+    path.write_text(json.dumps(content | {"cases": [*content["cases"], later]}))
+    study(tmp_path / "runs", tmp_path, tmp_path)
+    rows = [row["name"] for row in read_json(tmp_path / "study-clips.json")["cases"]]
+    assert rows == ["new 10, given", "new 20, given refined"]
+
+
 def test_what_is_run_needs_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--work: needed with --run and --smoke"):
         study(tmp_path, smoke=True)
