@@ -19,7 +19,6 @@ def cost_cases(
     keep: float,
     sizes: Sequence[int] = (1, 8),
     rounds: int = 5,
-    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """A case for each method and batch size, and for the model as it is; all of them take turns."""
     kind = conversations[0].kind
@@ -31,7 +30,7 @@ def cost_cases(
         size, measured = cell[1], wanted[cell[0]]
         try:
             if turn < 0:
-                memory[cell] = peak_of(subject, conversations[:size], measured, device)
+                memory[cell] = peak_of(subject, conversations[:size], measured)
             else:
                 spent = spend(subject, conversations[:size], measured)
                 found.setdefault(cell, []).append(spent)

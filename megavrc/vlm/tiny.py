@@ -30,11 +30,16 @@ CLIP: dict[str, Any] = {
 }
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 INDEX = {"image_token_index": IMAGE, "video_token_index": VIDEO}
-MROPE = {
-    "rope_type": "default",
-    "rope_theta": 10000.0,
-    "mrope_section": [1, 1, 2],
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+TOWER: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 4,
+    "patch_size": 4,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
 }
+"""What the towers of Qwen have in common."""
 QWEN = {**IDS, "vision_start_token_id": START, "vision_end_token_id": END, "tie_word_embeddings": False}
 
 
@@ -47,12 +52,10 @@ def llava() -> Any:
 
 def llava_next_video() -> Any:
     """CLIP; images in tiles with newlines, clips pooled 2 x 2."""
-    vision = {"model_type": "clip_vision_model", **CLIP}
-    pinpoints = [[32, 64], [64, 32], [64, 64]]
     return transformers.LlavaNextVideoConfig(
-        vision_config=vision,
+        vision_config={"model_type": "clip_vision_model", **CLIP},
         text_config={"model_type": "llama", **TEXT},
-        image_grid_pinpoints=pinpoints,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
         spatial_pool_stride=2,
         **INDEX,
     )
@@ -81,16 +84,7 @@ def video_llava() -> Any:
 
 def qwen2_vl() -> Any:
     """M-RoPE, patches merged 2 x 2."""
-    vision = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": 32,
-        "num_heads": 4,
-        "mlp_ratio": 2,
-        "patch_size": 4,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-    }
+    vision = {**TOWER, "embed_dim": 32, "mlp_ratio": 2}
     text = {**TEXT, "rope_parameters": MROPE}
     return transformers.Qwen2VLConfig(vision_config=vision, text_config=text, **QWEN)
 
@@ -98,14 +92,9 @@ def qwen2_vl() -> Any:
 def qwen2_5_vl() -> Any:
     """M-RoPE in seconds, windows of attention."""
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
+        **TOWER,
         "intermediate_size": 64,
         "out_hidden_size": 32,
-        "num_heads": 4,
-        "patch_size": 4,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
         "window_size": 16,
         "fullatt_block_indexes": [1],
     }
@@ -116,14 +105,10 @@ def qwen2_5_vl() -> Any:
 def qwen3_vl() -> Any:
     """M-RoPE interleaved, deepstack of two levels, frames apart."""
     vision = {
+        **TOWER,
         "depth": 3,
-        "hidden_size": 32,
         "intermediate_size": 64,
         "out_hidden_size": 32,
-        "num_heads": 4,
-        "patch_size": 4,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }

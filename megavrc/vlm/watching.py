@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from megavrc.hardware import peak_memory, reset_peak_memory
+from megavrc.measure import Clock, clock
 from megavrc.vlm.asking import Reduced, Subject
 from megavrc.vlm.mini import VISUAL
 from megavrc.vlm.questions import Conversation, Kind
+from megavrc.vlm.tower import tower_of
 
 DECODED = 4
 """Tokens after the first whose time is taken."""
+
+ANSWER: dict[str, Any] = {
+    "max_new_tokens": 1 + DECODED,
+    "min_new_tokens": 1 + DECODED,  # a model that is done after one word is timed over as many
+    "do_sample": False,
+}
 
 
 @contextmanager
@@ -86,12 +94,17 @@ class Spent:
         return self.total - self.tower - sum(self.llm)
 
 
+def work_clock(device: torch.device) -> Clock:
+    """Seconds that a model works: of the process on a CPU, which others on the machine do not lengthen."""
+    return time.process_time if device.type == "cpu" else clock(device)
+
+
 @contextmanager
-def timed(module: Any, spent: list[float]) -> Iterator[None]:
-    """Append the seconds of each call of a module (on a CPU)."""
+def timed(module: Any, spent: list[float], now: Clock) -> Iterator[None]:
+    """Append the seconds of each call of a module."""
     starts: list[float] = []
-    before = module.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
-    after = module.register_forward_hook(lambda *_: spent.append(time.perf_counter() - starts.pop()))
+    before = module.register_forward_pre_hook(lambda *_: starts.append(now()))
+    after = module.register_forward_hook(lambda *_: spent.append(now() - starts.pop()))
     try:
         yield
     finally:
@@ -102,33 +115,32 @@ def timed(module: Any, spent: list[float]) -> Iterator[None]:
 @torch.no_grad()
 def spend(subject: Subject, conversations: Sequence[Conversation], reduced: Reduced) -> Spent:
     """Answer the first question of a batch once, and say what it took. The prompt is made beforehand."""
-    inputs = subject.inputs(conversations, 0)
+    seer = tower_of(subject.model, conversations[0].kind).model
+    inputs, now = subject.inputs(conversations, 0), work_clock(subject.model.device)
     found = Spent()
     tower: list[float] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(reduced.applied(subject.model))
-        stack.enter_context(timed(subject.model.model.vision_tower, tower))
-        stack.enter_context(timed(subject.model.model.language_model, found.llm))
-        start = time.perf_counter()
-        subject.model.generate(**inputs, max_new_tokens=1 + DECODED, do_sample=False)
-        found.total = time.perf_counter() - start
+        stack.enter_context(timed(seer, tower, now))
+        stack.enter_context(timed(subject.model.model.language_model, found.llm, now))
+        start = now()
+        subject.model.generate(**inputs, **ANSWER)
+        found.total = now() - start
     found.tower = sum(tower)
     return found
 
 
 @torch.no_grad()
-def peak_of(
-    subject: Subject, conversations: Sequence[Conversation], reduced: Reduced, device: str
-) -> int | None:
+def peak_of(subject: Subject, conversations: Sequence[Conversation], reduced: Reduced) -> int | None:
     """Bytes that the same answer takes at most, above those in use before; None where a peak cannot be forgotten.
 
     Not timed: on a CPU, free memory goes back to the system first, or what was in use once would hide the peak.
     """
-    inputs = subject.inputs(conversations, 0)
+    inputs, device = subject.inputs(conversations, 0), subject.model.device
     with reduced.applied(subject.model):
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         if (before := reset_peak_memory(device)) is None:
             return None
-        subject.model.generate(**inputs, max_new_tokens=1 + DECODED, do_sample=False)
+        subject.model.generate(**inputs, **ANSWER)
         return peak_memory(device) - before

@@ -12,14 +12,15 @@ from PIL import Image
 from megavrc.errors import UserError
 from megavrc.results import case, metric, read_result, result
 from megavrc.vlm.accuracy import Asked
-from megavrc.vlm.asking import plain
+from megavrc.vlm.asking import Reduced, plain
 from megavrc.vlm.bench import bench, pareto
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import describe_method, list_methods, run_method
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
 from megavrc.vlm.mini import new_mini
-from megavrc.vlm.questions import TYPES
-from megavrc.vlm.tiny import IMAGE, tiny
+from megavrc.vlm.questions import TYPES, conversation
+from megavrc.vlm.tiny import FAMILIES, IMAGE, batch, prompt, tiny
+from megavrc.vlm.watching import DECODED, peak_of, spend
 
 
 def shares(**values: float) -> dict[str, Any]:
@@ -226,6 +227,34 @@ def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp
     whole, reduced = read_result(tmp_path / "run.json")["cases"]
     assert whole["metrics"]["budget"]["value"] == 1 and reduced["metrics"]["budget"]["value"] == 0.25
     assert whole["metrics"]["any"]["n"] == 2 and whole["metrics"]["colour"]["n"] == 1
+
+
+class Tiny:
+    """A family with random weights, as a subject that is timed."""
+
+    name, longest = "tiny", 1
+
+    def __init__(self, family: str) -> None:
+        self.family, self.model = family, tiny(family)
+
+    def inputs(self, conversations: Any, turn: int) -> dict[str, torch.Tensor]:
+        return batch(*[prompt(self.family, "image", [5, 6]) for _ in conversations])
+
+    def words(self, ids: torch.Tensor) -> list[str]:
+        return [""] * len(ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_timed_in_its_parts(family: str) -> None:
+    """Also one that would end its answer at once."""
+    subject = Tiny(family)
+    asked = [conversation("image", "test", 0, index) for index in range(2)]
+    subject.model.generation_config.eos_token_id = list(range(200))
+    for reduced in (Reduced(), Reduced("divprune", 0.5)):
+        spent = spend(subject, asked, reduced)
+        assert spent.tower > 0 and len(spent.llm) == 1 + DECODED
+        assert spent.total >= spent.tower + sum(spent.llm)
+    assert (peak_of(subject, asked, Reduced()) or 1) > 0
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
