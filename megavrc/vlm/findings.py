@@ -91,35 +91,30 @@ def of_redundancy(accuracy: Result) -> BenchFinding:
 def of_turns_and_detail(accuracy: Result) -> BenchFinding:
     """Is more lost of detail than of gist, and in later turns than in the first?"""
     why: list[str] = []
-    detailed: list[bool] = []
-    later: list[bool] = []
-    for keep in budgets(measured_cases(accuracy, "image")):
-        cases = [case for case in measured_cases(accuracy, "image") if budget_of(case) == keep]
-        pairs = [
-            (lost(case, "detail"), lost(case, "gist")) for case in cases if "lost_detail" in case["metrics"]
-        ]
-        if pairs:
-            detail, gist = (fmean(part) for part in zip(*pairs, strict=True))
-            detailed.append(detail > gist + 0.01)
-            more = sum(one > other for one, other in pairs)
+    detailed: list[Gap] = []
+    later: list[Gap] = []
+    pictures = measured_cases(accuracy, "image")
+    for keep in budgets(pictures):
+        cases = [case for case in pictures if budget_of(case) == keep and "lost_detail" in case["metrics"]]
+        if cases:
+            detailed.append(gap(cases, "detail", "gist"))
+            more = sum(lost(case, "detail") > lost(case, "gist") for case in cases)
             why.append(
-                f"Pictures at keep {keep:g}: detail loses {100 * detail:.1f} points, gist {100 * gist:.1f}, mean of "
-                f"{len(pairs)} methods; {more} of them lose more of detail."
+                f"Pictures at keep {keep:g}: detail loses {detailed[-1]}, mean of {len(cases)} methods; {more} of them "
+                "lose more of detail."
             )
     for selection in ("fresh", "frozen"):
-        guided = [case for case in measured_cases(accuracy, selection=selection) if guided_by_prompt(case)]
-        pairs = [
-            (lost(case, "turn_3"), lost(case, "turn_1"))
-            for case in guided
-            if "lost_turn_3" in case["metrics"]
+        cases = [
+            case
+            for case in measured_cases(accuracy, selection=selection)
+            if guided_by_prompt(case) and "lost_turn_3" in case["metrics"]
         ]
-        if pairs:
-            last, first = (fmean(part) for part in zip(*pairs, strict=True))
-            if selection == "frozen":
-                later.append(last > first + 0.01)
+        if cases:
+            found = gap(cases, "turn_3", "turn_1")
+            later += [found] * (selection == "frozen")
             why.append(
-                f"Methods that the prompt guides, selection {selection}: the first turn loses {100 * first:.1f} "
-                f"points, the third {100 * last:.1f}, mean of {len(pairs)} methods and budgets."
+                f"Methods that the prompt guides, selection {selection}: the third turn loses {found}, mean of "
+                f"{len(cases)} methods and budgets."
             )
     claim = "Reduction hurts later turns of a conversation, and detail"
     for part, votes in (("Detail", detailed), ("Later turns", later)):
@@ -129,8 +124,42 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
             )
     if not detailed or not later:
         return BenchFinding(claim, "open", why)
-    both = [*detailed, *later]
-    return BenchFinding(claim, "holds" if all(both) else "open" if any(both) else "does not hold", why)
+    both = [found.more for found in (*detailed, *later)]
+    verdict: Verdict = (
+        "holds" if all(both) else "does not hold" if not any(both) and None not in both else "open"
+    )
+    return BenchFinding(claim, verdict, why)
+
+
+class Gap(NamedTuple):
+    """What is lost of one part and of another, and their difference for each seed."""
+
+    part: float
+    other: float
+    by_seed: list[float]
+
+    @property
+    def more(self) -> bool | None:
+        """Whether more is lost of the first, by more than a point in every seed; None where seeds disagree."""
+        votes = {value > 0.01 for value in self.by_seed}
+        return votes.pop() if len(votes) == 1 else None
+
+    def __str__(self) -> str:
+        seeds = " ".join(f"{100 * value:+.1f}" for value in self.by_seed)
+        return f"{100 * self.part:.1f} points against {100 * self.other:.1f} (by seed {seeds})"
+
+
+def gap(cases: list[Case], part: str, other: str) -> Gap:
+    """Means over cases, which have the same seeds."""
+    seeds = []
+    for case in cases:
+        first, second = (case["metrics"][f"lost_{name}"] for name in (part, other))
+        pairs = zip(
+            first.get("by_seed", [first["value"]]), second.get("by_seed", [second["value"]]), strict=True
+        )
+        seeds.append([one - two for one, two in pairs])
+    means = [fmean(column) for column in zip(*seeds, strict=True)]
+    return Gap(fmean(lost(case, part) for case in cases), fmean(lost(case, other) for case in cases), means)
 
 
 def of_compression(joint: Result) -> BenchFinding:

@@ -37,22 +37,19 @@ def joint_cases(
             if number_format not in done:
                 done = {number_format: rounded(model, number_format, group_size)}
             subject.model, simulation = done[number_format]
-            answers = asked(subject, sets, cell, turns, batch)
+            method = cell.method or WHOLE
+            label = f"{kind}: {method} {cell.keep:g} simulated {number_format}"
+            how = {"kind": kind, "method": method, "keep": cell.keep, "simulated": number_format}
+            try:
+                answers = asked(subject, sets, cell, turns, batch)
+            except ValueError as error:  # a budget out of the method's reach
+                found.append(case(label, {}, {"refused": str(error)}, **how))
+                continue
             bits = float(STORED) if simulation is None or simulation.bits is None else simulation.bits
             metrics = answers.metrics(whole)
             metrics["bits"] = metric(bits)
             metrics["compression"] = metric(STORED / bits / metrics["budget"]["value"])
-            method, label = cell.method or WHOLE, f"simulated {number_format}"
-            found.append(
-                case(
-                    f"{kind}: {method} {cell.keep:g} {label}",
-                    metrics,
-                    kind=kind,
-                    method=method,
-                    keep=cell.keep,
-                    simulated=number_format,
-                )
-            )
+            found.append(case(label, metrics, **how))
     finally:
         subject.model = model
     return found

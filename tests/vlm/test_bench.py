@@ -12,11 +12,13 @@ from PIL import Image
 from megavrc.errors import UserError
 from megavrc.results import case, metric, read_result, result
 from megavrc.vlm.accuracy import Asked
-from megavrc.vlm.asking import Reduced, plain
+from megavrc.vlm.asking import MiniSubject, Reduced, plain
 from megavrc.vlm.bench import bench, pareto
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import describe_method, list_methods, run_method
+from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
+from megavrc.vlm.joint import joint_cases
 from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
 from megavrc.vlm.tiny import FAMILIES, IMAGE, batch, prompt, tiny
@@ -109,6 +111,25 @@ def test_the_verdict_on_detail_and_turns() -> None:
     assert of_turns_and_detail(first).verdict == "open"  # of later turns nothing is known
 
 
+def test_seeds_that_disagree_leave_a_verdict_open() -> None:
+    """Means over methods, seed by seed: a difference of one sign in each seed counts, however large its mean."""
+    lost = {"lost_all": 0.2, "lost_detail": 0.4, "lost_gist": 0.1, "lost_turn_1": 0.1, "lost_turn_3": 0.3}
+    both = made(("image", "fastv", 0.25, lost))
+    both["cases"] += made(("image", "fastv", 0.25, lost), selection="frozen")["cases"]
+    for row in both["cases"]:
+        for name, low, high in (
+            ("detail", 0.2, 0.6),
+            ("gist", 0.1, 0.1),
+            ("turn_1", 0.1, 0.1),
+            ("turn_3", 0.2, 0.4),
+        ):
+            row["metrics"][f"lost_{name}"]["by_seed"] = [low, high]
+    found = of_turns_and_detail(both)
+    assert found.verdict == "holds" and "40.0 points against 10.0 (by seed +10.0 +50.0)" in found.why[0]
+    both["cases"][0]["metrics"]["lost_detail"]["by_seed"] = [0.05, 0.75]
+    assert of_turns_and_detail(both).verdict == "open"
+
+
 def test_the_verdict_on_both_together_counts_tokens_times_bits() -> None:
     def cell(method: str, simulated: str, factor: float, lost: float) -> Any:
         values = shares(lost_all=lost, all=1 - lost, budget=0.5) | {"compression": metric(factor)}
@@ -188,6 +209,20 @@ def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
     assert {row["config"]["batch"] for row in costs["cases"]} == {1, 8}
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4 and page.count("data:image/png") == 2 and "simulated" in page
+
+
+def test_a_budget_out_of_reach_is_said_in_the_grid_and_left_out_of_costs(tmp_path: Path) -> None:
+    """PyramidDrop cannot leave a tenth of the tokens of six layers."""
+    new_mini("image").save_pretrained(tmp_path / "image")
+    subject = MiniSubject(tmp_path, "image")
+    asked = [conversation("image", "test", 0, index) for index in range(2)]
+    methods = ["pool", "pyramiddrop"]
+    grid = joint_cases(subject, {0: asked}, methods, [0.1], ["int4"], turns=1, batch=2)
+    refused = [row["name"] for row in grid if "refused" in row.get("facts", {})]
+    assert refused == [f"image: pyramiddrop 0.1 simulated {bits}" for bits in ("none", "int4")]
+    assert all("compression" in row["metrics"] for row in grid if row["name"] not in refused)
+    timed = cost_cases(subject, asked, asked, methods, keep=0.1, sizes=[1], rounds=1)
+    assert [row["config"]["method"] for row in timed] == ["unreduced", "pool"]
 
 
 @pytest.fixture(scope="module")
