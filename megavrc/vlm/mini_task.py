@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,10 +109,11 @@ class MiniTask:
     def preview(self, module: nn.Module, folder: Path, step: int) -> None: ...
 
     def finish(self, module: Any, run_dir: Path) -> dict[str, Any]:
-        """The model in bfloat16, as a folder of transformers."""
+        """The model in bfloat16, as a folder of transformers; its hash, and the configuration that made it."""
         out = run_dir / "model"
         module.to(torch.bfloat16).save_pretrained(out)
-        return {"model": "model", "sha256": sha256_file(out / "model.safetensors")}
+        recipe = json.loads(json.dumps(asdict(self.config) | {"run_dir": ""}, default=str))
+        return {"model": "model", "sha256": sha256_file(out / "model.safetensors"), "recipe": recipe}
 
 
 def answer_logits(model: Any, ids: Tensor, pixels_BTCHW: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
