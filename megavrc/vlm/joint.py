@@ -39,7 +39,7 @@ def joint_cases(
             subject.model, simulation = done[number_format]
             method = cell.method or WHOLE
             label = f"{kind}: {method} {cell.keep:g} simulated {number_format}"
-            how = {"kind": kind, "method": method, "keep": cell.keep, "simulated": number_format}
+            how: dict[str, Any] = dict(kind=kind, method=method, keep=cell.keep, simulated=number_format)
             try:
                 answers = asked(subject, sets, cell, turns, batch)
             except ValueError as error:  # a budget out of the method's reach

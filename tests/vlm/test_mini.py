@@ -1,24 +1,38 @@
 """The mini-VLM: its task, and the trained one that the repository holds."""
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from megavrc.config import load_config
 from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_file
 from megavrc.training.config import TrainConfig
 from megavrc.vlm.accuracy import Asked, asked
 from megavrc.vlm.alignment import begin_aligned
 from megavrc.vlm.asking import MiniSubject, Reduced
-from megavrc.vlm.mini import FOLDER, IDS, VISUAL, WORDS, load_mini, new_mini, pixels, visual_grid
+from megavrc.vlm.mini import (
+    FOLDER,
+    IDS,
+    VISUAL,
+    WORDS,
+    configuration,
+    load_mini,
+    new_mini,
+    pixels,
+    visual_grid,
+)
 from megavrc.vlm.mini_task import MiniRunConfig, MiniTask, answer_logits
 from megavrc.vlm.questions import COLOURS, PLACES, SEEN, TYPES, Kind, conversation, labelled
 
 KINDS: tuple[Kind, ...] = ("image", "video")
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TRAINED = [
     pytest.param(
         kind,
@@ -116,6 +130,23 @@ def test_the_trained_one_is_small_and_that_of_its_run(kind: Kind) -> None:
         and sha256_file(file) == read_json(FOLDER / kind / "complete.json")["sha256"]
     )
     assert load_mini(FOLDER, kind).config.to_dict()["text_config"]["hidden_size"] == 96
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_trained_one_follows_the_configuration_as_it_is(kind: Kind) -> None:
+    """Its steps, batches, rates and seed are those of the shipped file; the network is that of the code."""
+    recipe = read_json(FOLDER / kind / "complete.json").get("recipe")
+    if recipe is None:
+        pytest.skip("trained before recipes were written down")
+    now = asdict(load_config(MiniRunConfig, ["--config", f"mini_vlm_{kind}"]))
+    for name in ("kind", "seed", "tower_steps", "blind", "optimizer"):
+        assert recipe[name] == json.loads(json.dumps(now[name])), name
+    for name in ("steps", "global_batch", "micro_batch", "clip", "precision"):
+        assert recipe["train"][name] == now["train"][name], name
+    network = load_mini(FOLDER, kind).config.to_dict()
+    for part in ("text_config", "vision_config"):
+        wanted = configuration(kind).to_dict()[part]
+        assert {name: network[part][name] for name in SIZES} == {name: wanted[name] for name in SIZES}
 
 
 @pytest.mark.parametrize("kind", TRAINED)
