@@ -31,7 +31,7 @@ from megavrc.vlm.watching import kept_places
 KEEPS = (0.5, 0.25, 0.1)
 JOINT_KEEPS = (0.5, 0.25)
 FORMATS = ("int8", "int4", "int3")
-JOINT = ("pool", "divprune", "fastv", "dycoke")
+JOINT = ("pool", "divprune", "fastv", "pyramiddrop", "dycoke")
 """Methods of the grid tokens x bits, by default those of these that the family has."""
 
 OTHERS = 16

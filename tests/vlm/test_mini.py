@@ -29,7 +29,7 @@ from megavrc.vlm.mini import (
     visual_grid,
 )
 from megavrc.vlm.mini_task import MiniRunConfig, MiniTask, answer_logits
-from megavrc.vlm.questions import COLOURS, PLACES, SEEN, TYPES, Kind, conversation, labelled
+from megavrc.vlm.questions import ANSWERS, COLOURS, PLACES, SEEN, TYPES, Kind, conversation, labelled
 
 KINDS: tuple[Kind, ...] = ("image", "video")
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -147,6 +147,18 @@ def test_the_trained_one_follows_the_configuration_as_it_is(kind: Kind) -> None:
     for part in ("text_config", "vision_config"):
         wanted = configuration(kind).to_dict()[part]
         assert {name: network[part][name] for name in SIZES} == {name: wanted[name] for name in SIZES}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_one_that_was_trained_on_black_pictures_guesses(kind: Kind) -> None:
+    """Within five points of chance on every type: questions and earlier answers give nothing away."""
+    file = FOLDER / kind / "blind.json"
+    if not file.is_file():
+        pytest.skip(f"no blind run of {kind} yet")
+    run = read_json(file)
+    assert run["recipe"]["blind"] and run["recipe"]["kind"] == kind
+    for name in TYPES[kind]:
+        assert abs(run["metrics"][f"val/test/{name}"] - 1 / len(ANSWERS[name])) < 0.05, name
 
 
 @pytest.mark.parametrize("kind", TRAINED)
