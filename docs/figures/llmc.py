@@ -118,7 +118,8 @@ def section() -> str:
         parts.append(f"![{finding.claim}](images/{figure})")
     for kind in kinds:
         parts.append(
-            f"What it costs at a quarter of the tokens ({kind}s): CPU ms and MB, batch 1 and then batch 8."
+            f"What it costs at a quarter of the tokens ({kind}s), ms and MB, batch 1 and then batch 8; "
+            f"{costs['protocol']['times']}."
         )
         names = ["tower", "selection", "prefill", "decode", "total", "MB"]
         head = ["", *names, *(f"{name}, 8" for name in names)]
