@@ -1,6 +1,6 @@
-"""Write what the benchmark of LLMC+ says into docs/llmc.md, from its result files; draw the figures of its findings.
+"""What the benchmark of LLMC+ says, from its result files, for docs/llmc.md; the figures of its findings.
 
-python docs/figures/llmc.py
+`python docs/figures/llmc.py` draws the figures; docs/figures/draw.py writes the page.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,7 @@ from megavrc.vlm.questions import ANSWERS, TYPES, Kind
 from megavrc.vlm.report import joint_figure, redundancy_figure, turns_figure
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, IMAGES, RESULTS = ROOT / "docs/llmc.md", ROOT / "docs/images", ROOT / "benchmarks/results/llmc"
-START, END = "<!-- benchmark: python docs/figures/llmc.py writes this -->\n", "<!-- end of benchmark -->\n"
+IMAGES, RESULTS = ROOT / "docs/images", ROOT / "benchmarks/results/llmc"
 FIGURES = ("llmc_redundancy.svg", "llmc_turns.svg", "llmc_joint.svg")
 
 Case = dict[str, Any]
@@ -93,8 +92,8 @@ def costs_of(costs: Any, kind: Kind) -> list[list[str]]:
     return [[f"`{name}`" if name in METHODS else name, *cells] for name, cells in rows.items()]
 
 
-def section() -> str:
-    """All of it."""
+def benchmark(_: str) -> str:
+    """All of it, as Markdown."""
     accuracy, costs, joint = (
         read_result(RESULTS / f"{name}.json") for name in ("accuracy", "costs", "joint")
     )
@@ -124,13 +123,7 @@ def section() -> str:
         names = ["tower", "selection", "prefill", "decode", "total", "MB"]
         head = ["", *names, *(f"{name}, 8" for name in names)]
         parts.append(markdown(head, costs_of(costs, kind)))
-    return "\n\n".join(parts) + "\n"
-
-
-def page() -> str:
-    """The whole page with the section as it should be."""
-    before, rest = PAGE.read_text().split(START)
-    return before + START + section() + END + rest.split(END)[1]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
@@ -138,5 +131,4 @@ if __name__ == "__main__":
     drawn = (redundancy_figure(accuracy), turns_figure(accuracy), joint_figure(joint))
     for name, svg in zip(FIGURES, drawn, strict=True):
         (IMAGES / name).write_text(svg)
-    PAGE.write_text(page())
-    print(PAGE)
+        print(f"docs/images/{name}")

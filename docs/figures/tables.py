@@ -31,7 +31,8 @@ def pages() -> dict[Path, str]:
 
 
 def _made(found: re.Match[str]) -> str:
-    from hosts import hosts  # these two import `table`
+    from hosts import hosts  # this one and `methods` import `table`
+    from llmc import benchmark
     from methods import methods
 
     kinds = {
@@ -40,6 +41,7 @@ def _made(found: re.Match[str]) -> str:
         "exit_codes": exit_codes,
         "methods": methods,
         "hosts": hosts,
+        "benchmark": benchmark,
     }
     return f"{found[1]}\n{kinds[found[2]](found[3])}\n\n"
 

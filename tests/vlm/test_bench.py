@@ -1,7 +1,6 @@
 """The benchmark of token reduction: questions files, statistics, verdicts, and one small run of all of it."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
 from megavrc.vlm.tiny import FAMILIES, IMAGE, batch, prompt, tiny
 from megavrc.vlm.watching import DECODED, peak_of, spend
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def shares(**values: float) -> dict[str, Any]:
@@ -298,11 +295,6 @@ def test_every_family_is_timed_in_its_parts(family: str) -> None:
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json there"):
         CheckpointSubject(tmp_path, "cpu")
-
-
-def test_what_the_page_says_is_that_of_the_result_files() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "figures" / "llmc.py"))["page"]()
-    assert (ROOT / "docs" / "llmc.md").read_text() == page, "python docs/figures/llmc.py writes it"
 
 
 def test_a_method_is_described(capsys: pytest.CaptureFixture[str]) -> None:
