@@ -130,8 +130,8 @@ def _is_metric(found: Any) -> bool:
     )
 
 
-def write_result(path: str | Path, content: Result) -> None:
-    """Write a result file atomically. It may replace another one, and no other file: UserError."""
+def check_result_place(path: str | Path) -> None:
+    """A result file may replace another one, and no other file: UserError. Long commands ask before they measure."""
     if Path(path).exists():
         try:
             read_result(path)
@@ -139,6 +139,11 @@ def write_result(path: str | Path, content: Result) -> None:
             raise UserError(
                 f"{path}: is there and is no result file; choose another name, or delete it"
             ) from None
+
+
+def write_result(path: str | Path, content: Result) -> None:
+    """Write a result file atomically, where `check_result_place` lets it."""
+    check_result_place(path)
     write_json(path, content)
 
 
