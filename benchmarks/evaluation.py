@@ -34,12 +34,12 @@ COMMANDS = {  # name -> the command line; {demo}, {work} and {real} are filled i
     "evaluate memory": "evaluate memory --preset b l xl --json {work}/memory.json",
     "evaluate speed": "evaluate speed {demo}/hf --json {work}/speed.json",
     "evaluate all (generates, too)": "evaluate all {real} {demo}/hf {work}/metrics",
-    "evaluate fd-self": "evaluate fd-self {demo}/data/manifest.jsonl:train --tokenizer {demo}/tokenizer/model "
-    "--out {work}/fd-self --reversible true --json {work}/fd-self.json",
     "reproduce all --smoke": "reproduce all --smoke --out {work}/paper",
     "reproduce all (from results)": "reproduce all --out {work}/paper",
     "reproduce table1 (from results)": "reproduce table1 --out {work}/paper",
     "reproduce study (from results)": "reproduce study --tables {work}/study --figures {work}/study",
+    "evaluate fd-self": "evaluate fd-self {demo}/data/manifest.jsonl:train --tokenizer {demo}/tokenizer/model "
+    "--out {work}/fd-self --reversible true --json {work}/fd-self.json",
 }
 
 

@@ -143,7 +143,7 @@ def read_state(work: Path) -> dict[str, dict[str, Any]]:
     file = work / "state.json"
     if not file.exists():
         return {}
-    content = read_object(file, {"jobs": dict[str, dict]})
+    content = read_object(file, {"jobs": dict[str, dict[str, Any]]})
     check_format(file, content.get("format"), STATE_FORMAT)
     jobs: dict[str, dict[str, Any]] = content["jobs"]
     return jobs

@@ -54,15 +54,15 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
             axes.barh(place, width, 0.5, left, color=colour, edgecolor="white", label=name)
             ink = "white" if colour == SHARE_COLOURS[0] else "#1c2330"
             if width > 3:
-                inside = width > 16
+                inside = width > 16  # percent; else it stands above its bar
                 axes.text(
-                    left + width / 2,
-                    place - (0 if inside else 0.38),  # above its bar where that is too narrow for it
+                    left + (width / 2 if inside else width),
+                    place - (0 if inside else 0.38),
                     f"{width:.3g}%",
-                    ha="center",
+                    ha="center" if inside else "right",
                     va="center",
                     color=ink if inside else "#1c2330",
-                    size=7,
+                    size=7 if inside else 6.5,
                 )
             left += width
         for share, turned, down, colour in (
