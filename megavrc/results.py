@@ -130,9 +130,9 @@ def _is_metric(found: Any) -> bool:
     )
 
 
-def check_result_place(path: str | Path) -> None:
+def check_result_place(path: str | Path | None) -> None:
     """A result file may replace another one, and no other file: UserError. Long commands ask before they measure."""
-    if Path(path).exists():
+    if path and Path(path).exists():
         try:
             read_result(path)
         except UserError:

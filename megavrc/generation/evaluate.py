@@ -128,6 +128,7 @@ def check_places(json: Path | None, sheet: Path | None = None) -> None:
 def _alignment_of(
     clips: Path, manifest: Path | None, planned: Path | None, seed: int, device: str, json: Path | None
 ) -> None:
+    check_outputs(json)
     device = str(check_device(device))
     true = open_source(Path(f"{manifest}:val")) if manifest else None
     report = measure_alignment(open_source(clips, planned, true, seed, device=device), true)

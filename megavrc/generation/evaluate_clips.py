@@ -231,8 +231,7 @@ def check_least(**values: tuple[int, int]) -> None:
 
 def check_outputs(json: Path | None, picture: Path | None = None) -> None:
     """Refuse, before anything is measured, to replace another file than a result or a PNG."""
-    if json:
-        check_result_place(json)
+    check_result_place(json)
     if picture:
         check_picture_place(picture, [".png"])
 

@@ -72,7 +72,11 @@ def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, place: int) 
         steps, spreads = zip(*points, strict=True)
         means = np.array([spread.value for spread in spreads])
         bounds = np.array([[s.value - s.low, s.high - s.value] for s in spreads]).T
-        style = {"color": f"C{place}", "marker": "os^Dvp"[place % 6], "linestyle": ("-", "--", ":")[place % 3]}
+        style = {
+            "color": f"C{place}",
+            "marker": "os^Dvp"[place % 6],
+            "linestyle": ("-", "--", ":")[place % 3],
+        }
         axis.errorbar(steps, means, yerr=bounds, markersize=4, label=label, **style)
 
 

@@ -152,8 +152,7 @@ def report_study(
     """
     if draws < FEWEST_DRAWS:
         raise UserError(f"--draws: {draws}, at least {FEWEST_DRAWS}")
-    if json:
-        check_result_place(json)
+    check_result_place(json)
     if figure:
         check_picture_place(figure)
     found = read_user_study(study)

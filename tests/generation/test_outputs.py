@@ -6,6 +6,13 @@ from typing import Any
 
 import pytest
 
+from megavrc.benchmarks.attention import attention
+from megavrc.benchmarks.generate import generate
+from megavrc.benchmarks.loader import loader
+from megavrc.benchmarks.memory import memory
+from megavrc.benchmarks.speed import speed
+from megavrc.benchmarks.tokenize import tokenize
+from megavrc.benchmarks.train import train
 from megavrc.errors import UserError
 from megavrc.files import check_picture_place, write_json
 from megavrc.generation.evaluate import alignment, check_places
@@ -40,6 +47,13 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {  # given the place of a file of t
     "fd-self --json": lambda path: fd_self(NONE, NONE, json=path),
     "fd-self --out": lambda path: fd_self(NONE, path.parent),
     "fd-self --out FILE": lambda path: fd_self(NONE, path),
+    "memory": lambda path: memory(json=path),
+    "speed": lambda path: speed(NONE, json=path),
+    "benchmark attention": lambda path: attention(json=path),
+    "benchmark generate": lambda path: generate(json=path),
+    "benchmark loader": lambda path: loader(json=path),
+    "benchmark tokenize": lambda path: tokenize(json=path),
+    "benchmark train": lambda path: train(json=path),
     "user_study report --json": lambda path: report_study(NONE, json=path),
     "user_study report --figure": lambda path: report_study(
         NONE, figure=path.rename(path.with_suffix(".svg"))

@@ -126,7 +126,7 @@ def test_clips_of_other_pixels_are_another_figure(name: str, tmp_path: Path) -> 
     assert make(name, places).figure is None
     matrix = PaperMatrix(places)
     for level in (50, 200):
-        for job in matrix.exhibits[name]:
+        for job in [job for job in matrix.exhibits[name] if "ffs" in job or "text" in job]:
             write_clips(matrix.jobs[job].product.parent, level)
         drawn.append(content(make(name, places)))
     assert drawn[0] != drawn[1]
