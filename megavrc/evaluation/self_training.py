@@ -39,7 +39,7 @@ Clips = NDArray[np.uint8]  # [N, T, H, W, 3]
 Targets = NDArray[np.float32]  # [N, words]
 
 RARE = (
-    0.05  # share of clips from which on a word, or its absence, teaches something; a place in pixels does not
+    0.05  # share of clips from which on a word, or its absence, teaches something; a pixel's place does not
 )
 LEARNING_RATE = 2e-3
 BLUR = 1 / 40  # standard deviation, of the width
