@@ -111,12 +111,8 @@ def generate(
     }
     options: dict[str, Any] = {"weights": [str(folder) for folder in folders] or "random", "dtype": dtype}
     options |= {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames}
-    protocol = {
-        "repeats": repeats,
-        "spread": "range of the rounds",
-        "extrapolated_from_steps": sampled_steps,
-        "floor": cost.FLOOR,
-    }
+    protocol = {"repeats": repeats, "spread": "range of the rounds"}
+    protocol |= {"extrapolated_from_steps": sampled_steps, "floor": cost.FLOOR}
     metrics |= ratios(rows, step)
     content = result("benchmark generate", options, rows, metrics, protocol, device, threads)
     _print_head(options, sampled_steps)
