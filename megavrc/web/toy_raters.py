@@ -23,8 +23,8 @@ def answer_study(study: Path, raters: int = 8, seed: int = 0) -> None:
 
     Args:
         study: folder written by megavrc user_study build.
-        raters: how many; the last one does not look, and misses the pairs for attention.
-        seed: draws what they answer.
+        raters: number of raters; the last one does not look, and misses the pairs for attention.
+        seed: seed of what they answer.
     """
     found = read_user_study(study)
     answers, draw = Answers(found), random.Random(seed)
