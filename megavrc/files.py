@@ -266,6 +266,24 @@ def write_atomic(path: str | Path, content: bytes) -> None:
         raise
 
 
+PICTURES = {".png": (b"\x89PNG\r\n",), ".svg": (b"<?xml", b"<svg")}  # by ending: how such a file begins
+
+
+def check_picture_place(path: Path, kinds: Container[str] = PICTURES) -> None:
+    """Whether a picture may be written there: UserError unless its name ends in one of `kinds` and what lies there
+    already, if anything, is a picture of that kind."""
+    if path.suffix not in kinds:
+        endings = " or ".join(kind for kind in PICTURES if kind in kinds)
+        raise UserError(f"{path}: name a file that ends in {endings}")
+    check_place(path, PICTURES[path.suffix], f"{path.suffix[1:].upper()} picture")
+
+
+def check_place(path: Path, begins: tuple[bytes, ...], what: str) -> None:
+    """Whether a file may be written there: UserError if another one is there than what begins so."""
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(begins)):
+        raise UserError(f"{path}: is there and is no {what}; choose another name, or delete it")
+
+
 def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

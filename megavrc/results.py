@@ -130,15 +130,20 @@ def _is_metric(found: Any) -> bool:
     )
 
 
-def write_result(path: str | Path, content: Result) -> None:
-    """Write a result file atomically. It may replace another one, and no other file: UserError."""
-    if Path(path).exists():
+def check_result_place(path: str | Path | None) -> None:
+    """A result file may replace another one, and no other file: UserError. Long commands ask before they measure."""
+    if path and Path(path).exists():
         try:
             read_result(path)
         except UserError:
             raise UserError(
                 f"{path}: is there and is no result file; choose another name, or delete it"
             ) from None
+
+
+def write_result(path: str | Path, content: Result) -> None:
+    """Write a result file atomically, where `check_result_place` lets it."""
+    check_result_place(path)
     write_json(path, content)
 
 

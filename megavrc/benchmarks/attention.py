@@ -19,7 +19,7 @@ from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.measure import cuda_lap_times, lap_times, turns
 from megavrc.model.attention import BACKENDS, Backend, BackendError, SegmentMask, choose_backend, load_backend
-from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
+from megavrc.results import Metric, case, check_result_place, median_of, metric, publish_tables, ratio, result
 
 Attend = Callable[[Tensor, Tensor, Tensor, SegmentMask], Tensor]
 Laps = Callable[..., list[float]]  # seconds of pieces of work, one after the other
@@ -69,6 +69,7 @@ def attention(
         tune: time the triton backend a second time with tile sizes found by search.
         json: file to write the results to.
     """
+    check_result_place(json)
     on_gpu = device.startswith("cuda")
     torch.set_num_threads(threads)
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[

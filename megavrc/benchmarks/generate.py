@@ -27,7 +27,7 @@ from megavrc.model.clips import decode_clips
 from megavrc.model.config import Preset
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.quantization.quantize import Format
-from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
+from megavrc.results import Metric, case, check_result_place, median_of, metric, publish_tables, ratio, result
 
 
 def generate(
@@ -79,6 +79,7 @@ def generate(
         device: `cpu` or `cuda`.
         json: file to write the results to.
     """
+    check_result_place(json)
     if repeats < 1 or sampled_steps < 0 or (frames - 1) % 4 or (sampled_steps and device != "cpu"):
         raise UserError("--repeats is at least 1, --frames 1 + 4k, --sampled-steps at least 0 and for a CPU")
     torch.set_num_threads(threads)
@@ -110,12 +111,8 @@ def generate(
     }
     options: dict[str, Any] = {"weights": [str(folder) for folder in folders] or "random", "dtype": dtype}
     options |= {"preset": config.preset, "grid": config.grid, "latent_frames": 1 + config.frames}
-    protocol = {
-        "repeats": repeats,
-        "spread": "range of the rounds",
-        "extrapolated_from_steps": sampled_steps,
-        "floor": cost.FLOOR,
-    }
+    protocol = {"repeats": repeats, "spread": "range of the rounds"}
+    protocol |= {"extrapolated_from_steps": sampled_steps, "floor": cost.FLOOR}
     metrics |= ratios(rows, step)
     content = result("benchmark generate", options, rows, metrics, protocol, device, threads)
     _print_head(options, sampled_steps)

@@ -22,7 +22,7 @@ from megavrc.data.stream import Stream
 from megavrc.errors import UserError
 from megavrc.measure import turns
 from megavrc.progress import progress
-from megavrc.results import Metric, case, median_of, publish_tables, ratio, result
+from megavrc.results import Metric, case, check_result_place, median_of, publish_tables, ratio, result
 
 SHAPE, VOCAB = (5, 32, 32), 8192  # of a 17-frame clip at 256x256
 SHUFFLE_BUFFER = 1000  # of webdataset; our order shuffles all samples
@@ -51,6 +51,7 @@ def loader(
         rounds: measurements of each.
         json: file to write the results to.
     """
+    check_result_place(json)
     if not 0 < batch * shards <= samples or samples % shards:
         raise UserError(f"--samples {samples}: must be a multiple of --shards, and a batch must fit a shard")
     rates: dict[str, list[tuple[float, float]]] = {}

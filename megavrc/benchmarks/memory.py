@@ -17,7 +17,7 @@ from megavrc.model import VRC, ClipRequest, ConditionConfig, ModelConfig, Sampli
 from megavrc.model.config import Preset
 from megavrc.model.layout import make_layout
 from megavrc.progress import progress
-from megavrc.results import Metric, case, metric, publish_tables, ratio, result
+from megavrc.results import Metric, case, check_result_place, metric, publish_tables, ratio, result
 
 BF16 = 2  # bytes
 RTX_4090 = 24 * 2**30  # the line of Figure 6
@@ -46,6 +46,7 @@ def memory(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the result to.
     """
+    check_result_place(json)
     if min(train_batch, batch, frames) < 1:
         raise UserError("--train_batch, --batch and --frames: at least 1")
     device = str(check_device(device))

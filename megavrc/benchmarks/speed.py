@@ -15,7 +15,7 @@ from megavrc.hardware import check_device
 from megavrc.measure import clock, in_turn
 from megavrc.model import VRC, ClipRequest, SamplingSettings, VideoPipeline
 from megavrc.model.decoder import store_for_generation
-from megavrc.results import case, median_of, publish_tables, ratio, result
+from megavrc.results import case, check_result_place, median_of, publish_tables, ratio, result
 
 
 def speed(
@@ -45,6 +45,7 @@ def speed(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the times to.
     """
+    check_result_place(json)
     if repeats < 5 or warmup < 1:
         raise UserError(f"repeats {repeats}, warmup {warmup}: at least 5 and 1")
     settings = checked_settings(first_temperature, later_temperature, guidance)

@@ -16,7 +16,7 @@ from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.measure import in_turn
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
-from megavrc.results import Metric, case, median_of, metric, publish_tables, result
+from megavrc.results import Metric, case, check_result_place, median_of, metric, publish_tables, result
 from megavrc.tokenization.cut import Cuts, cut
 from megavrc.tokenization.encode import samples
 from megavrc.tokenization.plan import encode
@@ -54,6 +54,7 @@ def tokenize(
         device: torch device of the encoder.
         json: file to write the results to.
     """
+    check_result_place(json)
     if seconds < 3:
         raise UserError(f"--seconds {seconds}: at least 3, or no clip fits")
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from megavrc.measure import turns
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.attention import Backend
 from megavrc.model.config import Preset
-from megavrc.results import Metric, case, median_of, metric, publish_tables, ratio, result
+from megavrc.results import Metric, case, check_result_place, median_of, metric, publish_tables, ratio, result
 from megavrc.training.tasks.vrc_config import ClipPreviewConfig, RunConfig, TokenDataConfig, VRCTrainConfig
 
 CLASSES = 101  # of UCF101
@@ -103,6 +103,7 @@ def train(
         folder: folder on the disk that checkpoints are written to (default: a temporary one).
         json: file to write the results to.
     """
+    check_result_place(json)
     on_gpu = torch.cuda.is_available()
     steps = steps if steps is not None else 20 if on_gpu else 2
     warmup = warmup if warmup is not None else 5 if on_gpu else 1

@@ -52,7 +52,7 @@ def _values(content: Result) -> dict[str, float]:
         start + name: float(found["value"])
         for start, metrics in rows
         for name, found in metrics.items()
-        if found["value"] is not None
+        if found["value"] is not None and math.isfinite(found["value"])
     }
 
 

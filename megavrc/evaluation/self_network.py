@@ -106,6 +106,17 @@ class SelfNetwork:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """A network may replace another one, and no other files: UserError. Asked before it is trained."""
+    path = folder / "network.json"
+    if path.is_file():
+        check_fields(path, read_json(path), {"frames": int, "size": int, "sha256": str, "wrong": list})
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(
+            f"{folder}: is there and is no folder of megavrc evaluate fd-self; name another place"
+        )
+
+
 def load_self(folder: Path, device: str = "cpu") -> SelfNetwork:
     """The network of a folder that `megavrc evaluate fd-self` wrote.
 

@@ -1,8 +1,9 @@
 """Training of FD-self on the data at hand, and the trial that it must pass before it is used.
 
-It learns what the list of clips tells of them (words of captions, labels, attributes) and whether the frames of a clip
-run forward, backward or in no order. Then clips that it never saw must lie as anybody would order them: real ones
-nearest, reconstructed ones behind, and behind these all that are blurred, frozen, reversed, shuffled or torn.
+It learns what the list of clips tells of them (words of captions, labels, attributes) and whether a clip is as it was,
+or its frames are blurred, in no order or run backward; all with some noise, so that what a tokenizer or a codec leaves
+counts for little. Then clips that it never saw must lie as anybody would order them: real ones nearest, reconstructed
+ones behind, and behind these all that are blurred, frozen, reversed, shuffled or torn.
 """
 
 import re
@@ -37,15 +38,19 @@ from megavrc.results import case, median_of
 Clips = NDArray[np.uint8]  # [N, T, H, W, 3]
 Targets = NDArray[np.float32]  # [N, words]
 
-RARE = 0.02  # share of clips from which on a word, or its absence, teaches something
-ORDERS = 3  # of frames: forward, backward, none
+RARE = (
+    0.05  # share of clips from which on a word, or its absence, teaches something; a pixel's place does not
+)
 LEARNING_RATE = 2e-3
 BLUR = 1 / 40  # standard deviation, of the width
+BLURS = 0.5, 2.0  # of that, in training
+NOISE = 8.0  # grey levels, at most, in training
+BLOCKS = 4  # sizes of what the noise consists of: 1, 2, 4 and 8 pixels
 TORN = 1 / 8  # of the width
 
 
-def _blurred(frames: Frames, rng: np.random.Generator) -> Frames:
-    side = BLUR * frames.shape[2]
+def _blurred(frames: Frames, rng: np.random.Generator, strength: float = 1.0) -> Frames:
+    side = strength * BLUR * frames.shape[2]
     return gaussian_filter(frames.astype(np.float32), (0, side, side, 0)).round().astype(np.uint8)
 
 
@@ -115,30 +120,56 @@ def _leaves(name: str, value: Any) -> Iterator[str]:
         yield f"{name} {value}"
 
 
+WAYS: dict[str, Fault] = {  # that clips are shown in training, and told apart
+    "as it is": lambda frames, rng: frames,
+    "blurred": lambda frames, rng: _blurred(frames, rng, rng.uniform(*BLURS)),
+    "shuffled": _shuffled,
+    "reversed": RUNGS["reversed"],
+}
+
+
+def _noisy(frames: Frames, rng: np.random.Generator) -> Frames:
+    """With noise of a drawn strength and size."""
+    (length, height, width, _), block = frames.shape, 2 ** int(rng.integers(BLOCKS))
+    shape = length, -(-height // block), -(-width // block), 3
+    noise = rng.normal(0, rng.uniform(0, NOISE), shape).repeat(block, 1).repeat(block, 2)
+    return (frames + noise[:, :height, :width]).round().clip(0, 255).astype(np.uint8)
+
+
 def train_convolutions(
-    clips_NTHWC: Clips, targets: Targets, steps: int, batch: int = 32, seed: int = 0, device: str = "cpu"
+    clips_NTHWC: Clips,
+    targets: Targets,
+    steps: int,
+    batch: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    reversible: bool = False,
 ) -> ClipConvolutions:
     """Train the network on clips and what is told of them.
 
-    A third of the clips of a batch run backward, a third in no order: these are asked for their order only.
+    As many clips of a batch are shown in each of WAYS; only those that are as they were are asked for what is told.
+
+    Args:
+        reversible: clips are as probable backward as forward: none is shown backward.
     """
     rng, at = np.random.default_rng(seed), check_device(device)
+    ways = [fault for name, fault in WAYS.items() if not (reversible and name == "reversed")]
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        network = ClipConvolutions(targets.shape[1] + ORDERS).to(at).train()
+        network = ClipConvolutions(targets.shape[1] + len(ways)).to(at).train()
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     last = [float("nan")]
     for _ in progress(range(steps), "train", note=lambda: f"loss {last[0]:.3f}"):
         rows = rng.integers(len(clips_NTHWC), size=batch)
-        order = rng.integers(ORDERS, size=batch)
-        ways = (lambda frames, _: frames, RUNGS["reversed"], RUNGS["shuffled"])
-        clips = np.stack([ways[way](clips_NTHWC[row], rng) for row, way in zip(rows, order, strict=True)])
+        shown = rng.integers(len(ways), size=batch)
+        pairs = zip(rows, shown, strict=True)
+        clips = np.stack([_noisy(ways[way](clips_NTHWC[row], rng), rng) for row, way in pairs])
         answers = network.answers(network(torch.from_numpy(clips).to(at)))
-        loss = F.cross_entropy(answers[:, -ORDERS:], torch.from_numpy(order).to(at))
-        if (forward := order == 0).any():
-            told = torch.from_numpy(targets[rows[forward]]).to(at)
-            loss = loss + F.binary_cross_entropy_with_logits(answers[forward, :-ORDERS], told)
+        loss = F.cross_entropy(answers[:, -len(ways) :], torch.from_numpy(shown).to(at))
+        if (plain := shown == 0).any():
+            told = torch.from_numpy(targets[rows[plain]]).to(at)
+            loss = loss + F.binary_cross_entropy_with_logits(answers[plain, : -len(ways)], told)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,6 +208,7 @@ def try_network(
     reconstructed_NTHWC: Clips | None = None,
     draws: int = 200,
     seed: int = 0,
+    reversible: bool = False,
 ) -> MetricReport:
     """Distances of real, reconstructed and faulty clips from other real ones; facts `wrong` of the protocol say which
     are not shown to lie where they should.
@@ -184,6 +216,7 @@ def try_network(
     Args:
         reference_NTHWC, real_NTHWC: real clips that the network never saw.
         reconstructed_NTHWC: the latter through a video tokenizer.
+        reversible: clips are as probable backward as forward: where reversed ones lie is measured, and not judged.
     """
     sets = {"real": real_NTHWC}
     if reconstructed_NTHWC is not None:
@@ -203,7 +236,8 @@ def try_network(
     random = [estimates(network.dims * copy) for copy in range(1, 1 + COPIES)]
     wrong = []
     *below, floor = list(sets)
-    for name in [*([floor] if below else []), *RUNGS]:
+    judged = [name for name in RUNGS if not (reversible and name == "reversed")]
+    for name in [*([floor] if below else []), *judged]:
         least = floor if name in RUNGS else below[-1]
         gap = difference(found[name], found[least])
         if gap.low <= 0:
@@ -220,6 +254,7 @@ def try_network(
         "interval": f"95%, bootstrap of clips of both sides, {draws} draws, moved to the value; "
         f"{names[1]}: median and range of {COPIES} networks",
         "order": "paired differences, whose 95% interval must lie above 0",
+        "reversible": reversible,
         "wrong": wrong,
         "seed": seed,
     }

@@ -74,13 +74,15 @@ def mean_estimate(
     """The mean of one value a clip.
 
     Args:
-        groups: the video or prompt of each clip, which are drawn as wholes (default: each clip is one).
+        groups: the video or prompt of each clip, which are drawn as wholes (default: each clip is one). One group says
+            nothing of others: its interval is not known, nan.
     """
     values, rng = np.asarray(values_N, np.float64), np.random.default_rng(seed)
     places = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums, counts = np.bincount(places, values), np.bincount(places)
     weights = resamples(len(sums), draws, rng)
-    return estimate(float(values.mean()), weights @ sums / (weights @ counts))
+    found = estimate(float(values.mean()), weights @ sums / (weights @ counts))
+    return found if len(sums) > 1 else found._replace(low=math.nan, high=math.nan)
 
 
 def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, seed: int = 0) -> Metric:
@@ -182,8 +184,9 @@ def apart(found: Estimate) -> bool:
 
 
 def as_metric(found: Estimate, n: int, unit: str = "") -> Metric:
-    """An estimate in the schema of results."""
-    return metric(found.value, unit, n, found.low, found.high)
+    """An estimate in the schema of results; without bounds where they are not known."""
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    return metric(found.value, unit, n, *((found.low, found.high) if known else ()))
 
 
 @dataclass(frozen=True)

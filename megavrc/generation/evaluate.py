@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.alignment import evaluate, measure_alignment
-from megavrc.files import write_json
+from megavrc.files import read_json, write_json
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import publish_report
+from megavrc.generation.evaluate_clips import check_least, check_outputs, publish_report
 from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
 from megavrc.model import Sampling, SamplingSettings
@@ -68,8 +68,8 @@ def alignment(
         clips: clips to measure instead of all this, given as to megavrc evaluate fvd.
         planned: list of the clips that must be there, or be generated: JSON lines with id and caption.
     """
-    if prompts < 1:
-        raise UserError(f"--prompts: {prompts}, at least 1")
+    check_least(prompts=(prompts, 1))
+    check_places(json, sheet)
     if clips:
         return _alignment_of(clips, manifest, planned, seed, device, json)
     if model is None or manifest is None:
@@ -112,9 +112,23 @@ def alignment(
         write_png(sheet, contact_sheet(report.examples))
 
 
+def check_places(json: Path | None, sheet: Path | None = None) -> None:
+    """Refuse to replace another file than a picture, a result, or scores as `alignment` writes them."""
+    check_outputs(None, sheet)
+    try:
+        check_outputs(json)
+    except UserError:
+        assert json
+        content = read_json(json) if json.is_file() and json.read_bytes().startswith(b"{") else None
+        rows = content.values() if isinstance(content, dict) else [None]
+        if not all(isinstance(row, dict) and "colour" in row for row in rows):
+            raise
+
+
 def _alignment_of(
     clips: Path, manifest: Path | None, planned: Path | None, seed: int, device: str, json: Path | None
 ) -> None:
+    check_outputs(json)
     device = str(check_device(device))
     true = open_source(Path(f"{manifest}:val")) if manifest else None
     report = measure_alignment(open_source(clips, planned, true, seed, device=device), true)

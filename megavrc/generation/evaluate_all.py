@@ -16,17 +16,18 @@ from megavrc.evaluation.protocols import ProtocolName, protocol_of
 from megavrc.evaluation.redundancy import measure_redundancy
 from megavrc.evaluation.scene_scores import score_scenes
 from megavrc.evaluation.statistics import MetricReport
-from megavrc.files import write_atomic
+from megavrc.files import check_place, write_atomic
 from megavrc.generation.clip_sources import is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least
 from megavrc.generation.evaluate_copying import measure_model_copying
 from megavrc.generation.evaluate_scenes import measured, scene_rows
 from megavrc.hardware import check_device
 from megavrc.progress import progress
-from megavrc.results import case, result, table, write_result
+from megavrc.results import case, check_result_place, result, table, write_result
 from megavrc.user_files import resolve
 
 FRAMES = 16  # of a clip that CLIP sees
+MARK = "<!-- megavrc evaluate all -->"  # the page begins so, and may be replaced
 TITLES = {
     "drift": "clips that freeze, loop, fade or blur",
     "alignment": "what captions of megavrc make_shapes say, found in pixels",
@@ -72,6 +73,7 @@ def all_metrics(
         device: `cpu` or `cuda`; auto is cuda where there is one.
     """
     check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
+    _check_places(out)
     device = str(check_device(device))
     true = open_source(real, seed=seed, batch=batch, device=device)
     source = open_source(clips, planned, true, seed, batch, device)
@@ -107,11 +109,20 @@ def all_metrics(
         "copying": copying,
     }
     config = {"real": str(real), "clips": str(clips), "planned": str(planned or "")}
-    parts = [f"# {source.name} against {true.name}\n\n{len(source.clips)} clips, 95% intervals in brackets."]
+    parts = [
+        f"{MARK}\n\n# {source.name} against {true.name}\n\n{len(source.clips)} clips, 95% intervals in brackets."
+    ]
     parts += list(_sections(metrics, out, config, device))
     text = "\n\n".join(parts) + "\n"
     write_atomic(out / "metrics.md", text.encode())
     print(f"{text}\n{out / 'metrics.md'}")
+
+
+def _check_places(out: Path) -> None:
+    """Refuse, before anything is measured, to replace what no earlier call wrote."""
+    for name in TITLES:
+        check_result_place(out / f"{name}.json")
+    check_place(out / "metrics.md", (MARK.encode(),), "page of megavrc evaluate all")
 
 
 def _sections(

@@ -16,11 +16,12 @@ from megavrc.evaluation.drift import SHARES, measure_drift
 from megavrc.evaluation.export_clips import Layout, export_clips
 from megavrc.evaluation.redundancy import Encode, frames_from_start, measure_redundancy, outlined
 from megavrc.evaluation.statistics import MetricReport
+from megavrc.files import check_picture_place
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_tokens import report_tokens, token_grids
 from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
-from megavrc.results import publish_tables, result
+from megavrc.results import check_result_place, publish_tables, result
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
 from megavrc.video import MAX_FPS, MIN_FPS, write_png
@@ -65,6 +66,7 @@ def clipsim(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the result to.
     """
+    check_outputs(json)
     device = str(check_device(device))
     check_least(frames=(frames, 1), stride=(stride, 1), batch=(batch, 1), draws=(draws, FEWEST_DRAWS))
     model = ClipModel(resolve("clip", clip), device)
@@ -102,6 +104,7 @@ def drift(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the result to.
     """
+    check_outputs(json)
     device = str(check_device(device))
     check_least(draws=(draws, FEWEST_DRAWS), batch=(batch, 1))
     true = open_source(real) if real else None
@@ -147,6 +150,7 @@ def redundancy(
         picture: picture to write (PNG): frames of the first clip, with what stays outlined in orange.
         json: file to write the result to.
     """
+    check_outputs(json, picture)
     check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
     if crf > 51:
@@ -223,6 +227,13 @@ def check_least(**values: tuple[int, int]) -> None:
     for name, (value, least) in values.items():
         if value < least:
             raise UserError(f"--{name}: {value}, at least {least}")
+
+
+def check_outputs(json: Path | None, picture: Path | None = None) -> None:
+    """Refuse, before anything is measured, to replace another file than a result or a PNG."""
+    check_result_place(json)
+    if picture:
+        check_picture_place(picture, [".png"])
 
 
 def publish_report(

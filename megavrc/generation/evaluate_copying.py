@@ -11,7 +11,13 @@ from megavrc.evaluation.clip_source import ClipSource, first
 from megavrc.evaluation.copying import measure_copying
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, encoder, publish_report
+from megavrc.generation.evaluate_clips import (
+    FEWEST_DRAWS,
+    check_least,
+    check_outputs,
+    encoder,
+    publish_report,
+)
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.hardware import check_device
 from megavrc.model import VRC
@@ -43,6 +49,7 @@ def copying(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the result to.
     """
+    check_outputs(json)
     check_least(n=(1 if n is None else n, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
     report = measure_model_copying(model, open_source(real, device=device), n, draws, seed, device)

@@ -10,7 +10,7 @@ from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i
 from megavrc.evaluation.networks import open_network
 from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of, real_windows
 from megavrc.generation.clip_sources import is_model, open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, check_outputs, publish_report
 from megavrc.hardware import check_device
 from megavrc.results import case, metric, publish_tables, result
 from megavrc.user_files import resolve
@@ -63,6 +63,7 @@ def fvd(
         json: file to write the result to.
         selfcheck: only check the network: I3D gives 151.26 for clips of zeros against ones. Exit code 1 if not.
     """
+    check_outputs(json)
     device = str(check_device(device))
     if selfcheck:
         return _selfcheck(load_detector(resolve("i3d", i3d), device), json)
@@ -108,6 +109,7 @@ def kvd(
         features: folder where features are kept, for `fvd` and for later runs.
         json: file to write the result to.
     """
+    check_outputs(json)
     device = str(check_device(device))
     _command("kvd", locals())
 

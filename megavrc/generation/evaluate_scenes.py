@@ -16,7 +16,7 @@ from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate import checked_settings, read_videos
-from megavrc.generation.evaluate_clips import check_least
+from megavrc.generation.evaluate_clips import check_least, check_outputs
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.hardware import check_device
 from megavrc.model import SamplingSettings
@@ -78,6 +78,7 @@ def scenes(
         clips: clips of these captions to score, given as to megavrc evaluate fvd; exactly those of the split (its
             first N).
     """
+    check_outputs(json, sheet)
     passes = later_passes or 1
     settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)
     check_least(batch=(batch, 1), n=(1 if n is None else n, 1))

@@ -7,6 +7,7 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource
 from megavrc.evaluation.protocols import Window, protocol_of, real_windows
+from megavrc.evaluation.self_network import check_folder
 from megavrc.evaluation.self_training import (
     Clips,
     self_network,
@@ -15,7 +16,7 @@ from megavrc.evaluation.self_training import (
     what_is_told,
 )
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, publish_report
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, check_outputs, publish_report
 from megavrc.hardware import check_device
 from megavrc.progress import progress
 
@@ -33,6 +34,7 @@ def fd_self(
     size: int = 64,
     steps: int = 1000,
     batch: int = 32,
+    reversible: bool = False,
     draws: int = 200,
     seed: int = 0,
     device: str = "auto",
@@ -40,9 +42,9 @@ def fd_self(
 ) -> int:
     """Train a small video network on the data at hand, for `megavrc evaluate fvd --network OUT`, and try it.
 
-    It learns what the list of clips tells (captions, labels, attributes) and the order of frames. On clips that it
-    never saw its distance must grow from real over reconstructed to blurred, frozen, reversed, shuffled and torn ones;
-    a network that fails is refused by every other command. Exit code 1 if it fails.
+    It learns what the list of clips tells (captions, labels, attributes), blur and the order of frames. On clips that
+    it never saw its distance must grow from real over reconstructed to blurred, frozen, reversed, shuffled and torn
+    ones; a network that fails is refused by every other command. Exit code 1 if it fails.
 
     Args:
         real: real clips with what they show: manifest.jsonl:SPLIT, or as to megavrc evaluate fvd.
@@ -54,11 +56,15 @@ def fd_self(
         size: side in pixels that clips are resized to (short side, then the centre).
         steps: training steps.
         batch: clips of a step.
+        reversible: whether clips are as probable backward as forward, as those of megavrc make_scenes and make_shapes:
+            then a reversed one is no fault.
         draws: draws of the bootstrap.
         seed: seed of weights, choices and bootstrap.
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the trial to.
     """
+    check_outputs(json)
+    check_folder(out)
     check_least(n=(n, FEWEST), clips=(clips, 1), frames=(frames, 2), size=(size, 16), steps=(steps, 1))
     check_least(batch=(batch, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
@@ -72,12 +78,14 @@ def fd_self(
     if not training:
         raise UserError(f"{source.name}: too few clips of {frames} frames to train on")
     words, targets = what_is_told(source, [window.clip for window in training])
-    trained = train_convolutions(_read(source, training, size), targets, steps, batch, seed, device)
+    trained = train_convolutions(
+        _read(source, training, size), targets, steps, batch, seed, device, reversible
+    )
     known = _read(source, reference, size)
     network = self_network(trained, known, seed)
     rebuilt = open_source(tokenizer, like=source, device=device) if tokenizer else None
     made = _read(rebuilt, measured, size) if rebuilt else None
-    report = try_network(network, known, _read(source, measured, size), made, draws, seed)
+    report = try_network(network, known, _read(source, measured, size), made, draws, seed, reversible)
     report.protocol.update(clips=len(training), steps=steps, batch=batch, words=len(words))
     if not tokenizer:
         report.lines.append("without --tokenizer it is not known where reconstructed clips lie")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_json
+from megavrc.files import check_format, read_object, write_json
 from megavrc.paper.child import run_child
 
 STATE_FORMAT = 1  # of state.json
@@ -143,6 +143,7 @@ def read_state(work: Path) -> dict[str, dict[str, Any]]:
     file = work / "state.json"
     if not file.exists():
         return {}
-    content: dict[str, Any] = read_json(file)
+    content = read_object(file, {"jobs": dict[str, dict[str, Any]]})
     check_format(file, content.get("format"), STATE_FORMAT)
-    return content["jobs"]
+    jobs: dict[str, dict[str, Any]] = content["jobs"]
+    return jobs

@@ -2,8 +2,10 @@
 papers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from megavrc.errors import UserError
 from megavrc.evaluation.distances import FLOOR
+from megavrc.files import check_fields
 from megavrc.paper.matrix import PaperMatrix
 from megavrc.results import Metric, Result, read_result
 
@@ -23,6 +26,10 @@ def published() -> dict[str, Any]:
     """Rows of the papers, by table or figure."""
     content: dict[str, Any] = yaml.safe_load(PUBLISHED.read_text())
     return content
+
+
+def _is_known(found: Metric) -> bool:
+    return found["value"] is not None and isfinite(found["value"])
 
 
 @dataclass
@@ -64,8 +71,17 @@ class Measured:
             self.missing[job] = made.line
         return made.product.exists()
 
-    def read(self, job: str) -> Result | None:
-        """The result file of a job, if it is there; UserError if another command has made it."""
+    def read(
+        self, job: str, config: Mapping[str, Any] = {}, protocol: Mapping[str, Any] = {}
+    ) -> Result | None:
+        """The result file of a job, if it is there.
+
+        Args:
+            config, protocol: fields that it must have, and their types.
+
+        Raises:
+            UserError: another command has made it, or a field is missing.
+        """
         if not self.there(job):
             return None
         made = self.matrix.jobs[job]
@@ -74,6 +90,8 @@ class Measured:
             raise UserError(
                 f"{made.product}: made by megavrc {content['command']}; expected what {made.line} writes"
             )
+        check_fields(f"{made.product}: config", content["config"], config)
+        check_fields(f"{made.product}: protocol", content["protocol"], protocol)
         return content
 
     def row(self, job: str, case: str) -> dict[str, Any]:
@@ -85,6 +103,22 @@ class Measured:
         found: dict[str, Any] = rows[0]
         return found
 
+    def number(self, job: str, row: Mapping[str, Any], name: str) -> Metric:
+        """A number of a case; UserError if the case lacks it, or says that it was not measured."""
+        found: Metric | None = row["metrics"].get(name)
+        if found is None or not _is_known(found):
+            raise self._lacks(job, f"{name} of {row['name']!r}")
+        return found
+
+    def numbered(self, job: str, case: str, prefix: str) -> dict[int, Metric]:
+        """The numbers PREFIX0, PREFIX1, .. of a case of a file that is there; UserError if there is none."""
+        row = self.row(job, case)
+        ends = [name.removeprefix(prefix) for name in row["metrics"] if name.startswith(prefix)]
+        found = {int(end): self.number(job, row, prefix + end) for end in ends if end.isdecimal()}
+        if not found:
+            raise self._lacks(job, f"{prefix}0 of {case!r}")
+        return found
+
     def first(self, job: str, name: str) -> Metric | None:
         """A number of the first case of a result file, if the file is there; UserError if the case lacks it."""
         content = self.read(job)
@@ -92,15 +126,15 @@ class Measured:
             return None
         if not content["cases"] or name not in content["cases"][0]["metrics"]:
             raise self._lacks(job, name)
-        found: Metric = content["cases"][0]["metrics"][name]
-        return found
+        return self._known(job, content["cases"][0]["metrics"][name])
 
     def seconds(self, size: str, variant: str) -> Metric | None:
         """Seconds of one clip at batch 1 without guidance, if measured."""
         content = self.read(f"speed-{size}")
         label = f"{variant}, batch 1, guidance 1"
         rows = [row for row in content["cases"] if row["name"] == label] if content else []
-        return rows[0]["metrics"].get("seconds") if rows else None
+        found = rows[0]["metrics"].get("seconds") if rows else None
+        return self._known(f"speed-{size}", found) if found else None
 
     def distance(self, job: str, floor: bool = False) -> Metric | None:
         """The distance of a model's clips from real ones, or that of real ones from real ones.
@@ -122,8 +156,7 @@ class Measured:
         if len(self.distances) > 1:
             (one, first), (two, second) = self.distances.items()
             raise UserError(f"{first} has {one}, {second} {two}: not comparable; measure one of them again")
-        found: Metric = rows[0]["metrics"][name]
-        return found
+        return self._known(job, rows[0]["metrics"][name])
 
     @property
     def distance_name(self) -> str:
@@ -134,6 +167,13 @@ class Measured:
     def exhibit(self, name: str, title: str) -> Exhibit:
         """An empty table or figure with what is missing of it."""
         return Exhibit(name, title, missing=self.missing)
+
+    def _known(self, job: str, found: Metric) -> Metric | None:
+        """A number that a file has; missing where it says that nothing was measured."""
+        if _is_known(found):
+            return found
+        self.missing[job] = self.matrix.jobs[job].line
+        return None
 
     def _lacks(self, job: str, what: str) -> UserError:
         made = self.matrix.jobs[job]

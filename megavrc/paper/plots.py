@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
+from megavrc.files import check_fields
 from megavrc.paper.measured import Exhibit, Measured, published
 from megavrc.report.figures import panels, stacked_shares
 from megavrc.results import Metric
@@ -66,6 +67,11 @@ def dots(axis: Any, xs: Sequence[float], values: Sequence[Metric], style: Series
 def hollow(axis: Any, x: float, y: float, style: Series, label: str) -> None:
     """A point that is only published."""
     axis.plot([x], [y], style.marker, markersize=4, markerfacecolor="white", color=style.colour, label=label)
+
+
+def _legend_above(axis: Any, height: float = 1.0) -> None:
+    """A legend that hides nothing; `height`: of its foot, in that of the axis."""
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.1, height), ncols=2, fontsize=7)
 
 
 def fig1(found: Measured) -> Exhibit:
@@ -128,7 +134,8 @@ def _published(table: str, name: str, key: str) -> float:
 def fig2(found: Measured) -> Exhibit:
     """The bytes that H.264 spends on each frame, and the blocks that stay as they were."""
     made = found.exhibit("fig2", "Figure 2. Redundancy between frames")
-    content, tokens = found.read("redundancy"), found.read("redundancy-tokens")
+    content = found.read("redundancy", protocol={"clips": int, "frames": int, "stride": int, "encoder": str})
+    tokens = found.read("redundancy-tokens")
     if content is None:
         return made
     strip = _picture(found.matrix.jobs["redundancy"].product.with_suffix(".png"))
@@ -141,16 +148,16 @@ def fig2(found: Measured) -> Exhibit:
         below.imshow(strip)
         below.set_axis_off()
     for shift, (mode, style, name) in enumerate((("ippp", VRC, "I and P"), ("paper", LATTE, "with B"))):
-        sizes = _numbered(found.row("redundancy", f"H.264 {mode}"), "packet/")
+        sizes = found.numbered("redundancy", f"H.264 {mode}", "packet/")
         xs = [frame + 1 + 0.4 * (shift - 0.5) for frame in sizes]
         _bars(bars, xs, list(sizes.values()), style, 0.4, f"{name} frames")
     bars.set(xlabel="frame", ylabel="bytes of its packet")
     bars.set_xticks([frame + 1 for frame in sizes])
-    bars.legend()
-    same = {"16x16 blocks\nof pixels": found.row("redundancy", "blocks of pixels")["metrics"]["unchanged"]}
+    _legend_above(bars)
+    blocks = found.row("redundancy", "blocks of pixels")
+    same = {"16x16 blocks\nof pixels": found.number("redundancy", blocks, "unchanged")}
     if tokens:
-        row = found.row("redundancy-tokens", "tokens of latent frames")
-        equal = _numbered(row, "equal_to_the_one_before/")
+        equal = found.numbered("redundancy-tokens", "tokens of latent frames", "equal_to_the_one_before/")
         same |= {f"tokens, latent\nframe {frame}": value for frame, value in equal.items() if frame > 1}
     for place, value in enumerate(same.values()):
         shares.barh(
@@ -171,18 +178,11 @@ def _picture(path: Path) -> Any:
         raise UserError(f"{path}: not a picture that can be read ({error.reason})") from None
 
 
-def _numbered(row: Mapping[str, Any], prefix: str) -> dict[int, Metric]:
-    """The metrics PREFIX0, PREFIX1, .. of a case by their numbers."""
-    return {
-        int(name.removeprefix(prefix)): value
-        for name, value in row["metrics"].items()
-        if name.startswith(prefix)
-    }
-
-
 def _coding(content: Mapping[str, Any]) -> str:
     protocol = content["protocol"]
-    kinds = {row["name"]: ", ".join(row.get("facts", {}).get("frames", [])) for row in content["cases"]}
+    kinds = {
+        row["name"]: ", ".join(map(str, row.get("facts", {}).get("frames") or [])) for row in content["cases"]
+    }
     return (
         f"Means of {protocol['clips']} clips with 95% intervals, {protocol['frames']} frames at stride "
         f"{protocol['stride']}; {protocol['encoder']}. The first packet also holds 600 to 700 bytes of headers. "
@@ -207,26 +207,30 @@ def _bars(
     )
 
 
+def _distances(axis: Any, found: Measured, title: str, xlabel: str, jobs: Mapping[str, str]) -> None:
+    """The last touch of a panel: VRC's distances from real clips by what stands on its x axis.
+
+    Args:
+        jobs: name on the axis -> the job that measures it.
+    """
+    there = {place: value for place, job in enumerate(jobs.values()) if (value := found.distance(job))}
+    if there:
+        dots(axis, list(there), list(there.values()), VRC)
+    elif not axis.has_data():
+        axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center")
+    axis.set_xticks(range(len(jobs)), list(jobs))
+    axis.set(title=title, xlabel=xlabel, ylabel=_label(found), xlim=(-0.5, len(jobs) - 0.5))
+    axis.set_ylim(bottom=0)
+
+
 def fig4(found: Measured) -> Exhibit:
     """Distance from real clips by size of the model, for each data set."""
     datasets, sizes = found.matrix.lists["dataset"], found.matrix.lists["size"]
     made = found.exhibit("fig4", "Figure 4. VRC by size of the model")
-    figure, axes = panels(len(datasets), columns=2, width=COLUMN, height=2.0, text=TEXT)
+    made.figure, axes = panels(len(datasets), columns=2, width=COLUMN, height=2.0, text=TEXT)
     for axis, (key, item) in zip(axes, datasets.items(), strict=True):
-        there = {
-            place: value
-            for place, size in enumerate(sizes)
-            if (value := found.distance(f"fvd-vrc-{key}-{size}"))
-        }
-        if there:
-            dots(axis, list(there), list(there.values()), VRC)
-        axis.set_xticks(range(len(sizes)), [size["title"] for size in sizes.values()])
-        axis.set(title=item["title"], xlabel="size of the model", ylabel=_label(found))
-        axis.set_xlim(-0.5, len(sizes) - 0.5)
-        axis.set_ylim(bottom=0)
-        if not there:
-            axis.text(0.5, 0.5, "missing", transform=axis.transAxes, ha="center")
-    made.figure = figure
+        jobs = {size["title"]: f"fvd-vrc-{key}-{name}" for name, size in sizes.items()}
+        _distances(axis, found, item["title"], "size of the model", jobs)
     made.notes.append("Bars are 95% intervals. The paper prints no numbers for this figure.")
     return made
 
@@ -235,15 +239,8 @@ def fig5(found: Measured) -> Exhibit:
     """Distance from real clips by rate of compression, beside the model without any."""
     datasets, rates, main = (*(found.matrix.lists[key] for key in ("dataset", "rate")), found.matrix.main)
     made = found.exhibit("fig5", "Figure 5. VRC by rate of compression")
-    figure, axes = panels(len(datasets), columns=2, width=COLUMN, height=2.0, text=TEXT)
+    made.figure, axes = panels(len(datasets), columns=2, width=COLUMN, height=2.0, text=TEXT)
     for axis, (key, item) in zip(axes, datasets.items(), strict=True):
-        there = {
-            place: value
-            for place, rate in enumerate(rates)
-            if (value := found.distance(f"fvd-{rate}-{key}-{main}"))
-        }
-        if there:
-            dots(axis, list(there), list(there.values()), VRC, "VRC")
         if base := found.distance(f"fvd-token-{key}-{main}"):
             axis.axhline(base["value"], color=TOKEN.colour, linestyle=TOKEN.line, label=TOKEN.label)
             if base.get("low") is not None:
@@ -252,13 +249,10 @@ def fig5(found: Measured) -> Exhibit:
             hollow(axis, list(rates).index("vrc"), _published("table1", "VRC", key), VRC, "VRC, as published")
             line = _published("table1", "Loong*", key)
             axis.axhline(line, color=TOKEN.colour, linestyle=":", label="Loong*, as published")
-        axis.set_xticks(range(len(rates)), [str(rate["area"]) for rate in rates.values()])
-        axis.set(title=item["title"], xlabel="compression rate (area)", ylabel=_label(found))
-        axis.set(xlim=(-0.5, len(rates) - 0.5))
-        axis.set_ylim(bottom=0)
+        jobs = {str(rate["area"]): f"fvd-{name}-{key}-{main}" for name, rate in rates.items()}
+        _distances(axis, found, item["title"], "compression rate (area)", jobs)
     if axes[0].has_data():
-        axes[0].legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
-    made.figure = figure
+        _legend_above(axes[0], 1.15)
     made.notes.append(
         "Bars and band are 95% intervals. Rate 1, block prediction without compression, is ours: without it the gain "
         "of compression cannot be told from that of predicting whole frames. The paper prints numbers for rate 4 and "
@@ -270,18 +264,22 @@ def fig5(found: Measured) -> Exhibit:
 def fig6(found: Measured) -> Exhibit:
     """Peak memory of training and of inference, by size."""
     made = found.exhibit("fig6", "Figure 6. GPU memory")
-    content = found.read("memory")
+    batches = {"train_batch": int, "batch": int, "precision": str}
+    content = found.read("memory", batches, {"how": str})
     if content is None:
         return made
+    for row in content["cases"]:
+        check_fields(f"the result memory: {row['name']}", row["config"], {"preset": str, "prediction": str})
     figure, axes = panels(2, columns=2, width=COLUMN, height=2.2, text=TEXT)
     sizes = list(dict.fromkeys(row["config"]["preset"] for row in content["cases"]))
     what = {"training": content["config"]["train_batch"], "inference": content["config"]["batch"]}
     for axis, (purpose, batch) in zip(axes, what.items(), strict=True):
         for shift, (prediction, style) in enumerate((("token", TOKEN), ("segment", VRC))):
             values = {
-                sizes.index(row["config"]["preset"]): row["metrics"][purpose]["value"] / GIB
+                sizes.index(row["config"]["preset"]): peak["value"] / GIB
                 for row in content["cases"]
-                if row["config"]["prediction"] == prediction and row["metrics"][purpose]["value"]
+                if row["config"]["prediction"] == prediction
+                and (peak := row["metrics"].get(purpose, {"value": None}))["value"]
             }
             xs = [place + 0.4 * (shift - 0.5) for place in values]
             _bars(axis, xs, [{"value": value} for value in values.values()], style, 0.4, style.label)
@@ -291,7 +289,7 @@ def fig6(found: Measured) -> Exhibit:
         axis.set_xticks(range(len(sizes)), [titles.get(size, {}).get("title", size) for size in sizes])
         axis.set(title=f"{purpose}, batch {batch}", xlabel="size", ylabel="peak, GiB")
         axis.set_ylim(top=max(28, axis.get_ylim()[1]))
-    axes[0].legend(loc="center left")
+    _legend_above(axes[0], 1.15)
     made.figure = figure
     how, config = content["protocol"]["how"], content["config"]
     made.notes.append(
@@ -310,10 +308,10 @@ def fig9(found: Measured) -> Exhibit:
         ]
         for row in published()["fig9"]["rows"]
     }
-    if content := found.read("user-study"):
+    if content := found.read("user-study", {"first": str, "second": str}):
         first, second = content["config"]["first"], content["config"]["second"]
         for row in content["cases"]:
-            shares = [row["metrics"][choice] for choice in ("first", "tie", "second")]
+            shares = [found.number("user-study", row, choice) for choice in ("first", "tie", "second")]
             rows[f"{QUESTIONS.get(row['name'], row['name'])},\nmeasured"] = shares
         answers = content["metrics"].get("answers", {}).get("value")
         made.notes.append(

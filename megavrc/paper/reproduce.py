@@ -61,6 +61,8 @@ def _command(name: str) -> Callable[..., int]:
     ) -> int:
         if processes < 1:
             raise UserError(f"--processes: {processes}, at least 1")
+        if results and not results.is_dir() and (results.exists() or not (run or smoke)):
+            raise UserError(f"--results {results}: no folder")
         names = list(EXHIBITS) if name == "all" else [name]
         folder = out or Path("runs/paper-smoke" if smoke else "runs/paper")
         places = Places(folder, data, processes, results)

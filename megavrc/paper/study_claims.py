@@ -30,6 +30,8 @@ class Claim:
         pairs: of cells. Of several the smallest difference decides: each size better than the one before.
         least: it is refuted if no seed's difference is above this.
         alike: a pair and how far its first may be above its second: farther, and the claim is not shown.
+        halved: pairs of a run at half the learning rate and the same at the usual one: what either gains must be less
+            than what the claim rests on.
         beside: a verdict beside that of the hypothesis: tested at LEVEL / TESTED, out of Holm's order.
     """
 
@@ -38,6 +40,7 @@ class Claim:
     pairs: tuple[tuple[Cell, Cell], ...]
     least: float = 0.0
     alike: tuple[Cell, Cell, float] | None = None
+    halved: tuple[tuple[Cell, Cell], ...] = ()
     beside: bool = False
 
 
@@ -46,6 +49,7 @@ def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
     sound, vrc = "sound clips from the true first frame", "scenes-vrc"
     free, given, each = "free tuned", "given tuned", "each tuned"
     best = Cell(vrc, 4000, free, "all")
+    halved = tuple((replace(best, run=f"{run}-lr"), replace(best, run=run)) for run in (vrc, "scenes-token"))
     later = [Cell(name, 4000, "bits val", "later") for name in ("scenes-vrc-64", vrc, "scenes-vrc-192")]
 
     def pair(kind: str, score: str, first: str, second: str, steps: tuple[int, int] = (4000, 4000)) -> Any:
@@ -53,18 +57,21 @@ def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
 
     refined, plain = Cell("scenes-refine", 4000, "given refined", "whole"), Cell(vrc, 4000, "given", "whole")
     modes = replace(refined, kind="modes refined", score="modes"), replace(plain, kind="modes", score="modes")
+    budgets = {
+        "sound clips from the text, equal steps: VRC above the token model": 4000,
+        "the same at equal FLOPs": 2250,
+        "the same at equal time": equal_time(runs),
+    }
     return [
-        Claim(
-            1,
-            "sound clips from the text, equal steps: VRC above the token model",
-            ((best, Cell("scenes-token", 4000, free, "all")),),
-        ),
-        Claim(1, "the same at equal FLOPs", ((best, Cell("scenes-token", 2250, free, "all")),), beside=True),
-        Claim(
-            1,
-            "the same at equal time",
-            ((best, Cell("scenes-token", equal_time(runs), free, "all")),),
-            beside=True,
+        *(
+            Claim(
+                1,
+                says,
+                ((best, Cell("scenes-token", step, free, "all")),),
+                halved=halved,
+                beside=place > 0,
+            )
+            for place, (says, step) in enumerate(budgets.items())
         ),
         Claim(
             2,
@@ -209,7 +216,15 @@ def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, floa
             return f"waits: {first.score} of {len(apart)} of {SEEDS} seeds"
         if (above := float(np.mean([np.nanmean(clips) for clips in apart.values()]))) > most:
             return f"not shown: {first.score} {above:+.2f}"
-    return "holds" if significant and min(by_seed.values()) > 0 else "not shown"
+    if not significant or min(by_seed.values()) <= 0:
+        return "not shown"
+    for slow, usual in claim.halved:
+        gains = paired(runs, slow, usual).values()
+        if not gains:
+            return f"waits: {slow.run}"
+        if (gain := float(np.mean([np.nanmean(clips) for clips in gains]))) >= np.mean([*by_seed.values()]):
+            return f"not shown: {slow.run} {gain:+.2f}"
+    return "holds"
 
 
 def judge_speed(ratios: dict[str, Metric | None]) -> str:

@@ -56,7 +56,7 @@ def _bits(runs: Runs) -> Any:
                 (step, spread_of(values(runs, Cell(name, step, "bits val", part))))
                 for step in checkpoints(seeds, "bits val")
             ]
-            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", f"C{place}")
+            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", place)
         axis.set_title(f"{part} frame" + "s" * (part == "later"))
         axis.set_xlabel("training steps of 8 clips")
         axis.set_ylabel("bits a clip")
@@ -66,12 +66,18 @@ def _bits(runs: Runs) -> Any:
     return figure
 
 
-def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, colour: str) -> None:
+def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, place: int) -> None:
+    """A run's means over the steps; its place among the runs decides colour and, for print in grey, marker and line."""
     if points:
         steps, spreads = zip(*points, strict=True)
         means = np.array([spread.value for spread in spreads])
         bounds = np.array([[s.value - s.low, s.high - s.value] for s in spreads]).T
-        axis.errorbar(steps, means, yerr=bounds, marker="o", markersize=3, label=label, color=colour)
+        style = {
+            "color": f"C{place}",
+            "marker": "os^Dvp"[place % 6],
+            "linestyle": ("-", "--", ":")[place % 3],
+        }
+        axis.errorbar(steps, means, yerr=bounds, markersize=4, label=label, **style)
 
 
 ENTRIES = {"given": "from the true first frame", "free": "from the text"}

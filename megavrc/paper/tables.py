@@ -38,7 +38,7 @@ def table2(found: Measured) -> Exhibit:
         for name, time in times.items():
             rows[name][size] = time
         token, vrc = times["token"], times["vrc-4"]
-        ratios[size] = f"{token['value'] / vrc['value']:.2f}x" if token and vrc else None
+        ratios[size] = f"{token['value'] / vrc['value']:.2f}x" if token and vrc and vrc["value"] else None
         if content := found.read(f"speed-{size}"):
             made.notes.append(f"{size}: {_how(content)}")
     made.notes.append(f"As published: one {published()['table2']['device']}, batch and precision unstated.")

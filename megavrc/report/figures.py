@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib
 
-KINDS = (".png", ".svg")
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#4a5568")
 STYLE = {
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
@@ -47,7 +46,7 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
         rows: name to shares, metrics of a result file; the first and the last show their intervals, if they have any.
         names: of the shares, for the legend.
     """
-    figure, (axes,) = panels(1, width=5.2, height=0.8 + 0.75 * len(rows))
+    figure, (axes,) = panels(1, width=3.4, height=0.8 + 0.55 * len(rows), text=8)
     for place, shares in enumerate(rows.values()):
         left = 0.0
         for share, colour, name in zip(shares, SHARE_COLOURS, names, strict=True):
@@ -55,14 +54,20 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
             axes.barh(place, width, 0.5, left, color=colour, edgecolor="white", label=name)
             ink = "white" if colour == SHARE_COLOURS[0] else "#1c2330"
             if width > 3:
-                size = 9 if width > 12 else 7
+                inside = width > 16  # percent; else it stands above its bar
                 axes.text(
-                    left + width / 2, place, f"{width:.3g}%", ha="center", va="center", color=ink, size=size
+                    left + (width / 2 if inside else width),
+                    place - (0 if inside else 0.38),
+                    f"{width:.3g}%",
+                    ha="center" if inside else "right",
+                    va="center",
+                    color=ink if inside else "#1c2330",
+                    size=7 if inside else 6.5,
                 )
             left += width
         for share, turned, down, colour in (
             (shares[0], False, 0.33, "#2b6cb0"),
-            (shares[-1], True, 0.43, "#c05621"),
+            (shares[-1], True, 0.41, "#c05621"),
         ):
             if share.get("low") is not None and share.get("high") is not None:
                 ends = [100 * (1 - share[end] if turned else share[end]) for end in ("low", "high")]
@@ -75,9 +80,10 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
     axes.legend(
         handles[: len(names)],
         labels[: len(names)],
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
         ncols=len(names),
+        columnspacing=1,
     )
     return figure
 
@@ -91,7 +97,7 @@ def banner(figure: Any, words: str) -> None:
 
 
 def save(figure: Any, *paths: Path) -> None:
-    """Write a figure as the names end (of KINDS), and close it."""
+    """Write a figure as the names end (.png, .svg), and close it."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(figure, path, path.suffix[1:])

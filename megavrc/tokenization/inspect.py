@@ -10,6 +10,7 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
+from megavrc.files import check_picture_place
 from megavrc.tokenization.plan import Plan, load_plan
 from megavrc.tokenization.proof import Compared, Frames, compare_samples, problems, spread
 from megavrc.tokenizers import OmniTokenizer
@@ -43,6 +44,8 @@ def inspect(
     """
     if count < 1:
         raise UserError(f"--count {count}: at least 1")
+    if sheet:
+        check_picture_place(sheet, [".png"])
     dataset = TokenDataset(folder, split=split)
     if not 0 <= sample < len(dataset):
         raise UserError(f"{folder}: sample {sample} of {len(dataset)} does not exist")

@@ -14,7 +14,7 @@ from typing import Any
 from megavrc.checkpoint import read_record
 from megavrc.config import read_yaml
 from megavrc.errors import UserError
-from megavrc.files import check_fields, check_format, read_lines_of_json, write_atomic
+from megavrc.files import check_fields, check_format, check_picture_place, read_lines_of_json, write_atomic
 from megavrc.results import case, metric, result, write_result
 
 Line = dict[str, Any]
@@ -169,6 +169,8 @@ def compare_runs(
     """
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--tolerance {tolerance}: a number from 0 on, such as 1e-5")
+    if plot:
+        check_picture_place(plot)
     a = read_curves(run_a)
     if save:
         save_reference(a, save, keys or a.keys, every)
@@ -261,10 +263,8 @@ def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None
 
 def draw_curves(a: Curves, b: Curves, keys: list[str], path: Path) -> None:
     """Both runs over the steps, a panel for each metric."""
-    from megavrc.report.figures import KINDS, panels, save
+    from megavrc.report.figures import panels, save
 
-    if path.suffix not in KINDS:
-        raise UserError(f"--plot {path}: the name must end in {' or '.join(KINDS)}")
     figure, axes = panels(len(keys))
     for axis, key in zip(axes, keys, strict=True):
         for run, style in ((a, "-"), (b, "--")):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.evaluation.statistics import mean_estimate
+from megavrc.evaluation.statistics import as_metric, mean_estimate
 from megavrc.progress import progress
 from megavrc.reduction import METHODS
 from megavrc.results import Metric, case, metric
@@ -48,7 +48,7 @@ class Asked:
             for seed in dict.fromkeys(self.seeds.tolist())
             if (mask := chosen[self.seeds == seed]).any() and (part := values[self.seeds == seed]) is not None
         ]
-        value = metric(found.value, "share", int(chosen.sum()), found.low, found.high)
+        value = as_metric(found, int(chosen.sum()), "share")
         return value | {"by_seed": by_seed}
 
     def metrics(self, whole: "Asked") -> dict[str, Metric]:

@@ -105,6 +105,10 @@ def read_user_study(folder: Path) -> UserStudy:
     pairs = [ClipPair._make(row.get(name) for name in PAIR_FIELDS) for row in rows]
     known = {name: content.get(name) for name in FIELDS if name not in ("format", "pairs")}
     study = UserStudy(folder, pairs=pairs, **known)
+    if len(study.names) != 2 or not pairs or not {*study.questions} <= {*QUESTIONS} or not study.questions:
+        raise UserError(
+            f"{path}: not two names, or no pairs or questions that are known; build the study anew"
+        )
     missing = [name for pair in pairs for name in pair[-2:] if not study.clip(name).is_file()]
     if missing:
         raise UserError(

@@ -142,6 +142,8 @@ class Answers:
                 "from answer join item using (rater, position) order by "
                 "(select min(arrived) from answer other where other.rater = answer.rater), rater, position"
             ).fetchall()
+        if any(row[2] >= len(self.study.pairs) for row in rows):
+            raise UserError(f"{self.study.answers}: answers to another study; put the study's own there")
         return [
             GivenAnswer(rater, Item(position, pair, bool(swapped)), (first, second), took, arrived)
             for rater, position, pair, swapped, first, second, took, arrived in rows

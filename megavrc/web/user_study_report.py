@@ -12,9 +12,9 @@ import numpy as np
 
 from megavrc.errors import UserError
 from megavrc.evaluation.statistics import as_metric, clustered_share, mean_estimate, share_metric, sign_test
-from megavrc.files import read_lines, write_atomic
-from megavrc.report.figures import KINDS, save, stacked_shares
-from megavrc.results import Metric, case, metric, publish_tables, result
+from megavrc.files import check_picture_place, read_lines, write_atomic
+from megavrc.report.figures import save, stacked_shares
+from megavrc.results import Metric, case, check_result_place, metric, publish_tables, result
 from megavrc.web.user_study import UserStudy, read_user_study
 from megavrc.web.user_study_answers import Answers, GivenAnswer
 
@@ -152,8 +152,9 @@ def report_study(
     """
     if draws < FEWEST_DRAWS:
         raise UserError(f"--draws: {draws}, at least {FEWEST_DRAWS}")
-    if figure and figure.suffix not in KINDS:
-        raise UserError(f"{figure}: name a file that ends in {' or '.join(KINDS)}")
+    check_result_place(json)
+    if figure:
+        check_picture_place(figure)
     found = read_user_study(study)
     rows = open_answers(found)
     missed = {row.rater for row in rows if row.kind == "attention" and row.choices["consistency"] != "first"}
@@ -221,7 +222,7 @@ def _prompt(row: OpenAnswer) -> str:
 
 def _verdict(metrics: Shares, names: Sequence[str]) -> str:
     gap, sign = metrics["first_minus_second"], metrics["sign_test"]["value"]
-    if gap["low"] <= 0 <= gap["high"]:
+    if gap.get("low", -1) <= 0 <= gap.get("high", 1):  # of one prompt there is no interval
         said = "no preference is shown: 0 lies in the interval of first_minus_second"
     elif sign >= LEVEL:  # of few prompts a bootstrap is too sure
         said = f"no preference is shown: prompts may split so by chance, sign_test {sign:.2g}"

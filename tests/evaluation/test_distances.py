@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ def test_identity_is_0_and_few_clips_are_said(detector: Detector) -> None:
     assert itself["value"] == itself["low"] == 0 < itself["high"]
     said = " ".join(report.lines)
     assert "N 12 <= 24 dimensions" in said and "floor at the same N" in said and "protocol has 2048" in said
+
+
+def test_clips_that_are_stored_otherwise_are_named(detector: Detector) -> None:
+    protocol = protocol_of("custom", changes=["frames=9", "n=8"])
+    real = replace(shapes(16), storage="png")
+    for storage in ("png", "mp4"):
+        made = replace(shapes(8, 200), storage=storage)
+        report = measure_distances("kvd", real, made, None, detector, protocol, floor=False, draws=20)
+        assert report.protocol["measured"][0]["storage"] == storage
+        said = [line for line in report.lines if "stored differently: real png, measured mp4" in line]
+        assert len(said) == (storage == "mp4")
 
 
 def test_copies_of_clips_are_counted(detector: Detector) -> None:

@@ -19,6 +19,7 @@ from megavrc.evaluation.protocols import protocol_of
 from megavrc.evaluation.self_network import COPIES, FEATURES, ClipConvolutions, load_self
 from megavrc.evaluation.self_training import (
     RUNGS,
+    WAYS,
     self_network,
     train_convolutions,
     try_network,
@@ -103,6 +104,29 @@ def test_the_trial_names_what_is_not_in_order(trained: Any, monkeypatch: pytest.
     assert len(rows["frozen"]["fd-random"]["samples"]) == COPIES
     ceiling = try_network(trained, reference, real, with_fault(real, "frozen"), draws=20)
     assert any("above reconstructed" in words for words in ceiling.protocol["wrong"])
+
+
+def test_where_clips_run_as_well_backward_a_reversed_one_is_no_fault(trained: Any) -> None:
+    reference, real = clips_of(many(32)), clips_of(many(32, first=400))
+    for reversible in (False, True):
+        report = try_network(trained, reference, real, draws=20, reversible=reversible)
+        rows = [row["name"] for row in report.cases]
+        assert "reversed" in rows and report.protocol["reversible"] is reversible
+        judged = any(words.startswith("reversed") for words in report.protocol["wrong"])
+        assert judged is not reversible  # of shapes; this network cannot tell it
+
+
+def test_what_training_shows(trained: Any) -> None:
+    source = many(24, first=1000)
+    _, targets = what_is_told(source, range(24))
+    outputs = [
+        train_convolutions(clips_of(source), targets, steps=1, batch=4, reversible=way).answers.out_features
+        for way in (False, True)
+    ]
+    assert outputs == [targets.shape[1] + len(WAYS), targets.shape[1] + len(WAYS) - 1]
+    clip, rng = clips_of(many(1))[0], np.random.default_rng(0)
+    sharp = [np.abs(np.diff(way(clip, rng).astype(int), axis=2)).mean() for way in WAYS.values()]
+    assert sharp[1] < 0.9 * sharp[0] and sharp[2] == pytest.approx(sharp[0]) == sharp[3]
 
 
 def test_distances_of_it_have_their_own_name_and_random_networks_beside(trained: Any) -> None:

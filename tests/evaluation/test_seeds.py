@@ -39,6 +39,9 @@ def test_seeds_of_two_ways(tmp_path: Path) -> None:
     for sides, words in (((first[:1], second), "at least two"), ((first, first), "stands there twice")):
         with pytest.raises(UserError, match=words):
             seeds(*sides)
+    unknown = save(tmp_path / "n.json", float("nan"))
+    seeds([first[0], unknown], second, tmp_path / "s.json")
+    assert "fvd" not in [row["name"] for row in read_result(tmp_path / "s.json")["cases"]]
     write_result(tmp_path / "o.json", result("plan", {}, [], {"hours": metric(3.0)}))
     with pytest.raises(UserError, match="no metric in common"):
         seeds(first, [second[0], tmp_path / "o.json"])

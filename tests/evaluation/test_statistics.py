@@ -7,6 +7,7 @@ import pytest
 
 from megavrc.evaluation.statistics import (
     apart,
+    as_metric,
     clustered_share,
     difference,
     distance_estimates,
@@ -62,6 +63,8 @@ def test_means() -> None:
     assert found.error == pytest.approx(1 / 20, rel=0.15)
     assert found.low == pytest.approx(found.value - 1.96 / 20, abs=0.02)
     assert mean_estimate([2.0, 2.0], 10)[:3] == (2, 2, 2)
+    alone = as_metric(mean_estimate([2.0, 3.0], 10, groups=["one video"] * 2), 2)
+    assert alone["value"] == 2.5 and "low" not in alone  # of others it says nothing
     repeated = mean_estimate(np.repeat(values, 20), 400, groups=[str(i // 20) for i in range(8000)])
     assert repeated.error == pytest.approx(found.error, rel=0.15)  # 20 captions of a video are one video
 

@@ -200,6 +200,24 @@ def test_a_claim_at_another_coverage_is_not_shown(tmp_path: Path) -> None:
     assert (lost.word, kept.word) == ("not shown: modes +0.20", "holds")
 
 
+@pytest.mark.parametrize(
+    ("slow", "word"), [(None, "waits: slow"), (0.4, "holds"), (1.0, "not shown: slow +0.50")]
+)
+def test_a_learning_rate_that_gains_more_than_a_claim_rests_on_undoes_it(
+    tmp_path: Path, slow: float | None, word: str
+) -> None:
+    """Half of the old model's clips are whole, 80% of the new one's."""
+    clips = np.arange(100)
+    for seed in range(3):
+        write_run(tmp_path, "old", seed, clips % 2 == 0)
+        write_run(tmp_path, "new", seed, clips % 5 != 0)
+    if slow is not None:
+        write_run(tmp_path, "slow", 0, clips < 100 * slow)
+    cells = tuple(replace(PAIR[0], run=run) for run in ("slow", "old"))
+    [verdict] = judge(read_study(tmp_path), [replace(CLAIM, halved=(cells,))])
+    assert verdict.word == word
+
+
 def test_a_verdict_beside_its_hypothesis_takes_no_rank_of_the_correction(tmp_path: Path) -> None:
     write_pair(tmp_path / "runs", 0.3, 0.8)
     runs = read_study(tmp_path / "runs")

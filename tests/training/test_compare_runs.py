@@ -116,7 +116,7 @@ def test_half_a_last_line_is_left_out(runs: dict[str, Path]) -> None:
         (["{a}"], "give two runs"),
         (["{a}", "{tmp}/none"], "none: no such file"),
         (["{a}", "{other}", "--keys", "nothing"], "--keys nothing"),
-        (["{a}", "{other}", "--plot=x.gif"], "--plot x.gif"),
+        (["{a}", "{other}", "--plot=x.gif"], "x.gif: name a file that ends in .png or .svg"),
         (["{a}", "--save={tmp}/x", "--every=0"], "--every 0"),
         (["{a}", "--save={a}/metrics.jsonl"], "metrics.jsonl: is there and is no reference"),
         (["{a}", "{other}", "--tolerance=.nan"], "--tolerance nan: a number from 0 on"),

@@ -141,6 +141,9 @@ def test_a_folder_that_is_no_whole_study_is_refused_by_name(study: UserStudy, tm
         ({"format": 2}, "made by a newer megavrc"),
         ({"pairs": [{"key": "a"}]}, "pair 1"),
         ({"seconds": "1"}, "seconds"),
+        ({"names": ["A"]}, "not two names, or no pairs or questions that are known"),
+        ({"questions": ["beauty"]}, "not two names, or no pairs or questions that are known"),
+        ({"pairs": []}, "not two names, or no pairs or questions that are known"),
         ({}, "no such file; copy the study's folder whole"),
     ):
         (tmp_path / "study.json").write_text(json.dumps(content | change))

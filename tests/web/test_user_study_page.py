@@ -150,6 +150,29 @@ def test_answers_survive_a_killed_server_double_clicks_and_the_back_button(
     assert [row.item.position for row in rows] == [0, 1, 2, 3] and {row.rater for row in rows} == {link}
 
 
+def test_a_small_phone_has_seen_both_before_it_answers(browser, tmp_path, free_port) -> None:
+    """Upright the second video is below the screen: it is seen once it was scrolled to. Turned, both are there."""
+    study = make_study(tmp_path, 2, repeats=0, attention=0)
+    with served_study(study, free_port) as server:
+        context = browser.new_context(viewport={"width": 360, "height": 600}, is_mobile=True, has_touch=True)
+        page = open_page(context, server, str(study.open_link))
+        page.evaluate("window.ends = 0; film.addEventListener('ended', () => ends++)")
+        page.locator("#start").tap()
+        until(page, "ends >= 2")
+        assert not page.evaluate("viewed") and page.locator("#questions button:enabled").count() == 0
+        assert [text.strip() for text in page.locator("figcaption").all_inner_texts()] == [
+            "Video 1 ✓",
+            "Video 2",
+        ]
+        page.locator("canvas").nth(1).scroll_into_view_if_needed()
+        until(page, "viewed")
+        page.set_viewport_size({"width": 640, "height": 360})
+        page.evaluate("scrollTo(0, 0)")
+        boxes = [canvas.bounding_box() for canvas in page.locator("canvas").all()]
+        assert boxes[0]["y"] == boxes[1]["y"] and all(box["y"] + box["height"] <= 360 for box in boxes)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 640 and page.faults == []
+
+
 def test_two_tabs_are_one_rater_and_a_phone_shows_full_width(browser, tmp_path, free_port) -> None:
     study = make_study(tmp_path, 2, repeats=0, attention=0)
     with served_study(study, free_port) as server:

@@ -12,6 +12,7 @@ import pytest
 from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.results import read_result
+from megavrc.web.toy_raters import answer_study
 from megavrc.web.user_study import ClipPair, UserStudy, write_user_study
 from megavrc.web.user_study_answers import Answers
 from megavrc.web.user_study_report import export_answers, open_answers, report_study
@@ -138,6 +139,15 @@ def test_few_prompts_show_no_preference(tmp_path: Path, capsys: pytest.CaptureFi
     )  # two prompts, 90 answers
 
 
+def test_one_prompt_says_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of(tmp_path / "study", 1, repeats=0, attention=0)
+    answer(study, 30, lambda *_: "first")
+    report_study(study.folder, json=tmp_path / "found.json")
+    assert "no preference is shown" in capsys.readouterr().out
+    [row, *_] = read_result(tmp_path / "found.json")["cases"]
+    assert "low" not in row["metrics"]["first_minus_second"]
+
+
 def test_the_table_names_models_and_kinds(tmp_path: Path) -> None:
     study = study_of(tmp_path / "study", 4)
     answer(study, 2, lambda rater, pair, repeat: "second" if pair == 1 else "first")
@@ -181,6 +191,10 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.Capt
         base.execute("delete from answer")
     with pytest.raises(UserError, match="no answers yet"):
         open_answers(study)
+    other = study_of(tmp_path / "other", 2, repeats=0, attention=0)
+    answer(study_of(tmp_path / "larger", 4), 1, lambda *_: "first")
+    (tmp_path / "larger" / "answers.sqlite").rename(other.answers)
+    assert "answers.sqlite: answers to another study" in refused("report", str(other.folder))
     mine = tmp_path / "mine.csv"
     mine.write_text("my,own\n")
     assert "mine.csv: is there and is no table of answers" in refused("export", folder, "--csv", str(mine))
@@ -190,3 +204,15 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert mine.read_text() == "my,own\n"
     (study.folder / "study.json").write_text(json.dumps({"format": 1}))
     assert "study.json" in refused("report", folder)
+
+
+def test_drawn_answers_go_through_the_servers_own_rules(tmp_path: Path) -> None:
+    study = study_of(tmp_path / "study", prompts=4)
+    for _ in range(2):  # what is answered stays
+        answer_study(study.folder, raters=4)
+    rows = open_answers(study)
+    assert len(rows) == 4 * (4 + 1 + 1) == len((study.folder / "answers.csv").read_text().splitlines()) - 1
+    report_study(study.folder, json=tmp_path / "found.json")
+    found = read_result(tmp_path / "found.json")
+    assert found["metrics"]["raters_inattentive"]["value"] == 1
+    assert found["metrics"]["answers"]["value"] == 3 * 4
