@@ -4,6 +4,7 @@ A finding holds, does not hold, or is open; open is also what intervals leave op
 """
 
 from collections.abc import Iterable, Iterator
+from math import inf
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
@@ -61,9 +62,9 @@ def of_redundancy(accuracy: Result) -> BenchFinding:
         first, second = spatial["metrics"]["lost_all"], temporal["metrics"]["lost_all"]
         apart = (
             "temporal"
-            if second["high"] < first["low"]
+            if ends(second)[1] < ends(first)[0]
             else "spatial"
-            if first["high"] < second["low"]
+            if ends(first)[1] < ends(second)[0]
             else ""
         )
         votes.append(apart)
@@ -171,7 +172,7 @@ def of_compression(joint: Result) -> BenchFinding:
             for case in joint["cases"]
             if case["config"]["kind"] == kind and "lost_all" in case["metrics"]
         ]
-        fine = [case for case in cases if case["metrics"]["lost_all"]["high"] <= LITTLE]
+        fine = [case for case in cases if ends(case["metrics"]["lost_all"])[1] <= LITTLE]
         if not cases:
             continue
         if not fine:
@@ -234,8 +235,15 @@ def named(case: Case) -> str:
     return str(case["config"]["method"])
 
 
+def ends(value: Metric) -> tuple[float, float]:
+    """The interval; everything where it is not known, as of a single conversation."""
+    low, high = value.get("low"), value.get("high")
+    return (-inf, inf) if low is None or high is None else (low, high)
+
+
 def points(value: Metric) -> str:
-    return f"{100 * value['value']:.1f} points ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+    low, high = (100 * end for end in ends(value))
+    return f"{100 * value['value']:.1f} points" + (f" ({low:.1f} to {high:.1f})" if high < inf else "")
 
 
 def common(first: list[Case], second: list[Case]) -> list[tuple[float, float]]:

@@ -111,6 +111,18 @@ def test_the_verdict_on_detail_and_turns() -> None:
     assert of_turns_and_detail(first).verdict == "open"  # of later turns nothing is known
 
 
+def test_one_conversation_has_no_interval_and_leaves_findings_open() -> None:
+    cases = made(("video", "divprune", 0.25, {"lost_all": 0.3}), ("video", "dycoke", 0.25, {"lost_all": 0.1}))
+    grid = [
+        case("x", shares(lost_all=0.0, budget=0.5), kind="video", method="pool", keep=0.5, simulated="int4")
+    ]
+    for row in (*cases["cases"], *grid):
+        row["metrics"]["lost_all"] = metric(row["metrics"]["lost_all"]["value"], "share", 1)
+    found = of_redundancy(cases)
+    assert found.verdict == "open" and "10.0 points: their intervals touch" in found.why[0]
+    assert "nothing stays within 5 points for certain" in of_compression(result("made", {}, grid)).why[0]
+
+
 def test_seeds_that_disagree_leave_a_verdict_open() -> None:
     """Means over methods, seed by seed: a difference of one sign in each seed counts, however large its mean."""
     lost = {"lost_all": 0.2, "lost_detail": 0.4, "lost_gist": 0.1, "lost_turn_1": 0.1, "lost_turn_3": 0.3}
