@@ -110,7 +110,9 @@ def benchmark(_: str) -> str:
         ),
         *(random_loses(accuracy, kind) for kind in kinds),
         *(markdown(*losses(accuracy, kind)) for kind in kinds),
-        "A dash: the method cannot keep so little (a budget below what its first layers, or whole frames, cost).",
+        "A dash: the method cannot keep so little (a budget below what its first layers, or whole frames, cost). No "
+        "interval: the bootstrap saw one value only. A loss of 0 is then a loss that was not seen; by the rule of "
+        f"three it may be up to {300 / asked:.0f} points.",
     ]
     for number, (finding, figure) in enumerate(zip(findings(accuracy, joint), FIGURES, strict=True), 1):
         parts.append(f"**{number}. {finding.claim}: {finding.verdict}.** " + " ".join(finding.why))
