@@ -19,7 +19,7 @@ def drawing() -> str:
     groups = {"model": weights, **dict.fromkeys(MOMENTS, weights), "buffers": dict(model.named_buffers())}
     shards = plan_shards(groups, RANKS)
     size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
-    canvas = Canvas(372, "Who writes what of a checkpoint")
+    canvas = Canvas(382, "Who writes what of a checkpoint")
     canvas.title(
         20,
         26,

@@ -45,7 +45,7 @@ def drawing() -> str:
         ("plain", "dataset.json, manifest.json", place(write_shard_manifest)),
     ]
     training = [
-        ("plain", "which sample stands at a position", place(Order)),
+        ("plain", "the sample at each position", place(Order)),
         ("compressed", "a sample: ids and caption, its bytes checked", place(TokenDataset)),
         ("plain", "a micro-batch of this rank", place(Stream)),
         ("condition", "tensors: ids and condition", place(VRCTask.collate)),

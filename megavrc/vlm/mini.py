@@ -34,6 +34,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "mini_vlm"
 
 PATCH, WIDTH, HEADS, LAYERS, TOWER_LAYERS = 8, 96, 4, 6, 2
 TOWER_WIDTH: dict[Kind, int] = {"image": 96, "video": 64}
+WORD_SIZE: dict[Kind, float] = {"image": 0.5, "video": 1.0}
+"""Root mean square of a word at first."""
 VISUAL: dict[Kind, int] = {"image": (SIZE // PATCH) ** 2, "video": FRAMES * (SIZE // PATCH // 2) ** 2 + 1}
 """Placeholders of one picture or clip, a clip's newline among them."""
 
@@ -90,18 +92,21 @@ def new_mini(kind: Kind) -> Any:
     """A model with random weights, larger than transformers' own, with which so few steps would learn nothing.
 
     Queries begin equal to keys, and outputs as the transpose of values, so that attention looks for what is alike and
-    hands it on (mimetic initialization, arXiv 2305.09828).
+    hands it on (mimetic initialization, arXiv 2305.09828); orthogonal in that for clips, so that nothing of it is lost.
     """
     model = transformers.AutoModelForImageTextToText.from_config(configuration(kind))
     for name, weight in model.named_parameters():
         if "embed" in name and "patch" not in name:
-            nn.init.normal_(weight, 0, 1.0 if "position" in name else 0.5)
+            nn.init.normal_(weight, 0, 1.0 if "position" in name else WORD_SIZE[kind])
         elif weight.ndim >= 2:
             nn.init.normal_(weight, 0, weight[0].numel() ** -0.5)
         if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")):
             weight.data /= LAYERS**0.5
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
+        if kind == "video":
+            nn.init.orthogonal_(attention.q_proj.weight)
+            nn.init.orthogonal_(attention.v_proj.weight)
         attention.k_proj.weight.data.copy_(attention.q_proj.weight)
         attention.o_proj.weight.data.copy_(attention.v_proj.weight.T / LAYERS**0.5)
     nn.init.zeros_(model.lm_head.weight)

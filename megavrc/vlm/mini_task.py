@@ -29,7 +29,7 @@ class MiniRunConfig(BaseRunConfig):
 
     Attributes:
         kind: `image` or `video`.
-        tower_steps: steps of 16 pictures or clips in which the tower learns to see, before the training.
+        tower_steps: steps of 16 pictures or 8 clips in which the tower learns to see, before the training.
         blind: whether all pixels are black: measures what can be guessed from questions alone.
     """
 

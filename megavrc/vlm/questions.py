@@ -2,11 +2,11 @@
 
 A conversation is a pure function of (kind, split, seed, index). The canvas of 64 pixels has 4 x 4 places of 16 pixels,
 a1 (top left) to d4. A picture holds coloured shapes, which are seen from afar, and digits of 5 x 7 pixels, which are
-not. In a clip five shapes stand, and three of them step to a place beside, one after the other; a bar at the bottom
+not. In a clip seven shapes stand, and four of them step to a place beside, one after the other; a bar at the bottom
 grows from frame to frame and tells the time.
 Turns of a conversation ask about different things, so that no answer follows from an earlier one. Answers are drawn
-before anything else, so all are equally likely. The split `test` holds other objects (which shape has which colour at
-which place) and other digits (which stands in which quarter of which place) than `train`.
+before anything else, so all are equally likely. The split `test` holds other objects (which shape has which colour, in
+a picture at which place) and other digits (which stands in which quarter of which place) than `train`.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ NAMES = tuple(COLOURS)
 PLACES = tuple(f"{'abcd'[row]}{column + 1}" for row in range(SIDE) for column in range(SIDE))
 DIGITS = tuple("0123456789")
 COUNTS = tuple("34567")
+MOVERS, STANDING = 4, 3
 TIMES = tuple("1234567")  # the frame in which it stands at its new place, counted from 0
 
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -89,7 +90,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape of a colour at a place, both as numbers."""
+    """A shape of a colour at a place, all as numbers; in a clip, where shapes move, the place is always 0."""
 
     colour: int
     shape: int
@@ -136,27 +137,29 @@ def _about_picture(
 def _about_clip(
     split: Split, index: int, rng: np.random.Generator, drawing: np.random.Generator
 ) -> Conversation:
-    """Event A answers `mover`, B and C `when` and `direction`: one answer never gives another away."""
+    """Four step, A to D; A and B answer `mover`, C and D `when`, so that one answer never gives another away."""
     colours = rng.permutation(len(COLOURS)).tolist()
-    times = rng.permutation(len(TIMES))[:3].tolist()
-    ways = rng.integers(len(DIRECTIONS), size=3).tolist()
+    times = rng.permutation(len(TIMES))[:MOVERS].tolist()
+    ways = rng.integers(len(DIRECTIONS), size=MOVERS).tolist()
     starts, ends = _paths(ways, rng)
     names = [NAMES[colour] for colour in colours]
     asks: dict[str, Iterator[Question]] = {
-        "colour": iter([_question("colour", PLACES[starts[i]], names[i]) for i in (3, 4)]),
-        "mover": iter([_question("mover", TIMES[times[0]], names[0])]),
-        "when": iter([_question("when", names[i], TIMES[times[i]]) for i in (1, 2)]),
-        "direction": iter([_question("direction", names[i], list(DIRECTIONS)[ways[i]]) for i in (2, 1)]),
+        "colour": iter([_question("colour", PLACES[starts[i]], names[i]) for i in (4, 5, 6)]),
+        "mover": iter([_question("mover", TIMES[times[i]], names[i]) for i in (0, 1)]),
+        "when": iter([_question("when", names[i], TIMES[times[i]]) for i in (2, 3)]),
+        "direction": iter(
+            [_question("direction", names[i], list(DIRECTIONS)[ways[i]]) for i in (3, 0, 2, 1)]
+        ),
     }
     order = [TYPES["video"][(index + turn) % 4] for turn in range(4)]
-    again = [kind for kind in order if kind != "mover"]
+    again = [*order, "colour", "direction", "direction"]
 
     def show() -> NDArray[np.uint8]:
         frames = np.stack([_background(drawing)] * FRAMES)
         for i, start in enumerate(starts):
-            sprite = _sprite(_thing(colours[i], start, split, drawing), drawing)
+            sprite = _sprite(_thing(colours[i], 0, split, drawing), drawing)
             for time, frame in enumerate(frames):
-                moved = i < 3 and time >= int(TIMES[times[i]])
+                moved = i < MOVERS and time >= int(TIMES[times[i]])
                 _paste(frame, ends[i] if moved else start, sprite)
         _tell_time(frames)
         return _noisy(frames, drawing)
@@ -169,29 +172,46 @@ SEEN = (None, *NAMES, *DIGITS)
 
 
 def labelled(kind: Kind, seed: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A picture or clip of the training split in which nothing moves, and what each token shows.
+    """A picture or a clip of the training split, and what each token shows.
 
-    Frames [T, 64, 64, 3] of five shapes, and in a picture five digits; numbers of `SEEN`, [T, 8, 8] or [T, 4, 4].
+    Frames [T, 64, 64, 3]; numbers of `SEEN`, [T, 8, 8] or [T, 4, 4]. A picture has five shapes and five digits. In a
+    clip all colours walk about: before each frame each steps to a free place beside, or stands.
     """
     drawing = np.random.default_rng((seed, kind == "video", 2, index))
     places = drawing.permutation(SIDE * SIDE).tolist()
-    wide = 2 if kind == "image" else 1
-    frames = np.stack([_background(drawing)] * (1 if kind == "image" else FRAMES))
-    labels = np.zeros((len(frames), SIDE * wide, SIDE * wide), np.int64)
+    if kind == "video":
+        return _walking(places, drawing)
+    picture = _background(drawing)
+    labels = np.zeros((2 * SIDE, 2 * SIDE), np.int64)
     for place in places[:5]:
         colour = int(drawing.integers(len(COLOURS)))
-        sprite = _sprite(_thing(colour, place, "train", drawing), drawing)
-        for frame in frames:
-            _paste(frame, place, sprite)
-        y, x = wide * (place // SIDE), wide * (place % SIDE)
-        labels[:, y : y + wide, x : x + wide] = SEEN.index(NAMES[colour])
-    for place in places[5:10] if kind == "image" else ():
+        _paste(picture, place, _sprite(_thing(colour, place, "train", drawing), drawing))
+        y, x = 2 * (place // SIDE), 2 * (place % SIDE)
+        labels[y : y + 2, x : x + 2] = SEEN.index(NAMES[colour])
+    for place in places[5:10]:
         digit = int(drawing.integers(len(DIGITS)))
-        quarter = _draw_digit(frames[0], digit, place, "train", drawing)
+        quarter = _draw_digit(picture, digit, place, "train", drawing)
         y, x = 2 * (place // SIDE) + quarter // 2, 2 * (place % SIDE) + quarter % 2
-        labels[0, y, x] = SEEN.index(DIGITS[digit])
-    if kind == "video":
-        _tell_time(frames)
+        labels[y, x] = SEEN.index(DIGITS[digit])
+    return _noisy(picture[None], drawing), labels[None]
+
+
+def _walking(places: list[int], drawing: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """See `labelled`."""
+    frames = np.stack([_background(drawing)] * FRAMES)
+    labels = np.zeros((FRAMES, SIDE, SIDE), np.int64)
+    sprites = [_sprite(_thing(colour, 0, "train", drawing), drawing) for colour in range(len(COLOURS))]
+    at = places[: len(COLOURS)]
+    for time, frame in enumerate(frames):
+        for colour, place in enumerate(at):
+            x, y = list(DIRECTIONS.values())[drawing.integers(len(DIRECTIONS))]
+            inside = 0 <= place % SIDE + x < SIDE and 0 <= place // SIDE + y < SIDE
+            if time and inside and (to := place + x + SIDE * y) not in at:
+                at[colour] = to
+        for colour, place in enumerate(at):
+            _paste(frame, place, sprites[colour])
+            labels[time, place // SIDE, place % SIDE] = SEEN.index(NAMES[colour])
+    _tell_time(frames)
     return _noisy(frames, drawing), labels
 
 
@@ -206,7 +226,10 @@ def _question(kind: str, about: str, answer: str) -> Question:
 
 
 def _paths(ways: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Places of five shapes, and where the first three step to; nobody ever stands where another one does."""
+    """Places of all shapes, and where the movers step to; nobody ever stands where another one does.
+
+    Three moves take six places, which can not part all neighbours of a canvas of 4 x 4: the fourth fits always.
+    """
     steps = list(DIRECTIONS.values())
     free, starts, ends = set(range(SIDE * SIDE)), [], []
     for way in ways:
@@ -219,12 +242,12 @@ def _paths(ways: list[int], rng: np.random.Generator) -> tuple[list[int], list[i
         starts.append(fits[int(rng.integers(len(fits)))])
         ends.append(starts[-1] + x + SIDE * y)
         free -= {starts[-1], ends[-1]}
-    still = rng.permutation(sorted(free))[:2].tolist()
+    still = rng.permutation(sorted(free))[:STANDING].tolist()
     return starts + still, ends
 
 
 def held_out(thing: Thing) -> bool:
-    """Whether only the test split has it: one shape of three, for each colour at each place."""
+    """Whether only the test split has it: one shape of three, for each colour at each place of a picture."""
     return (thing.shape + thing.colour + thing.place) % len(SHAPES) == 0
 
 

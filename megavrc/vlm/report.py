@@ -246,6 +246,7 @@ def joint_rows(joint: Result) -> list[Row]:
     return [
         {
             **case["config"],
+            "refused": case.get("facts", {}).get("refused", ""),
             "cells": {
                 part: shown(case["metrics"][part]) if part in case["metrics"] else "" for part in parts
             },

@@ -15,12 +15,14 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_file
 from megavrc.training.config import TrainConfig
 from megavrc.vlm.accuracy import Asked, asked
-from megavrc.vlm.alignment import begin_aligned
+from megavrc.vlm.alignment import EARLY, begin_aligned, early_states, teach_tower, unlike_words
 from megavrc.vlm.asking import MiniSubject, Reduced
 from megavrc.vlm.mini import (
     FOLDER,
     IDS,
+    LAYERS,
     VISUAL,
+    WIDTH,
     WORDS,
     configuration,
     load_mini,
@@ -110,6 +112,24 @@ def test_words_begin_beside_what_they_name() -> None:
         np.mean([one == other for one, other in zip(nearest(tuple(COLOURS), coloured), shown, strict=True)])
         > 0.3  # of eight; corners of shapes are background
     )
+
+
+def test_motion_is_learned_by_the_first_layers_alone() -> None:
+    """Their states are those of the whole model, which is whole again afterwards."""
+    torch.manual_seed(1)
+    model = new_mini("video")
+    text = model.model.language_model
+    before = [layer.mlp.up_proj.weight.clone() for layer in text.layers]
+    teach_tower(model, "video", 0, 2)
+    changed = [
+        not torch.equal(old, layer.mlp.up_proj.weight) for old, layer in zip(before, text.layers, strict=True)
+    ]
+    assert changed == [number < EARLY for number in range(LAYERS)]
+    tokens = torch.randn(1, 20, WIDTH)
+    with torch.no_grad():
+        states = text(inputs_embeds=tokens, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(early_states(model, tokens), states[EARLY])
+    assert float(unlike_words(7 * tokens)) > 1000 * float(unlike_words(tokens))
 
 
 def test_a_batch_that_asks_types_unequally_is_refused() -> None:

@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from megavrc.vlm import questions
+from megavrc.vlm.alignment import UNKNOWN, motion_like
 from megavrc.vlm.questions import (
     ANSWERS,
     CELL,
     COLOURS,
     DIRECTIONS,
     PLACES,
+    SEEN,
     SIDE,
     TYPES,
     Kind,
     conversation,
     held_out,
+    labelled,
 )
 
 KINDS: tuple[Kind, ...] = ("image", "video")
@@ -68,7 +72,7 @@ def test_answers_about_clips_are_in_the_pixels() -> None:
             for place, colour in enumerate(seen[time]):
                 if colour != seen[time - 1][place] and colour is not None:
                     moves[colour] = (time, place, seen[time - 1].index(colour))
-        assert len(moves) == 3
+        assert len(moves) == 4
         for question in item.questions:
             about = question.text.split()[1]
             if question.type == "colour":
@@ -80,6 +84,22 @@ def test_answers_about_clips_are_in_the_pixels() -> None:
             else:
                 x, y = DIRECTIONS[question.answer]
                 assert moves[about][1] - moves[about][2] == x + SIDE * y
+
+
+def test_labels_of_a_clip_are_what_its_tokens_show_and_how_it_moved() -> None:
+    for index in range(6):
+        frames, labels = labelled("video", 0, index)
+        assert [[SEEN[number] for number in row] for row in labels.reshape(8, 16)] == [
+            cells(frame) for frame in frames
+        ]
+        ways = motion_like(torch.from_numpy(labels)[None])[0]
+        assert (ways[0] == UNKNOWN).all() and ((ways[1:] == UNKNOWN).numpy() == (labels[1:] == 0)).all()
+        for time, y, x in zip(*np.nonzero(labels[1:]), strict=True):
+            row, column = (
+                int(found[0]) for found in np.nonzero(labels[time] == labels[time + 1, y, x])
+            )  # a frame earlier
+            assert [*DIRECTIONS.values(), (0, 0)][ways[time + 1, y, x]] == (x - column, y - row)
+        assert len(ways.unique()) == len(DIRECTIONS) + 2  # all directions, stood, unknown
 
 
 @pytest.mark.parametrize("kind", KINDS)
