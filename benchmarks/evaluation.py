@@ -6,16 +6,16 @@ I3D, which is the user's: with it a clip costs 1.5 s more.
 
 import json
 import shlex
-import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from megavrc.config import command
 from megavrc.errors import UserError
 from megavrc.files import write_atomic
 from megavrc.paper.child import run_child
-from megavrc.results import case, metric, publish_tables, result
+from megavrc.results import Result, case, check_result_place, metric, result, table, write_result
 from megavrc.video.manifest import read_manifest
 
 COMMANDS = {  # name -> the command line; {demo}, {work} and {real} are filled in
@@ -55,6 +55,7 @@ def measure_commands(
         out: write the result there.
     """
     manifest = demo / "data" / "manifest.jsonl"
+    check_result_place(out)
     if work.exists():
         raise UserError(f"{work}: is there already; name another place")
     rows = [row for row in read_manifest(manifest) if row["split"] == "val"]
@@ -78,10 +79,20 @@ def measure_commands(
             spent = {"cpu_seconds": metric(ended.cpu_seconds, "s"), "seconds": metric(ended.seconds, "s")}
             cases.append(case(name, spent))
             print(f"{name}: {ended.cpu_seconds:.1f} s of a processor, {ended.seconds:.1f} s", flush=True)
-    protocol = {"clips": len(rows), "cpu_seconds": "of the command and all that it starts", "once": True}
+            if out:  # after each: what is measured is kept
+                write_result(out, measured_commands(cases, len(rows)))
+    print(table(measured_commands(cases, len(rows))))
+
+
+def measured_commands(cases: list[dict[str, Any]], clips: int) -> Result:
+    """The result, with the command lines as a user would type them."""
+    protocol = {
+        "clips": clips,
+        "cpu_seconds": "of the command and all that it starts, one thread each",
+        "seconds": "by the clock; of a machine at rest only if nothing else ran",
+    }
     config = {"commands": {row["name"]: COMMANDS[row["name"]] for row in cases}}
-    publish_tables(result("python benchmarks/evaluation.py", config, cases, {}, protocol), out)
-    shutil.rmtree(work / "features", ignore_errors=True)
+    return result("python benchmarks/evaluation.py", config, cases, {}, protocol)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start : error.end].encode("unicode-escape").decode()
-            raise UserError(f"{path} line {number}: {half} is half a character; mend the text") from None
+            raise UserError(f"{path} line {number}: {half} is half a character; correct the text") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
         if not isinstance(fields, dict) or not fields.keys() >= set(keys):

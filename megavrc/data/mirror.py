@@ -182,7 +182,7 @@ class Mirror:
 
 
 def _lasts(error: Exception) -> bool:
-    """Whether another try will not mend it: no such file, no right to it, no package for it, no room in the cache."""
+    """Whether another try cannot help: no such file, no right to it, no package for it, no room in the cache."""
     return (
         isinstance(error, FileNotFoundError | PermissionError | ImportError)
         or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

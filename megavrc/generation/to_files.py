@@ -247,7 +247,7 @@ def _read_list(out: Path) -> list[Record]:
         lines = read_jsonl(out / LIST, "id")
         records = [check_fields(out / LIST, record, {"id": str}) for _, record in lines]
     except UserError as error:
-        raise UserError(f"{error}; mend it, or move it away: then all clips are made again") from None
+        raise UserError(f"{error}; correct it, or move it away: then all clips are made again") from None
     defaults = dataclasses.asdict(SamplingSettings())  # what older versions could not say
     for record in records:
         if isinstance(record.get("sampling"), dict):

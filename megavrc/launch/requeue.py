@@ -126,7 +126,7 @@ def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> s
     if complete:
         return "complete"
     if code == EXIT_USER:
-        return "exit code 2: the user's mistake, which running again does not mend"
+        return "exit code 2: the user's mistake, which would come back"
     if stalls(history, counts_steps) >= MAX_STALLS:
         return f"{MAX_STALLS} attempts in a row made no progress"
     return None
@@ -159,7 +159,7 @@ def diagnose(run_dir: Path, history: list[Attempt], reason: str, task: str | Non
             f"exit code {attempt.exit_code} ({meaning})"
         )
     lines += ["", f"The end of {log}:", *(_tail(log, 60) if log.is_file() else [])]
-    lines += ["", "When the cause is mended: megavrc submit_slurm requeue --run_dir=" + str(run_dir)]
+    lines += ["", "Once the cause is removed: megavrc submit_slurm requeue --run_dir=" + str(run_dir)]
     file = run_dir / "slurm" / ("diagnosis.txt" if task is None else f"diagnosis-{task}.txt")
     write_atomic(file, "".join(line + "\n" for line in lines).encode())
     return file

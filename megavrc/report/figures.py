@@ -56,7 +56,8 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
             if width > 3:
                 inside = width > 16  # percent; else it stands above its bar
                 axes.text(
-                    left + (width / 2 if inside else width),
+                    left
+                    + (width / 2 if inside else width - 1.5 * (left + width < 99)),  # apart from the last
                     place - (0 if inside else 0.38),
                     f"{width:.3g}%",
                     ha="center" if inside else "right",

@@ -158,7 +158,7 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{error.filename or out}: {error.strerror or error}; nothing is half written: "
-            "when that is mended, run the same command again"
+            "when that is corrected, run the same command again"
         ) from None
 
 

@@ -87,7 +87,7 @@ class TextTokenizer:
         try:
             return list(self._processor.encode(text.encode()))
         except UnicodeEncodeError:
-            raise UserError(f"prompt {text!a:.60}: holds half a character; mend the text") from None
+            raise UserError(f"prompt {text!a:.60}: holds half a character; correct the text") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special ones left out."""

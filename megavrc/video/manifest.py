@@ -157,7 +157,7 @@ def _check_classes(path: Path, entries: list[Entry]) -> None:
             if str(known[other]) != str(entry[other]):
                 raise UserError(
                     f"{path}: {one} {entry[one]} has {other} {known[other]!r} ({known['id']}) and {entry[other]!r} "
-                    f"({entry['id']}); mend one of them"
+                    f"({entry['id']}); correct one of them"
                 )
 
 
@@ -186,7 +186,7 @@ def _line(path: Path, entry: Entry) -> bytes:
             what = (
                 "rename it in UTF-8"
                 if name in ("id", "path", "class")
-                else "it holds half a character: mend the text"
+                else "it holds half a character: correct the text"
             )
             raise UserError(f"{path}: cannot hold {name} {value!a:.200}; {what}") from None
     return (json.dumps(entry, ensure_ascii=False) + "\n").encode()

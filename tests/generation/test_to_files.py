@@ -337,6 +337,6 @@ def test_a_photo_is_the_first_frame_as_it_is_shown(tmp_path) -> None:
 )
 def test_a_damaged_list_of_what_is_there_is_one_line(tmp_path, content):
     (tmp_path / "prompts.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"prompts\.jsonl.*; mend it, or move it away") as said:
+    with pytest.raises(UserError, match=r"prompts\.jsonl.*; correct it, or move it away") as said:
         _read_list(tmp_path)
     assert "\n" not in str(said.value)

@@ -107,7 +107,7 @@ def test_one_of_thousands_is_known_from_the_count_of_the_dataset(
     write_json(info, read_json(info) | {"without": {"train": {"caption": 1, "label": 402}}})
     VRCTask(run(tmp_path, [path], text_condition()))
     assert f"{said} and train without one" in caplog.text
-    with pytest.raises(UserError, match=rf"{said}; mend that, or allow it with data.max_incomplete"):
+    with pytest.raises(UserError, match=rf"{said}; correct that, or allow it with data.max_incomplete"):
         VRCTask(run(tmp_path, [path], text_condition(), max_incomplete=0.0))
 
 

@@ -97,7 +97,7 @@ def check_conditions(
         first += len(part)
         if found.share > most:
             raise UserError(
-                f"{part.address}: {found.in_words(config)}; mend that, or allow it with {option} "
+                f"{part.address}: {found.in_words(config)}; correct that, or allow it with {option} "
                 f"(which is {most:g})"
             )
         if found.share:
@@ -117,7 +117,7 @@ def _say_rare(part: TokenDataset, config: ConditionConfig, most: float, option: 
     if bare := part.info.get(WITHOUT, {}).get(part.split, {}).get(what):
         words = f"{part.address}: {bare} videos of split {part.split} have no {what}"
         if not most:
-            raise UserError(f"{words}; mend that, or allow it with {option} (which is 0)")
+            raise UserError(f"{words}; correct that, or allow it with {option} (which is 0)")
         log.warning("%s and train without one", words)
 
 
