@@ -177,15 +177,9 @@ def _at_least(name: str, gib: float, needed: float) -> Finding:
 def _gpus() -> Iterator[Finding]:
     torch = _import("torch")
     if isinstance(torch, str) or not torch.cuda.is_available():
-        build = (
-            ""
-            if isinstance(torch, str)
-            else f"; torch {torch.__version__} may be the build for another system"
-        )
         if shutil.which("nvidia-smi"):
-            yield Finding(
-                "machine", "gpu", "not usable", "warn", f"nvidia-smi is here{build}: see the PyTorch site"
-            )
+            advice = f"nvidia-smi is here, torch {_version('torch')} finds no GPU: see the PyTorch site"
+            yield Finding("machine", "gpu", "not usable", "warn", advice)
         else:
             yield Finding("machine", "gpu", "none that torch can use", "note")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing deepspeed warns that it found none

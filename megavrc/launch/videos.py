@@ -66,7 +66,7 @@ def _files(files: list[Path]) -> Iterator[Line]:
             if frames < FRAMES:
                 problems["short"].append(f"{file}: {frames} frames, a clip has {FRAMES}")
         except VideoError as error:
-            problems["damaged" if file.exists() else "missing"].append(str(error))
+            problems["damaged" if os.path.exists(file) else "missing"].append(str(error))
     good = len(files) - sum(map(len, problems.values()))
     depth = f"of {opened} one frame was decoded, of the others all" if opened else "decoded to the end"
     yield Line("usable", f"{good} of {len(files)} files", "ok" if good else "warn", depth)
@@ -85,7 +85,9 @@ def _captions(path: Path, entries: list[Entry]) -> Line:
     if len(missing) <= MAX_WITHOUT * len(entries):
         return Line("captions", found)
     if all(entry["label"] is not None for entry in entries):
-        return Line("captions", found, "note", "train with model.condition.kind=class")
+        classes = len({entry["label"] for entry in entries})
+        words = f"--model.condition.kind class --model.condition.classes {classes} --model.condition.slots 1"
+        return Line("captions", found, "note", f"all have a class: {words}")
     where = "a .txt beside each video, or a table" if path.is_dir() else "a column caption"
     advice = f"{os.path.basename(missing[0])} has none; needed: {where} (docs/own_videos.md)"
     return Line("captions", found, "warn", advice)

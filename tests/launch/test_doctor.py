@@ -151,7 +151,7 @@ def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
     for name in ("whole", "cut", "short"):
         (folder / "run").mkdir(exist_ok=True)
         (folder / f"{name}.mp4").rename(folder / "run" / f"{name}.mp4")
-    assert "kind=class" in doctor.folder_lines(str(folder))[-1].advice, "classes of folders serve too"
+    assert "kind class --model.condition.classes 1" in doctor.folder_lines(str(folder))[-1].advice
     (mine / "captions.csv").write_text("name,text\na.mp4,b\n")
     [line] = doctor.folder_lines(str(mine / "captions.csv"))
     assert line.state == "warn" and "no column of paths" in line.advice
