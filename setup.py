@@ -48,6 +48,8 @@ setup(
         "study": ["vizdoom>=1.3,<1.4"],  # tested 1.3.2; 39 MB, so not in dev
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests
+            "ipykernel>=6.29,<8",  # tested 7.4.0; examples/notebook.ipynb is run in tests
+            "nbclient>=0.10,<1",  # tested 0.11.0; brings nbformat
             *LORA,
             *SERVE,
             "playwright>=1.50,<2",  # with the Chromium of the system

@@ -88,13 +88,19 @@ def main(argv: list[str]) -> int:
     for name, (variable, purpose) in USER_FILES.items():
         parser.add_argument(f"--{name}", metavar="PATH", help=f"{purpose}; default: ${variable}")
     parser.add_argument(
-        "folders", nargs="*", metavar="FOLDER", help="look at these too: runs, datasets, models"
+        "folders",
+        nargs="*",
+        metavar="FOLDER",
+        help="look at these too: runs, datasets, models; folders, tables (.csv, .jsonl) and manifests of videos",
     )
+    parser.add_argument("--folder", metavar="DIR", help="folder that the paths in a table are relative to")
     parser.add_argument("--json", metavar="FILE", help="write the findings there too")
     spelled = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in argv]
     options = vars(parser.parse_args(spelled))
-    report, folders = options.pop("json"), options.pop("folders")
-    findings = [*examine(options), *map(folder_line, folders)]
+    report, folders, base = options.pop("json"), options.pop("folders"), options.pop("folder")
+    findings = examine(options)
+    for path in folders:
+        findings += folder_lines(path, base)
     for line in doctor_table(findings):
         print(line)
     if report:
@@ -108,7 +114,8 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             print(f"error: --json {report}: {error.strerror}", file=sys.stderr)
             return 2
-    return int(not able(findings) or any(each.group == "folders" and each.state != "ok" for each in findings))
+    named = {"folders", "videos"}  # what was asked for; a damaged video of many is only a note
+    return int(not able(findings) or any(each.group in named and each.state == "warn" for each in findings))
 
 
 def doctor_table(findings: list[Finding]) -> list[str]:
@@ -170,7 +177,11 @@ def _at_least(name: str, gib: float, needed: float) -> Finding:
 def _gpus() -> Iterator[Finding]:
     torch = _import("torch")
     if isinstance(torch, str) or not torch.cuda.is_available():
-        yield Finding("machine", "gpu", "none that torch can use", "note")
+        if shutil.which("nvidia-smi"):
+            advice = f"nvidia-smi is here, torch {_version('torch')} finds no GPU: see the PyTorch site"
+            yield Finding("machine", "gpu", "not usable", "warn", advice)
+        else:
+            yield Finding("machine", "gpu", "none that torch can use", "note")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing deepspeed warns that it found none
         return
     for index in range(torch.cuda.device_count()):
@@ -285,7 +296,9 @@ def user_files(files: dict[str, str | None]) -> Iterator[Finding]:
     for name, (variable, purpose) in USER_FILES.items():
         path = place(name, files.get(name))
         if path is None:
-            yield Finding("your files", name, "not given", "note", f"{purpose}: --{name} PATH or {variable}")
+            trained = "; or train one: megavrc pretrain_tokenizer" if name == "omnitokenizer" else ""
+            advice = f"{purpose}: --{name} PATH or {variable}{trained}"
+            yield Finding("your files", name, "not given", "note", advice)
             continue
         problem = damage(path)
         if not problem and name == "omnitokenizer":
@@ -342,14 +355,19 @@ def _safetensors_damage(path: Path) -> str:
     return f"{missing} bytes are missing at its end" if missing > 0 else ""
 
 
-def folder_line(path: str) -> Finding:
-    """The kind of a folder of ours, and whether it is whole."""
+def folder_lines(path: str, base: str | None = None) -> list[Finding]:
+    """The kind of a folder of ours, and whether it is whole; what is to be known of videos, in several lines."""
     try:
-        from megavrc.launch.folders import describe_folder
+        from megavrc.launch.folders import describe_folder, is_ours
 
-        return Finding("folders", path, "whole", advice=describe_folder(Path(path)))
+        if Path(path).exists() and not is_ours(Path(path)):
+            from megavrc.launch.videos import video_lines
+
+            lines = video_lines(Path(path), Path(base) if base else None)
+            return [Finding("videos", *line) for line in lines]
+        return [Finding("folders", path, "whole", advice=describe_folder(Path(path)))]
     except Exception as error:  # a requirement may be missing too
-        return Finding("folders", path, "not whole", "warn", " ".join(str(error).split()))
+        return [Finding("folders", path, "not whole", "warn", " ".join(str(error).split()))]
 
 
 # --- DeepSpeed's compiled extensions ------------------------------------------------------------------------------

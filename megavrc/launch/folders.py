@@ -25,6 +25,11 @@ def describe_folder(path: Path) -> str:
     raise UserError(f"{path}: none of megavrc's folders: holds none of {', '.join(LOOKS)}")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds a file that tells what of megavrc's it is."""
+    return any((path / mark).exists() for mark in LOOKS)
+
+
 def _converted(path: Path) -> str:
     folder = load_folder(path)
     condition = folder.model.config.condition

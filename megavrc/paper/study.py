@@ -86,7 +86,7 @@ def study(
         print(f"{SMOKE}\n" if smoke else "")
         content = result("megavrc reproduce study", config, cases, protocol=protocol)
         publish_tables(content, tables / f"study-{name}.json")
-    for name, figure in drawn(runs, cost).items():
+    for name, figure in drawn(runs, cost):
         if smoke:
             banner(figure, SMOKE)
         save(figure, figures / f"study_{name}.svg")

@@ -1,6 +1,6 @@
 """Figures of the study, from its result files: drawn whatever of them is there; what is missing is named."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,8 +32,8 @@ MEASURES = (  # title, kind, score
 )
 
 
-def drawn(runs: Runs, costs: Costs) -> dict[str, Any]:
-    """All figures by name; those of drawn clips once there are any."""
+def drawn(runs: Runs, costs: Costs) -> Iterator[tuple[str, Any]]:
+    """All figures with their names, each drawn when it is asked for; those of clips once there are any."""
     made: dict[str, Callable[[], Any]] = {
         "bits": partial(_bits, runs),
         "whole": partial(_whole, runs),
@@ -42,7 +42,7 @@ def drawn(runs: Runs, costs: Costs) -> dict[str, Any]:
         "fig5": partial(_series, runs, RATES, "rate of compression (area)", "--priority 1", True),
         "fig6": partial(_memory, costs),
     }
-    return {name: figure for name, draw in made.items() if (figure := draw())}
+    yield from ((name, figure) for name, draw in made.items() if (figure := draw()))
 
 
 def _bits(runs: Runs) -> Any:

@@ -53,7 +53,7 @@ TABLE4 = (
     Row("without, equal steps", "scenes-without-stage1", 4000, 1),
 )
 SCORES = {  # column -> kind, score
-    "sound_from_text_1_1": ("free", "all"),
+    "sound_from_text_1_1": ("free{}", "all"),
     "sound_from_text": ("free{} tuned", "all"),
     "sound_given": ("given{} tuned", "all"),
     "whole_given": ("given{} tuned", "whole"),

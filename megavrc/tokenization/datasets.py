@@ -49,17 +49,24 @@ def framefolder(
     return _long_enough(from_frames(folder, out, val_fraction, fps), min_frames)
 
 
-def list_(table: Path, out: Path) -> Listing:
+def list_(table: Path, out: Path, folder: Path | None = None, val_fraction: float = 0.0) -> Listing:
     """List the videos of a .csv (with header) or .jsonl file with a column path, file_name, filename, file or video.
 
     caption (or text, prompt), label, split, start, end (seconds) and id are optional.
 
     Args:
-        table: the file; paths in it are relative to it, other columns are kept.
+        table: the file; other columns are kept.
         out: the manifest to write; the paths in it are relative to it.
+        folder: folder that the paths in the table are relative to (default: that of the table). Its videos that no
+            row names are counted.
+        val_fraction: share of the videos that become split `val`, chosen by their path; rows with a split keep it.
     """
-    entries, missing = present(from_list(table, out), out.parent)
+    entries, missing = present(from_list(table, out, folder, val_fraction), out.parent)
     notes = _missing(table, missing, entries)
+    if folder:
+        named = {(out.parent / entry["path"]).resolve() for entry in entries}
+        if unnamed := [path for path in videos_below(folder) if path.resolve() not in named]:
+            notes.append(f"{len(unnamed)} videos of {folder} are in no row, the first is {unnamed[0].name}")
     others = dict.fromkeys(name for entry in entries for name in entry if name not in NAMES)
     if others and not any(entry["caption"] for entry in entries):
         notes.append(f"no captions: none of {', '.join(others)} is {' or '.join(NAMES['caption'])}")
@@ -225,7 +232,7 @@ def _missing(source: Path, missing: list[Entry], kept: list[Entry]) -> list[str]
     first = f"the first is {paths[0]}"
     if not kept:
         raise UserError(
-            f"{source}: none of the {len(paths)} listed videos exists, {first}; is the folder right?"
+            f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?"
         )
     return [f"{len(paths)} listed videos are missing and left out, {first}"]
 

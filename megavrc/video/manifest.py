@@ -192,10 +192,11 @@ def _line(path: Path, entry: Entry) -> bytes:
     return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
 
 
-def from_list(table: Path, out: Path) -> list[Entry]:
-    """Entries from a .csv (with a header line) or .jsonl file whose paths are relative to it.
+def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: float = 0.0) -> list[Entry]:
+    """Entries from a .csv (with a header line) or .jsonl file whose paths are relative to `folder`, or else to it.
 
-    The names of its columns are those of `NAMES`, others are kept.
+    The names of its columns are those of `NAMES`, others are kept. Of the rows that say no split, all or none of a
+    video are validation, which depends on its path alone.
 
     Raises:
         UserError: no such file, no column of paths, or a row that is no entry.
@@ -211,7 +212,10 @@ def from_list(table: Path, out: Path) -> list[Entry]:
             raise UserError(
                 f"{table} line {number}: no column of paths ({', '.join(NAMES['path'])}); found: {columns}"
             )
-        entries.append(_entry(table, number, _typed(table, number, fields) if kind == ".csv" else fields))
+        entry = _entry(table, number, _typed(table, number, fields) if kind == ".csv" else fields)
+        entries.append(
+            entry if fields.get("split") else entry | {"split": split_of(entry["path"], val_fraction)}
+        )
     if not entries:
         raise UserError(f"{table}: holds no videos")
     if all(entry["label"] is None for entry in entries):  # then classes are numbered as those of a folder are
@@ -220,7 +224,8 @@ def from_list(table: Path, out: Path) -> list[Entry]:
         entries = [{**entry, "label": numbers.get(str(entry.get("class")))} for entry in entries]
     _check_unique(table, entries)
     _check_classes(table, entries)
-    return [{**entry, "path": os.path.relpath(table.parent / entry["path"], out.parent)} for entry in entries]
+    root = folder or table.parent
+    return [{**entry, "path": os.path.relpath(root / entry["path"], out.parent)} for entry in entries]
 
 
 def _typed(table: Path, number: int, row: Entry) -> Entry:

@@ -9,12 +9,14 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import save_file
 
-from megavrc.launch import doctor
+from megavrc.launch import doctor, videos
+from megavrc.video import write_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,16 +99,77 @@ def test_folders_are_looked_at(folder: Path, source: Source, tmp_path: Path) -> 
         make_tokens(tmp_path / "tokens", "t"): f"a token dataset, {len(CAPTIONS)} samples in 1 shards",
     }
     for path, said in looks.items():
-        finding = doctor.folder_line(str(path))
+        [finding] = doctor.folder_lines(str(path))
         assert finding.state == "ok" and finding.advice.startswith(said)
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "tokenizer.model").unlink()
+    (tmp_path / "empty").mkdir()
     for path, said in (
         (broken, "tokenizer.model: missing"),
-        (tmp_path, "none of megavrc's folders"),
+        (tmp_path / "empty", "no video files below it"),
         (tmp_path / "no", "no such folder"),
     ):
-        finding = doctor.folder_line(str(path))
+        [finding] = doctor.folder_lines(str(path))
         assert finding.state == "warn" and said in finding.advice
     assert doctor.main([str(broken)]) == 1
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder of videos of a person: one whole, one cut off, one short, and a table that names one more."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
+    for name, frames in (("whole", 40), ("cut", 40), ("short", 5)):
+        write_mp4(folder / f"{name}.mp4", noise[:frames])
+    content = (folder / "cut.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    rows = "".join(f"{name}.mp4,it is {name}\n" for name in ("whole", "cut", "short", "gone"))
+    (tmp_path / "captions.csv").write_text("file,caption\n" + rows)
+    return tmp_path
+
+
+def test_videos_are_looked_at_before_anything_is_made_of_them(mine: Path) -> None:
+    table, folder = mine / "captions.csv", mine / "videos"
+    found = {each.name: each for each in doctor.folder_lines(str(table), str(folder))}
+    assert found["usable"].found == "1 of 4 files" and found["usable"].advice == "decoded to the end"
+    assert "cut.mp4: " in found["damaged"].advice and "gone.mp4: io: " in found["missing"].advice
+    assert "short.mp4: 5 frames, a clip has 17" in found["short"].advice
+    assert found["captions"].found == "4 of 4 videos"
+    assert {each.state for each in found.values()} == {"ok", "note"}
+    assert doctor.main([str(table), f"--folder={folder}"]) == 0, "what is left out harms nobody"
+    assert doctor.main([str(table)]) == 1, "no video is there"
+    assert doctor.main([str(folder)]) == 1, "no captions"
+
+
+def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
+    folder = mine / "videos"
+    captions = doctor.folder_lines(str(folder))[-1]
+    assert (captions.state, captions.found) == ("warn", "0 of 3 videos")
+    assert ".txt beside each video" in captions.advice
+    for name in ("whole", "cut", "short"):
+        (folder / "run").mkdir(exist_ok=True)
+        (folder / f"{name}.mp4").rename(folder / "run" / f"{name}.mp4")
+    assert "kind class --model.condition.classes 1" in doctor.folder_lines(str(folder))[-1].advice
+    (mine / "captions.csv").write_text("name,text\na.mp4,b\n")
+    [line] = doctor.folder_lines(str(mine / "captions.csv"))
+    assert line.state == "warn" and "no column of paths" in line.advice
+
+
+def test_of_many_videos_the_others_are_opened(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "DECODING_S", 0)
+    usable = doctor.folder_lines(str(mine / "videos"))[1]
+    assert usable.advice == "of 3 one frame was decoded, of the others all"
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [each.state for each in doctor._gpus()] == ["note"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    [gpu] = doctor._gpus()
+    assert gpu.state == "warn" and torch.__version__ in gpu.advice

@@ -311,10 +311,14 @@ def test_no_results_are_refused(tmp_path: Path) -> None:
 
 def test_any_runs_may_be_missing_and_cells_say_what_makes_them(tmp_path: Path) -> None:
     write_cases(tmp_path / "runs", "scenes-vrc", 0, {"free tuned 4000": {"all": "1 0 1 0"}})
+    refine = {"free 4000": {"all": "1 1 1 1"}, "free refined 4000": {"all": "1 0 0 0"}}
+    write_cases(tmp_path / "runs", "scenes-refine", 0, refine)
     study(tmp_path / "runs", tmp_path, tmp_path, costs=tmp_path)
     rows = {row["name"]: row for row in read_json(tmp_path / "study-table1.json")["cases"]}
     assert rows["VRC"]["metrics"]["sound_from_text"]["value"] == 0.5
     assert rows["VRC"]["facts"]["whole_given"] == "`--priority 0 --tune`"
+    refined = rows["VRC with refinement, passes 8, 1, 1, 1"]["metrics"]
+    assert refined["sound_from_text_1_1"]["value"] == 0.25, "in those passes, not in one"
     assert rows["token model, VRC's parameters"]["facts"]["bits_later"] == "`--priority 1`"
     speed = read_json(tmp_path / "study-table2.json")["cases"][0]
     assert speed["facts"]["b"] == "`megavrc benchmark generate --preset b --json FILE`"

@@ -1,0 +1,93 @@
+"""The videos of a person, before anything is made of them: a folder, a table or a manifest, looked at by the doctor."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from megavrc.errors import UserError
+from megavrc.tokenization.sampling import ClipSettings
+from megavrc.training.tasks.vrc_config import TokenDataConfig
+from megavrc.video import VideoError, count_frames, probe
+from megavrc.video.listing import list_folder
+from megavrc.video.manifest import Entry, from_list
+
+FRAMES = ClipSettings.frames  # of a clip, unless another number is asked for
+DECODING_S = 60  # spent on decoding videos to their end; of the others the first frame is decoded
+MAX_WITHOUT = TokenDataConfig.max_incomplete  # training refuses more samples without a caption
+
+
+class Line(NamedTuple):
+    """A line of what is said of videos; a `note` harms nobody, with a `warn` nothing can be trained."""
+
+    name: str
+    found: str
+    state: Literal["ok", "note", "warn"] = "ok"
+    advice: str = ""
+
+
+def video_lines(path: Path, folder: Path | None = None) -> Iterator[Line]:
+    """How many videos there are, which are damaged or short, how many have a caption.
+
+    Args:
+        path: a folder of videos, or a table of them (.csv, .jsonl), such as manifest.jsonl.
+        folder: folder that the paths of a table are relative to.
+    """
+    try:
+        entries, notes = _entries(path, folder)
+    except UserError as error:
+        yield Line(str(path), "cannot be listed", "warn", " ".join(str(error).split()))
+        return
+    yield Line(str(path), f"{len(entries)} videos", advice="; ".join(notes))
+    yield from _files(sorted({path.parent / entry["path"] for entry in entries}))
+    yield _captions(path, entries)
+
+
+def _entries(path: Path, folder: Path | None) -> tuple[list[Entry], list[str]]:
+    """Entries whose paths are relative to the folder of `path`."""
+    if path.is_dir():
+        listing = list_folder(path, path.parent / "manifest.jsonl")
+        return listing.entries, listing.notes
+    return from_list(path, path, folder), []
+
+
+def _files(files: list[Path]) -> Iterator[Line]:
+    """Decode the files, to their end while there is time, and say which give no clip."""
+    problems: dict[str, list[str]] = {"missing": [], "damaged": [], "short": []}
+    opened, until = 0, time.monotonic() + DECODING_S
+    for file in files:
+        try:
+            if time.monotonic() < until:
+                frames = count_frames(file)
+            else:
+                opened += 1
+                frames = probe(file).frames or FRAMES  # some files do not say
+            if frames < FRAMES:
+                problems["short"].append(f"{file}: {frames} frames, a clip has {FRAMES}")
+        except VideoError as error:
+            problems["damaged" if os.path.exists(file) else "missing"].append(str(error))
+    good = len(files) - sum(map(len, problems.values()))
+    depth = f"of {opened} one frame was decoded, of the others all" if opened else "decoded to the end"
+    yield Line("usable", f"{good} of {len(files)} files", "ok" if good else "warn", depth)
+    for kind, said in problems.items():
+        if said:
+            yield Line(kind, f"{len(said)} files, left out later", "note", _few(said))
+
+
+def _few(said: list[str], most: int = 3) -> str:
+    return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
+
+
+def _captions(path: Path, entries: list[Entry]) -> Line:
+    missing = [entry["path"] for entry in entries if not (entry["caption"] or "").strip()]
+    found = f"{len(entries) - len(missing)} of {len(entries)} videos"
+    if len(missing) <= MAX_WITHOUT * len(entries):
+        return Line("captions", found)
+    if all(entry["label"] is not None for entry in entries):
+        classes = len({entry["label"] for entry in entries})
+        words = f"--model.condition.kind class --model.condition.classes {classes} --model.condition.slots 1"
+        return Line("captions", found, "note", f"all have a class: {words}")
+    where = "a .txt beside each video, or a table" if path.is_dir() else "a column caption"
+    advice = f"{os.path.basename(missing[0])} has none; needed: {where} (docs/own_videos.md)"
+    return Line("captions", found, "warn", advice)

@@ -1,0 +1,27 @@
+"""Tables of a person's videos, by `megavrc prepare_dataset list`."""
+
+from pathlib import Path
+
+import pytest
+from trees import touch
+
+from megavrc.errors import UserError
+from megavrc.tokenization.datasets import list_
+
+
+def test_a_table_away_from_its_videos(tmp_path: Path) -> None:
+    """Its paths are relative to --folder; what it does not name is counted, and a video's shots share its split."""
+    for name in "abcdefgh":
+        touch(tmp_path / "videos" / f"{name}.mp4")
+    rows = [f"{name}.mp4,{start},{start + 1}" for name in "abcdefg" for start in (0, 1)]
+    table = touch(tmp_path / "t.csv", "file,start,end\n" + "\n".join(rows))
+    with pytest.raises(UserError, match=r"none of the 7 listed videos exists, .* is --folder right"):
+        list_(table, tmp_path / "m.jsonl")
+    entries, notes = list_(table, tmp_path / "m.jsonl", tmp_path / "videos", val_fraction=0.3)
+    assert [entry["path"] for entry in entries][:2] == ["videos/a.mp4"] * 2
+    assert f"1 videos of {tmp_path / 'videos'} are in no row, the first is h.mp4" in notes
+    found = {(entry["path"], entry["split"]) for entry in entries}
+    assert len(found) == 7 and {split for _, split in found} == {"train", "val"}
+    touch(table, "file,split\na.mp4,test\nb.mp4,\n")
+    kept, _ = list_(table, tmp_path / "m.jsonl", tmp_path / "videos", val_fraction=1.0)
+    assert [entry["split"] for entry in kept] == ["test", "val"]
