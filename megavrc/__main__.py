@@ -20,7 +20,9 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, dict[str, Entry]] = {
     "Start": {
         "doctor": Entry(
-            "megavrc.launch.doctor:main", "what this machine and installation can do", reads_argv=True
+            "megavrc.launch.doctor:main",
+            "check of this machine, this installation and the files that you brought",
+            reads_argv=True,
         ),
         "demo": Entry(
             "megavrc.demo.run:main", "the whole path on a CPU, from videos to a report, in minutes"
@@ -30,7 +32,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "make_shapes": Entry("megavrc.video.shapes_set:make_shapes", "synthetic captioned clips"),
         "make_scenes": Entry("megavrc.video.scene_set:make_scenes", "synthetic clips whose future is open"),
         "make_gameplay": Entry(
-            "megavrc.video.gameplay_set:make_gameplay", "clips of a game, with what the player does"
+            "megavrc.video.gameplay_set:make_gameplay", "clips of a game, with the actions of the player"
         ),
         "prepare_dataset": Entry(
             "megavrc.tokenization.prepare:COMMANDS", "the list of videos of a public data set, or of your own"
@@ -74,9 +76,9 @@ COMMANDS: dict[str, dict[str, Entry]] = {
                 "requeue": "megavrc.launch.submit:requeue",
                 "status": "megavrc.launch.submit:status",
             },
-            "SLURM jobs that come back until they are complete",
+            "SLURM jobs, requeued until they are complete",
         ),
-        "compare_runs": Entry("megavrc.training.compare:compare_runs", "do two runs agree?"),
+        "compare_runs": Entry("megavrc.training.compare:compare_runs", "metrics of two runs, compared"),
     },
     "Models and clips": {
         "convert_checkpoint": Entry(
@@ -87,7 +89,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
                 "import-omnitokenizer": "megavrc.hf.commands:import_omnitokenizer",
                 "import-deepspeed": "megavrc.hf.commands:import_deepspeed",
             },
-            "runs to Hugging Face format and back, their check; what other programs trained",
+            "conversion to Hugging Face format and back, with a check; import of other checkpoints",
         ),
         "generate": Entry(
             "megavrc.generation.command:generate", "clips from prompts, classes, an image or a clip"
@@ -138,7 +140,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
                 name: f"megavrc.benchmarks.{name}:{name}"
                 for name in ("attention", "generate", "loader", "tokenize", "train")
             },
-            "what the parts of the pipeline cost on this machine",
+            "costs of the parts of the pipeline on this machine",
         ),
         "reproduce": Entry(
             "megavrc.paper.reproduce:COMMANDS",
@@ -146,7 +148,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         ),
         "results": Entry(
             {name: f"megavrc.results:{name}" for name in ("show", "compare", "page")},
-            "any result file as a table; which numbers of two differ, and why; tables of a page made anew",
+            "result files: as tables, two compared, and in the tables of a page",
         ),
     },
 }

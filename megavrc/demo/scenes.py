@@ -20,7 +20,7 @@ from megavrc.results import markdown, read_result, shown
 from megavrc.video import clip_grid, read_clip, write_gif
 from megavrc.video.manifest import read_manifest
 
-CLIPS = 4096
+CLIPS = 8192
 PROMPTS = 96  # and validation clips
 DRAWS = 48  # clips from each of 8 first frames
 PASSES = (8, 1, 1, 1)  # of the later frames

@@ -1,9 +1,9 @@
 """Training of FD-self on the data at hand, and the trial that it must pass before it is used.
 
 It learns what the list of clips tells of them (words of captions, labels, attributes) and whether a clip is as it was,
-or its frames are blurred, in no order or run backward; all with some noise, so that what a tokenizer or a codec leaves
-counts for little. Then clips that it never saw must lie as anybody would order them: real ones nearest, reconstructed
-ones behind, and behind these all that are blurred, frozen, reversed, shuffled or torn.
+or its frames are blurred, in no order or run backward. Then clips that it never saw must lie as anybody would order
+them: real ones nearest, reconstructed ones behind, and behind these all that are blurred, frozen, reversed, shuffled or
+torn.
 """
 
 import re
@@ -44,8 +44,6 @@ RARE = (
 LEARNING_RATE = 2e-3
 BLUR = 1 / 40  # standard deviation, of the width
 BLURS = 0.5, 2.0  # of that, in training
-NOISE = 8.0  # grey levels, at most, in training
-BLOCKS = 4  # sizes of what the noise consists of: 1, 2, 4 and 8 pixels
 TORN = 1 / 8  # of the width
 
 
@@ -128,32 +126,15 @@ WAYS: dict[str, Fault] = {  # that clips are shown in training, and told apart
 }
 
 
-def _noisy(frames: Frames, rng: np.random.Generator) -> Frames:
-    """With noise of a drawn strength and size."""
-    (length, height, width, _), block = frames.shape, 2 ** int(rng.integers(BLOCKS))
-    shape = length, -(-height // block), -(-width // block), 3
-    noise = rng.normal(0, rng.uniform(0, NOISE), shape).repeat(block, 1).repeat(block, 2)
-    return (frames + noise[:, :height, :width]).round().clip(0, 255).astype(np.uint8)
-
-
 def train_convolutions(
-    clips_NTHWC: Clips,
-    targets: Targets,
-    steps: int,
-    batch: int = 32,
-    seed: int = 0,
-    device: str = "cpu",
-    reversible: bool = False,
+    clips_NTHWC: Clips, targets: Targets, steps: int, batch: int = 32, seed: int = 0, device: str = "cpu"
 ) -> ClipConvolutions:
     """Train the network on clips and what is told of them.
 
     As many clips of a batch are shown in each of WAYS; only those that are as they were are asked for what is told.
-
-    Args:
-        reversible: clips are as probable backward as forward: none is shown backward.
     """
     rng, at = np.random.default_rng(seed), check_device(device)
-    ways = [fault for name, fault in WAYS.items() if not (reversible and name == "reversed")]
+    ways = list(WAYS.values())
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = ClipConvolutions(targets.shape[1] + len(ways)).to(at).train()
@@ -164,7 +145,7 @@ def train_convolutions(
         rows = rng.integers(len(clips_NTHWC), size=batch)
         shown = rng.integers(len(ways), size=batch)
         pairs = zip(rows, shown, strict=True)
-        clips = np.stack([_noisy(ways[way](clips_NTHWC[row], rng), rng) for row, way in pairs])
+        clips = np.stack([ways[way](clips_NTHWC[row], rng) for row, way in pairs])
         answers = network.answers(network(torch.from_numpy(clips).to(at)))
         loss = F.cross_entropy(answers[:, -len(ways) :], torch.from_numpy(shown).to(at))
         if (plain := shown == 0).any():

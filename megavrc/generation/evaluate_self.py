@@ -78,9 +78,7 @@ def fd_self(
     if not training:
         raise UserError(f"{source.name}: too few clips of {frames} frames to train on")
     words, targets = what_is_told(source, [window.clip for window in training])
-    trained = train_convolutions(
-        _read(source, training, size), targets, steps, batch, seed, device, reversible
-    )
+    trained = train_convolutions(_read(source, training, size), targets, steps, batch, seed, device)
     known = _read(source, reference, size)
     network = self_network(trained, known, seed)
     rebuilt = open_source(tokenizer, like=source, device=device) if tokenizer else None

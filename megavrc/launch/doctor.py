@@ -26,8 +26,8 @@ from megavrc.user_files import USER_FILES, place
 
 FORMAT = 1  # of what --json writes
 DESCRIPTION = (
-    "What this machine and installation can do, which files you brought are whole. "
-    "Exit code 0: the CPU demo can run, and the folders that you name are whole."
+    "Report what this machine and installation can do, and which of your files are missing or damaged. "
+    "Exit code 0: the CPU demo can run, and the folders that you name are complete."
 )
 State = Literal["ok", "note", "warn", "FAIL"]  # note: absent and not required
 
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
         "folders",
         nargs="*",
         metavar="FOLDER",
-        help="look at these too: runs, datasets, models; folders, tables (.csv, .jsonl) and manifests of videos",
+        help="also check these: runs, datasets, models; folders, tables (.csv, .jsonl) and manifests of videos",
     )
     parser.add_argument("--folder", metavar="DIR", help="folder that the paths in a table are relative to")
     parser.add_argument("--json", metavar="FILE", help="write the findings there too")

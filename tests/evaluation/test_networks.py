@@ -116,14 +116,7 @@ def test_where_clips_run_as_well_backward_a_reversed_one_is_no_fault(trained: An
         assert judged is not reversible  # of shapes; this network cannot tell it
 
 
-def test_what_training_shows(trained: Any) -> None:
-    source = many(24, first=1000)
-    _, targets = what_is_told(source, range(24))
-    outputs = [
-        train_convolutions(clips_of(source), targets, steps=1, batch=4, reversible=way).answers.out_features
-        for way in (False, True)
-    ]
-    assert outputs == [targets.shape[1] + len(WAYS), targets.shape[1] + len(WAYS) - 1]
+def test_what_training_shows() -> None:
     clip, rng = clips_of(many(1))[0], np.random.default_rng(0)
     sharp = [np.abs(np.diff(way(clip, rng).astype(int), axis=2)).mean() for way in WAYS.values()]
     assert sharp[1] < 0.9 * sharp[0] and sharp[2] == pytest.approx(sharp[0]) == sharp[3]
