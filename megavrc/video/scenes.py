@@ -52,8 +52,10 @@ class HeldOut(NamedTuple):
     direction: str
 
 
+ALL_MOTIONS = tuple(Motion(direction, speed) for direction in DIRECTIONS for speed in SPEEDS)
 MOTIONS = {
-    "scenes": tuple(Motion(direction, speed) for direction in DIRECTIONS for speed in SPEEDS),
+    "scenes": ALL_MOTIONS,
+    "single": ALL_MOTIONS,
     "corner": (Motion("right", 2), Motion("down", 2)),
 }  # by kind: what an untold object does, all equally likely
 
@@ -159,7 +161,8 @@ class SceneSettings:
     """The settings of a set of scenes.
 
     Attributes:
-        kind: `scenes`, or `corner`: one object near a corner that goes right or down, which nothing says.
+        kind: `scenes`; `single`: one object, no bar, and a background that stands still; or `corner`: the same, but
+            the object is near a corner and goes right or down, which nothing says.
         told: probability that the caption names an object's motion. In `corner` it never does.
         places: `grid`: radius 8, and centres at the ends of latent frames on multiples of 4, so an object crosses half
             a cell of 8 pixels or a whole one in each; `any`: every pixel, and radius 8, 9 or 10.
@@ -204,14 +207,15 @@ def scene(
     look = np.random.default_rng((seed, 0, index))
     future = np.random.default_rng((seed, 1, index, draw))
     corner = settings.kind == "corner"
-    count = 1 if corner or look.random() < ONE_OBJECT else 2
+    busy = settings.kind == "scenes"
+    count = 2 if busy and look.random() >= ONE_OBJECT else 1
     occluder = None
-    if not corner and look.random() < OCCLUDED:
+    if busy and look.random() < OCCLUDED:
         occluder = int(look.integers(8, CANVAS - 8 - OCCLUDER_WIDTH + 1))
         if settings.places == "grid":  # a bar from 1 before it hides an object in its middle whole
             occluder = occluder // GRID * GRID - 1
     pan = None
-    if not corner and look.random() < PANNING:
+    if busy and look.random() < PANNING:
         pan = str(look.choice(list(DIRECTIONS)))
     background = Background(tuple(_wave(look) for _ in range(2)), pan)
 
@@ -241,9 +245,7 @@ def _wave(rng: np.random.Generator) -> tuple[float, float, float]:
 
 def _told_motion(rng: np.random.Generator, colour: str, shape: str, heldout: tuple[HeldOut, ...]) -> Motion:
     """Any motion that is not held out. Untold ones must not be chosen so: they would no longer be 3 bits."""
-    allowed = [
-        motion for motion in MOTIONS["scenes"] if HeldOut(colour, shape, motion.direction) not in heldout
-    ]
+    allowed = [motion for motion in ALL_MOTIONS if HeldOut(colour, shape, motion.direction) not in heldout]
     return allowed[int(rng.integers(len(allowed)))]
 
 

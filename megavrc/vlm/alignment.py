@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from megavrc.progress import progress
 from megavrc.video.shapes import DIRECTIONS
-from megavrc.vlm.mini import IDS, WIDTH, WORD_SIZE, pixels, visual_grid
+from megavrc.vlm.mini import EARLY, IDS, WIDTH, WORD_SIZE, pixels, visual_grid
 from megavrc.vlm.questions import COLOURS, DIGITS, FRAMES, PLACES, SEEN, SIDE, TIMES, Kind, labelled
 
 BATCH: dict[Kind, int] = {"image": 16, "video": 8}
 RATE = 3e-3
 PROBES = 128
 """Pictures or clips that words are made of."""
-EARLY = 2
-"""Layers of the LLM that learn to see motion."""
 STOOD, UNKNOWN = len(DIRECTIONS), -100
 
 

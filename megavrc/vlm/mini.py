@@ -33,6 +33,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "mini_vlm"
 """Where the trained ones are: a folder for each kind, committed."""
 
 PATCH, WIDTH, HEADS, LAYERS, TOWER_LAYERS = 8, 96, 4, 6, 2
+EARLY = 2
+"""Layers of the LLM that learn to see motion, before the training."""
 TOWER_WIDTH: dict[Kind, int] = {"image": 96, "video": 64}
 WORD_SIZE: dict[Kind, float] = {"image": 0.5, "video": 1.0}
 """Root mean square of a word at first."""
@@ -92,7 +94,8 @@ def new_mini(kind: Kind) -> Any:
     """A model with random weights, larger than transformers' own, with which so few steps would learn nothing.
 
     Queries begin equal to keys, and outputs as the transpose of values, so that attention looks for what is alike and
-    hands it on (mimetic initialization, arXiv 2305.09828); orthogonal in that for clips, so that nothing of it is lost.
+    hands it on (mimetic initialization, arXiv 2305.09828). For clips they are orthogonal, so that nothing is lost,
+    and sharper in the layers that find the same colour a frame earlier.
     """
     model = transformers.AutoModelForImageTextToText.from_config(configuration(kind))
     for name, weight in model.named_parameters():
@@ -102,10 +105,10 @@ def new_mini(kind: Kind) -> Any:
             nn.init.normal_(weight, 0, weight[0].numel() ** -0.5)
         if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")):
             weight.data /= LAYERS**0.5
-    for layer in model.model.language_model.layers:
+    for number, layer in enumerate(model.model.language_model.layers):
         attention = layer.self_attn
         if kind == "video":
-            nn.init.orthogonal_(attention.q_proj.weight)
+            nn.init.orthogonal_(attention.q_proj.weight, 1.5 if number < EARLY else 1.0)
             nn.init.orthogonal_(attention.v_proj.weight)
         attention.k_proj.weight.data.copy_(attention.q_proj.weight)
         attention.o_proj.weight.data.copy_(attention.v_proj.weight.T / LAYERS**0.5)

@@ -15,9 +15,10 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_file
 from megavrc.training.config import TrainConfig
 from megavrc.vlm.accuracy import Asked, asked
-from megavrc.vlm.alignment import EARLY, begin_aligned, early_states, teach_tower, unlike_words
+from megavrc.vlm.alignment import begin_aligned, early_states, teach_tower, unlike_words
 from megavrc.vlm.asking import MiniSubject, Reduced
 from megavrc.vlm.mini import (
+    EARLY,
     FOLDER,
     IDS,
     LAYERS,
