@@ -43,8 +43,8 @@ def main(
 
     Args:
         out: run folder; runs/demo or runs/demo-scenes if not given.
-        data: `shapes`: one moving shape, whose caption and first frame decide what happens. `scenes`: objects
-            whose motion the caption may not tell, and a model with refinement, in one pass and in several.
+        data: `shapes`: one moving shape, whose caption and first frame decide what happens. `scenes`: one
+            object whose motion the caption may not tell, and a model with refinement, in one pass and in several.
         part: fraction of the clips and of the training steps.
         seed: seed of weights, data order and sampling.
         processes: training processes, one thread each: 1, 2 or 4.

@@ -20,7 +20,7 @@ from megavrc.results import markdown, read_result, shown
 from megavrc.video import clip_grid, read_clip, write_gif
 from megavrc.video.manifest import read_manifest
 
-CLIPS = 8192
+CLIPS = 6144
 PROMPTS = 96  # and validation clips
 DRAWS = 48  # clips from each of 8 first frames
 PASSES = (8, 1, 1, 1)  # of the later frames
@@ -62,7 +62,8 @@ def scene_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]
         Step(
             "make clips",
             [python, "tools/make_scenes.py", f"--out={run / 'data'}", f"--clips={round(part * CLIPS)}"]
-            + [f"--val={prompts}", "--test=0", "--told=0.5", "--heldout=0", f"--processes={processes}"],
+            + ["--kind=single", "--told=0.5", f"--val={prompts}", "--test=0", "--heldout=0"]
+            + [f"--processes={processes}"],
             manifest,
         ),
         Step(
