@@ -14,6 +14,8 @@ from typing import Any
 import jsonargparse
 import pytest
 
+from megavrc.command_line import Options
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,8 +27,8 @@ def parsed(script: str, words: list[str]) -> dict[str, Any]:
     """What the command's own parser makes of the words, without running it; the test fails where it refuses them."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(output):
-        for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
-            patch.setattr(kind, "parse_args", stopping(kind.parse_args))
+        patch.setattr(Options, "parse", stopping(Options.parse))
+        patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
         patch.setattr(sys, "argv", [script, *words])
         patch.setattr(os, "_exit", sys.exit)  # how pretraining ends
         patch.syspath_prepend((ROOT / script).parent)
@@ -34,7 +36,9 @@ def parsed(script: str, words: list[str]) -> dict[str, Any]:
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except Parsed as result:
-            return dict(flat(vars(result.args[0]), ""))
+            content = result.args[0]
+            content = content[0] if isinstance(content, tuple) else content  # beside the rest of the words
+            return dict(flat(vars(content), ""))
         except SystemExit:
             pass
     pytest.fail(f"{script} {shlex.join(words)}: {output.getvalue()}")
