@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sampling import checkpoint_folder, decode, kept_checkpoints, sample, score
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import command, load_config
@@ -88,16 +89,12 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
     for chosen in config.data.validation.values():
         chosen.samples = CLIPS
     task = VRCTask(config)
-    steps = sorted({*checkpoints, config.train.steps})
-    found = {step: run / "checkpoints" / f"step-{step:08d}" for step in steps}
-    kept = {step: folder for step, folder in found.items() if folder.is_dir()}
-    if not kept:
-        raise UserError(f"{run}: none of the checkpoints {steps} is there")
+    kept = kept_checkpoints(run, sorted({*checkpoints, config.train.steps}))
     model = task.build()
     assert isinstance(model, VRC)
     cases = []
-    for step, folder in kept.items():
-        model.load_state_dict(read_weights(folder, AVERAGE)[0])
+    for step in kept:
+        model.load_state_dict(read_weights(checkpoint_folder(run, step), AVERAGE)[0])
         model.eval()
         for name, samples in task.validation.items():
             label = f"{run.name} step {step}, {name}"
@@ -171,7 +168,6 @@ def interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 if __name__ == "__main__":
     from probes import judge, probes
-    from sampling import decode, sample, score
     from sheets import sheet
     from tuning import tune
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sampling import BATCH, OpenRun, line
+from sampling import BATCH, OpenRun, kept_checkpoints, line
 
-from megavrc.errors import UserError
 from megavrc.files import sha256_json, write_json
 from megavrc.progress import progress
 from megavrc.video.scenes import from_attributes, render_scene
@@ -39,9 +38,7 @@ def probes(run: Path, checkpoints: list[int], json: Path, clips: int = 512, dist
         clips: of the validation split, at most.
         disturbed: the first of them, whose histories are disturbed.
     """
-    kept = [step for step in checkpoints if (run / "checkpoints" / f"step-{step:08d}").is_dir()]
-    if not kept:
-        raise UserError(f"{run}: none of the checkpoints {checkpoints} is there")
+    kept = kept_checkpoints(run, checkpoints)
     cases = []
     for step in kept:
         opened = OpenRun(run, step, SPLIT)

@@ -96,6 +96,18 @@ def sample(
     unfinished.replace(out)
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def kept_checkpoints(run: Path, steps: Sequence[int]) -> list[int]:
+    """Those of the steps whose checkpoints the run has kept; UserError where there are none."""
+    kept = [step for step in steps if checkpoint_folder(run, step).is_dir()]
+    if not kept:
+        raise UserError(f"{run}: none of the checkpoints {list(steps)} is there")
+    return kept
+
+
 class OpenRun:
     """A finished run: its weights of a checkpoint (averaged), and a split of its data.
 
@@ -111,7 +123,7 @@ class OpenRun:
         [self.data] = self.task.source.parts
         self.model = self.task.build()
         assert isinstance(self.model, VRC)
-        self.model.load_state_dict(read_weights(run / "checkpoints" / f"step-{checkpoint:08d}", AVERAGE)[0])
+        self.model.load_state_dict(read_weights(checkpoint_folder(run, checkpoint), AVERAGE)[0])
         self.model.eval()
         self.tokenizer = config.data.video_tokenizer
 
