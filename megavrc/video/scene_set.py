@@ -47,8 +47,8 @@ def make_scenes(
     Args:
         out: folder to write to, made if missing.
         kind: `scenes`: one or two objects of five shapes and six colours, some behind a bar; `single`: one
-            object, no bar, and a background that stands still; or `corner`: the same, but the object goes right or
-            down, equally likely, and nothing says which.
+            object on plain grey; or `corner`: one object that goes right or down, equally likely, and nothing says
+            which.
         told: probability that the caption names an object's motion, 0 to 1; 0.5 unless given. In `corner` it never
             does.
         places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that an object moves

@@ -161,8 +161,8 @@ class SceneSettings:
     """The settings of a set of scenes.
 
     Attributes:
-        kind: `scenes`; `single`: one object, no bar, and a background that stands still; or `corner`: the same, but
-            the object is near a corner and goes right or down, which nothing says.
+        kind: `scenes`; `single`: one object on plain grey; or `corner`: one object near a corner that goes right or
+            down, which nothing says, on a background that stands still.
         told: probability that the caption names an object's motion. In `corner` it never does.
         places: `grid`: radius 8, and centres at the ends of latent frames on multiples of 4, so an object crosses half
             a cell of 8 pixels or a whole one in each; `any`: every pixel, and radius 8, 9 or 10.
@@ -217,7 +217,8 @@ def scene(
     pan = None
     if busy and look.random() < PANNING:
         pan = str(look.choice(list(DIRECTIONS)))
-    background = Background(tuple(_wave(look) for _ in range(2)), pan)
+    waves = () if settings.kind == "single" else tuple(_wave(look) for _ in range(2))
+    background = Background(waves, pan)
 
     colours = [str(colour) for colour in look.permutation(list(COLOURS))]
     shapes = [str(shape) for shape in look.choice(SHAPES, size=count)]

@@ -161,6 +161,7 @@ def test_heldout_combinations_are_told_in_their_split_only(seed: int) -> None:
 def test_single() -> None:
     drawn = [scene(5, index, SceneSettings("single")) for index in range(400)]
     assert all(len(s.objects) == 1 and s.occluder is None and s.background.pan is None for s in drawn)
+    assert not any(s.background.waves for s in drawn)
     assert {s.motions for s in drawn} == {(motion,) for motion in MOTIONS["scenes"]}
     assert 0.4 < np.mean([s.objects[0].told for s in drawn]) < 0.6
     assert {s.bits for s in drawn} == {0.0, 3.0}
