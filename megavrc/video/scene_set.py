@@ -27,6 +27,7 @@ def make_scenes(
     kind: str = "scenes",
     told: float | None = None,
     places: str = "grid",
+    background: str = "plain",
     bounce: str = "reflect",
     clips: int = 8192,
     val: int = 512,
@@ -47,13 +48,15 @@ def make_scenes(
     Args:
         out: folder to write to, made if missing.
         kind: `scenes`: one or two objects of five shapes and six colours, some behind a bar; `single`: one
-            object on plain grey; or `corner`: one object that goes right or down, equally likely, and nothing says
-            which.
+            object, no bar, and a background that stands still; or `corner`: the same, but the object goes right or
+            down, equally likely, and nothing says which.
         told: probability that the caption names an object's motion, 0 to 1; 0.5 unless given. In `corner` it never
             does.
         places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that an object moves
             half a cell or a whole one in a latent frame; or `any` pixel and radius 8 to 10, which takes far longer to
             learn.
+        background: a background that stands still is `plain` grey, or has `waves` as one that pans has; they take far
+            longer to learn too.
         bounce: motion of an object at a wall: `reflect`, or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.
@@ -81,6 +84,7 @@ def make_scenes(
         kind=kind,
         told=told,
         places=places,
+        background=background,
         bounce=bounce,
         heldout=left_out,
         seed=seed,

@@ -1,6 +1,6 @@
 """Synthetic clips whose future is open: what the caption does not tell of a motion is drawn, with known odds.
 
-One or two coloured objects over a textured grey background, some behind a bar. A scene is a pure function of
+One or two coloured objects over a grey background, some behind a bar. A scene is a pure function of
 (seed, index); its look (all that frame 0 and the caption show) and its untold motions come from two generators of
 random numbers, so that one first frame has futures without end, each of known probability.
 
@@ -27,10 +27,11 @@ CANVAS = 64
 RADII = (8, 9, 10)
 GRID = 4  # in a latent frame of 4 an object moves 4 or 8, and the walls keep it on the grid
 PLACES = ("grid", "any")
+BACKGROUNDS = ("plain", "waves")
 MARGIN = 4  # least way of an object from its start to a wall: all 8 motions look different from the first frames on
 GREY, SWINGS = 40, (14, 6)  # level of the background and of its two waves, which never cancel out
 OCCLUDER_WIDTH = 18  # hides the smaller objects whole, and lets them through in 17 frames
-# A tokenizer that takes the mean out of every patch could not tell a plain bar from a flat part of the background.
+# A tokenizer that takes the mean out of every patch could not tell a plain bar from a plain background.
 OCCLUDER_GREY, OCCLUDER_STRIPES, OCCLUDER_PERIOD = 128, 12, 4  # level; contrast and rows of its stripes
 PLUS_ARM = 0.3  # half the width of an arm, of the radius; thick, blurred arms make a disc
 RING_HOLE = 0.55  # of the radius
@@ -161,11 +162,12 @@ class SceneSettings:
     """The settings of a set of scenes.
 
     Attributes:
-        kind: `scenes`; `single`: one object on plain grey; or `corner`: one object near a corner that goes right or
-            down, which nothing says, on a background that stands still.
+        kind: `scenes`; `single`: one object, no bar, and a background that stands still; or `corner`: the same, but
+            the object is near a corner and goes right or down, which nothing says.
         told: probability that the caption names an object's motion. In `corner` it never does.
         places: `grid`: radius 8, and centres at the ends of latent frames on multiples of 4, so an object crosses half
             a cell of 8 pixels or a whole one in each; `any`: every pixel, and radius 8, 9 or 10.
+        background: one that stands still is `plain` grey, or has `waves`, as one that pans has always.
         bounce: at a wall, `reflect` or a `random` direction of those that do not lead into a wall.
         heldout: combinations that no caption names.
     """
@@ -173,6 +175,7 @@ class SceneSettings:
     kind: str = "scenes"
     told: float = 0.5
     places: str = "grid"
+    background: str = "plain"
     bounce: str = "reflect"
     heldout: tuple[HeldOut, ...] = ()
 
@@ -184,6 +187,8 @@ class SceneSettings:
             yield f"told {self.told}: a probability, 0 to 1"
         if self.places not in PLACES:
             yield f"places {self.places!r}: choose {' or '.join(PLACES)}"
+        if self.background not in BACKGROUNDS:
+            yield f"background {self.background!r}: choose {' or '.join(BACKGROUNDS)}"
         if self.bounce not in BOUNCES:
             yield f"bounce {self.bounce!r}: choose {' or '.join(BOUNCES)}"
 
@@ -217,7 +222,7 @@ def scene(
     pan = None
     if busy and look.random() < PANNING:
         pan = str(look.choice(list(DIRECTIONS)))
-    waves = () if settings.kind == "single" else tuple(_wave(look) for _ in range(2))
+    waves = tuple(_wave(look) for _ in range(2)) if pan or settings.background == "waves" else ()
     background = Background(waves, pan)
 
     colours = [str(colour) for colour in look.permutation(list(COLOURS))]

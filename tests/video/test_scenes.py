@@ -161,7 +161,6 @@ def test_heldout_combinations_are_told_in_their_split_only(seed: int) -> None:
 def test_single() -> None:
     drawn = [scene(5, index, SceneSettings("single")) for index in range(400)]
     assert all(len(s.objects) == 1 and s.occluder is None and s.background.pan is None for s in drawn)
-    assert not any(s.background.waves for s in drawn)
     assert {s.motions for s in drawn} == {(motion,) for motion in MOTIONS["scenes"]}
     assert 0.4 < np.mean([s.objects[0].told for s in drawn]) < 0.6
     assert {s.bits for s in drawn} == {0.0, 3.0}
@@ -179,6 +178,15 @@ def test_places() -> None:
     assert {item.x % 8 for each in anywhere for item in each.objects} == set(range(8))
     [problem] = SceneSettings(places="left").problems()
     assert problem == "places 'left': choose grid or any"
+
+
+def test_backgrounds() -> None:
+    plain = [scene(5, index).background for index in range(100)]
+    assert {(bool(each.waves), bool(each.pan)) for each in plain} == {(True, True), (False, False)}
+    waves = [scene(5, index, SceneSettings(background="waves")).background for index in range(100)]
+    assert all(len(each.waves) == 2 for each in waves) and {bool(each.pan) for each in waves} == {True, False}
+    [problem] = SceneSettings(background="grey").problems()
+    assert problem == "background 'grey': choose plain or waves"
 
 
 def test_reflection() -> None:
