@@ -40,8 +40,8 @@ demo-scenes: $(READY)
 	$(BIN)/python -m megavrc demo --data=scenes
 
 vlm: $(READY)
-	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_image
-	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_video
+	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_image & \
+	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_video && wait $$!
 	$(BIN)/python -m megavrc compress_vlm bench --mini=runs/mini_vlm
 
 # --dist loadfile: a file's tests run in one process, so what they share is built once

@@ -17,7 +17,7 @@ import torch
 from fault_runs import SAVE_EVERY, STEPS, WATCHDOG, Attempt, metrics, start, write_configuration
 
 from megavrc.benchmarks.loader import write_dataset
-from megavrc.checkpoint import read
+from megavrc.checkpoint import checkpoint_folder, read
 from megavrc.config import command
 from megavrc.data.shards import shard_name
 from megavrc.files import read_json
@@ -290,7 +290,7 @@ def telling(output: str) -> str:
 
 
 def same(run: Path, reference: Path) -> bool:
-    ours, theirs = (read(path / "checkpoints" / f"step-{STEPS:08d}").groups for path in (run, reference))
+    ours, theirs = (read(checkpoint_folder(path, STEPS)).groups for path in (run, reference))
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[group][name], theirs[group][name]) for group in ours for name in ours[group]
     )

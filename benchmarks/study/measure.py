@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sampling import checkpoint_folder, decode, kept_checkpoints, sample, score
+from sampling import decode, kept_checkpoints, sample, score
 
-from megavrc.checkpoint import read_weights
+from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.config import command, load_config
 from megavrc.data.stream import evaluation_batches
 from megavrc.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megavrc.checkpoint import read_weights
+from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.config import load_config
 from megavrc.data.dataset import TokenDataset
 from megavrc.errors import UserError
@@ -94,10 +94,6 @@ def sample(
     unfinished = out.with_suffix(".unfinished.npz")
     np.savez(unfinished, ids=ids, rows=[row for row, _ in jobs], how=json_format.dumps(how))
     unfinished.replace(out)
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def kept_checkpoints(run: Path, steps: Sequence[int]) -> list[int]:

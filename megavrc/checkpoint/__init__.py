@@ -3,7 +3,16 @@
 from megavrc.checkpoint.format import Checkpoint, DamagedCheckpoint, open_unverified, read, verify
 from megavrc.checkpoint.lease import Lease
 from megavrc.checkpoint.record import read_record, write_record
-from megavrc.checkpoint.store import Retention, begin, commit, newest_good, occupied, read_weights, write
+from megavrc.checkpoint.store import (
+    Retention,
+    begin,
+    checkpoint_folder,
+    commit,
+    newest_good,
+    occupied,
+    read_weights,
+    write,
+)
 
 __all__ = [
     "Checkpoint",
@@ -11,6 +20,7 @@ __all__ = [
     "Lease",
     "Retention",
     "begin",
+    "checkpoint_folder",
     "commit",
     "newest_good",
     "occupied",

@@ -270,6 +270,11 @@ def _newest_first(store: Path) -> list[Path]:
     return [store / name for name in sorted(steps, reverse=True)]
 
 
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """The folder of a run's checkpoint."""
+    return run_dir / "checkpoints" / _name(step)
+
+
 def _name(step: int) -> str:
     return f"step-{step:08d}"
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from megavrc.checkpoint import read_weights
+from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
 from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
@@ -65,7 +65,7 @@ def read_run(path: Path, step: int | None = None, weights: Weights = "model") ->
         UserError: not a VRC run, or no whole checkpoint.
     """
     folder = path if (path / "checkpoints").is_dir() else path.parent.parent
-    checkpoint = path if step is None else path / "checkpoints" / f"step-{step:08d}"
+    checkpoint = path if step is None else checkpoint_folder(path, step)
     tensors, state = read_weights(checkpoint, weights)
     identity = state.get("identity", {})
     if identity.get("stage") not in ("image", "video"):
