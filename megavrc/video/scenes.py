@@ -181,16 +181,12 @@ class SceneSettings:
 
     def problems(self) -> Iterator[str]:
         """The values that cannot be, a sentence each."""
-        if self.kind not in MOTIONS:
-            yield f"kind {self.kind!r}: choose {' or '.join(MOTIONS)}"
+        known = {"kind": tuple(MOTIONS), "places": PLACES, "background": BACKGROUNDS, "bounce": BOUNCES}
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                yield f"{name} {value!r}: choose {' or '.join(choices)}"
         if not 0 <= self.told <= 1:
             yield f"told {self.told}: a probability, 0 to 1"
-        if self.places not in PLACES:
-            yield f"places {self.places!r}: choose {' or '.join(PLACES)}"
-        if self.background not in BACKGROUNDS:
-            yield f"background {self.background!r}: choose {' or '.join(BACKGROUNDS)}"
-        if self.bounce not in BOUNCES:
-            yield f"bounce {self.bounce!r}: choose {' or '.join(BOUNCES)}"
 
 
 def scene(
