@@ -215,9 +215,7 @@ def scene(
         occluder = int(look.integers(8, CANVAS - 8 - OCCLUDER_WIDTH + 1))
         if settings.places == "grid":  # a bar from 1 before it hides an object in its middle whole
             occluder = occluder // GRID * GRID - 1
-    pan = None
-    if busy and look.random() < PANNING:
-        pan = str(look.choice(list(DIRECTIONS)))
+    pan = str(look.choice(list(DIRECTIONS))) if busy and look.random() < PANNING else None
     waves = tuple(_wave(look) for _ in range(2)) if pan or settings.background == "waves" else ()
     background = Background(waves, pan)
 
