@@ -89,7 +89,7 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
     for chosen in config.data.validation.values():
         chosen.samples = CLIPS
     task = VRCTask(config)
-    kept = kept_checkpoints(run, sorted({*checkpoints, config.train.steps}))
+    kept = kept_checkpoints(run, config, checkpoints)
     model = task.build()
     assert isinstance(model, VRC)
     cases = []

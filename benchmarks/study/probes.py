@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sampling import BATCH, OpenRun, kept_checkpoints, line
 
+from megavrc.config import load_config
 from megavrc.files import sha256_json, write_json
 from megavrc.progress import progress
+from megavrc.training.tasks.vrc_config import RunConfig
 from megavrc.video.scenes import from_attributes, render_scene
 
 Array = NDArray[np.float64]
@@ -26,19 +28,20 @@ SPLIT = "val"
 def probes(run: Path, checkpoints: list[int], json: Path, clips: int = 512, disturbed: int = 128) -> None:
     """Measure bits a cell of the later frames, teacher-forced, by cells and with disturbed histories.
 
-    Of each checkpoint that the run has kept: `changed`, `unchanged` and their difference `gap`, by the pixels of the
-    scene. Of its last one also: `noise`, the slope over the share of context tokens that are random ones, for each
-    frame (`noise_K`) and their mean; `frozen_history` and `other_history`, how many bits more a cell costs when frames
-    1 to k-1 are those of frame 0, or of another clip, mean over k >= 2.
+    Of each checkpoint: `changed`, `unchanged` and their difference `gap`, by the pixels of the scene. Of the last one
+    also: `noise`, the slope over the share of context tokens that are random ones, for each frame (`noise_K`) and their
+    mean; `frozen_history` and `other_history`, how many bits more a cell costs when frames 1 to k-1 are those of
+    frame 0, or of another clip, mean over k >= 2.
 
     Args:
         run: folder of the run.
-        checkpoints: steps.
+        checkpoints: steps; those that the run has kept are measured, and its last one.
         json: gets them.
         clips: of the validation split, at most.
         disturbed: the first of them, whose histories are disturbed.
     """
-    kept = kept_checkpoints(run, checkpoints)
+    config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
+    kept = kept_checkpoints(run, config, checkpoints)
     cases = []
     for step in kept:
         opened = OpenRun(run, step, SPLIT)

@@ -96,11 +96,12 @@ def sample(
     unfinished.replace(out)
 
 
-def kept_checkpoints(run: Path, steps: Sequence[int]) -> list[int]:
-    """Those of the steps whose checkpoints the run has kept; UserError where there are none."""
-    kept = [step for step in steps if checkpoint_folder(run, step).is_dir()]
+def kept_checkpoints(run: Path, config: RunConfig, steps: Sequence[int]) -> list[int]:
+    """Those of the steps and the run's last one whose checkpoints it has kept; UserError where there are none."""
+    wanted = sorted({*steps, config.train.steps})
+    kept = [step for step in wanted if checkpoint_folder(run, step).is_dir()]
     if not kept:
-        raise UserError(f"{run}: none of the checkpoints {list(steps)} is there")
+        raise UserError(f"{run}: none of the checkpoints {wanted} is there")
     return kept
 
 
