@@ -50,7 +50,7 @@ class Matrix:
         gflops: of one core, for estimates.
 
     Raises:
-        UserError: a run names a set or run that does not exist.
+        UserError: a run or a set names one that does not exist.
     """
 
     def __init__(self, path: Path, work: Path, smoke: bool = False) -> None:
@@ -59,10 +59,13 @@ class Matrix:
         self._smoke: dict[str, Any] = self._content["smoke"] if smoke else {}
         self.environment: dict[str, str] = self._content.get("environment", {})
         self.gflops: float = self._content.get("gflops", 0)
-        for name, run in self._content["runs"].items():
-            for key, known in (("set", self._content["sets"]), ("init", self._content["runs"])):
-                if run.get(key) is not None and run[key] not in known:
-                    raise UserError(f"{path}: runs.{name}.{key}: there is no {run[key]!r}")
+        named = {"runs": {"set": "sets", "init": "runs"}}
+        named |= {"sets": {"borrows": "sets", "judge": "runs", "ceiling": "runs"}}
+        for kind, keys in named.items():
+            for name, item in self._content[kind].items():
+                for key, known in keys.items():
+                    if item.get(key) is not None and item[key] not in self._content[known]:
+                        raise UserError(f"{path}: {kind}.{name}.{key}: there is no {item[key]!r}")
 
     def jobs(self, most: int = 9, samples: bool = False, tune: bool = False) -> list[StudyJob]:
         """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
@@ -95,7 +98,7 @@ class Matrix:
     def _order(self) -> Iterator[tuple[str, int]]:
         """(run, seed) by priority, then seed, then as they are listed."""
         runs = self._content["runs"].items()
-        seeds = {name: self._smoke.get("seeds") or run.get("seeds", SEEDS) for name, run in runs}
+        seeds = {name: self._seeds(name) for name, _ in runs}
         for priority in sorted({run["priority"] for _, run in runs}):
             for seed in sorted({seed for own in seeds.values() for seed in own}):
                 yield from (
@@ -179,6 +182,9 @@ class Matrix:
             return
         steps, refined = self._chosen(training, "sampled"), self._refined(training)
         kinds = self._content.get("samples", {}) if samples else {}
+        if samples and self._holds_ceiling(training):
+            name = f"reconstructed-{steps[-1]}"
+            yield from self._drawing(training, "reconstructed", steps[-1], name, self._content["ceiling"], [])
         for step in steps:
             for kind, options in kinds.items():
                 yield from self._drawing(training, kind, step, f"{kind}-{step}", options, [])
@@ -196,6 +202,11 @@ class Matrix:
                     words = [f"--tuning={tuning.product}", *refined]
                     name = f"{kind}{middle}-tuned-{step}"
                     yield from self._drawing(training, kind, step, name, options, words, [tuning.name])
+
+    def _holds_ceiling(self, training: StudyJob) -> bool:
+        """Whether what the tokenizer leaves of the clips is scored with this run, once for its set."""
+        chosen = self._content["sets"][self._content["runs"][training.run]["set"]]
+        return chosen.get("ceiling") == training.run and training.seed == self._seeds(training.run)[0]
 
     def _drawing(
         self,
@@ -223,8 +234,7 @@ class Matrix:
         last = f"-{self._chosen(training, 'sampled')[-1]}/ids"
         if not name or not kind.endswith(last) or kind.partition("-")[0] not in self._content["judged"]:
             return
-        run = self._content["runs"][name]
-        seeds = self._smoke.get("seeds") or run.get("seeds", SEEDS)
+        seeds = self._seeds(name)
         other = seeds[(seeds.index(training.seed) + 1) % len(seeds)] if training.seed in seeds else seeds[0]
         if other == training.seed and not self._smoke:
             return
@@ -267,6 +277,10 @@ class Matrix:
     def _chosen(self, training: StudyJob, key: str) -> list[int]:
         """Checkpoints of a run."""
         return self._smoke.get(key) or self._content["runs"][training.run].get(key) or self._content[key]
+
+    def _seeds(self, name: str) -> list[int]:
+        """Of a run."""
+        return self._smoke.get("seeds") or self._content["runs"][name].get("seeds", SEEDS)
 
     def _set(self, name: str) -> Path:
         return self._work / "sets" / name

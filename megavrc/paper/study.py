@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from megavrc.files import read_json, sha256_json
 from megavrc.paper.measured import SMOKE
 from megavrc.paper.study_claims import DRAWS, Verdict, judge, judge_speed
 from megavrc.paper.study_figures import drawn
-from megavrc.paper.study_runs import Array, Cell, StudyRun, read_study, values
+from megavrc.paper.study_runs import Cell, StudyRun, read_study, values, with_objects
+from megavrc.paper.study_shares import ceiling_shares
 from megavrc.paper.study_tables import (
     PRESETS,
     Costs,
@@ -35,6 +35,7 @@ MODES = ("modes", "modes_whole", "modes_other")
 KINDS = {"given": SHOWN, "free": SHOWN, "modes": MODES}
 KINDS |= {f"{kind} refined": shown for kind, shown in KINDS.items()}  # in several passes
 KINDS |= {f"{kind} tuned": shown for kind, shown in KINDS.items()}  # at each run's best temperatures
+KINDS["reconstructed"] = SHOWN
 PROTOCOL = {
     "low, high": f"95% interval, bootstrap over seeds and clips, {DRAWS} draws",
     "temperatures": "1 and 1, top-p 1; tuned: each run's best on validation prompts",
@@ -54,8 +55,8 @@ def study(
 
     Args:
         results: folder of the runs' result files.
-        tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json and
-            study-table1.json, 2 and 4, which docs/study.md shows.
+        tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-probes.json,
+            study-shares.json and study-table1.json, 2 and 4, which docs/study.md shows.
         figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6 and, once clips
             are drawn, study_whole.svg.
         costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate` and memory.json of
@@ -79,6 +80,7 @@ def study(
     made |= {
         "probes": probes(runs),
         "table1": small_table1(runs),
+        "shares": ceiling_shares(runs),
         "table2": small_table2(cost),
         "table4": small_table4(runs),
     }
@@ -139,20 +141,10 @@ def _clips(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
                     if says(found):
                         metrics[score] = spread_metric(found)
                 for count, label in ((1, "one"), (2, "two")) if not kind.startswith("modes") else ():
-                    found = _with_objects(runs, Cell(name, step, kind, "whole"), count)
-                    if found:
+                    if found := with_objects(runs, Cell(name, step, kind, "whole"), count):
                         metrics[f"whole_{label}"] = spread_metric(found)
                 seeds_done = len(values(runs, Cell(name, step, kind, scores[0])))
                 yield case(f"{name} {step}, {kind}", metrics, {"seeds": seeds_done}, kind=kind, step=step)
-
-
-def _with_objects(runs: dict[str, list[StudyRun]], cell: Cell, count: int) -> dict[int, tuple[Array, str]]:
-    """`values` of the clips whose scene has so many objects; nan for the others."""
-    objects = values(runs, replace(cell, score="objects"))
-    return {
-        seed: (np.where(objects[seed][0] == count, clips, np.nan), keys)
-        for seed, (clips, keys) in values(runs, cell).items()
-    }
 
 
 def _claims(runs: dict[str, list[StudyRun]], costs: Costs) -> Iterator[dict[str, Any]]:

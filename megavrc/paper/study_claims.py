@@ -132,16 +132,28 @@ def crossed(by_seed: Sequence[Array], draws: int = DRAWS) -> Spread:
         draws: draws of the bootstrap. A draw takes as many seeds as there are, and the same clips in all of them.
     """
     table_SN = np.stack(by_seed).astype(np.float32)
-    said = ~np.isnan(table_SN)
-    of_seeds, of_clips = (_resamples(n, draws, axis) for axis, n in enumerate(table_SN.shape))
-    sums = _summed(of_seeds, of_clips, np.nan_to_num(table_SN))
-    counts = float(said.size) if said.all() else np.maximum(_summed(of_seeds, of_clips, said), 1)
-    means = sums / counts
+    means = _means(table_SN, draws)
     low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
     # one draw more on either side: a bootstrap cannot show that something never happens
     sides = (np.sum(means <= 0) + 1, np.sum(means >= 0) + 1)
     p = min(1.0, 2 * min(sides) / (draws + 1))
     return Spread(float(np.nanmean(table_SN, dtype=float)), float(low), float(high), float(p))
+
+
+def share_of(by_seed: Sequence[Array], whole_N: Array, draws: int = DRAWS) -> tuple[float, float, float]:
+    """A mean over seeds and clips over that of other values of the same clips, and its 95% interval; see `crossed`."""
+    means, wholes = (_means(np.stack(values).astype(np.float32), draws) for values in (by_seed, [whole_N]))
+    low, high = np.quantile(means[wholes > 0] / wholes[wholes > 0], (LEVEL / 2, 1 - LEVEL / 2))
+    return float(np.nanmean(np.stack(by_seed)) / np.nanmean(whole_N)), float(low), float(high)
+
+
+def _means(table_SN: Any, draws: int) -> Array:
+    """The mean of a table with each draw's seeds and clips, [draws]."""
+    said = ~np.isnan(table_SN)
+    of_seeds, of_clips = (_resamples(n, draws, axis) for axis, n in enumerate(table_SN.shape))
+    sums = _summed(of_seeds, of_clips, np.nan_to_num(table_SN))
+    counts = float(said.size) if said.all() else np.maximum(_summed(of_seeds, of_clips, said), 1)
+    return sums / counts
 
 
 def _summed(of_seeds: Array, of_clips: Array, table_SN: Array) -> Array:

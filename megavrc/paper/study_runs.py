@@ -23,8 +23,8 @@ class Cell:
         run: name of the run in benchmarks/study/matrix.yaml.
         checkpoint: step.
         kind: of its clips: `given`, `free`, `modes` or `each` (each frame from true ones), with `refined` (in several
-            passes) and `tuned` (at the run's best temperatures); `bits SET`: what the clips of a validation set cost;
-            `probes SET`.
+            passes) and `tuned` (at the run's best temperatures); `reconstructed`: what its tokenizer leaves of the real
+            ones; `bits SET`: what the clips of a validation set cost; `probes SET`.
         score: name; of bits `total`, `first` (frame) or `later` (frames); of `each` also `decline`: by how much the
             share of whole clips falls a frame, beyond what it does when each frame follows from true ones.
     """
@@ -128,6 +128,17 @@ def values(runs: dict[str, list[StudyRun]], cell: Cell) -> dict[int, tuple[Array
     """`StudyRun.clips` by seed; seeds that have not measured it are left out."""
     found = {run.seed: run.clips(cell) for run in runs.get(cell.run, [])}
     return {seed: clips for seed, clips in found.items() if clips is not None}
+
+
+def with_objects(runs: dict[str, list[StudyRun]], cell: Cell, count: int) -> dict[int, tuple[Array, str]]:
+    """`values` of the clips whose scene has so many objects; nan for the others, seeds without any left out."""
+    objects = values(runs, replace(cell, score="objects"))
+    found = {
+        seed: (np.where(objects[seed][0] == count, clips, np.nan), keys)
+        for seed, (clips, keys) in values(runs, cell).items()
+        if seed in objects
+    }
+    return {seed: (clips, keys) for seed, (clips, keys) in found.items() if not np.isnan(clips).all()}
 
 
 def paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[int, Array]:

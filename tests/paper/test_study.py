@@ -19,7 +19,7 @@ from megavrc.results import case, metric, page_text, read_result, result, table,
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
-TABLES = ("runs", "clips", "claims", "bits", "probes", "table1", "table2", "table4")
+TABLES = ("runs", "clips", "claims", "bits", "probes", "shares", "table1", "table2", "table4")
 PAIR = Cell("new", 10, "given", "whole"), Cell("old", 10, "given", "whole")
 CLAIM = Claim(8, "refined above one pass", (PAIR,), 0.1)
 SPREADS = {"holds": 1.0, "refuted": -1.0, "not shown": 0.0}  # what is claimed, its opposite, and neither

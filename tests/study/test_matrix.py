@@ -85,6 +85,15 @@ def test_clips_are_judged_by_the_token_model_of_another_seed() -> None:
     assert "scenes-token-0/judge-free-2250" not in jobs, "the last step's clips are judged"
 
 
+def test_what_the_tokenizer_leaves_of_the_clips_is_scored_once_for_a_set() -> None:
+    jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs(samples=True, tune=True)}
+    found = [name for name in jobs if "reconstructed-" in name and not name.endswith("/ids")]
+    assert found == [f"{name}-vrc-0/reconstructed-4000" for name in ("scenes", "told0", "told1", "corner")]
+    drawing, drawn = (jobs[f"scenes-vrc-0/{kind}-4000/ids"].words for kind in ("reconstructed", "given"))
+    assert "--entry=real" in drawing and drawing[3] == drawn[3] == "--prompts=512", "the same prompts"
+    assert not any("reconstructed" in job.name for job in Matrix(FILE, Path("work")).jobs(tune=True))
+
+
 def test_temperatures_are_found_before_they_are_used_and_apart_from_samples() -> None:
     matrix = Matrix(FILE, Path("work"))
     jobs = {job.name: job for job in matrix.jobs(tune=True)}
@@ -126,7 +135,16 @@ def test_the_budgets_are_equal_where_the_page_says_so() -> None:
         assert steps - 250 < with_both <= steps
 
 
-def test_a_matrix_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "matrix.yaml").write_text(FILE.read_text().replace("set: told1", "set: told2"))
-    with pytest.raises(UserError, match=r"runs\.told1-stage1\.set: there is no 'told2'"):
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("set: told1", "set: told2", r"runs\.told1-stage1\.set: there is no 'told2'"),
+        ("ceiling: told1-vrc", "ceiling: told1", r"sets\.told1\.ceiling: there is no 'told1'"),
+    ],
+)
+def test_a_matrix_that_names_what_is_not_there_is_refused(
+    tmp_path: Path, right: str, wrong: str, said: str
+) -> None:
+    (tmp_path / "matrix.yaml").write_text(FILE.read_text().replace(right, wrong))
+    with pytest.raises(UserError, match=said):
         Matrix(tmp_path / "matrix.yaml", tmp_path)

@@ -187,6 +187,7 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
         cases = {case["name"]: case for case in results[name]["cases"]}
         bits = [f"bits {split} {step}" for step in (2, 4) for split in ("val", "heldout")]
         kinds = ["given 4", "free 4", "modes 4"]
+        reconstructed = ["reconstructed 4"] if name == "scenes-vrc-0" else []
         if name == "scenes-refine-0":  # the same model in one pass and in several
             kinds += [kind.replace(" ", " refined ") for kind in kinds]
             bits += [f"bits {split} refined 4" for split in ("val", "heldout")]
@@ -195,7 +196,7 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
         kinds += [f"{kind} {tuned} 4" for kind in ("given", "free", "modes", "each")]
         kinds += [f"judge {kind}" for kind in kinds if kind.startswith(("given", "free"))]
         assert sorted(found for found in cases if not found.startswith("tuning")) == sorted(
-            [*bits, *kinds, "probes val 2", "probes val 4"]
+            [*bits, *kinds, *reconstructed, "probes val 2", "probes val 4"]
         )
         points = [case["config"] for label, case in cases.items() if label.startswith("tuning")]
         assert [len([p for p in points if p["entry"] == entry]) for entry in ("free", "given")] == [18, 6]

@@ -1,0 +1,82 @@
+"""Scores as shares of what reconstructed clips get: by objects, paired, and what is said where a number is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_study import write_cases, write_run
+
+from megavrc.errors import UserError
+from megavrc.paper.study_claims import share_of
+from megavrc.paper.study_runs import read_study
+from megavrc.paper.study_shares import ceiling_shares
+
+REFINED = "scenes: VRC with refinement, passes 8, 1, 1, 1"
+
+
+def write_shares(folder: Path, drawn: str, objects: str, keys: str = "k") -> None:
+    """All reconstructed clips of one object are whole, a third of those of two."""
+    real = {"whole": "1 1 1 0 1 0", "all": "1 1 1 0 1 0", "objects": objects}
+    cases: dict[str, Any] = {"reconstructed 4000": real}
+    write_cases(folder, "scenes-vrc", 0, cases, keys)
+    write_cases(folder, "corner-vrc", 0, {"reconstructed 4000": {**real, "objects": "1 1 1 1 1 1"}})
+    for seed in (0, 1):
+        kinds = {"given 4000": {"whole": "0 0 0 0 0 0"}, "given refined 4000": {"whole": drawn}}
+        refine = {kind: {"objects": objects, "all": "0 0 0 0 0 0", **lines} for kind, lines in kinds.items()}
+        write_cases(folder, "scenes-refine", seed, refine)
+
+
+def test_scores_are_shares_of_what_reconstructed_clips_get_by_objects(tmp_path: Path) -> None:
+    write_shares(tmp_path, "1 1 0 0 1 0", "1 2 1 2 1 2")
+    rows = {row["name"]: row for row in ceiling_shares(read_study(tmp_path))}
+    most = rows["scenes: reconstructed clips"]["metrics"]
+    assert most["whole_given_one"]["value"] == 1 and most["whole_given_two"]["value"] == pytest.approx(1 / 3)
+    refined = rows[REFINED]
+    assert refined["metrics"]["whole_given_1_1_one"]["value"] == pytest.approx(2 / 3), "of one object"
+    two = refined["metrics"]["whole_given_1_1_two"]
+    assert two["value"] == two["low"] == two["high"] == 1, (
+        "whole where the reconstructed one is: draws are paired"
+    )
+    assert refined["facts"] == {"seeds": 2} | {
+        f"{column}_{label}": "`--priority 0 --tune`"
+        for column in ("whole_given", "sound_given", "sound_from_text")
+        for label in ("one", "two")
+    }
+    assert rows["scenes: token model"]["facts"]["whole_given_1_1_two"] == "`--priority 0 --samples`"
+    corner = rows["corner: VRC"]["facts"]
+    assert corner["whole_given_1_1_one"] == "`--priority 3 --samples`" and "whole_given_1_1_two" not in corner
+
+
+def test_shares_of_other_clips_are_refused(tmp_path: Path) -> None:
+    write_shares(tmp_path, "1 1 0 0 1 0", "1 2 1 2 1 2", keys="others")
+    with pytest.raises(UserError, match="scenes-refine, given refined: drawn for other prompts"):
+        list(ceiling_shares(read_study(tmp_path)))
+
+
+def test_where_no_reconstructed_clip_is_whole_there_is_no_share(tmp_path: Path) -> None:
+    """As in a trial of a few steps."""
+    write_shares(tmp_path, "1 1 0 0 1 0", "1 2 1 2 1 2")
+    real = {"whole": "0 1 0 1 0 1", "all": "0 0 0 0 0 0", "objects": "1 2 1 2 1 2"}
+    write_cases(tmp_path, "scenes-vrc", 0, {"reconstructed 4000": real})
+    refined = {row["name"]: row for row in ceiling_shares(read_study(tmp_path))}[REFINED]
+    assert "whole_given_1_1_one" not in refined["metrics"] | refined["facts"]
+    assert refined["metrics"]["whole_given_1_1_two"]["value"] == pytest.approx(1 / 3)
+
+
+def test_shares_without_any_reconstructed_clips_say_what_makes_them(tmp_path: Path) -> None:
+    write_run(tmp_path, "scenes-refine", 0, np.ones(4))
+    rows = list(ceiling_shares(read_study(tmp_path)))
+    assert all(
+        row["metrics"] == {} and row["facts"]["whole_given_one"].endswith("--samples`") for row in rows
+    )
+
+
+def test_a_share_has_the_interval_of_both_means() -> None:
+    """By hand: 200 clips, 0.4 over 0.8; independent of each other, their errors add up."""
+    rng = np.random.default_rng(0)
+    drawn, most = (rng.random(200) < 0.4).astype(float), (rng.random(200) < 0.8).astype(float)
+    value, low, high = share_of([drawn, drawn], most)
+    error = value * np.hypot(drawn.std() / drawn.mean(), most.std() / most.mean()) / np.sqrt(200)
+    assert value == drawn.mean() / most.mean()
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
