@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, first, read_whole
+from megavrc.evaluation.clip_source import ClipSource, first, read_whole, wholes
 from megavrc.evaluation.quality import mean_psnr
 from megavrc.evaluation.scene_fit import pieces
-from megavrc.evaluation.statistics import MetricReport, share_difference, share_metric
+from megavrc.evaluation.statistics import MetricReport, clustered_share, share_difference
 from megavrc.progress import progress as shown
 from megavrc.results import case
 from megavrc.video.shapes import (
@@ -34,6 +34,7 @@ MIN_AREA = 40.0  # nominal pixels; the smallest true shape has 200
 MIN_COSINE = 0.8  # with the nearest colour; neighbours of the palette are at 0.5
 MIN_IOU = 0.5  # with the nearest template, mean over frames
 MIN_TRAVEL = 6.0  # nominal pixels between first and last frames; true clips travel 24
+DRAWS = 1000  # of the bootstrap
 AREAS = {"square": 4.0, "circle": np.pi, "triangle": 2.0}  # at r = 1
 
 
@@ -171,13 +172,18 @@ def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> Metr
         hits = np.array([_right(*pair) for pair in zip(found, wanted, strict=True)])
         columns = dict(zip(Combination._fields, hits.T, strict=True))
         columns |= {"all": hits.all(axis=1), "whole": np.array([each.whole for each in found])}
-        metrics = {name: share_metric(values) for name, values in columns.items()}
-        cases.append(case(source.name, metrics, {"clips": len(found)}))
+        drawn = wholes(source)
+        metrics = {name: clustered_share(values, drawn, DRAWS) for name, values in columns.items()}
+        cases.append(case(source.name, metrics, {"clips": len(found), "prompts_or_videos": len({*drawn})}))
     gaps = {}
     if real:
         mine, true = (row["metrics"] for row in cases)
         gaps = {f"{name}: measured - real": share_difference(mine[name], true[name]) for name in mine}
-    protocol = {"asked": "by captions", "interval": "95%, Wilson, Newcombe", "storage": clips.storage}
+    protocol = {
+        "asked": "by captions",
+        "interval": f"95%, bootstrap of prompts or videos, {DRAWS} draws; of single clips: Wilson; Newcombe",
+        "storage": clips.storage,
+    }
     return MetricReport(cases, gaps, protocol)
 
 

@@ -115,7 +115,7 @@ def open_clips(given: str | Path, planned: Path | None = None) -> Source:
     Args:
         given: FOLDER of videos or of folders of pictures, at any depth (what `megavrc generate` writes, or any other
             program); FILE.npz with uint8 arrays, one [N, T, H, W, 3] or [T, H, W, 3] by key, and maybe `keys`,
-            `prompts` and `labels`; manifest.jsonl:SPLIT.
+            `prompts` and `labels`; manifest.jsonl:SPLIT, or several: manifest.jsonl:train+test.
         planned: a list of what must be there, JSON lines with `id` and maybe `caption` and `label`. Where there is
             none, prompts.jsonl or manifest.jsonl in the folder is it, if there is one.
 
@@ -170,9 +170,12 @@ def _of_manifest(path: Path, split: str | None) -> FileClips:
     splits = sorted({entry["split"] for entry in entries})
     if split is None and len(splits) != 1:
         raise UserError(f"{path}: which split? write {path}:SPLIT, of {', '.join(splits) or 'none'}")
-    chosen = [entry for entry in entries if split in (None, entry["split"])]
-    if not chosen:
-        raise UserError(f"{path}: no clips of the split {split}; there are {', '.join(splits) or 'none'}")
+    wanted = splits if split is None else [split] if split in splits else split.split("+")
+    if unknown := [name for name in wanted if name not in splits]:
+        raise UserError(
+            f"{path}: no clips of the split {unknown[0]}; there are {', '.join(splits) or 'none'}"
+        )
+    chosen = [entry for entry in entries if entry["split"] in wanted]
     return _of_entries(str(path) if split is None else f"{path}:{split}", path.parent, chosen)
 
 

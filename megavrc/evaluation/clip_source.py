@@ -126,6 +126,24 @@ def first(keys: Sequence[str]) -> str:
     return f"{shown}, .." if len(keys) > NAMED else shown
 
 
+def wholes(source: ClipSource) -> list[str]:
+    """The name of what a bootstrap draws as a whole, for each clip: its video (keys VIDEO#..), else its prompt.
+
+    Where there is one of them for all, or one for each, clips are drawn.
+    """
+    keys = [clip.key for clip in source.clips]
+    prompts = [clip.prompt or clip.key for clip in source.clips]
+    for names in ([video_of(key) for key in keys], prompts):
+        if 1 < len({*names}) < len(keys):
+            return names
+    return keys
+
+
+def video_of(key: str) -> str:
+    """The video of a clip: its key up to #, behind which the number of a caption stands, or where a shot is."""
+    return key.partition("#")[0]
+
+
 def pairs(one: ClipSource, other: ClipSource) -> list[int]:
     """The index, for each clip of `one`, of the clip of `other` that answers the same prompt: the one of its key.
 

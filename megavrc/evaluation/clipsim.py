@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import Captions, Embeddings
-from megavrc.evaluation.clip_source import ClipSource, first, pairs
+from megavrc.evaluation.clip_source import ClipSource, first, pairs, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
     MetricReport,
@@ -123,7 +123,7 @@ def measure_clipsim(
         raise UserError("--mode video: give --real, the clips to compare with")
     sources = [clips, *([against] if against else []), *([real] if real and mode == "text" else [])]
     found = [similarities(source, model, wanted, real if mode == "video" else None) for source in sources]
-    groups = [[clip.key.partition("#")[0] for clip in source.clips] for source in sources]
+    groups = [wholes(source) for source in sources]
     if against:
         order = pairs(clips, against)
         found[1] = Similarities(found[1].own[order], found[1].other[order], found[1].cut)
@@ -154,7 +154,7 @@ def measure_clipsim(
         "frames": frames,
         "stride": stride,
         "cosine": "0 to 1, not clamped; mean over frames, then over clips",
-        "interval": f"95%, bootstrap of videos (keys up to #), {draws} draws",
+        "interval": f"95%, bootstrap of videos (keys up to #) or prompts, {draws} draws",
         "storage": [source.storage for source in sources],
         "seed": seed,
     }

@@ -4,14 +4,14 @@ Beside every value stand N, its interval and what two sets of real clips get; tw
 are compared prompt for prompt.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from megavrc.evaluation.clip_source import ClipSource, first, pairs
+from megavrc.evaluation.clip_source import ClipSource, first, pairs, video_of, wholes
 from megavrc.evaluation.features import ClipNetwork, Features, clip_features
 from megavrc.evaluation.frechet import NEIGHBOURS, covered, frechet_at_infinity, rank_warning
 from megavrc.evaluation.protocols import (
@@ -50,17 +50,24 @@ NAMES: dict[str, dict[Kind, str]] = {  # by network
 
 @dataclass(frozen=True)
 class Sets:
-    """Features: of the real clips, of other real ones (None: no floor is wanted), of the sources by their names."""
+    """Features: of the real clips, of other real ones (None: no floor is wanted), of the sources by their names.
+
+    Attributes:
+        drawn, real_drawn: what a bootstrap draws as wholes, see `wholes`: by clip of the sources, and of the real ones
+            (None: each clip is one).
+    """
 
     real: Features
     others: Features | None
     sources: Mapping[str, Features]
+    drawn: Sequence[str] | None = None
+    real_drawn: Sequence[str] | None = None
 
     def columns(self, first: int, end: int) -> "Sets":
         """Some features of all."""
         others = None if self.others is None else self.others[:, first:end]
         sources = {name: x[:, first:end] for name, x in self.sources.items()}
-        return Sets(self.real[:, first:end], others, sources)
+        return replace(self, real=self.real[:, first:end], others=others, sources=sources)
 
 
 def metric_names(kind: Kind, detector: str) -> str:
@@ -106,7 +113,8 @@ def measure_distances(
     known = features(real, chosen.windows)
     made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
     others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
-    sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)))
+    drawn, videos = wholes(clips), [video_of(real.clips[window.clip].key) for window in chosen.windows]
+    sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)), drawn, videos)
     dims = detector.dims or known.shape[1]
     report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)
     _add_random(report, kind, sets, dims, protocol.ddof)
@@ -118,8 +126,8 @@ def measure_distances(
         "detector": {"name": detector.name, "sha256": detector.sha256, "dims": dims, "tf32": False},
         "real": {"name": real.name, "n": len(known), "storage": real.storage, "short": chosen.short},
         "measured": [{"name": s.name, "n": n, "storage": s.storage} for s in sources],
-        "interval": f"95%, bootstrap of clips of both sides, {draws} draws, moved to the value; shares: Wilson; "
-        "limits: half sets",
+        "interval": f"95%, bootstrap of both sides, of {len({*drawn})} prompts or videos and {len({*videos})} real "
+        f"videos, {draws} draws, moved to the value; shares: Wilson; limits: half sets",
         "seed": seed,
     }
     lines += report.lines
@@ -159,8 +167,8 @@ def compare_sets(
 
     found = distance_estimates(
         [distance(x, real) for x in sets.sources.values()],
-        n,
-        len(real),
+        sets.drawn or n,
+        sets.real_drawn or len(real),
         draws,
         seed,
     )

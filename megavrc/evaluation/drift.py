@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, read_whole
+from megavrc.evaluation.clip_source import ClipSource, Frames, read_whole, wholes
 from megavrc.evaluation.statistics import (
     MetricReport,
     as_metric,
+    clustered_share,
     mean_estimate,
     share_difference,
-    share_metric,
 )
 from megavrc.progress import progress
 from megavrc.results import Metric, case
@@ -100,8 +100,13 @@ def measure_drift(
     cases = []
     for source in sources:
         rows = [_drift(source, index) for index in progress(range(len(source.clips)), source.name)]
-        metrics = {name: share_metric([row.is_[name] for row in rows]) for name in SHARES}
-        cases.append(case(source.name, metrics | _curves(rows, draws, seed), {"clips": len(rows)}))
+        drawn = wholes(source)
+        metrics = {
+            name: clustered_share(np.array([row.is_[name] for row in rows]), drawn, draws, seed)
+            for name in SHARES
+        }
+        metrics |= _curves(rows, drawn, draws, seed)
+        cases.append(case(source.name, metrics, {"clips": len(rows), "prompts_or_videos": len({*drawn})}))
     gaps = {}
     if real:
         mine, true = (row["metrics"] for row in cases)
@@ -111,7 +116,7 @@ def measure_drift(
         "still": f"below {STILL:.1%} changed pixels",
         "faded": f"below {FADED} of the first quarter",
         "storage": [source.storage for source in sources],
-        "interval": f"95%; shares: Wilson, Newcombe; curves: bootstrap of clips, {draws} draws",
+        "interval": f"95%, bootstrap of prompts or videos, {draws} draws; shares of single clips: Wilson; Newcombe",
         "seed": seed,
     }
     return MetricReport(cases, gaps, protocol)
@@ -125,11 +130,12 @@ def _drift(source: ClipSource, index: int) -> ClipDrift:
         raise UserError(f"{source.name}: clip {source.clips[index].key}: {error}") from None
 
 
-def _curves(rows: list[ClipDrift], draws: int, seed: int) -> dict[str, Metric]:
+def _curves(rows: list[ClipDrift], drawn: list[str], draws: int, seed: int) -> dict[str, Metric]:
     length = min(len(row.curves["motion"]) for row in rows)
     found = {}
     for name, unit in UNITS.items():
         table = np.array([row.curves[name][:length] for row in rows])
         for place in range(1 if name == "motion" else 0, length):
-            found[f"{name}/{place}"] = as_metric(mean_estimate(table[:, place], draws, seed), len(rows), unit)
+            mean = mean_estimate(table[:, place], draws, seed, drawn)
+            found[f"{name}/{place}"] = as_metric(mean, len(rows), unit)
     return found

@@ -25,7 +25,8 @@ def export_clips(source: ClipSource, layout: Layout, out: Path, fps: float = 8) 
 
     Args:
         layout: `vbench`, {prompt}-{index}.mp4, the index counting the clips of one prompt; `frames`, a folder of PNG a
-            clip; `npz`, one file with an array by key, and `keys`, `prompts` and `labels`.
+            clip, side by side (StyleGAN-V and FVMD read no deeper), a slash in a key made _; `npz`, one file with an
+            array by key, and `keys`, `prompts` and `labels`.
         out: a folder, or FILE.npz; must not be there.
         fps: of mp4 files.
 
@@ -91,8 +92,9 @@ def _names(source: ClipSource, layout: Layout) -> list[str]:
     clips = source.clips
     if layout == "npz":
         return [f"clip_{index:06d}" for index in range(len(clips))]
-    names = _prompt_names(source) if layout == "vbench" else [clip.key for clip in clips]
-    bad = [name for name in names if not _is_name(name, layout)]
+    given = _prompt_names(source) if layout == "vbench" else [clip.key for clip in clips]
+    names = given if layout == "vbench" else [key.replace("/", "_") for key in given]
+    bad = [key for key, name in zip(given, names, strict=True) if not (_is_path(key) and _is_name(name))]
     if bad:
         raise UserError(
             f"{source.name}: {len(bad)} of its clips cannot be files by their names ({first(bad)})"
@@ -120,9 +122,12 @@ def _prompt(clip: PlannedClip) -> str:
     return str(clip.prompt)
 
 
-def _is_name(name: str, layout: Layout) -> bool:
-    """Whether a name stays inside its folder; keys may be paths."""
-    parts = PurePosixPath(name).parts
-    plain = "\0" not in name and "\n" not in name and not name.startswith("/")
-    inside = bool(parts) and all(part != ".." and len(os.fsencode(part)) <= LONGEST for part in parts)
-    return plain and inside and (len(parts) == 1 or layout == "frames") and not parts[0].startswith(".")
+def _is_path(key: str) -> bool:
+    """Whether a key, which may be a path, stays inside its folder."""
+    return not key.startswith("/") and ".." not in PurePosixPath(key).parts
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name is that of one file that is not hidden."""
+    plain = name and not name.startswith(".") and not any(mark in name for mark in "\0\n/")
+    return bool(plain) and len(os.fsencode(name)) <= LONGEST

@@ -30,7 +30,7 @@ class FVDProtocol:
         place: where in a real video its clip begins: `random`, `centre` or `start`. Measured ones begin at their start.
         size: both are resized (short side, bicubic) and their centre cut, to this side; None keeps them.
         ddof: of the covariance.
-        split: whose videos the protocol compares with.
+        split: whose videos the protocol compares with: a split, several ("train+test"), or any ("as given").
     """
 
     name: str
@@ -46,14 +46,17 @@ class FVDProtocol:
 
 
 PRESETS: dict[str, FVDProtocol] = {
-    "stylegan-v": FVDProtocol("stylegan-v", select="first", split="train (ucf101: train and test)"),
+    "stylegan-v": FVDProtocol("stylegan-v", select="first", split="train"),
     "latte": FVDProtocol("latte", real_stride=3, split="train"),
     "videopoet-msrvtt": FVDProtocol("videopoet-msrvtt", place="centre", split="test"),
     "custom": FVDProtocol("custom", size=None),
 }
 CHOICES = {"select": ("first", "random"), "place": ("random", "centre", "start")}
 LEAST = {"n": 2, "frames": 1, "real_stride": 1, "stride": 1, "size": 8, "ddof": 0}
-LATTE_STRIDES = {"taichi": 6}  # where it is not 3
+OF_DATASETS: dict[tuple[str, str | None], dict[str, Any]] = {  # what a preset has for one data set
+    ("latte", "taichi"): {"real_stride": 6},
+    ("stylegan-v", "ucf101"): {"split": "train+test"},
+}
 
 
 def protocol_of(name: str, dataset: str | None = None, changes: Sequence[str] = ()) -> FVDProtocol:
@@ -65,9 +68,7 @@ def protocol_of(name: str, dataset: str | None = None, changes: Sequence[str] = 
     Raises:
         UserError: no such field, or not a value of it.
     """
-    preset = PRESETS[name]
-    if name == "latte" and dataset in LATTE_STRIDES:
-        preset = dataclasses.replace(preset, real_stride=LATTE_STRIDES[dataset])
+    preset = dataclasses.replace(PRESETS[name], **OF_DATASETS.get((name, dataset), {}))
     changed = dataclasses.replace(preset, **dict(map(_change, changes)))
     if changed == preset or name == "custom":
         return changed
@@ -111,7 +112,8 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
     """One window in each of the protocol's real videos, and `more` of others.
 
     A video must have frames * stride frames, as StyleGAN-V asks; shorter ones are not part of the population, and are
-    named. What is chosen depends on keys and seed only.
+    named. One that is there again, with another of its captions (keys VIDEO#NUMBER), counts once. What is chosen
+    depends on keys and seed only.
     """
     keys = [clip.key for clip in source.clips]
     order = sorted(range(len(keys)), key=lambda index: keys[index])
@@ -119,9 +121,14 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
         order.sort(key=lambda index: fraction(f"{seed} {keys[index]}"))
     windows: list[Window] = []
     short: list[str] = []
+    seen: set[str] = set()
     for index in order:
         if len(windows) == protocol.n + more:
             break
+        if "#" in keys[index]:
+            if (content := source.identity(index)) in seen:
+                continue
+            seen.add(content)
         length = source.length(index)
         if length < protocol.frames * protocol.real_stride:
             short.append(keys[index])
@@ -164,6 +171,9 @@ def remarks(protocol: FVDProtocol, real: ClipSource, counts: dict[str, int], cli
         for name, count in counts.items()
         if count != protocol.n
     ]
+    given = real.name.rpartition(".jsonl:")[2] if ".jsonl:" in real.name else protocol.split
+    if protocol.split != "as given" and given != protocol.split:
+        said.append(f"real clips are of the split {given}, the protocol compares with {protocol.split}")
     if real.storage != clips.storage:
         said.append(
             f"stored differently: real {real.storage}, measured {clips.storage}; compression moves values"

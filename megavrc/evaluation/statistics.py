@@ -65,6 +65,12 @@ def resamples(n: int, draws: int, rng: np.random.Generator) -> Array:
     return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
+def group_places(groups: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each sample's group, [n], in the order in which groups appear."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[name] for name in groups], np.int64)
+
+
 def mean_estimate(
     values_N: Sequence[float] | NDArray[np.floating],
     draws: int,
@@ -78,7 +84,7 @@ def mean_estimate(
             nothing of others: its interval is not known, nan.
     """
     values, rng = np.asarray(values_N, np.float64), np.random.default_rng(seed)
-    places = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    places = np.arange(len(values)) if groups is None else group_places(groups)
     sums, counts = np.bincount(places, values), np.bincount(places)
     weights = resamples(len(sums), draws, rng)
     found = estimate(float(values.mean()), weights @ sums / (weights @ counts))
@@ -89,8 +95,11 @@ def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, see
     """A share of answers, each 0 or 1, with the bootstrap interval over the prompts, `groups`, that they are about.
 
     A bootstrap sees no spread where all are 0 or all are 1: the interval is then Wilson's, of as many as there are
-    prompts. Nor does it with one prompt, which says nothing of others: the interval is then from 0 to 1.
+    prompts; so it is where each answer has a prompt of its own. Nor does it with one prompt, which says nothing of
+    others: the interval is then from 0 to 1.
     """
+    if 1 < len({*groups}) == len(hits_N):
+        return share_metric(hits_N)
     found, prompts = mean_estimate(hits_N, draws, seed, groups), len({*groups})
     if found.value in (0, 1):
         return share_metric(np.full(prompts, found.value)) | {"n": len(hits_N)}
@@ -152,18 +161,26 @@ def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
 
 
 def distance_estimates(
-    distances: Sequence[Distance], clips: int, real: int, draws: int, seed: int = 0
+    distances: Sequence[Distance],
+    clips: Sequence[str] | int,
+    real: Sequence[str] | int,
+    draws: int,
+    seed: int = 0,
 ) -> list[Estimate]:
     """Distances of sources that answer the same prompts from one real set, drawn together: prompt for prompt.
 
     Args:
-        clips, real: number of clips of each source, and of the real set.
+        clips, real: of each source and of the real set, the video or prompt of each clip, which are drawn as wholes;
+            or the number of clips, each of which is one.
 
     Returns:
         An estimate of each; the draws of two of them belong together, so that their differences have draws too.
     """
     rng = np.random.default_rng(seed)
-    weights = resamples(clips, draws, rng), resamples(real, draws, rng)
+    weights = []
+    for side in (clips, real):
+        places = np.arange(side) if isinstance(side, int) else group_places(side)
+        weights.append(resamples(int(places.max()) + 1, draws, rng)[:, places])
     found = []
     for one in distances:
         parts = [slice(start, start + one.chunk) for start in range(0, draws, one.chunk)]

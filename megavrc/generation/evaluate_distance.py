@@ -51,7 +51,8 @@ def fvd(
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
         network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
         protocol: named choice of real clips, strides, sizes and covariances.
-        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6;
+            stylegan-v: ucf101 has both splits).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, ddof, select, place.
         planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         floor: also measure real clips against other real ones.
@@ -98,7 +99,8 @@ def kvd(
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
         network: `i3d`, or a folder that megavrc evaluate fd-self wrote, whose distances are not called FVD or KVD.
         protocol: named choice of real clips, strides and sizes.
-        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6).
+        dataset: data set of the real clips, where a protocol treats it in its own way (latte: taichi has stride 6;
+            stylegan-v: ucf101 has both splits).
         change: single fields of the protocol, NAME=VALUE: n, frames, real_stride, stride, size, select, place.
         planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         floor: also measure real clips against other real ones.

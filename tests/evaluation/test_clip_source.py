@@ -12,8 +12,8 @@ from clip_sets import shapes
 from PIL import Image
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_files import open_clips
-from megavrc.evaluation.clip_source import pairs, read_whole
+from megavrc.evaluation.clip_files import ArrayClips, open_clips
+from megavrc.evaluation.clip_source import PlannedClip, pairs, read_whole, wholes
 from megavrc.video import write_gif, write_mp4
 
 CLIPS = shapes(4)
@@ -189,10 +189,33 @@ def test_splits(tmp_path: Path) -> None:
     manifest = tmp_path / "list.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(open_clips(f"{manifest}:a").clips) == 2
-    for given, words in ((manifest, "which split"), (f"{manifest}:c", "no clips of the split c")):
+    assert len(open_clips(f"{manifest}:a+b").clips) == 4
+    for given, words in (
+        (manifest, "which split"),
+        (f"{manifest}:c", "no clips of the split c"),
+        (f"{manifest}:a+c", "no clips of the split c"),
+    ):
         with pytest.raises(UserError, match=words):
             open_clips(given)
     assert folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "prompts", "drawn"),
+    [
+        ("a#0 a#1 b#0", "p q p", "a a b"),  # captions, or shots, of videos
+        ("a b c", "p q p", "p q p"),
+        ("a b c", "p - p", "p b p"),
+        ("a b c", "p p p", "a b c"),  # one prompt: the value is that prompt's
+        ("a#0 a#1 a#2", "p q r", "a#0 a#1 a#2"),
+        ("a#0 b#1 c#2", "p q r", "a#0 b#1 c#2"),
+        ("a b c", "- - -", "a b c"),
+    ],
+)
+def test_a_bootstrap_draws_videos_and_prompts(keys: str, prompts: str, drawn: str) -> None:
+    rows = zip(keys.split(), prompts.split(), strict=True)
+    clips = [PlannedClip(key, None if prompt == "-" else prompt) for key, prompt in rows]
+    assert wholes(ArrayClips("clips", clips, [])) == drawn.split()
 
 
 def test_clips_of_the_same_prompts_are_paired() -> None:

@@ -14,10 +14,11 @@ from clip_sets import changed, frozen, noisy, save_network, shapes, shuffled
 from torch import Tensor, nn
 
 from megavrc.errors import UserError
+from megavrc.evaluation import features as features_module
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_source import PlannedClip
 from megavrc.evaluation.distances import FLOOR, Sets, compare_sets, measure_distances, metric_names
-from megavrc.evaluation.features import Detector, clip_features, load_detector
+from megavrc.evaluation.features import SELFCHECK, Detector, check_i3d, clip_features, load_detector
 from megavrc.evaluation.protocols import (
     PRESETS,
     measured_windows,
@@ -57,6 +58,9 @@ def test_presets() -> None:
     assert [PRESETS[name].real_stride for name in ("latte", "stylegan-v", "videopoet-msrvtt")] == [3, 1, 1]
     assert protocol_of("latte", "taichi").real_stride == 6 and protocol_of("latte", "taichi").name == "latte"
     assert all((p.n, p.frames, p.stride, p.ddof) == (2048, 16, 1, 0) for p in PRESETS.values())
+    assert [PRESETS[name].split for name in PRESETS] == ["train", "train", "test", "as given"]
+    assert protocol_of("stylegan-v", "ucf101").split == "train+test"
+    assert [PRESETS[name].size for name in PRESETS] == [256, 256, 256, None]
     other = protocol_of("latte", changes=["size=none", "n=64"])
     assert (other.size, other.n, other.name) == (None, 64, "custom (from latte)")
     for word in ("sise=3", "size", "size=x", "n=1", "ddof=2", "place=left", "frames=-3"):
@@ -94,6 +98,18 @@ def test_which_real_clips() -> None:
     assert draws[0] != draws[1] and all(len(set(draw)) == 10 for draw in draws)
 
 
+def test_a_real_video_with_many_captions_counts_once() -> None:
+    """As prepare_dataset msrvtt --captions all lists it; two shots of one film are two videos."""
+    once = counting([16, 17, 18, 19])
+    keys = ["a#0", "a#1", "a#2", "b#0", "b#1", "film#0-1", "film#1-2"]
+    arrays = [once.arrays[index] for index in (0, 0, 0, 1, 1, 2, 3)]
+    source = ArrayClips("captions", [PlannedClip(key) for key in keys], arrays)
+    for name in ("stylegan-v", "custom"):
+        chosen = real_windows(source, protocol_of(name))  # type: ignore[arg-type]
+        lengths = [source.length(window.clip) for window in (*chosen.windows, *chosen.rest)]
+        assert sorted(lengths) == [16, 17, 18, 19]
+
+
 def test_short_clips_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"1 clips have fewer than the 16 frames .*\(001\)"):
         measured_windows(counting([16, 15, 20]), protocol_of("latte"))
@@ -126,7 +142,9 @@ def test_what_the_network_sees(tmp_path: Path) -> None:
     assert probe.name == "unknown" and metric_names("fvd", probe.name) == "frechet_unknown"
 
 
-def test_features_are_stored_by_content(detector: Detector, tmp_path: Path) -> None:
+def test_features_are_stored_by_content(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, windows = shapes(6), measured_windows(shapes(6), CUSTOM)
     calls = []
 
@@ -145,7 +163,32 @@ def test_features_are_stored_by_content(detector: Detector, tmp_path: Path) -> N
     assert not np.array_equal(features(shapes(6, first=9)), once)  # other clips of the same name
     features(source, size=16)
     features(source, wanted=measured_windows(source, protocol_of("custom", changes=["frames=9"])))
-    assert calls[-3:] == [2, 3, 4]
+    features(source, wanted=measured_windows(source, protocol_of("custom", changes=["frames=9", "stride=2"])))
+    assert calls[-4:] == [2, 3, 4, 5]
+    one_pixel = [*source.arrays[:5], source.arrays[5].copy()]
+    one_pixel[5][3, 4, 5, 1] ^= 1
+    features(replace(source, arrays=one_pixel))
+    monkeypatch.setattr(features_module, "decoder_versions", lambda: {"av": "another"})
+    features(source)
+    assert calls[-2:] == [6, 7]
+    another = replace(detector, sha256="0" * 64)
+    clip_features(source, windows, None, another, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_the_self_check_is_that_of_common_metrics() -> None:
+    """8 clips of -1 and 8 of 1, 30 frames of 224x224, as they are; and its distance: of constants, between means."""
+    given = []
+
+    class Means:
+        def __call__(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+            given.append((list(x.shape), float(x.min()), float(x.max()), rescale, resize, return_features))
+            spread = torch.arange(8.0)[:, None] * (1 + x[:, :1, 0, 0, 0])  # 0 of zeros, 0, 2, .. of ones
+            return torch.cat([x.mean(dim=(2, 3, 4)), spread], dim=1)
+
+    found = check_i3d(Detector(Means(), "i3d", "", torch.device("cpu")))  # type: ignore[arg-type]
+    assert given == [([8, 3, 30, 224, 224], x, x, False, False, True) for x in (-1.0, 1.0)]
+    assert found == pytest.approx(3 * 2**2 + 7**2 + 4 * np.var(range(8), ddof=1)) and SELFCHECK == 151.256
 
 
 def test_networks_that_are_none(tmp_path: Path) -> None:
@@ -228,6 +271,32 @@ def test_clips_that_are_stored_otherwise_are_named(detector: Detector) -> None:
         assert report.protocol["measured"][0]["storage"] == storage
         said = [line for line in report.lines if "stored differently: real png, measured mp4" in line]
         assert len(said) == (storage == "mp4")
+
+
+def test_clips_of_one_prompt_are_drawn_together(detector: Detector) -> None:
+    """Four clips a prompt, all alike: the interval is that of 12 clips, not of 48."""
+    once = shapes(12, first=100)
+    arrays = [once.arrays[index // 4] for index in range(48)]
+    reach = []
+    for per in (4, 1):
+        planned = [PlannedClip(str(index), f"prompt {index // per}") for index in range(48)]
+        made = ArrayClips("made", planned, arrays)
+        report = measure_distances("kvd", shapes(96), made, None, detector, CUSTOM, floor=False, draws=100)
+        found = report.cases[0]["metrics"]["kernel_unknown"]
+        reach.append(found["high"] - found["low"])
+        assert f"of {48 // per} prompts or videos and 48 real videos" in report.protocol["interval"]
+    assert reach[0] > 1.4 * reach[1]
+
+
+def test_another_split_than_the_protocols_is_said(detector: Detector) -> None:
+    clips, protocol = shapes(8), protocol_of("latte", changes=["real_stride=1", "size=none", "frames=9"])
+    for split, said in (("train", 0), ("test", 1)):
+        real = replace(shapes(12, 50), name=f"data/manifest.jsonl:{split}")
+        report = measure_distances("kvd", real, clips, None, detector, protocol, floor=False, draws=20)
+        assert (
+            sum("of the split test, the protocol compares with train" in line for line in report.lines)
+            == said
+        )
 
 
 def test_copies_of_clips_are_counted(detector: Detector) -> None:

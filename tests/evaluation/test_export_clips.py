@@ -1,5 +1,7 @@
 """What other suites read is what was there; no prompt or key gets out of its folder."""
 
+import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_sets import shapes
+from PIL import Image
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
@@ -34,11 +37,34 @@ def test_there_and_back(layout: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
-def test_names_of_vbench(tmp_path: Path) -> None:
-    source = named(("a", "a dog."), ("b", "a cat"), ("c", "a dog."))
+def test_vbench_finds_its_videos_and_reads_their_prompts(tmp_path: Path) -> None:
+    """It looks for {prompt}-{0..4}.mp4; of other prompts it takes the name without the ending and -NUMBER."""
+    source = named(("a", "a dog."), ("b", "top-10"), ("c", "a dog."))
     export_clips(source, "vbench", tmp_path / "v")
     found = sorted(path.name for path in (tmp_path / "v").iterdir())
-    assert found == ["a cat-0.mp4", "a dog.-0.mp4", "a dog.-1.mp4"]
+    assert found == ["a dog.-0.mp4", "a dog.-1.mp4", "top-10-0.mp4"]
+    read = [re.sub(r"-\d+$", "", Path(name).stem) for name in found]
+    assert read == ["a dog.", "a dog.", "top-10"]
+
+
+def test_stylegan_v_and_fvmd_find_every_clip(tmp_path: Path) -> None:
+    """They list one level of folders, and sort the names of frames as texts."""
+    clips = [clip._replace(key=f"videos/{clip.key}.avi") for clip in CLIPS.clips]
+    export_clips(ArrayClips("nested", clips, CLIPS.arrays), "frames", tmp_path / "f")
+    folders = sorted(os.listdir(tmp_path / "f"))
+    assert folders == ["videos_0000.avi", "videos_0001.avi", "videos_0002.avi"]
+    for name, frames in zip(folders, CLIPS.arrays, strict=True):
+        files = sorted(os.listdir(tmp_path / "f" / name))
+        read = [np.asarray(Image.open(tmp_path / "f" / name / file).convert("RGB")) for file in files]
+        assert np.array_equal(read, frames)
+
+
+def test_numpy_reads_an_npz_without_pickle(tmp_path: Path) -> None:
+    export_clips(CLIPS, "npz", tmp_path / "c.npz")
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as content:
+        arrays = [content[name] for name in content.files if name.startswith("clip_")]
+        assert content["prompts"].tolist() == [clip.prompt for clip in CLIPS.clips]
+    assert np.array_equal(arrays, CLIPS.arrays)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +80,9 @@ def test_names_of_vbench(tmp_path: Path) -> None:
         ("frames", [("a/../../x", None)], "cannot be files"),
         ("frames", [(".hidden", None)], "cannot be files"),
         ("frames", [("A", None), ("a", None)], "would have one file"),
+        ("frames", [("a/b", None), ("a_b", None)], "would have one file"),
+        ("frames", [("a/" + "b" * 254, None)], "cannot be files"),
+        ("vbench", [("a", "x/y")], "cannot be files"),
     ],
 )
 def test_names_that_are_none(

@@ -96,6 +96,26 @@ def test_bias_of_the_frechet_distance_and_none_of_the_kernel_distance() -> None:
     assert kernel_distance(x, x) == 0
 
 
+def test_the_kernel_distance_is_its_definition() -> None:
+    """KID's kernel, summed pair by pair; never a pair of a sample with itself."""
+    x, y = features(7, 3), features(5, 3, seed=1) + 0.2
+
+    def kernel(a: Array, b: Array) -> float:
+        return float((sum(a * b) / 3 + 1) ** 3)
+
+    def within(z: Array) -> float:
+        return float(np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]))
+
+    across = np.mean([kernel(a, b) for a in x for b in y])
+    assert kernel_distance(x, y) == pytest.approx(within(x) + within(y) - 2 * across, rel=1e-12)
+
+
+def test_the_support_of_points_on_a_line() -> None:
+    support, points = np.array([[0.0], [1.0], [2.0], [10.0]]), np.array([[-0.5], [3.5], [-1.5]])
+    assert covered(points, support, 1).tolist() == [True, True, False]  # within 1, 1, 1 and 8
+    assert covered(points, support, 2).tolist() == [True, True, True]  # within 2, 1, 2 and 9
+
+
 def test_precision_and_recall_tell_bad_clips_from_few_modes() -> None:
     rng = np.random.default_rng(0)
     real = rng.standard_normal((300, 4)) + np.repeat([[0.0] * 4, [20.0] * 4], 150, axis=0)
@@ -119,3 +139,4 @@ def test_what_has_no_distance_is_refused() -> None:
             frechet(x, bad)
     assert rank_warning([401, 500], 400) is None
     assert "N 16 <= 400" in str(rank_warning([16, 500], 400))
+    assert "N 400 <= 400" in str(rank_warning([500, 400], 400))

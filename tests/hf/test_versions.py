@@ -7,8 +7,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from clip_folders import save_clip
 from hub import assert_names_no_machine, push
 from safetensors.torch import load_file
 
@@ -50,6 +52,36 @@ def test_the_oldest_transformers_pushes_nothing_of_this_machine(old_python, fold
         "SHA256SUMS"
     }
     assert_names_no_machine(pushed, folder, tmp_path)
+
+
+CLIP = """
+import sys
+from pathlib import Path
+import numpy as np
+import transformers
+from megavrc.evaluation.clip_model import ClipModel
+from megavrc.user_files import UserFile
+model = ClipModel(UserFile(Path(sys.argv[1])))
+pictures = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), np.uint8)
+captions = model.captions(["a red square moves left", "red " * 30])
+np.savez(sys.argv[2], frames=model.frames(pictures), captions=captions.embeddings, cut=captions.cut)
+print(transformers.__version__)
+"""
+
+
+def test_clip_embeds_alike_at_both_ends(old_python, tmp_path) -> None:
+    """What CLIPSIM is made of: pictures (resized and cut), captions, and which of these were cut."""
+    folder, found = save_clip(tmp_path / "clip"), []
+    for python in (old_python, sys.executable):
+        words = [python, "-c", CLIP, folder, tmp_path / "found.npz"]
+        run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        found.append((run.stdout.strip(), dict(np.load(tmp_path / "found.npz"))))
+    (old, one), (new, other) = found
+    assert OLD[0].endswith(old) and old != new
+    assert one["cut"].tolist() == [False, True]
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=1e-6)
 
 
 def test_the_ends_of_the_range_are_those_of_the_requirements() -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from clip_folders import save_clip
 from test_tasks import make_tokens, preview_run
+from torch import Tensor, nn
 from worlds import world_results
 
 from megavrc.errors import UserError
@@ -23,6 +25,7 @@ def evaluated(tmp_path: Path, **changes: Any) -> RunConfig:
 
 def test_it_changes_nothing_of_the_run_that_it_measures(tmp_path: Path) -> None:
     """Losses and weights to the bit, though one run is measured and in two parts."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = world_results(tmp_path, "evaluation_world.py")
     assert found["same_weights"]
     off, on = ({line["step"]: line for line in found["lines"][name]} for name in ("off", "on"))
@@ -30,6 +33,8 @@ def test_it_changes_nothing_of_the_run_that_it_measures(tmp_path: Path) -> None:
     assert not any(name.startswith("eval/") for line in off.values() for name in line)
     assert [step for step in on if "eval/frozen" in on[step]] == [2, 4]
     assert on[4]["eval/frozen_low"] <= on[4]["eval/frozen"] <= on[4]["eval/frozen_high"]
+    board = accumulator.EventAccumulator(str(tmp_path / "on" / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("eval/frozen_high")] == [2, 4]
     assert "eval/all" in found["stdout"] and "_low" not in found["stdout"]
 
 
@@ -54,8 +59,31 @@ def test_metrics_are_of_the_same_clips_each_time(
             weight.zero_()
     logging.getLogger("megavrc").propagate = True
     still = task.evaluate(module, 6)
-    assert still["eval/frozen"] == 1 and still["eval/frozen_low"] > 0.5
+    assert still["eval/frozen"] == 1 and still["eval/frozen_low"] > 0.4  # of three prompts
     assert "step 6: 5 of 5 clips of the evaluation stand still" in caplog.text
+
+
+def test_networks_of_the_user_measure_too(
+    tmp_path: Path, module: VRC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.jit.script(Colours()).save(str(tmp_path / "network.pt"))
+    monkeypatch.setenv("MEGAVRC_I3D", str(tmp_path / "network.pt"))
+    task = VRCTask(evaluated(tmp_path, network="i3d", clip=str(save_clip(tmp_path / "clip"))))
+    found = task.evaluate(module, 2)
+    for name in ("kernel_unknown", "clipsim", "above_others"):
+        assert found[f"eval/{name}_low"] <= found[f"eval/{name}"] <= found[f"eval/{name}_high"]
+    assert found["eval/kernel_unknown"] != 0
+    measured = task.evaluation
+    assert measured
+    true = torch.stack([torch.as_tensor(item["ids"]).long() for item in measured.items])
+    assert measured.measure(4, true)["eval/kernel_unknown"] == 0  # the conditions' own clips
+
+
+class Colours(nn.Module):
+    """The signature of the published I3D."""
+
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        return x.float().mean(dim=(2, 3, 4)) / 255
 
 
 def test_classes_have_what_needs_no_captions(tmp_path: Path) -> None:
