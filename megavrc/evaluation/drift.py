@@ -97,9 +97,14 @@ def measure_drift(
         UserError: a clip that cannot be read, or of fewer than 5 frames.
     """
     sources = [clips, real] if real else [clips]
-    cases = []
+    cases, lines = [], []
     for source in sources:
         rows = [_drift(source, index) for index in progress(range(len(source.clips)), source.name)]
+        lengths = [len(row.curves["motion"]) for row in rows]
+        if min(lengths) < max(lengths):
+            lines.append(
+                f"{source.name}: {min(lengths)} to {max(lengths)} frames; curves end with the shortest"
+            )
         drawn = wholes(source)
         metrics = {
             name: clustered_share(np.array([row.is_[name] for row in rows]), drawn, draws, seed)
@@ -119,7 +124,7 @@ def measure_drift(
         "interval": f"95%, bootstrap of prompts or videos, {draws} draws; shares of single clips: Wilson; Newcombe",
         "seed": seed,
     }
-    return MetricReport(cases, gaps, protocol)
+    return MetricReport(cases, gaps, protocol, lines)
 
 
 def _drift(source: ClipSource, index: int) -> ClipDrift:

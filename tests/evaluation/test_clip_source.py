@@ -83,6 +83,16 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     assert open_clips(moved).identity(1) == after[1]
 
 
+def test_identity_tells_the_shots_of_a_video_apart(tmp_path: Path) -> None:
+    save_videos(tmp_path / "made")
+    shots = [{"path": "made/0000.mp4", "start": start, "end": start + 0.5} for start in (0, 1)]
+    rows = [*shots, {"path": "made/0000.mp4"}, {"path": "made/0000.mp4", "id": "again"}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_clips(tmp_path / "list.jsonl")
+    names = [source.identity(index) for index in range(4)]
+    assert len(set(names)) == 3 and names[2] == names[3]
+
+
 def test_a_generated_folder_is_its_list(tmp_path: Path) -> None:
     folder = save_videos(tmp_path / "made")
     save_list(folder / "prompts.jsonl")

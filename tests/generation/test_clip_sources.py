@@ -1,6 +1,8 @@
 """A converted folder and a video tokenizer as sources of clips: the same clips as the files that they write."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from megavrc.generation.folder import load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files
 from megavrc.model.clips import sampling_settings
 from megavrc.results import read_result
+from megavrc.tokenizers import OmniTokenizer
 
 TEXTS = ["a red square moves left", "a blue dog moves up", "a red square moves left"]
 
@@ -47,10 +50,15 @@ def test_generated_clips_are_those_of_the_command(folder: Path, plan: Path, tmp_
     assert np.corrcoef(grey)[0, 1] > 0.9 > np.corrcoef(grey)[0, 2]  # less what H.264 takes
 
 
-def test_identity_names_model_prompt_and_seed(folder: Path, plan: Path) -> None:
+def test_identity_names_model_prompt_and_seed(folder: Path, plan: Path, tmp_path: Path) -> None:
     first, same, other = (open_source(folder, plan, seed=seed) for seed in (0, 0, 1))
     names = [source.identity(index) for source in (first, other) for index in range(3)]
     assert len(set(names)) == 6 and same.identity(1) == names[1]
+    (tmp_path / "SHA256SUMS").write_text("of other weights")
+    loaded = same.folder  # type: ignore[attr-defined]
+    cooler = {**loaded.sampling, "temperature": 0.5}
+    for other in (replace(loaded, path=tmp_path), replace(loaded, sampling=cooler)):
+        assert replace(same, folder=other).identity(1) not in names  # type: ignore[type-var]
 
 
 def test_reconstructions(folder: Path, source, tmp_path: Path) -> None:
@@ -63,6 +71,10 @@ def test_reconstructions(folder: Path, source, tmp_path: Path) -> None:
     assert np.array_equal(made.read(1, range(17)), whole)
     assert made.read(1, range(16)).shape == (16, 16, 16, 3)
     assert made.identity(0) != made.identity(1) != real.identity(1)
+    net = copy.deepcopy(source.video.net)
+    next(net.parameters()).data.add_(1)
+    assert replace(made, tokenizer=OmniTokenizer(net)).identity(0) != made.identity(0)  # type: ignore[type-var]
+    assert replace(made, of=replace(real, arrays=arrays[::-1])).identity(0) == made.identity(1)  # type: ignore[type-var]
     with pytest.raises(UserError, match="a: the video tokenizer does not take it"):
         made.read(0, range(5), size=15)
 
