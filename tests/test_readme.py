@@ -173,6 +173,7 @@ def test_help(command: str) -> None:
 def test_help_says_every_option_in_a_sentence(command: str) -> None:
     for subcommand in re.findall(r"^  (\S+) +\S", help_text(command), re.MULTILINE):
         text = help_text(command, "" if subcommand.startswith("--") else subcommand)
+        assert str(ROOT) not in text, "a place on this machine"
         for option, rest in re.findall(r"^  (--[\w.]+)(.*(?:\n {30}.*)*)", text, re.MULTILINE):
             assert re.search(r"(  |^ {30})\S[^.]+.*\.$", rest, re.DOTALL | re.MULTILINE), option
     if command.startswith("pretrain"):

@@ -62,7 +62,7 @@ class BenchPlan:
 
 def bench(
     out: Path = Path("runs/llmc"),
-    mini: Path = FOLDER,
+    mini: Path | None = None,
     checkpoint: Path | None = None,
     questions: Path | None = None,
     kinds: list[Kind] | None = None,
@@ -82,7 +82,7 @@ def bench(
 
     Args:
         out: folder for result files (accuracy, costs, joint, kept), pareto.csv and report.html.
-        mini: folder of the trained mini-VLMs.
+        mini: folder of the trained mini-VLMs (default: those in examples/mini_vlm).
         checkpoint: folder of transformers with a processor, instead of the mini-VLM.
         questions: JSON lines with its questions; docs/llmc.md says how they look.
         kinds: `image` or `video` (default: those that there is a trained mini-VLM, or a question for). Cases of the
@@ -108,7 +108,7 @@ def bench(
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     if checkpoint is None or questions is None:
-        tested = of_mini(mini, plan, kinds)
+        tested = of_mini(mini or FOLDER, plan, kinds)
     else:
         where = str(check_device(device))
         tested = of_checkpoint(CheckpointSubject(checkpoint, where), read_questions(questions, frames), kinds)
