@@ -30,6 +30,22 @@ def percent(value: Case) -> str:
     return f"{middle} ({low} to {high})" if low != high else str(middle)
 
 
+def mini_vlm(_: str) -> str:
+    """Shares of right answers of the shipped models, from the records of their trainings."""
+    runs = {kind: read_json(FOLDER / kind / "complete.json") for kind in TYPES}
+    rows = [
+        [
+            f"{kind}: {name}",
+            f"{100 * run['metrics'][f'val/test/{name}']:.0f}",
+            f"{100 / len(ANSWERS[name]):.0f}",
+        ]
+        + [f"{run['step']}", f"{run['recipe']['seed']}"]
+        for kind, run in runs.items()
+        for name in TYPES[kind]
+    ]
+    return markdown(["right answers, %", "trained", "chance", "steps", "seed"], rows)
+
+
 def cases_of(result: Any, kind: str) -> list[Case]:
     return [case for case in result["cases"] if case["config"]["kind"] == kind]
 

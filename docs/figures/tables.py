@@ -32,7 +32,7 @@ def pages() -> dict[Path, str]:
 
 def _made(found: re.Match[str]) -> str:
     from hosts import hosts  # this one and `methods` import `table`
-    from llmc import benchmark
+    from llmc import benchmark, mini_vlm
     from methods import methods
 
     kinds = {
@@ -42,6 +42,7 @@ def _made(found: re.Match[str]) -> str:
         "methods": methods,
         "hosts": hosts,
         "benchmark": benchmark,
+        "mini_vlm": mini_vlm,
     }
     return f"{found[1]}\n{kinds[found[2]](found[3])}\n\n"
 
