@@ -38,8 +38,9 @@ def mini_vlm(_: str) -> str:
             f"{kind}: {name}",
             f"{100 * run['metrics'][f'val/test/{name}']:.0f}",
             f"{100 / len(ANSWERS[name]):.0f}",
+            str(run["step"]),
+            str(run["recipe"]["seed"]),
         ]
-        + [f"{run['step']}", f"{run['recipe']['seed']}"]
         for kind, run in runs.items()
         for name in TYPES[kind]
     ]
