@@ -263,6 +263,7 @@ def help_text(prog: str, summary: str, options: Options, first: Iterable[str] = 
         for name, action in options.actions.items()
         if name.startswith("--")
         and name[-1] != "+"
+        and not name.endswith(".help")  # the parser's own, of the keys of a list's items
         and (_kinds(action) or name in ("--config", "--print_config"))
     }
     sections: dict[str, list[str]] = {"options": [f"--{name}" for name in first if f"--{name}" in shown]}
@@ -290,16 +291,25 @@ def _option_lines(name: str, action: Any) -> list[str]:
     value = METAVARS.get(kind, "VALUE") if kinds else "FILE" * (name == "--config")
     if typing.get_origin(kind) is typing.Literal:
         value = f"{{{','.join(map(str, typing.get_args(kind)))}}}"
+    default = None if action.default == argparse.SUPPRESS else action.default
+    if kind is bool and default:
+        value = "{true,false}"
     head = f"  {name} {value}{' ..' if item is not None else ''}".rstrip()
     sentence = one_line(action.help or "").replace("%%", "%").rstrip(".")
     if re.match(r"[A-Za-z-]+,?( |$)", sentence):  # and not a value that is to be typed, such as `int8`
         sentence = sentence[:1].upper() + sentence[1:]
-    default = None if action.default == argparse.SUPPRESS else action.default
     if action.required:
         sentence += " (required)"
     elif default is not False and default not in (None, "", [], {}, ()) and "(default" not in sentence:
-        sentence += f" (default: {default})"
+        sentence += f" (default: {_typed(default)})"
     lines = textwrap.wrap(f"{sentence}." if sentence else "", WIDTH - COLUMN) or [""]
     if len(head) > COLUMN - 2:
         return [head, *(f"{'':{COLUMN}}{line}" for line in lines)]
     return [f"{head:{COLUMN}}{lines[0]}".rstrip(), *(f"{'':{COLUMN}}{line}" for line in lines[1:])]
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -333,7 +333,7 @@ def show(file: Path, columns: list[str] | None = None) -> None:
     """Print a result file as a Markdown table.
 
     Args:
-        file: written with --json by a benchmark, an evaluation or a plan.
+        file: result file, written with --json by a benchmark, an evaluation or a plan.
         columns: metrics to show, by name (default: all).
     """
     content = read_result(file)

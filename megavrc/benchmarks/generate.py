@@ -59,13 +59,14 @@ def generate(
         preset: size of the models with random weights.
         model: one or several converted folders; each runs sequentially and speculatively, next to `variants` of the
             first one's size with random weights.
-        prompt: texts that these generate from, in turn, with the folder's own sampling (default: no condition).
+        prompt: texts that the folders of `model` generate from, in turn, with their own sampling (default: no
+            condition).
         variants: VRC with compression rate 1, 4 (the paper's), 16 and 64, the token-by-token baseline, VRC with its
             first frame in rows, and VRC with refinement, several passes in the first later frame, known cells added
             before the first layer (refine) or two thirds of the way up (refine-late) (default: all; next to folders,
             the baseline when none of them is one).
         batch: clips generated at once; one or several numbers.
-        guidance: every variant also runs with this classifier-free guidance; 1 leaves that out.
+        guidance: classifier-free guidance that every variant runs with once more; 1 leaves that out.
         speculative: draft tokens that a pass verifies; 0 leaves that out (default: 16 with --model, else 0).
         frames: frames of a clip, 1 + 4k.
         repeats: timed rounds.
@@ -73,8 +74,9 @@ def generate(
             interpolate: an estimate, and marked as such. 0 generates whole clips.
         transformers: also time transformers generating from a Llama of the same size, dtype and context.
         dtype: type of weights and cache.
-        quantize: every case also runs with its matrices in these formats, see megavrc generate.
-        refine_passes: of the variants with refinement, one or several numbers.
+        quantize: formats of the matrices, see megavrc generate; every case runs with each once more.
+        refine_passes: passes of the first later frame in the variants with refinement; one or several
+            numbers.
         threads: CPU threads.
         device: `cpu` or `cuda`.
         json: file to write the results to.

@@ -95,7 +95,7 @@ def train(
         compile: compile each layer with torch.compile.
         zero: ZeRO stage.
         steps: timed steps of a case in a round (default: 20 on GPUs, 2 on the CPU).
-        warmup: steps before them (default: 5 on GPUs, 1 on the CPU).
+        warmup: untimed steps before those (default: 5 on GPUs, 1 on the CPU).
         rounds: times each case is measured.
         saves: checkpoints written after the timed steps of the first round.
         processes: ranks of a run.

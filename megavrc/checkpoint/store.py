@@ -120,7 +120,7 @@ class Retention:
 
     Attributes:
         last: so many of the newest.
-        every: steps whose multiples stay for good (0: none).
+        every: interval in steps of the checkpoints that stay for good (0: none).
         best: the one with the lowest "validation_loss" in its state, if any has one.
     """
 

@@ -63,7 +63,7 @@ def generate(
             moves up".
         prompts: file with one prompt a line, instead of prompt.
         label: one or several classes, for a class-conditioned model, by name or number: --label bike 3.
-        seed: prompt i uses seed + i; with more clips a prompt, clip j of it SEED + i + j x prompts.
+        seed: seed of the first clip; prompt i uses SEED + i, and clip j of it SEED + i + j x prompts.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.
         temperature: temperature of all tokens; 0 takes the most likely.
         frames: frames of a clip, 1 + 4k (default: as many as the model was trained for; more are made in windows).

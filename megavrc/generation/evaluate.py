@@ -50,7 +50,7 @@ def alignment(
 
     Args:
         model: converted folder.
-        manifest: manifest.jsonl of the clips; with --clips its split val is measured beside, if it is given.
+        manifest: manifest.jsonl of the clips; with --clips, its split val is measured too.
         prompts: clips to generate for each of generated, generated_t1 and heldout; rounded so that each
             combination comes equally often.
         first_temperature: sampling temperature of the first frame.
@@ -65,7 +65,8 @@ def alignment(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the scores to.
         sheet: contact sheet to write (PNG).
-        clips: clips to measure instead of all this, given as to megavrc evaluate fvd.
+        clips: clips to measure instead of real, reconstructed and generated ones, given as for megavrc
+            evaluate fvd.
         planned: list of the clips that must be there, or be generated: JSON lines with id and caption.
     """
     check_least(prompts=(prompts, 1))

@@ -58,13 +58,13 @@ def all_metrics(
     """Every metric that the clips allow: OUT/NAME.json of each, and OUT/metrics.md, a page of all with what is missing.
 
     Args:
-        real: the real clips, given as to megavrc evaluate fvd.
+        real: the real clips, given as for megavrc evaluate fvd.
         clips: clips to measure.
         out: folder for the results.
         planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         clip: folder of a CLIP model (default: $MEGAVRC_CLIP).
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).
-        network: network of the distances, as of megavrc evaluate fvd.
+        network: network of the distances, as for megavrc evaluate fvd.
         protocol: protocol of the distances.
         change: single fields of the protocol, NAME=VALUE.
         draws: draws of each bootstrap.

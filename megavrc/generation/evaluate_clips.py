@@ -47,14 +47,15 @@ def clipsim(
 ) -> None:
     """CLIPSIM: cosine of each clip's frames with its caption, by a CLIP model that you bring.
 
-    Each value stands beside what the captions of other clips get, with intervals. Clips are given as to megavrc
+    Each value stands beside what the captions of other clips get, with intervals. Clips are given as for megavrc
     evaluate fvd; their captions come from their list, from --planned or from a manifest (of one caption a video or of
     all: megavrc prepare_dataset msrvtt --captions).
 
     Args:
         clips: clips to measure.
         against: other clips of the same captions; the difference is measured caption for caption.
-        real: real clips: with --mode text they are measured beside, with --mode video frames are compared with theirs.
+        real: real clips: with --mode text they are measured too, with --mode video the frames are compared
+            with theirs.
         clip: folder of the CLIP model (default: $MEGAVRC_CLIP).
         mode: compare frames with captions, or with the frames of real clips.
         planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
@@ -92,11 +93,11 @@ def drift(
 ) -> None:
     """Clips that freeze, loop, fade or blur, as shares; change, contrast and sharpness by frame. Pixels alone decide.
 
-    Clips are given as to megavrc evaluate fvd. --json also holds the curves, NAME/FRAME.
+    Clips are given as for megavrc evaluate fvd. --json also holds the curves, NAME/FRAME.
 
     Args:
         clips: clips to measure.
-        real: real clips, measured beside.
+        real: real clips to measure too.
         planned: list of the clips that must be there, or be generated: JSON lines with id, caption or label.
         draws: draws of the bootstrap.
         seed: seed of the bootstrap and of generated clips.
@@ -132,13 +133,13 @@ def redundancy(
     """Measure how much of a clip its earlier frames hold: bytes of H.264, unchanged blocks of pixels, equal tokens.
 
     H.264 as one I frame and P frames, and by the paper's literal command, which also makes B frames: bytes of each
-    frame's packet and of its picture data alone. Clips are given as to megavrc evaluate fvd.
+    frame's packet and of its picture data alone. Clips are given as for megavrc evaluate fvd.
 
     Args:
         clips: clips to measure.
         tokenizer: folder or .ckpt of a video tokenizer, whose ids of neighbouring latent frames are compared.
-        tokens: converted folder; instead, how few of its tokens the later latent frames need: methods of token
-            reduction and its own compressor, rate against distortion (docs/llmc.md). Takes 1 + 4k frames.
+        tokens: converted folder: measure instead how few of its tokens the later latent frames need, with
+            methods of token reduction and its own compressor (docs/llmc.md). Takes 1 + 4k frames.
         keep: shares of the later tokens that methods leave (default: 0.5 0.25 0.0625).
         planned: list of the clips that must be there: JSON lines with id.
         frames: frames of each clip, from its first on.
@@ -202,7 +203,7 @@ def export(
 ) -> None:
     """Write clips as other suites read them: vbench ({prompt}-{index}.mp4), frames (folders of PNG) or npz.
 
-    Clips are given as to megavrc evaluate fvd.
+    Clips are given as for megavrc evaluate fvd.
 
     Args:
         clips: clips to export.

@@ -41,8 +41,8 @@ def copying(
 
     Args:
         model: converted folder.
-        real: clips that it was not trained on, with captions or labels: manifest.jsonl:SPLIT, or as to megavrc
-            evaluate fvd.
+        real: clips that it was not trained on, with captions or labels: manifest.jsonl:SPLIT, or as for
+            megavrc evaluate fvd.
         n: number of clips, the first ones (default: all).
         draws: draws of the bootstrap.
         seed: seed of the bootstrap.

@@ -93,7 +93,7 @@ def kvd(
     """Kernel video distance: the unbiased polynomial MMD of the features of `fvd`; its mean does not depend on N.
 
     Args:
-        real: the real clips; all clips are given as to megavrc evaluate fvd.
+        real: the real clips; all clips are given as for megavrc evaluate fvd.
         clips: clips to measure.
         against: other clips of the same prompts; their difference from `clips` is measured prompt for prompt.
         i3d: the TorchScript file of the I3D network (default: $MEGAVRC_I3D).

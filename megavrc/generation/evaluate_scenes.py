@@ -75,8 +75,8 @@ def scenes(
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the scores to, with 95% intervals.
         sheet: contact sheet to write (PNG), with the first clips of every set.
-        clips: clips of these captions to score, given as to megavrc evaluate fvd; exactly those of the split (its
-            first N).
+        clips: clips of these captions to score, given as for megavrc evaluate fvd; exactly those of the split
+            (its first N).
     """
     check_outputs(json, sheet)
     passes = later_passes or 1

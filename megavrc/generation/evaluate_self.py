@@ -47,7 +47,8 @@ def fd_self(
     ones; a network that fails is refused by every other command. Exit code 1 if it fails.
 
     Args:
-        real: real clips with what they show: manifest.jsonl:SPLIT, or as to megavrc evaluate fvd.
+        real: real clips with captions, labels or attributes: manifest.jsonl:SPLIT, or as for megavrc evaluate
+            fvd.
         out: folder for the network.
         tokenizer: folder or .ckpt of a video tokenizer: its reconstructions must lie between real and faulty clips.
         n: clips of each side of the trial, which are not trained on; at most a quarter of all.
@@ -56,8 +57,8 @@ def fd_self(
         size: side in pixels that clips are resized to (short side, then the centre).
         steps: training steps.
         batch: clips of a step.
-        reversible: whether clips are as probable backward as forward, as those of megavrc make_scenes and make_shapes:
-            then a reversed one is no fault.
+        reversible: say that clips are as probable backward as forward, as those of megavrc make_scenes and
+            make_shapes are; a reversed clip is then no fault.
         draws: draws of the bootstrap.
         seed: seed of weights, choices and bootstrap.
         device: `cpu` or `cuda`; auto is cuda where there is one.

@@ -33,9 +33,9 @@ def to_hf(
         step: optimiser step of the checkpoint to take (default: the newest).
         dtype: type of the generator's weights; batch norms and the video tokenizer stay fp32.
         shard_size: largest weight file, e.g. 500MB.
-        weights: as trained, or their average over training (train.ema).
-        captions: manifest.jsonl or one caption a line: tokenizer.json must give sentencepiece's ids on all of them
-            (default: those of the run's dataset, where it is still in its place).
+        weights: weights to convert: as trained, or their average over training (train.ema).
+        captions: manifest.jsonl, or a text file of one caption a line, on which tokenizer.json must give
+            sentencepiece's ids (default: the captions of the run's dataset, where it is still in its place).
     """
     from megavrc.hf.convert import to_hf
 

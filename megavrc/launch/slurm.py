@@ -59,7 +59,7 @@ class Resources:
         array: tokenization only: array tasks that share the work.
         grace: seconds before the time limit at which the job gets the signal to save and stop.
         name: name of the job (default: from the run folder).
-        setup: lines of shell before anything runs, such as "module load cuda; source .venv/bin/activate".
+        setup: shell lines to run first, such as "module load cuda; source .venv/bin/activate".
         python: the interpreter (default: the one that submits).
         sbatch: more options of sbatch, such as "--account=A --qos=Q --exclusive --mail-type=FAIL".
     """

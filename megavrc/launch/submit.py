@@ -70,8 +70,8 @@ def submit(*command: str, **resources: Any) -> None:
 
 
 def requeue(run_dir: Path, exit_code: int | None = None) -> int:
-    """Put a job back into the queue. Batch scripts call it with an exit code; without one, it is for people:
-    the last submission once more, with the code and configuration of then.
+    """Put a job back into the queue. Batch scripts call it with an exit code. Without one it
+    repeats the last submission, with the code and configuration of that time.
 
     Args:
         run_dir: folder of the run (of tokenization: OUT).

@@ -110,7 +110,7 @@ class ModelConfig:
     """A VRC model.
 
     Attributes:
-        preset: named sizes that values left at 0 come from.
+        preset: named size; values left at 0 come from it.
         layers: blocks of the trunk.
         heads: attention heads of a block.
         width: width of the trunk's rows; a multiple of 16 for every head.
@@ -123,13 +123,13 @@ class ModelConfig:
         decompressor_head: `shared` with the first frame, or its `own` 1x1 projection to the vocabulary.
         prediction: `segment` is VRC; `token` the paper's baseline: no compression, next token everywhere.
         first_frame: `token` by token, or `row` by row with the segment mechanism (not in the paper).
-        keep_first_frame: whether segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read
+        keep_first_frame: let segments see the raw first-frame tokens (Eq. 5 and 7); false is Algorithm 1 read
             literally.
         segment_attention: inside a segment, `bidirectional` (Eq. 6) or `causal`.
         feedback: input of the compressor for the next pass at generation: sampled `tokens`, or the `soft` mean
             embedding of their distribution.
-        refine: whether rows that predict a frame (with `first_frame: row` a row of the first one, too) also see its
-            cells that are known, so that it can be drawn in several passes; false is the paper.
+        refine: let the rows that predict a frame (with `first_frame: row` a row of the first one, too) also
+            see its known cells, so that it can be drawn in several passes; false is the paper.
         refine_layer: layer before which the known cells are added; further passes run the layers from it on.
         context_noise: share of the tokens that training replaces by random ones before they are compressed.
         rope_base: base of the rotary frequencies.

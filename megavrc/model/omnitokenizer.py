@@ -31,9 +31,10 @@ class OmniTokenizerConfig:
         enc_block: spatial encoder layers, one letter each: `t` full attention, `w` window attention.
         dec_block: spatial decoder layers, likewise.
         temporal_depth: temporal layers of the encoder, and of the decoder.
-        temporal_encoder: whether the encoder has temporal layers. Without them, and with an `enc_block` of `w` alone,
-            the ids of a latent frame are a function of its own pixels (the position generator of `t` sees two frames
-            back), and where nothing changes they repeat. No published checkpoint is of this kind.
+        temporal_encoder: give the encoder temporal layers. Without them, and with an `enc_block` of `w`
+            alone, the ids of a latent frame are a function of its own pixels (the position generator of `t`
+            sees two frames back), and where nothing changes they repeat. No published checkpoint is of this
+            kind.
         window: side of a window in cells.
         codes: codebook rows.
         code_dim: codebook columns.

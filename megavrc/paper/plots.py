@@ -236,7 +236,7 @@ def fig4(found: Measured) -> Exhibit:
 
 
 def fig5(found: Measured) -> Exhibit:
-    """Distance from real clips by rate of compression, beside the model without any."""
+    """Distance from real clips by rate of compression, beside the model without compression."""
     datasets, rates, main = (*(found.matrix.lists[key] for key in ("dataset", "rate")), found.matrix.main)
     made = found.exhibit("fig5", "Figure 5. VRC by rate of compression")
     made.figure, axes = panels(len(datasets), columns=2, width=COLUMN, height=2.0, text=TEXT)

@@ -41,8 +41,8 @@ OPTIONS = """
             --smoke runs/paper-smoke).
         results: folder of result files (default: OUT/results).
         data: folder of the data sets, DATASET/manifest.jsonl.
-        run: first run what is missing, one command after the other; stopped or failed, it goes on when run again.
-        smoke: run all at toy size: minutes on a CPU, without data and weights of yours.
+        run: first run the missing commands, one after the other; after a stop or a failure, the same command continues.
+        smoke: run everything at toy size, without your data and weights: minutes on a CPU.
         processes: processes of each training, one a GPU.
 """
 

@@ -27,7 +27,7 @@ def videofolder(folder: Path, out: Path, val_fraction: float = 0.0) -> Listing:
     """List every video below a folder: class from the parent folder, caption from a .txt file beside the video.
 
     Args:
-        folder: searched with all its subfolders, also linked ones.
+        folder: folder to search, with all its subfolders, also linked ones.
         out: the manifest to write; the paths in it are relative to it.
         val_fraction: share of the videos that become split `val`, chosen by their path.
     """
@@ -40,11 +40,12 @@ def framefolder(
     """List every folder of pictures below a folder as a video: class from its parent folder.
 
     Args:
-        folder: searched with all its subfolders, also linked ones; pictures go by the last number in their names.
+        folder: folder to search, with all its subfolders, also linked ones; pictures go by the last number in
+            their names.
         out: the manifest to write; the paths in it are relative to it.
         val_fraction: share of the videos that become split `val`, chosen by their path.
         fps: frames a second of the pictures, kept in the manifest.
-        min_frames: folders with fewer pictures are left out.
+        min_frames: smallest number of pictures of a folder; others are left out.
     """
     return _long_enough(from_frames(folder, out, val_fraction, fps), min_frames)
 
@@ -55,7 +56,7 @@ def list_(table: Path, out: Path, folder: Path | None = None, val_fraction: floa
     caption (or text, prompt), label, split, start, end (seconds) and id are optional.
 
     Args:
-        table: the file; other columns are kept.
+        table: the .csv or .jsonl file; its other columns are kept.
         out: the manifest to write; the paths in it are relative to it.
         folder: folder that the paths in the table are relative to (default: that of the table). Its videos that no
             row names are counted.
@@ -81,8 +82,8 @@ def ucf101(
     Args:
         folder: UCF-101 with its 101 class folders, or the folder above it.
         out: the manifest to write; the paths in it are relative to it.
-        lists: the folder ucfTrainTestlist; found by itself when it lies in `folder` or beside UCF-101.
-        fold: which of the three train and test lists; `all` makes every video split `train`.
+        lists: folder ucfTrainTestlist (default: found in `folder` or beside UCF-101).
+        fold: number of the train and test lists; `all` puts every video into split `train`.
     """
     root = next((folder / name for name in ("UCF-101", "videos") if (folder / name).is_dir()), folder)
     around = [folder / "ucfTrainTestlist", root.parent / "ucfTrainTestlist", folder]
@@ -106,10 +107,11 @@ def skytimelapse(folder: Path, out: Path, fps: float | None = None, min_frames: 
     """List SkyTimelapse: sky_train and sky_test with folders of pictures, two levels down; one class.
 
     Args:
-        folder: holds sky_train and sky_test.
+        folder: folder that holds sky_train and sky_test.
         out: the manifest to write; the paths in it are relative to it.
         fps: frames a second of the pictures, kept in the manifest.
-        min_frames: folders with fewer pictures are left out; the data set holds very short ones.
+        min_frames: smallest number of pictures of a folder; the data set has folders with very few, which are
+            left out.
     """
     parts = _parts(folder, [""], {"train": "sky_train", "test": "sky_test"}, "sky_train/<id>/<id>_<n>/*.jpg")
     entries, notes = _long_enough(_one_class("skytimelapse", folder, parts, out, fps), min_frames)
@@ -126,10 +128,10 @@ def taichi(folder: Path, out: Path, fps: float | None = None, min_frames: int = 
     """List Taichi-HD: train and test with video files, or with a folder of pictures each; one class.
 
     Args:
-        folder: holds train and test, or a folder `frames`, `taichi` or `taichi-256` that does.
+        folder: folder that holds train and test, or a folder `frames`, `taichi` or `taichi-256` that does.
         out: the manifest to write; the paths in it are relative to it.
         fps: frames a second of pictures, kept in the manifest.
-        min_frames: folders with fewer pictures are left out.
+        min_frames: smallest number of pictures of a folder; others are left out.
     """
     places = ["", "frames", "taichi", "taichi/frames", "taichi-256/frames", "taichi-256"]
     parts = _parts(
@@ -174,7 +176,7 @@ def msrvtt(
     """List MSR-VTT: splits and about 20 captions a video from its JSON files.
 
     Args:
-        folder: searched for <video_id>.mp4 with all its subfolders.
+        folder: folder to search for <video_id>.mp4, with all its subfolders.
         out: the manifest to write; the paths in it are relative to it.
         annotations: folder with MSRVTT_data.json, or with the *videodatainfo.json files; default: found in `folder`.
         captions: `one` draws a caption for each video and keeps the others as `captions`; `all` makes an entry of

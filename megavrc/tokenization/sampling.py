@@ -21,14 +21,16 @@ class ClipSettings:
     Args:
         frames: frames of a clip.
         stride: step between two frames of a clip, in frames of the video (with `fps`: of the resampled one).
-        fps: first resample the video to this many frames a second, by the times at which its frames are shown
-            (a slower video repeats frames). Default: the video's own frames, in decoded order.
+        fps: frames a second to resample the video to, by the times at which its frames are shown (a slower
+            video repeats frames). Default: the video's own frames, in decoded order.
         size: side of the square frames, in pixels. Default: that which the tokenizer was trained on, 256 where it does
             not say.
         crop: resize the short side and cut the centre, or squash the frame into a square.
-        short: a video with too few frames is skipped (and recorded), or its last frame is repeated.
+        short: treatment of a video with too few frames: `skip` it and record it, or `clamp`: repeat its last
+            frame.
         clips_per_video: clips cut from a video, each at a random place in its own equal part of the video.
-        images_per_video: stage-1 frames drawn from a video, without replacement; all of them if it has fewer.
+        images_per_video: frames for stage 1 drawn from a video, without replacement; all of them if it has
+            fewer.
         image_source: encode a stage-1 frame as an image, or take the first latent frame of the clip that starts there.
         splits: splits of the manifest to tokenize.
         clips_per_shard: samples of a full video shard.

@@ -68,7 +68,8 @@ def text_features(
         out: folder of a tokenization job whose datasets are finished.
         encoder: folder of a text encoder (T5 and its kin) in Hugging Face format, with its tokenizer
             (default: MEGAVRC_TEXT_ENCODER).
-        max_tokens: longer captions are cut; a model takes as many as it has condition slots less one.
+        max_tokens: largest number of tokens of a caption; longer ones are cut. A model takes as many as it
+            has condition slots less one.
         batch: captions in an encoder batch.
         precision: arithmetic of the encoder; features are stored in float16.
         task: number of this task, from 0 (default: of the SLURM array, else 0).

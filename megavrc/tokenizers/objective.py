@@ -36,8 +36,8 @@ class ObjectiveConfig:
         l2: weight of the mean squared error.
         commitment: weight of the squared distance of vectors to their codes.
         first_frame: factor on the errors of frame 0 (1 of 17 frames, but 1 of 5 latent frames).
-        foreground: added to the weight 1 of pixels that differ from the background (the median of frame 0).
-        motion: added to the weight of pixels that changed since the frame before.
+        foreground: weight added to the 1 of pixels that differ from the background (the median of frame 0).
+        motion: weight added to that of pixels that changed since the frame before.
         decay: decay of the codebook's moving averages.
         warmup_steps: first steps without quantisation; the codebook is then seeded by k-means++ with the last
             vectors. 0 keeps the codebook that the network has.

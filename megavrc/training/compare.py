@@ -164,7 +164,7 @@ def compare_runs(
         tolerance: largest relative difference that counts as the same.
         plot: figure of both runs to write, .png or .svg.
         save: reference file to write run_a to.
-        every: compare only lines of that file of steps that are multiples of this, and the last one.
+        every: steps that `save` keeps: multiples of this, and the last one.
         json: file to write the differences to.
     """
     if not 0 <= tolerance < math.inf:

@@ -21,25 +21,25 @@ class TrainConfig:
         save_every: steps between checkpoints; one more at the end and when stopped by a signal.
         preview_every: steps between previews (0: one at the end only).
         validate_every: steps between passes over the validation sets (0: one at the end only).
-        keep: checkpoints that stay on disk, the newest.
-        keep_every: steps whose multiples stay for good (0: none).
-        keep_best: whether the one with the lowest validation loss stays too, when there is such a loss.
+        keep: number of newest checkpoints that stay on disk.
+        keep_every: interval in steps of the checkpoints that stay for good (0: none).
+        keep_best: keep the checkpoint with the lowest validation loss too, where there is such a loss.
         async_save: write checkpoints while training goes on, from a copy in the host's memory: 12 bytes a parameter
             (16 with ema), divided by the ranks. Otherwise training waits.
         zero: ZeRO stage: 0 replicates everything, 1 shards the optimizer, 2 also gradients, 3 also weights.
         precision: arithmetic of the forward and backward pass; master weights and moments are fp32 always.
-        workers: processes a rank reads data with; 0 reads in the training process.
+        workers: processes of each rank that read data; 0 reads in the training process.
         activation_checkpointing: `layers` keeps only the input of each block of the model and computes it again in the
             backward pass: less memory, about a third more computation.
         compile: compile each block of the model with torch.compile (not at ZeRO stage 3).
         ema: decay of an average of the weights, which previews, validation and conversion then can use (0: none).
-        exit_duration: minutes after which the run saves and stops as if asked to by a signal (0: no limit).
+        exit_duration: minutes after which the run saves and stops, as after a signal (0: no limit).
         spike_threshold: standard deviations above the mean of the last losses at which a loss is a spike; training then
             goes back to the last checkpoint and leaves out the data since (0: no guard).
-        spike_window: losses that mean and deviation are taken of; the guard begins when there are so many.
+        spike_window: number of losses behind mean and deviation; the guard begins after so many.
         spike_rollbacks: rollbacks of a run before it ends as diverged.
-        watchdog_s: seconds without progress after which the ranks that hold up the others are named and all exit with
-            code 85; longer than a preview or a checkpoint takes (0: no watchdog).
+        watchdog_s: seconds without progress after which the log names the ranks that hold up the others and
+            all exit with code 85; must be longer than a preview or a checkpoint takes (0: no watchdog).
     """
 
     steps: int = 1000
@@ -148,11 +148,11 @@ class BaseRunConfig:
     """A run of any task. A task's own configuration inherits from it and adds its model and data.
 
     Attributes:
-        run_dir: folder that everything about the run is written to; the same configuration there resumes.
+        run_dir: folder for everything about the run; the same configuration started there again resumes it.
         seed: seed of weights, data order, dropout and condition dropout.
         train: the loop.
         optimizer: AdamW and its schedule.
-        deepspeed: passed on to DeepSpeed; may not contradict what is derived from `train`.
+        deepspeed: options passed on to DeepSpeed; they must not contradict what is derived from `train`.
     """
 
     run_dir: str

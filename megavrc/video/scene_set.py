@@ -55,8 +55,8 @@ def make_scenes(
         places: places of the objects: `grid`, centres on multiples of 4 pixels and radius 8, so that an object moves
             half a cell or a whole one in a latent frame; or `any` pixel and radius 8 to 10, which takes far longer to
             learn.
-        background: a background that stands still is `plain` grey, or has `waves` as one that pans has; they take far
-            longer to learn too.
+        background: background that stands still: `plain` grey, or `waves` as a panning one has, which take
+            far longer to learn too.
         bounce: motion of an object at a wall: `reflect`, or go on in a `random` direction.
         clips: training clips.
         val: clips of the split val.

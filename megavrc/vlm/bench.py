@@ -84,10 +84,9 @@ def bench(
         out: folder for result files (accuracy, costs, joint, kept), pareto.csv and report.html.
         mini: folder of the trained mini-VLMs (default: those in examples/mini_vlm).
         checkpoint: folder of transformers with a processor, instead of the mini-VLM.
-        questions: JSON lines with its questions; docs/llmc.md says how they look.
-        kinds: `image` or `video` (default: those that there is a trained mini-VLM, or a question for). Cases of the
-            other
-            one stay in `out`, if they were measured alike.
+        questions: JSON lines with its questions, in the format of docs/llmc.md.
+        kinds: kinds to measure (default: those with a trained mini-VLM, or with questions). `out` keeps cases
+            of the other kind that were measured in the same way.
         methods: names of the methods (default: all that the family has).
         keep: budgets, as shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
         conversations: conversations of each seed and kind (default: 100, quick: 24).

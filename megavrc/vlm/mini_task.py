@@ -25,12 +25,12 @@ VALIDATION = 384
 
 @dataclass(kw_only=True)
 class MiniRunConfig(BaseRunConfig):
-    """A run of the mini-VLM.
+    """Configuration of a mini-VLM run (`megavrc pretrain_vlm`).
 
     Attributes:
         kind: `image` or `video`.
         tower_steps: steps of 16 pictures or 8 clips in which the tower learns to see, before the training.
-        blind: whether all pixels are black: measures what can be guessed from questions alone.
+        blind: make all pixels black, to measure what can be guessed from the questions alone.
     """
 
     kind: Kind

@@ -47,7 +47,7 @@ def build_study(
 ) -> None:
     """Make a blind study of two models' clips of the same prompts: pairs of clips that are alike in all but content.
 
-    Clips are given as to megavrc evaluate fvd. Exactly the planned ones must be there.
+    Clips are given as for megavrc evaluate fvd. Exactly the planned ones must be there.
 
     Args:
         first: clips of one model.

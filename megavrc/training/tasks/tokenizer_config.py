@@ -21,11 +21,11 @@ class ClipDataConfig:
         frames: frames decoded of every clip, from its first frame on.
         size: side of the square frames in pixels (before objective.scales).
         crop: `center` crop of the resized frame, or `squash` to a square.
-        split: lines of the manifest with this split are used.
-        limit: use only the first so many clips (0: all).
-        frames_schedule: step to the frames of a training window from that step on, as in {0: 9, 1500: 17}; windows
-            start at a random frame. A list takes turns, a step each: {0: [17, 1]} trains on clips and on images, that
-            is single frames. Empty: all frames always.
+        split: split of the manifest to train on.
+        limit: number of clips to use, the first ones (0: all).
+        frames_schedule: frames of a training window by the step from which on they hold, as in {0: 9, 1500:
+            17}; windows start at a random frame. A list takes turns, a step each: {0: [17, 1]} trains on
+            clips and on images, that is single frames. Empty: all frames always.
         cache: decode all videos once, before training, into a memory map in the run folder (frames x size^2 x 3 bytes a
             clip). Otherwise each is decoded whenever its turn comes; use train.workers then.
         images_per_clip: frames of each clip that a step of single frames takes, each an image of its own.
@@ -69,15 +69,17 @@ class ClipDataConfig:
 
 @dataclass(kw_only=True)
 class TokenizerRunConfig(BaseRunConfig):
-    """A video tokenizer run, `megavrc pretrain_tokenizer`.
+    """Configuration of a video tokenizer run (`megavrc pretrain_tokenizer`).
 
     Attributes:
         model: the network.
         objective: its loss.
-        init_from: the finished run (or one of its checkpoints) that the network and its codebook are taken from. If
-            that one saw images only, what a clip needs beyond is made of the weights for images.
-        init_inflation: how the weights for clips are made of those for images: `average` as the original does, every
-            repeated weight over temporal_patch; `still` such that a clip without motion gives what its image gives.
+        init_from: finished run (or one of its checkpoints) whose network and codebook the training starts
+            from. After a run on images alone, the weights that clips need in addition are made from those for
+            images.
+        init_inflation: way to make the weights for clips from those for images: `average` divides every
+            repeated weight by temporal_patch, as the original does; `still` gives a clip without motion the
+            result of its image.
     """
 
     model: OmniTokenizerConfig

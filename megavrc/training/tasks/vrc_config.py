@@ -51,18 +51,19 @@ class TokenDataConfig:
 
     Attributes:
         path: finished dataset folder (`<out>/video`, or `<out>/image` for the image stage), or the URL of one.
-        blend: instead of a path, several of them: [{path: ..., weight: 0.7}, {path: ..., weight: 0.3}].
+        blend: several datasets instead of `path`: [{path: ..., weight: 0.7}, {path: ..., weight: 0.3}].
         text_tokenizer: sentencepiece tokenizer.model (for `condition.kind: text`).
-        video_tokenizer: folder or published checkpoint; its hash is compared with the dataset's, and previews are
-            decoded with it. Empty: neither.
+        video_tokenizer: folder or published checkpoint of the video tokenizer, which decodes previews and
+            whose hash must be that of the dataset. Empty: no previews, no check.
         split: split of the dataset.
         shuffle: `global` shuffles all samples of an epoch together, `window` those of `window` shards at a time, in
             a new order of the shards; for datasets at a URL that are larger than the cache.
         window: shards that `shuffle: window` mixes at a time.
         on_damage: effect of a damaged sample: `fail` ends the run, `replace` puts another one in its place and logs it.
         max_damaged: number of different damaged samples that a rank may replace between start and end of a process.
-        max_incomplete: largest share of samples whose caption is cut to the slots, or that have no caption or label and
-            train without one; of some that are looked at before a new run starts. A run that resumes only says it.
+        max_incomplete: largest share of samples whose caption is cut to the slots, or that have no caption or
+            label and train without one. A new run checks some samples before it starts; a run that resumes
+            only warns.
         cache_dir: folder that shards from a URL are kept in; on a disk of this machine, shared by its ranks.
         cache_gb: size limit of that folder, in 10^9 bytes.
         validation: sets to measure the loss on every train.validate_every steps, by name; none by default.
@@ -135,9 +136,9 @@ class EvaluationConfig:
     Attributes:
         every: steps between measurements (0: never); one more at the end.
         clips: clips of one measurement.
-        network: `i3d` (of $MEGAVRC_I3D) or a folder of megavrc evaluate fd-self: the kernel distance from
-            the real clips, too (empty: none).
-        clip: folder of a CLIP model: CLIPSIM, too (empty: none).
+        network: network of the kernel distance from the real clips: `i3d` (of $MEGAVRC_I3D) or a folder of
+            megavrc evaluate fd-self (empty: no distance).
+        clip: folder of the CLIP model of CLIPSIM (empty: no CLIPSIM).
     """
 
     every: int = 0
@@ -180,7 +181,7 @@ ALIASES = {
 
 @dataclass(kw_only=True)
 class RunConfig(BaseRunConfig):
-    """A VRC run, `megavrc pretrain_vrc`.
+    """Configuration of a VRC run (`megavrc pretrain_vrc`).
 
     Attributes:
         stage: `image` (stage 1, the first frame alone) or `video` (stage 2).
@@ -189,8 +190,8 @@ class RunConfig(BaseRunConfig):
         train: the loop, and how VRC computes in it.
         preview: clips generated while training.
         evaluation: metrics of such clips.
-        init_from: the finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished run of
-            the same stage on other data, or what megavrc convert_checkpoint from-hf wrote.
+        init_from: finished stage-1 run (or one of its checkpoints) that stage 2 starts from; or a finished
+            run of the same stage on other data; or a folder written by megavrc convert_checkpoint from-hf.
     """
 
     stage: Literal["image", "video"]
