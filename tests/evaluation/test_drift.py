@@ -115,6 +115,14 @@ def test_groups_of_pictures() -> None:
     assert [frame.kind for frame in coded_frames(scene(7, side=33))] == list("IPPPPPP")
 
 
+def test_a_cut_begins_no_group_of_its_own() -> None:
+    """As `-sc_threshold 0` says: the frame behind it is a P frame, however little it has of the one before."""
+    rng = np.random.default_rng(1)
+    cut = np.concatenate([scene(2), rng.integers(0, 256, (3, 128, 128, 3), np.uint8)])
+    assert [frame.kind for frame in coded_frames(cut)] == list("IPPPP")
+    assert [frame.kind for frame in coded_frames(cut, "paper")].count("I") == 1
+
+
 def test_noise_has_no_redundancy_and_a_still_clip_nothing_else() -> None:
     rng = np.random.default_rng(1)
     noise = coded_frames(rng.integers(0, 256, (5, 64, 64, 3), np.uint8))
