@@ -91,7 +91,7 @@ def test_what_the_tokenizer_leaves_of_the_clips_is_scored_once_for_a_set() -> No
     assert found == [f"{name}-vrc-0/reconstructed-4000" for name in ("scenes", "told0", "told1", "corner")]
     drawing, drawn = (jobs[f"scenes-vrc-0/{kind}-4000/ids"].words for kind in ("reconstructed", "given"))
     assert "--entry=real" in drawing and drawing[4] == drawn[4] == "--prompts=512", "the same prompts"
-    assert not any("reconstructed" in job.name for job in Matrix(FILE, Path("work")).jobs(tune=True))
+    assert not any("reconstructed-" in job.name for job in Matrix(FILE, Path("work")).jobs(tune=True))
 
 
 def test_temperatures_are_found_before_they_are_used_and_apart_from_samples() -> None:
