@@ -37,7 +37,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megavrc", "megavrc.*"]),
     package_data={"megavrc": ["**/*.html", "**/*.md", "**/*.yaml"]},
-    entry_points={"console_scripts": ["megavrc = megavrc.__main__:main"]},
+    entry_points={
+        "console_scripts": ["megavrc = megavrc.__main__:main"],
+        "lmms_eval.models": ["megavrc = megavrc.vlm.lmms:MANIFEST"],
+    },
     install_requires=requirements(),
     extras_require={
         "int8": ["torchao>=0.15,<1"],  # tested 0.18.0
@@ -45,6 +48,18 @@ setup(
         "mpi": MPI,
         "serve": SERVE,
         "quant": ["bitsandbytes>=0.49,<1"],  # tested 0.50.2; 43 MB, so not in dev
+        # what lmms-eval imports; itself by `pip install --no-deps lmms-eval`, as it asks for av<16
+        "lmms": [
+            "accelerate>=1,<2",  # tested 1.15.0
+            "datasets>=4,<6",  # tested 5.2.0
+            "evaluate>=0.4.3,<0.5",  # tested 0.4.6
+            "filelock>=3.16,<4",  # lmms-eval 0.7.3 uses what version 4 has not
+            "loguru>=0.7,<0.8",  # tested 0.7.3
+            "pytablewriter>=1.2,<2",  # tested 1.2.1
+            "python-dotenv>=1,<2",  # tested 1.2.1
+            "sacrebleu>=2.4,<3",  # tested 2.6.0
+            "tenacity>=9,<10",  # tested 9.2.1
+        ],
         "study": ["vizdoom>=1.3,<1.4"],  # tested 1.3.2; 39 MB, so not in dev
         "dev": [
             "aiohttp>=3.9,<4",  # datasets at http URLs, in tests

@@ -49,7 +49,7 @@ converted(Source(Path("source")), Path("hf"))') # a tiny one with random weights
 import importlib, pkgutil, sys
 import megavrc
 
-OPTIONAL = {"flash_attn", "triton", "fastapi", "pydantic"}  # of GPUs, and of the extra [serve]
+OPTIONAL = {"flash_attn", "triton", "fastapi", "pydantic", "lmms_eval"}  # of GPUs, and of extras
 assert megavrc.__file__.startswith(sys.prefix), megavrc.__file__
 names = [module.name for module in pkgutil.walk_packages(megavrc.__path__, "megavrc.")]
 for name in names:

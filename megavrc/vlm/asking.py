@@ -5,6 +5,7 @@ the right answers, so that a mistake in one turn costs nothing in the next.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,12 @@ def ask(
             columns = []
             for turn in range(turns):
                 inputs = subject.inputs(part, turn)
-                ids = subject.model.generate(**inputs, max_new_tokens=subject.longest, do_sample=False)
+                try:
+                    ids = subject.model.generate(**inputs, max_new_tokens=subject.longest, do_sample=False)
+                except torch.OutOfMemoryError:
+                    raise UserError(
+                        f"{len(part)} conversations at a time need too much memory: lower --batch"
+                    ) from None
                 said = subject.words(ids[:, inputs["input_ids"].shape[1] :])
                 wanted = [item.questions[turn].answer for item in part]
                 columns.append([plain(a) == plain(b) for a, b in zip(said, wanted, strict=True)])
@@ -118,13 +124,26 @@ def fitted(subject: Subject, others: Sequence[Conversation], reduced: Reduced) -
     )
 
 
-def in_batches(conversations: Sequence[Conversation], size: int) -> Iterator[Sequence[Conversation]]:
+def turns_of(conversations: Sequence[Conversation], most: int) -> int:
+    """Turns that all of them have, up to `most`; a warning says where some have more."""
+    counts = [min(most, len(item.questions)) for item in conversations]
+    if min(counts) < max(counts):
+        warnings.warn(
+            f"a conversation has {min(counts)} of {max(counts)} turns: of each the first {min(counts)} are asked; "
+            "put shorter ones into a file of their own",
+            stacklevel=2,
+        )
+    return min(counts)
+
+
+def in_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Runs of up to `size`."""
-    for start in range(0, len(conversations), size):
-        yield conversations[start : start + size]
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def plain(answer: str) -> str:
-    """Lower case, without articles and punctuation, as VQA scores compare answers."""
+    """Lower case, without articles and punctuation, as VQA scores compare answers; where nothing else stands (the
+    letter A of a choice, a plus) they count."""
     words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words) or answer.strip()

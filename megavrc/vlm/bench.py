@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import Result, case, read_result, result, write_result
 from megavrc.vlm.accuracy import DRAWS, GOAL, WHOLE, accuracy_cases, asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, turns_of
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
@@ -106,6 +106,7 @@ def bench(
     )
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
+    tested: Iterable[Tested]
     if checkpoint is None or questions is None:
         tested = of_mini(mini or FOLDER, plan, kinds)
     else:
@@ -145,13 +146,19 @@ def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iter
 
 def of_checkpoint(
     subject: Subject, conversations: Sequence[Conversation], kinds: Sequence[Kind] | None
-) -> Iterator[Tested]:
+) -> list[Tested]:
     """The kinds that there are questions for; every tenth conversation, up to a number, is one of the others."""
+    found: list[Tested] = []
     for kind in kinds or TYPES:
         chosen = [item for item in conversations if item.kind == kind]
         others = chosen[::10][:OTHERS]
         if asked_about := [item for item in chosen if item not in others]:
-            yield subject, {0: asked_about}, others
+            found.append((subject, {0: asked_about}, others))
+        elif chosen or kinds:
+            raise UserError(
+                f"{len(chosen)} conversations about a {kind}: two are the least, as every tenth is kept for thresholds"
+            )
+    return found
 
 
 def kind_cases(
@@ -159,7 +166,7 @@ def kind_cases(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(file, cases) of one model and one kind, each as soon as it is measured."""
     first = next(iter(sets.values()))
-    kind, turns = first[0].kind, min(plan.turns, *(len(item.questions) for item in first))
+    kind, turns = first[0].kind, turns_of(first, plan.turns)
     methods = [name for name in plan.methods if not refused(subject, name, kind)]
     guided = [name for name in methods if METHODS[name].guided]
     joint = [name for name in JOINT if name in methods]
@@ -167,10 +174,10 @@ def kind_cases(
     yield "accuracy", [*ask(methods=methods), blind_case(subject, sets, turns, plan.batch)]
     if turns > 1 and guided:
         yield "accuracy", ask(methods=guided, selection="frozen")[1:]
-    yield "joint", joint_cases(subject, sets, joint, JOINT_KEEPS, FORMATS, turns, plan.batch)
     yield "costs", cost_cases(subject, first, others, methods, keep=0.25, rounds=plan.rounds)
     if isinstance(subject, MiniSubject):
         yield "kept", kept_cases(subject, first, others, methods, keep=0.25)
+    yield "joint", joint_cases(subject, sets, joint, JOINT_KEEPS, FORMATS, turns, plan.batch)
 
 
 def refused(subject: Subject, name: str, kind: Kind) -> bool:

@@ -1,7 +1,8 @@
 """A checkpoint that a user brings, and a file of questions: asked exactly as the mini-VLM is."""
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.files import read_jsonl
-from megavrc.video.read import count_frames, read_frames, read_picture
+from megavrc.video.errors import VideoError
+from megavrc.video.read import count_frames, probe, read_frames, read_picture
+from megavrc.vlm.asking import plain
 from megavrc.vlm.questions import Conversation, Kind, Question
+
+LINE = ("image", "video", "turns")
+TURN = ("question", "answer", "type")
 
 
 class CheckpointSubject:
@@ -37,13 +43,23 @@ class CheckpointSubject:
         self.name, self.longest, self.device = path.name, longest, device
 
     def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
+        clips = [item.show for item in conversations if isinstance(item.show, ClipFrames)]
+        return self.prompts([messages(item, turn) for item in conversations], clips)
+
+    def prompts(self, chats: list[list[dict[str, Any]]], clips: Sequence["ClipFrames"]) -> dict[str, Tensor]:
+        """The inputs of `generate` for chats with pictures and frames in them, and the clips that frames are from."""
+        how: dict[str, Any] = {"padding": True}
+        if any(part["type"] == "video" for chat in chats for turn in chat for part in turn["content"]):
+            how["do_sample_frames"] = False  # they are chosen: some processors would take a few of them
+        if clips:
+            how["video_metadata"] = [clip.times for clip in clips]
         found = self.processor.apply_chat_template(
-            [messages(item, turn) for item in conversations],
+            chats,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True},
+            processor_kwargs=how,
         )
         return dict(found.to(self.device, dtype=self.model.dtype))
 
@@ -69,24 +85,31 @@ def read_questions(path: Path, frames: int = 8) -> list[Conversation]:
 
     A line is {"image": FILE, "turns": [{"question": .., "answer": .., "type": ..}, ..]}, or with "video"; files are
     relative to the JSON lines file, `type` may be missing. Of a clip, `frames` frames are shown, evenly spaced.
+    UserError: a line that is another, a file that is not there; on reading, one that holds no picture or no clip.
     """
     found = []
     for number, line in read_jsonl(path, "turns"):
         where = f"{path} line {number}"
-        kinds: list[Kind] = [kind for kind in ("image", "video") if isinstance(line.get(kind), str)]
-        if len(kinds) != 1:
+        _known(line, LINE, where)
+        kinds: list[Kind] = [kind for kind in ("image", "video") if line.get(kind) is not None]
+        if len(kinds) != 1 or not isinstance(line[kinds[0]], str):
             raise UserError(f'{where}: expected a file name as either "image" or "video"')
-        file = path.parent / line[kinds[0]]
+        file, turns = path.parent / line[kinds[0]], line["turns"]
         if not file.is_file():
             raise UserError(f"{where}: {file} is not there")
-        questions = tuple(_question(turn, where) for turn in line["turns"]) if line["turns"] else ()
-        if not questions:
-            raise UserError(f"{where}: no turns")
-        show = partial(_picture, file) if kinds[0] == "image" else partial(_clip, file, frames)
+        if not isinstance(turns, list) or not turns:
+            raise UserError(f'{where}: no turns; "turns" is a list of questions')
+        questions = tuple(_question(turn, where) for turn in turns)
+        show = partial(_picture, file, where) if kinds[0] == "image" else ClipFrames(file, frames, where)
         found.append(Conversation(kinds[0], questions, show))
     if not found:
         raise UserError(f"{path}: no questions in it")
     return found
+
+
+def _known(given: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    if unknown := [key for key in given if key not in keys]:
+        raise UserError(f'{where}: unknown key "{unknown[0]}"; there are {", ".join(keys)}')
 
 
 def _question(turn: Any, where: str) -> Question:
@@ -96,13 +119,40 @@ def _question(turn: Any, where: str) -> Question:
         raise UserError(
             f'{where}: a turn is an object with texts "question" and "answer", not {str(turn)[:60]}'
         )
-    return Question(str(turn.get("type", "any")), turn["question"], turn["answer"])
+    _known(turn, TURN, f"{where}, a turn")
+    if not plain(turn["answer"]):
+        raise UserError(f'{where}: the answer to "{turn["question"][:60]}" is empty')
+    return Question(str(turn.get("type") or "any"), turn["question"], turn["answer"])
 
 
-def _picture(file: Path) -> NDArray[np.uint8]:
-    return read_picture(file.read_bytes())[None]
+def _picture(file: Path, where: str) -> NDArray[np.uint8]:
+    try:
+        return read_picture(file.read_bytes())[None]
+    except VideoError as error:
+        raise UserError(f"{where}: {file}: {error.reason}") from None
 
 
-def _clip(file: Path, frames: int) -> NDArray[np.uint8]:
-    wanted = np.linspace(0, count_frames(file) - 1, frames).round().astype(int)
-    return read_frames(file, wanted.tolist())
+@dataclass(frozen=True)
+class ClipFrames:
+    """Frames of a file, evenly spaced over it, read when called."""
+
+    file: Path
+    count: int
+    where: str
+    "the line of the file of questions"
+
+    def __call__(self) -> NDArray[np.uint8]:
+        try:
+            return read_frames(self.file, self.times["frames_indices"])
+        except VideoError as error:
+            raise UserError(f"{self.where}: {self.file}: {error.reason}") from None
+
+    @cached_property
+    def times(self) -> dict[str, Any]:
+        """What transformers calls the metadata of a video: which of its frames these are, and their rate."""
+        try:
+            length, rate = count_frames(self.file), probe(self.file).fps
+        except VideoError as error:
+            raise UserError(f"{self.where}: {self.file}: {error.reason}") from None
+        wanted = np.linspace(0, length - 1, self.count).round().astype(int).tolist()
+        return {"total_num_frames": length, "fps": rate or None, "frames_indices": wanted}

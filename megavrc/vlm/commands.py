@@ -8,7 +8,7 @@ from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
 from megavrc.vlm.accuracy import asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, turns_of
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.mini import FOLDER
@@ -91,7 +91,7 @@ def run_method(
         raise UserError(
             "one conversation is too few: every tenth is kept for thresholds, and not asked about"
         )
-    turns = min(turns, *(len(item.questions) for item in chosen))
+    turns = turns_of(chosen, turns)
     whole = asked(subject, {0: chosen}, Reduced(), turns, batch)
     try:
         how = fitted(subject, others, Reduced(method, keep, {"positions": positions, "selection": selection}))

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from megavrc.measure import turns
 from megavrc.results import case, median_of, metric
 from megavrc.vlm.accuracy import WHOLE
@@ -38,7 +40,10 @@ def cost_cases(
             else:
                 spent = spend(subject, conversations[:size], measured)
                 found.setdefault(cell, []).append(spent)
-        except ValueError:  # the same, where only a prompt shows it
+        except (
+            ValueError,
+            torch.OutOfMemoryError,
+        ):  # the same, shown by the prompt; or the batch is too large
             continue
     return [
         case(

@@ -4,6 +4,9 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
+from megavrc.errors import UserError
 from megavrc.progress import progress
 from megavrc.quantization.simulate import Simulation, simulate_quantization
 from megavrc.results import case, metric
@@ -34,14 +37,19 @@ def joint_cases(
     done: dict[str, tuple[Any, Simulation | None]] = {}
     try:
         for number_format, cell in progress(grid, f"{kind}: tokens x bits"):
-            if number_format not in done:
-                done = {number_format: rounded(model, number_format, group_size)}
-            subject.model, simulation = done[number_format]
             method = cell.method or WHOLE
             label = f"{kind}: {method} {cell.keep:g} simulated {number_format}"
             how: dict[str, Any] = dict(kind=kind, method=method, keep=cell.keep, simulated=number_format)
             try:
+                if number_format not in done:
+                    done.clear()
+                    subject.model = model  # so that the copy before is gone
+                    done[number_format] = rounded(model, number_format, group_size)
+                subject.model, simulation = done[number_format]
                 answers = asked(subject, sets, cell, turns, batch)
+            except (torch.OutOfMemoryError, UserError):  # the copy with rounded weights is a second model
+                found.append(case(label, {}, {"refused": "a second model does not fit into memory"}, **how))
+                continue
             except ValueError as error:  # a budget out of the method's reach
                 found.append(case(label, {}, {"refused": str(error)}, **how))
                 continue

@@ -1,27 +1,24 @@
 """The benchmark of token reduction: questions files, statistics, verdicts, and one small run of all of it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from megavrc.errors import UserError
 from megavrc.results import case, metric, read_result, result
 from megavrc.vlm.accuracy import Asked
 from megavrc.vlm.asking import MiniSubject, Reduced, plain
 from megavrc.vlm.bench import bench, pareto
-from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
-from megavrc.vlm.commands import describe_method, list_methods, run_method
+from megavrc.vlm.commands import describe_method, list_methods
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
 from megavrc.vlm.joint import joint_cases
 from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
-from megavrc.vlm.tiny import FAMILIES, IMAGE, batch, prompt, tiny
+from megavrc.vlm.tiny import FAMILIES, batch, prompt, tiny
 from megavrc.vlm.watching import DECODED, peak_of, spend
 
 
@@ -164,39 +161,6 @@ def test_answers_are_compared_without_case_articles_and_marks() -> None:
     assert plain(" A Red. ") == plain("red") and plain("red") != plain("blue")
 
 
-def question_file(folder: Path, *lines: Any) -> Path:
-    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "a.png")
-    path = folder / "questions.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-TURNS = [{"question": "what is", "answer": "red", "type": "colour"}, {"question": "what", "answer": "red"}]
-
-
-def test_a_file_of_questions(tmp_path: Path) -> None:
-    [found] = read_questions(question_file(tmp_path, {"image": "a.png", "turns": TURNS}))
-    assert found.kind == "image" and found.frames.shape == (1, 32, 32, 3)
-    assert [question.type for question in found.questions] == ["colour", "any"]
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ({"turns": TURNS}, "line 1: expected a file name"),
-        ({"image": "b.png", "turns": TURNS}, "b.png is not there"),
-        ({"image": "a.png", "turns": []}, "no turns"),
-        (
-            {"image": "a.png", "turns": [{"question": "what"}]},
-            'a turn is an object with texts "question" and "answer"',
-        ),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read_questions(question_file(tmp_path, line))
-
-
 def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for kind in TYPES:
@@ -237,45 +201,6 @@ def test_a_budget_out_of_reach_is_said_in_the_grid_and_left_out_of_costs(tmp_pat
     assert [row["config"]["method"] for row in timed] == ["unreduced", "pool"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLaVA with a processor, as a user has one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llava")
-    words = {"<pad>": 0, "<unk>": 1, "what": 5, "is": 6, "red": 7, "<image>": IMAGE}
-    words |= {f"w{number}": number for number in range(256) if number not in words.values()}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=["<image>"]
-        ),
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template="{% for turn in messages %}{% for part in turn['content'] %}"
-        "{{ '<image>' if part['type'] == 'image' else part['text'] }} {% endfor %}{% endfor %}",
-    ).save_pretrained(folder)
-    tiny("llava").save_pretrained(folder)
-    return folder
-
-
-def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp_path: Path) -> None:
-    turns = [*TURNS, {"question": "is", "answer": "red"}]
-    asks = question_file(tmp_path, {"image": "a.png", "turns": turns}, {"image": "a.png", "turns": turns})
-    subject = CheckpointSubject(checkpoint, "cpu", longest=2)
-    inputs = subject.inputs(read_questions(asks), 1)
-    assert (inputs["input_ids"][0] == IMAGE).sum() == 64
-    assert inputs["input_ids"][0, 64:].tolist() == [5, 6, 7, 5]  # what is red what
-    run_method("divprune", 0.25, checkpoint=checkpoint, questions=asks, turns=3, json=tmp_path / "run.json")
-    whole, reduced = read_result(tmp_path / "run.json")["cases"]
-    assert whole["metrics"]["budget"]["value"] == 1 and reduced["metrics"]["budget"]["value"] == 0.25
-    assert whole["metrics"]["any"]["n"] == 2 and whole["metrics"]["colour"]["n"] == 1
-
-
 class Tiny:
     """A family with random weights, as a subject that is timed."""
 
@@ -302,11 +227,6 @@ def test_every_family_is_timed_in_its_parts(family: str) -> None:
         assert spent.tower > 0 and len(spent.llm) == 1 + DECODED
         assert spent.total >= spent.tower + sum(spent.llm)
     assert (peak_of(subject, asked, Reduced()) or 1) > 0
-
-
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json there"):
-        CheckpointSubject(tmp_path, "cpu")
 
 
 def test_a_method_is_described(capsys: pytest.CaptureFixture[str]) -> None:

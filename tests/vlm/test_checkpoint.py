@@ -1,0 +1,185 @@
+"""A checkpoint that a user brings, and the files of questions that come with it."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from megavrc.errors import UserError
+from megavrc.results import read_result
+from megavrc.video.write import write_mp4
+from megavrc.vlm.asking import Reduced, ask, plain, turns_of
+from megavrc.vlm.bench import of_checkpoint
+from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
+from megavrc.vlm.commands import run_method
+from megavrc.vlm.joint import joint_cases
+from megavrc.vlm.tiny import IMAGE
+
+
+def question_file(folder: Path, *lines: Any) -> Path:
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "a.png")
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+TURNS = [{"question": "what is", "answer": "red", "type": "colour"}, {"question": "what", "answer": "red"}]
+
+
+def line_of(**turn: Any) -> dict[str, Any]:
+    return {"image": "a.png", "turns": [{"question": "what", "answer": "red", **turn}]}
+
+
+def test_a_file_of_questions(tmp_path: Path) -> None:
+    [found] = read_questions(question_file(tmp_path, {"image": "a.png", "turns": TURNS}))
+    assert found.kind == "image" and found.frames.shape == (1, 32, 32, 3)
+    assert [question.type for question in found.questions] == ["colour", "any"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"turns": TURNS}, "line 1: expected a file name"),
+        ({"image": "a.png", "video": "a.png", "turns": TURNS}, "line 1: expected a file name"),
+        ({"image": "b.png", "turns": TURNS}, "b.png is not there"),
+        ({"image": "a.png", "turns": []}, "no turns"),
+        ({"image": "a.png", "turns": 5}, "no turns"),
+        (
+            {"image": "a.png", "turns": TURNS, "split": "test"},
+            'unknown key "split"; there are image, video, turns',
+        ),
+        (line_of(answer=3), 'a turn is an object with texts "question" and "answer"'),
+        (line_of(typ="digit"), 'a turn: unknown key "typ"; there are question, answer, type'),
+        (line_of(image="b.png"), 'a turn: unknown key "image"'),
+        (line_of(answer=" "), 'the answer to "what" is empty'),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_questions(question_file(tmp_path, line))
+
+
+def test_a_file_from_another_system_is_read(tmp_path: Path) -> None:
+    """With a byte order mark, ends of lines of two characters, empty lines, and a very long question."""
+    path = question_file(tmp_path, line_of(question="what is " * 1250), line_of())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    first, second = read_questions(path)
+    assert len(first.questions[0].text) == 10_000 and second.questions[0].type == "any"
+    path.write_text("\n")
+    with pytest.raises(UserError, match="no questions in it"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [("image", b"no picture", "not a picture"), ("image", b"", "not a picture"), ("video", b"no clip", "")],
+)
+def test_a_file_that_shows_nothing_is_named_with_its_line(
+    tmp_path: Path, kind: str, content: bytes, words: str
+) -> None:
+    (tmp_path / "b.file").write_bytes(content)
+    [found] = read_questions(question_file(tmp_path, {kind: "b.file", "turns": TURNS}))
+    with pytest.raises(UserError, match=rf"questions\.jsonl line 1: .*b\.file: .*{words}"):
+        assert found.frames.any()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [("A", "a."), ("A", " A"), ("+", "+"), ("3.5", "3.5"), ("Le chat", "le chat!")]
+)
+def test_an_answer_of_an_article_or_a_mark_counts(answer: str, said: str) -> None:
+    assert plain(answer) == plain(said) != plain("")
+    assert plain("A") != plain("the") and plain("a cat") == plain("cat")
+
+
+def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp_path: Path) -> None:
+    turns = [*TURNS, {"question": "is", "answer": "red"}]
+    asks = question_file(tmp_path, {"image": "a.png", "turns": turns}, {"image": "a.png", "turns": turns})
+    subject = CheckpointSubject(checkpoint, "cpu", longest=2)
+    inputs = subject.inputs(read_questions(asks), 1)
+    assert (inputs["input_ids"][0] == IMAGE).sum() == 64
+    assert inputs["input_ids"][0, 64:].tolist() == [5, 6, 7, 5]  # what is red what
+    run_method("divprune", 0.25, checkpoint=checkpoint, questions=asks, turns=3, json=tmp_path / "run.json")
+    whole, reduced = read_result(tmp_path / "run.json")["cases"]
+    assert whole["metrics"]["budget"]["value"] == 1 and reduced["metrics"]["budget"]["value"] == 0.25
+    assert whole["metrics"]["any"]["n"] == 2 and whole["metrics"]["colour"]["n"] == 1
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json there"):
+        CheckpointSubject(tmp_path, "cpu")
+
+
+class Recorder:
+    """What a processor of transformers is asked for."""
+
+    chat_template = "given"
+
+    def apply_chat_template(self, chats: Any, processor_kwargs: dict[str, Any], **_: Any) -> BatchFeature:
+        self.chats, self.kwargs = chats, processor_kwargs
+        return BatchFeature({"input_ids": torch.zeros(len(chats), 3, dtype=torch.int64)})
+
+
+def test_frames_of_a_clip_are_those_that_were_chosen_with_their_times(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Processors of some families take frames of a clip themselves, and write seconds into the prompt."""
+    grey = np.arange(20, dtype=np.uint8)[:, None, None, None] * 12
+    write_mp4(tmp_path / "a.mp4", np.broadcast_to(grey, (20, 32, 32, 3)), fps=10)
+    asks = question_file(tmp_path, {"video": "a.mp4", "turns": TURNS}, {"video": "a.mp4", "turns": TURNS})
+    subject = CheckpointSubject(checkpoint, "cpu")
+    subject.processor = recorder = Recorder()
+    subject.inputs(read_questions(asks, frames=5), 0)
+    shown = recorder.chats[1][0]["content"][0]["video"]
+    assert len(shown) == 5 and shown[-1].mean() > shown[0].mean() + 100
+    assert recorder.kwargs["do_sample_frames"] is False
+    times = {"total_num_frames": 20, "fps": 10.0, "frames_indices": [0, 5, 10, 14, 19]}
+    assert recorder.kwargs["video_metadata"] == [times, times]
+    subject.inputs(read_questions(question_file(tmp_path, line_of())), 0)
+    assert recorder.kwargs == {"padding": True}
+
+
+def test_turns_that_not_all_conversations_have_are_told(tmp_path: Path) -> None:
+    long, short = {"image": "a.png", "turns": TURNS}, line_of()
+    both = read_questions(question_file(tmp_path, long, short))
+    with pytest.warns(UserWarning, match="a conversation has 1 of 2 turns: of each the first 1 are asked"):
+        assert turns_of(both, 3) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert turns_of(both, 1) == 1 and turns_of(both[:1], 3) == 2
+
+
+def test_too_few_conversations_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    subject = CheckpointSubject(checkpoint, "cpu")
+    one = read_questions(question_file(tmp_path, line_of()))
+    with pytest.raises(UserError, match="1 conversations about a image: two are the least"):
+        of_checkpoint(subject, one, None)
+    with pytest.raises(UserError, match="0 conversations about a video"):
+        of_checkpoint(subject, one + one, ["video"])
+    [(_, sets, others)] = of_checkpoint(subject, one + read_questions(tmp_path / "questions.jsonl"), None)
+    assert len(sets[0]) == len(others) == 1
+
+
+def test_a_batch_that_does_not_fit_is_one_line_and_the_grid_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    subject = CheckpointSubject(checkpoint, "cpu")
+    asked = read_questions(question_file(tmp_path, line_of(), line_of()))
+
+    whole, full = subject.model, [False]
+
+    def call(model: Any, *_: Any) -> None:
+        if model is not whole or full[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    whole.register_forward_pre_hook(call)
+    first, second = joint_cases(subject, {0: asked}, [], [], ["int4"], turns=1, batch=2)
+    assert "any" in first["metrics"] and second["facts"] == {
+        "refused": "a second model does not fit into memory"
+    }
+    full[0] = True
+    with pytest.raises(UserError, match="2 conversations at a time need too much memory: lower --batch"):
+        ask(subject, asked, Reduced(), 1, 2)
