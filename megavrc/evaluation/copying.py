@@ -6,7 +6,7 @@ which nothing has moved since the first frame, does to both. Equality of ids say
 the ids of the first frame and of later ones different places in its codebook.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,8 +82,12 @@ def measure_copying(
     name: str,
     draws: int = 1000,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> MetricReport:
     """Scores of a model on real clips, with intervals over the clips that have cells of both kinds.
+
+    Args:
+        groups: the video or prompt of each clip, which are drawn as wholes (default: each clip is one).
 
     Returns:
         `bits_changed`, `bits_unchanged` and their difference `excess_on_changed`; `still_history`, by how many bits a
@@ -92,11 +96,13 @@ def measure_copying(
     """
     rows = [clip_copying(index, frames, encode, bits) for index, frames in enumerate(progress(clips, "bits"))]
     table = np.array(rows, np.float64)
-    said = table[np.isfinite(table).all(axis=1)]
+    known = np.isfinite(table).all(axis=1)
+    said = table[known]
+    drawn = [str(index) if groups is None else groups[index] for index in np.flatnonzero(known)]
     facts: dict[str, Any] = {"clips": len(said), "without_both_kinds": len(table) - len(said)}
     metrics = {}
     if len(said):
-        changed, unchanged, history, copied = (mean_estimate(column, draws, seed) for column in said.T)
+        changed, unchanged, history, copied = (mean_estimate(column, draws, seed, drawn) for column in said.T)
         found = {"bits_changed": changed, "bits_unchanged": unchanged}
         found |= {"excess_on_changed": difference(changed, unchanged)}
         found |= {"still_history": history, "still_copied": copied}
@@ -104,7 +110,7 @@ def measure_copying(
     protocol = {
         "cells": f"changed: some pixel by more than {CHANGED} grey levels since the frame before the latent frame",
         "bits": "a token, teacher-forced, eval mode, no guidance, without the first frame",
-        "interval": f"95%, bootstrap of clips, {draws} draws",
+        "interval": f"95%, bootstrap of prompts or videos, {draws} draws",
         "seed": seed,
     }
     lines = [f"{facts['without_both_kinds']} clips change nowhere, or everywhere, and do not count"]

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames
+from megavrc.evaluation.clip_source import ClipSource, Frames, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
 from megavrc.progress import progress
-from megavrc.results import case
+from megavrc.results import Metric, case
 from megavrc.video.h264 import CRF, CodedFrame, GopMode, coded_frames
 
 Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its latent frames, [t, h, w]
@@ -90,7 +90,11 @@ def measure_redundancy(
     places = progress(range(len(source.clips)), source.name)
     read = [frames_from_start(source, index, frames, stride) for index in places]
     n, raw = len(read), np.array([clip.size / len(clip) for clip in read])
-    cases = []
+    drawn, cases = wholes(source), []
+
+    def mean(values: Array, unit: str) -> Metric:
+        return as_metric(mean_estimate(values, draws, seed, drawn), n, unit)
+
     for mode in ("ippp", "paper"):
         coded = code_clips(read, mode, crf)
         later = coded.payloads[:, 1:].mean(axis=1)
@@ -100,20 +104,16 @@ def measure_redundancy(
         }
         values |= {f"payload/{t}": coded.payloads[:, t] for t in range(frames)}
         values |= {f"packet/{t}": coded.packets[:, t] for t in range(frames)}
-        metrics = {
-            name: as_metric(mean_estimate(value, draws, seed), n, "bytes" if "/" in name else "")
-            for name, value in values.items()
-        }
+        metrics = {name: mean(value, "bytes" if "/" in name else "") for name, value in values.items()}
         cases.append(case(f"H.264 {mode}", metrics, {"frames": coded.kinds}))
     blocks = np.array([unchanged_blocks(clip).mean() for clip in read])
-    metrics = {"unchanged": as_metric(mean_estimate(blocks, draws, seed), n, "share")}
+    metrics = {"unchanged": mean(blocks, "share")}
     if np.isfinite(blocks).all():  # a picture smaller than a block has none
         cases.append(case("blocks of pixels", metrics))
     if encode:
         equal = np.array([_equal_ids(encode(clip)) for clip in progress(read, "tokens")])
         metrics = {
-            f"equal_to_the_one_before/{k + 1}": as_metric(mean_estimate(column, draws, seed), n, "share")
-            for k, column in enumerate(equal.T)
+            f"equal_to_the_one_before/{k}": mean(column, "share") for k, column in enumerate(equal.T, 1)
         }
         cases.append(case("tokens of latent frames", metrics))
     protocol: dict[str, Any] = {
@@ -124,7 +124,7 @@ def measure_redundancy(
         "stride": stride,
         "unchanged": f"blocks of {BLOCK}x{BLOCK} pixels, none by more than {SAME} grey levels",
         "encoder": f"x264, crf {crf}, one group of pictures, one thread",
-        "interval": f"95%, bootstrap of clips, {draws} draws",
+        "interval": f"95%, bootstrap of prompts or videos, {draws} draws",
         "seed": seed,
     }
     return MetricReport(cases, {}, protocol)

@@ -49,12 +49,14 @@ class Estimate(NamedTuple):
 
 
 def estimate(value: float, draws: Array, centred: bool = False) -> Estimate:
-    """A value with the quantiles of its draws.
+    """A value with the quantiles of its draws; its interval is not known, nan, where there are none.
 
     Args:
         centred: move the draws to the value first. Drawn anew, a Frechet distance is larger than it was (a sample
             that is drawn twice spans no new dimension): the draws say how far it spreads, not where it is.
     """
+    if not len(draws):
+        return Estimate(value, math.nan, math.nan, draws)
     draws = draws + (value - draws.mean()) if centred else draws
     low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Estimate(value, float(low), float(high), draws)
@@ -81,14 +83,13 @@ def mean_estimate(
 
     Args:
         groups: the video or prompt of each clip, which are drawn as wholes (default: each clip is one). One group says
-            nothing of others: its interval is not known, nan.
+            nothing of others: there are no draws.
     """
     values, rng = np.asarray(values_N, np.float64), np.random.default_rng(seed)
     places = np.arange(len(values)) if groups is None else group_places(groups)
     sums, counts = np.bincount(places, values), np.bincount(places)
-    weights = resamples(len(sums), draws, rng)
-    found = estimate(float(values.mean()), weights @ sums / (weights @ counts))
-    return found if len(sums) > 1 else found._replace(low=math.nan, high=math.nan)
+    weights = resamples(len(sums), draws if len(sums) > 1 else 0, rng)
+    return estimate(float(values.mean()), weights @ sums / (weights @ counts))
 
 
 def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, seed: int = 0) -> Metric:

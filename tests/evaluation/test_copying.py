@@ -1,6 +1,7 @@
 """Made predictors: one that knows the truth, one that copies the frame before, one that ignores its history."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_clips_without_cells_of_both_kinds_are_counted() -> None:
     assert np.isnan(clip_copying(0, still, encode, copies).changed)
     none = measure_copying([still], encode, copies, "made")
     assert none.cases[0]["metrics"] == {}
+
+
+def test_clips_of_one_prompt_are_drawn_together() -> None:
+    """Five prompts of two clips each, alike: the interval is that of five clips. One prompt has none."""
+    twice, order = [frames for frames in CLIPS[:5] for _ in range(2)], np.repeat(np.arange(5), 2)
+
+    def metrics(clips: list[Frames], places: NDArray[np.int64], groups: list[str] | None) -> dict[str, Any]:
+        def bits(index: int, history: Ids, target: Ids) -> NDArray[np.float64]:
+            return copies(index, history, target) * (1 + places[index])
+
+        return measure_copying(clips, encode, bits, "made", groups=groups).cases[0]["metrics"]
+
+    alone = metrics(CLIPS[:5], np.arange(5), None)
+    found = metrics(twice, order, [str(place) for place in order])
+    for name, one in alone.items():
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx((one["low"], one["high"]))
+    assert "low" not in metrics(twice, order, ["a"] * 10)["excess_on_changed"]
 
 
 def test_other_faults_do_not_move_it() -> None:

@@ -182,6 +182,21 @@ def test_a_report_of_redundancy() -> None:
         measure_redundancy(source, frames=5, stride=4)
 
 
+def test_clips_of_one_video_are_drawn_together() -> None:
+    """Three videos of two clips each, alike: the interval is that of three clips."""
+    videos = [np.roll(scene(5), shift, axis=2) for shift in (0, 9, 40)]
+    reports = [
+        measure_redundancy(ArrayClips("a", [PlannedClip(key) for key in keys], clips), draws=200)
+        for keys, clips in (
+            (["a", "b", "c"], videos),
+            (["a#0", "a#1", "b#0", "b#1", "c#0", "c#1"], [clip for clip in videos for _ in range(2)]),
+        )
+    ]
+    one, two = (report.cases[0]["metrics"]["later_over_first"] for report in reports)
+    assert (two["low"], two["high"]) == pytest.approx((one["low"], one["high"])) and one["low"] < one["high"]
+    assert (one["n"], two["n"]) == (3, 6)
+
+
 # --- commands --------------------------------------------------------------------------------------------------
 
 

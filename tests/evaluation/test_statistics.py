@@ -19,6 +19,7 @@ from megavrc.evaluation.statistics import (
     share_difference,
     share_metric,
     sign_test,
+    verdict,
 )
 
 DIMS, N = 4, 100
@@ -86,8 +87,11 @@ def test_means() -> None:
     assert found.error == pytest.approx(1 / 20, rel=0.15)
     assert found.low == pytest.approx(found.value - 1.96 / 20, abs=0.02)
     assert mean_estimate([2.0, 2.0], 10)[:3] == (2, 2, 2)
-    alone = as_metric(mean_estimate([2.0, 3.0], 10, groups=["one video"] * 2), 2)
-    assert alone["value"] == 2.5 and "low" not in alone  # of others it says nothing
+    alone, other = (mean_estimate(pair, 10, groups=["one video"] * 2) for pair in ([2.0, 3.0], [4.0, 5.0]))
+    gap = difference(other, alone)
+    assert "low" not in as_metric(alone, 2) and "low" not in as_metric(gap, 2)  # of others it says nothing
+    assert (alone.value, gap.value) == (2.5, 2) and "no difference is shown" in verdict(gap, "a", "b")
+    assert needed(alone.value, gap.error, 2, True) is None
     repeated = mean_estimate(np.repeat(values, 20), 400, groups=[str(i // 20) for i in range(8000)])
     assert repeated.error == pytest.approx(found.error, rel=0.15)  # 20 captions of a video are one video
 
