@@ -102,6 +102,13 @@ def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frame
     return source.read(index, range(source.length(index)), size)
 
 
+def check_readable(*sources: ClipSource) -> None:
+    """Refuse, by its name, a clip that cannot be read."""
+    for source in sources:
+        for index in range(len(source.clips)):
+            source.length(index)
+
+
 def check_planned(name: str, found: Iterable[str], planned: Iterable[str]) -> None:
     """Refuse, by their keys, clips that are missing or doubled, and those that nobody planned (of an earlier run)."""
     there, wanted = Counter(found), Counter(planned)

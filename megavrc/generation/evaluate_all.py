@@ -7,7 +7,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.alignment import measure_alignment
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import ClipSource, pairs, read_whole
+from megavrc.evaluation.clip_source import ClipSource, check_readable, pairs, read_whole
 from megavrc.evaluation.clipsim import measure_clipsim
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.drift import measure_drift
@@ -77,6 +77,7 @@ def all_metrics(
     device = str(check_device(device))
     true = open_source(real, seed=seed, batch=batch, device=device)
     source = open_source(clips, planned, true, seed, batch, device)
+    check_readable(true, source)  # else single metrics would end
     if is_model(clips):  # made once, for all metrics
         made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
         source = ArrayClips(source.name, source.clips, made)

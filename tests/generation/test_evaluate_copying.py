@@ -1,5 +1,6 @@
 """`evaluate copying` on a tiny model: its bits are those of the training loss."""
 
+import json
 import math
 import runpy
 import sys
@@ -14,6 +15,7 @@ from megavrc.generation.evaluate_clips import encoder
 from megavrc.generation.evaluate_copying import token_bits
 from megavrc.generation.folder import load_folder
 from megavrc.results import read_result
+from megavrc.video import write_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +55,11 @@ def test_copying_command(
     np.savez(tmp_path / "a.npz", clips=clips, prompts=np.array(CAPTIONS[:3]))
     np.savez(tmp_path / "mute.npz", clips=clips)
     np.savez(tmp_path / "short.npz", clips=clips[:, :9], prompts=np.array(CAPTIONS[:3]))
+    (tmp_path / "bad").mkdir()
+    write_mp4(tmp_path / "bad" / "a.mp4", clip(0))
+    (tmp_path / "bad" / "b.mp4").write_bytes(b"no video")
+    rows = [{"id": key, "path": f"{key}.mp4", "caption": CAPTIONS[0]} for key in "ab"]
+    (tmp_path / "bad" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(folder, tmp_path / "a.npz", "--json", tmp_path / "c.json") == 0
     (row,) = read_result(tmp_path / "c.json")["cases"]
     assert row["metrics"]["bits_changed"]["n"] == 3 and row["metrics"]["bits_changed"]["unit"] == "bits"
@@ -60,6 +67,7 @@ def test_copying_command(
     for words, said in (
         ((folder, tmp_path / "mute.npz"), "no caption"),
         ((folder, tmp_path / "short.npz"), "0000 has 9 frames"),
+        ((folder, tmp_path / "bad"), "b.mp4"),
         ((tmp_path, tmp_path / "a.npz"), "config.json"),
         ((folder, tmp_path / "a.npz", "--n", 0), "--n"),
     ):
