@@ -8,9 +8,10 @@ from statistics import mean, variance
 from scipy import stats
 
 from megavrc.errors import UserError
-from megavrc.results import Metric, Result, case, metric, publish_tables, read_result, result
+from megavrc.results import Metric, Result, case, circumstances, metric, publish_tables, read_result, result
 
 LEVEL = 0.95
+ALIKE = ("command", *(f"protocol.{key}" for key in ("fvd_protocol.", "detector.", "real.n", "clip.", "mode")))
 
 
 def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> None:
@@ -33,6 +34,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
         raise UserError(
             "the files have no metric in common: they must be results of one command, of one row each"
         )
+    _check_alike([*first, *second], [*files[0], *files[1]])
     cases = []
     for name in common:
         one, two = ([found[name] for found in side] for side in values)
@@ -42,6 +44,14 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
     protocol = {"interval": "95%, Welch's t over training seeds", "first": len(first), "second": len(second)}
     config = {"first": [str(path) for path in first], "second": [str(path) for path in second]}
     publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
+
+
+def _check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
+    """Refuse numbers of several protocols or networks: their difference would not be that of the trainings."""
+    for path, content in zip(paths[1:], files[1:], strict=True):
+        for key, one, other in circumstances(files[0], content):
+            if key.startswith(ALIKE):
+                raise UserError(f"{paths[0]} and {path} were not measured alike: {key} is {one} and {other}")
 
 
 def _values(content: Result) -> dict[str, float]:

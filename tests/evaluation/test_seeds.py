@@ -45,6 +45,11 @@ def test_seeds_of_two_ways(tmp_path: Path) -> None:
     write_result(tmp_path / "o.json", result("plan", {}, [], {"hours": metric(3.0)}))
     with pytest.raises(UserError, match="no metric in common"):
         seeds(first, [second[0], tmp_path / "o.json"])
+    other = save(tmp_path / "x.json", 3, real_stride=3)
+    with pytest.raises(
+        UserError, match=r"a0.json and .*x.json were not measured alike: protocol.fvd.*_stride is"
+    ):
+        seeds(first, [second[0], other])
 
 
 def test_two_protocols_on_the_same_clips_are_told_apart(tmp_path: Path) -> None:
