@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import check_format
+from megavrc.files import check_format, sha256_json
 from megavrc.web.user_study import UserStudy
 
 ANSWERS_FORMAT = 1
@@ -50,16 +50,22 @@ class Answers:
     """The database of a study; made where there is none.
 
     Raises:
-        UserError: the file is no such database, or cannot be written.
+        UserError: the file is no such database, or another study's, or cannot be written.
     """
 
     def __init__(self, study: UserStudy) -> None:
         self.study = study
         with self._open("begin") as base:
-            found = base.execute("pragma user_version").fetchone()[0]
+            found, mark = (
+                base.execute(f"pragma {name}").fetchone()[0] for name in ("user_version", "application_id")
+            )
             check_format(study.answers, found or None, ANSWERS_FORMAT)
+            own = int(sha256_json([pair[-2:] for pair in study.pairs])[:7], 16)
+            if found and mark != own:
+                raise UserError(f"{study.answers}: answers to another study; put the study's own there")
             if not found:
-                base.executescript(f"begin; {TABLES} pragma user_version = {ANSWERS_FORMAT}; commit;")
+                marks = f"pragma user_version = {ANSWERS_FORMAT}; pragma application_id = {own};"
+                base.executescript(f"begin; {TABLES} {marks} commit;")
 
     @contextmanager
     def _open(self, begin: str = "begin immediate") -> Iterator[sqlite3.Connection]:
@@ -142,8 +148,6 @@ class Answers:
                 "from answer join item using (rater, position) order by "
                 "(select min(arrived) from answer other where other.rater = answer.rater), rater, position"
             ).fetchall()
-        if any(row[2] >= len(self.study.pairs) for row in rows):
-            raise UserError(f"{self.study.answers}: answers to another study; put the study's own there")
         return [
             GivenAnswer(rater, Item(position, pair, bool(swapped)), (first, second), took, arrived)
             for rater, position, pair, swapped, first, second, took, arrived in rows
