@@ -73,6 +73,12 @@ def study(
             results, costs = work / "results", work
             tables = figures = results / "tables"
         code = _run_study(work, results, smoke)
+    write_study(results, tables, figures, costs, smoke)
+    return code
+
+
+def write_study(results: Path, tables: Path, figures: Path, costs: Path, smoke: bool) -> None:
+    """Write all tables and figures; those of toy size under a banner. Arguments as those of `study`."""
     runs, cost = read_study(results), Costs(costs)
     protocol = PROTOCOL | ({"smoke": SMOKE} if smoke else {})
     config = {"results": digest(results, costs)}
@@ -92,7 +98,6 @@ def study(
         if smoke:
             banner(figure, SMOKE)
         save(figure, figures / f"study_{name}.svg")
-    return code
 
 
 def digest(results: Path, costs: Path) -> str:

@@ -1,5 +1,6 @@
 """FVD's plumbing, protocols and commands with a network of our own, which is never called FVD."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -21,10 +22,12 @@ from megavrc.evaluation.distances import FLOOR, Sets, compare_sets, measure_dist
 from megavrc.evaluation.features import SELFCHECK, Detector, check_i3d, clip_features, load_detector
 from megavrc.evaluation.protocols import (
     PRESETS,
+    FVDProtocol,
     measured_windows,
     protocol_of,
     real_windows,
 )
+from megavrc.files import sha256_file
 from megavrc.results import read_result
 from megavrc.user_files import UserFile
 
@@ -340,7 +343,11 @@ def test_commands(
     assert run(monkeypatch, "kvd", *sets, *options, "--json", tmp_path / "kvd.json") == 0
     assert sorted((tmp_path / "f").iterdir()) == stored  # shared
     found = read_result(tmp_path / "fvd.json")
+    protocol = {field.name for field in dataclasses.fields(FVDProtocol)} | {"resize", "selected_by"}
+    assert protocol == set(found["protocol"]["fvd_protocol"])
     assert found["protocol"]["fvd_protocol"]["name"] == "custom (from latte)"
+    assert found["protocol"]["real"]["storage"] == found["protocol"]["measured"][0]["storage"] == "npz"
+    assert found["protocol"]["detector"]["sha256"] == sha256_file(network)
     assert set(found["cases"][0]["metrics"]) == {
         "frechet_unknown",
         "frechet_unknown_inf",

@@ -18,9 +18,10 @@ from megavrc.paper.measured import SMOKE, Exhibit, Measured, published
 from megavrc.paper.reproduce import COMMANDS, EXHIBITS, is_smoke, run_missing, write_exhibits
 from megavrc.report.figures import svg
 from megavrc.results import case, metric, result, write_result
-from megavrc.video import write_mp4
+from megavrc.video import read_picture, write_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
+BANNER = 0xA3, 0x26, 0x2A  # its red
 DATASETS, SIZES = ("ffs", "sky", "ucf101", "taichi"), ("b", "l", "xl")
 MODELS = ("vrc", "token", "rate1", "rate16", "rate64", "scratch")
 
@@ -111,13 +112,16 @@ def test_one_changed_value_changes_a_table_or_figure(name: str, tmp_path: Path) 
     places = Places(tmp_path, tmp_path)
     write_results(places.results)
     before = make(name, places)
-    assert before.missing == {} and content(before) == content(make(name, places))
+    drawn = content(before)
+    assert before.missing == {} and drawn == content(make(name, places))
     file, row, metric_name = CHANGED[name]
     path = places.results / f"{file}.json"
-    changed = json.loads(path.read_text())
-    changed["cases"][row]["metrics"][metric_name]["value"] *= 1.01
-    path.write_text(json.dumps(changed))
-    assert content(before) != content(make(name, places))
+    written = path.read_text()
+    for part in {"value", "low", "high"} & {*json.loads(written)["cases"][row]["metrics"][metric_name]}:
+        changed = json.loads(written)
+        changed["cases"][row]["metrics"][metric_name][part] *= 1.01
+        path.write_text(json.dumps(changed))
+        assert drawn != content(make(name, places)), part
 
 
 @pytest.mark.parametrize("name", ["fig7", "fig8"])
@@ -197,7 +201,8 @@ def test_a_smoke_run_has_its_banner_on_every_table_and_picture(tmp_path: Path) -
         assert SMOKE in (tmp_path / f"{name}.md").read_text()
     for name in EXHIBITS:
         if name.startswith("fig"):
-            assert len((tmp_path / f"{name}.png").read_bytes()) > 5000
+            picture = read_picture((tmp_path / f"{name}.png").read_bytes())
+            assert (picture[: len(picture) // 4] == BANNER).all(axis=-1).sum() > 5000, name
             assert "toy clips, toy models" in (tmp_path / f"{name}.svg").read_text()
     assert (tmp_path / "report.html").read_text().count(SMOKE) >= len(EXHIBITS)
     table = (tmp_path / "table1.md").read_text()

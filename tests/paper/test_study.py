@@ -11,7 +11,8 @@ import pytest
 
 from megavrc.errors import UserError
 from megavrc.files import read_json
-from megavrc.paper.study import digest, study
+from megavrc.paper.measured import SMOKE
+from megavrc.paper.study import digest, study, write_study
 from megavrc.paper.study_claims import Claim, crossed, equal_time, holm, judge, judge_speed
 from megavrc.paper.study_runs import Cell, read_study
 from megavrc.paper.study_tables import Costs
@@ -282,6 +283,17 @@ def test_a_changed_value_changes_tables_and_figures(tmp_path: Path) -> None:
             (read_json(tmp_path / "study-clips.json")["cases"], (tmp_path / "study_whole.svg").read_text())
         )
     assert made[0][0] != made[1][0] and made[0][1] != made[1][1]
+
+
+def test_a_smoke_run_has_its_banner_on_every_table_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pair(tmp_path / "runs", 0.3, 0.5, clips=10)
+    write_study(tmp_path / "runs", tmp_path, tmp_path, tmp_path, smoke=True)
+    assert capsys.readouterr().out.count(f"{SMOKE}\n\n|") == len(TABLES)
+    assert {read_result(path)["protocol"]["smoke"] for path in tmp_path.glob("study-*.json")} == {SMOKE}
+    pictures = [path.read_text() for path in tmp_path.glob("study_*.svg")]
+    assert len(pictures) > 5 and all("toy clips, toy models" in picture for picture in pictures)
 
 
 def test_a_kind_of_clips_has_its_own_checkpoints(tmp_path: Path) -> None:
