@@ -18,6 +18,7 @@ from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_det
 from megavrc.vlm.joint import joint_cases
 from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
+from megavrc.vlm.report import accuracy_rows
 from megavrc.vlm.tiny import FAMILIES, batch, prompt, tiny
 from megavrc.vlm.watching import DECODED, peak_of, spend
 
@@ -62,6 +63,11 @@ def test_the_front_is_what_nothing_beats() -> None:
     lines = pareto(made(*rows)).splitlines()
     assert lines[0] == "kind,method,keep,budget,accuracy,front"
     assert [line.rsplit(",", 1)[1] for line in lines[1:]] == ["1", "0", "1", "1"]
+
+
+def test_a_count_that_follows_the_content_is_marked() -> None:
+    rows = made(*(("image", name, 0.25, {"lost_all": 0.1}) for name in ("prumerge", "divprune", "unreduced")))
+    assert [row["keep"] for row in accuracy_rows(rows, "image")] == ["0.25 on average", "0.25", "0.25"]
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -94,6 +94,21 @@ def test_decoding_by_hand_over_a_cache(family: str, method: str) -> None:
     torch.testing.assert_close(torch.stack(logits), torch.stack(expected.logits), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["divprune", "cdpruner", "fastv"])
+def test_a_later_turn_may_have_a_picture_of_its_own_without_a_cache(method: str) -> None:
+    """The selection of the first stays where it is frozen; that of the new one is made when it comes."""
+    model, logits = tiny("qwen2_5_vl"), {}
+    first = prompt("qwen2_5_vl", [5], "image", [6, 7])
+    second = prompt("qwen2_5_vl", [5], "image", [6, 7, 30, 31], "image", [90, 91, 92])
+    for selection in ("fresh", "frozen"):
+        with torch.no_grad(), reduce(model, method, keep=0.6, selection=selection) as seen:
+            model(**first)
+            logits[selection] = model(**second).logits[:, -1]
+        assert seen.unreduced == 3 * 16
+    same = torch.allclose(logits["fresh"], logits["frozen"], atol=1e-6)
+    assert same == (method == "divprune")  # the others look at the prompt
+
+
 def test_what_is_no_continuation_is_refused() -> None:
     model, first = tiny("qwen2_vl"), prompt("qwen2_vl", [5], "image", [6, 7])
     with torch.no_grad(), reduce(model, "fastv", keep=0.75):

@@ -83,10 +83,13 @@ def test_every_method_that_is_not_refused(family: str) -> None:
 def test_every_method_generates(family: str) -> None:
     """Cached equals uncached and eager equals sdpa, with pictures of each kind, in a ragged batch."""
     model = tiny(family)
-    inputs = batch(prompt(family, *parts(family)), prompt(family, [9], *parts(family), [3], seed=1))
+    mixed = batch(prompt(family, *parts(family)), prompt(family, [9], *parts(family), [3], seed=1))
     for name, method in METHODS.items():
-        if refusal(family, method) or method.kind == "temporal":
+        if refusal(family, method):
             continue
+        inputs = mixed
+        if method.kind == "temporal":  # these refuse prompts with an image
+            inputs = batch(prompt(family, "video", [7]), prompt(family, [9], "video", [5, 3], seed=1))
         keep = (
             0.1 if name == "cdpruner" else 0.75
         )  # no more of them than features have dimensions, else rounding picks
@@ -199,6 +202,26 @@ def test_renumbered_positions_of_mrope_close_gaps_and_kept_ones_do_not() -> None
     assert kept[:, -1].tolist() == [8, 8, 8]  # 5, start, an image of 4 x 4 from 2 on, end, 7, 8
     assert renumbered.unique().tolist() == list(range(int(renumbered.max()) + 1))
     assert int(renumbered.max()) < 8
+
+
+def test_deepstack_levels_are_read_at_the_kept_places() -> None:
+    """Of an image and a clip: what Qwen3-VL adds to a token after its first layers is what it would add anyway."""
+    model, calls = tiny("qwen3_vl"), []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        for keep in (1.0, 0.25):
+            with reduce(model, "strided", keep=keep):
+                model(**prompt("qwen3_vl", [5], "image", [6], "video", [7]))
+    hook.remove()
+    whole, left = (call["inputs_embeds"][call["visual_pos_masks"]] for call in calls)
+    place = torch.cdist(left, whole).argmin(-1)
+    assert len(place) == (16 + 64) / 4 and torch.equal(whole[place], left)
+    all_levels, fewer = (call["deepstack_visual_embeds"] for call in calls)
+    assert len(fewer) == 2
+    for level, less in zip(all_levels, fewer, strict=True):
+        assert torch.equal(level[place], less)
 
 
 def test_an_exception_leaves_nothing_and_wrong_inputs_are_refused() -> None:

@@ -171,6 +171,15 @@ def test_the_trained_one_follows_the_configuration_as_it_is(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINED)
+def test_random_draws_anew_for_each_seed(kind: Kind) -> None:
+    """The same conversations under two seeds are answered differently; a method without a seed answers them alike."""
+    chosen = [conversation(kind, "test", 9, index) for index in range(24)]
+    for name, differ in (("random", True), ("strided", False)):
+        right = asked(MiniSubject(FOLDER, kind), {1: chosen, 2: chosen}, Reduced(name, 0.1), 1, 24).right
+        assert np.array_equal(right[:24], right[24:]) != differ
+
+
+@pytest.mark.parametrize("kind", TRAINED)
 def test_one_that_was_trained_on_black_pictures_guesses(kind: Kind) -> None:
     """Within five points of chance on every type: questions and earlier answers give nothing away."""
     file = FOLDER / kind / "blind.json"
