@@ -17,7 +17,7 @@ from megavrc.video.listing import files_below, from_frames, is_video, list_folde
 from megavrc.video.manifest import Entry, read_manifest
 from megavrc.video.pictures import is_picture, pictures
 from megavrc.video.read import Crop, count_frames, read_frames, resize_frames
-from megavrc.video.shots import read_shot, shot
+from megavrc.video.shots import Read, read_shot, shot
 
 LISTS = ("prompts.jsonl", "manifest.jsonl")  # that may lie in a folder of clips and say what is in it
 COMPANIONS = {".gif"}  # of the same clip, beside its video
@@ -52,22 +52,29 @@ class FileClips:
         if index not in self._lengths:
             path, entry = self.paths[index], self.entries[index]
             try:
-                whole = shot(entry) is None
-                self._lengths[index] = (
-                    count_frames(path) if whole else read_shot(path, entry, lambda count, _: count)
-                )
+                if shot(entry) is None:
+                    length = count_frames(path)
+                elif not (length := read_shot(path, entry, lambda count, _: count)):
+                    raise VideoError(path, "short", "no frame lies in its shot")
             except VideoError as error:
                 raise self._unreadable(index, error) from None
+            self._lengths[index] = length
         return self._lengths[index]
 
     def read(
         self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
     ) -> Frames:
         path, entry = self.paths[index], self.entries[index]
+
+        def of_shot(count: int, read: Read) -> Frames:
+            if max(wanted) >= count:
+                raise VideoError(path, "short", f"{count} frames in its shot, frame {max(wanted)} is needed")
+            return read(list(wanted))
+
         try:
             if shot(entry) is None:
                 return read_frames(path, wanted, size, crop)
-            return read_shot(path, entry, lambda _, read: read(list(wanted)), size, crop)
+            return read_shot(path, entry, of_shot, size, crop)
         except VideoError as error:
             raise self._unreadable(index, error) from None
 

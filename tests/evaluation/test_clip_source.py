@@ -93,6 +93,24 @@ def test_identity_tells_the_shots_of_a_video_apart(tmp_path: Path) -> None:
     assert len(set(names)) == 3 and names[2] == names[3]
 
 
+def test_shots_with_too_few_frames_are_refused_by_name(tmp_path: Path) -> None:
+    """One that lies behind the end of its video has none; another has 4."""
+    save_videos(tmp_path / "made")
+    rows = [
+        {"id": f"from {start}", "path": "made/0000.mp4", "start": start, "end": start + 0.5}
+        for start in (0, 9)
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_clips(tmp_path / "list.jsonl")
+    assert source.length(0) == len(read_whole(source, 0)) == 4
+    with pytest.raises(
+        UserError, match=r"clip from 0 cannot be read: .* 4 frames in its shot, frame 4 is needed"
+    ):
+        source.read(0, range(5))
+    with pytest.raises(UserError, match=r"clip from 9 cannot be read: .* no frame lies in its shot"):
+        read_whole(source, 1)
+
+
 def test_a_generated_folder_is_its_list(tmp_path: Path) -> None:
     folder = save_videos(tmp_path / "made")
     save_list(folder / "prompts.jsonl")
