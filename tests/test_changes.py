@@ -13,6 +13,13 @@ CHANGES = sorted((ROOT / "docs" / "changes").glob("*.patch"))
 ADDED = "maxpool or (chunks and not gradients) or darkening or hmdb51"  # fast tests that they add
 
 
+def apply(change: Path, folder: Path, *options: str) -> str:
+    """What `git apply` has against it."""
+    words = ["git", "apply", *options, str(change)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
+
+
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of package and tests with all changes."""
@@ -23,8 +30,9 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "old"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     for change in CHANGES:
-        done = subprocess.run(["git", "apply", str(change)], cwd=copy, capture_output=True, text=True)
-        assert not done.returncode, f"{change.name}: {done.stderr}"
+        if not apply(change, copy, "--check", "--reverse"):
+            continue  # somebody took it: `git am`
+        assert not (error := apply(change, copy)), f"{change.name}: {error}"
     return copy
 
 
@@ -48,6 +56,14 @@ def test_examples_of_changes_pass_their_tests(changed: Path) -> None:
     )
     assert not done.returncode, done.stdout[-3000:]
     assert "passed" in done.stdout and "failed" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["ruff check .", "ruff format --check .", "mypy"])
+def test_examples_of_changes_pass_the_checks(changed: Path, check: str) -> None:
+    words = [sys.executable, "-m", *check.split()]
+    done = subprocess.run(words, cwd=changed, capture_output=True, text=True)
+    assert not done.returncode, done.stdout[-3000:] + done.stderr
 
 
 def test_examples_of_changes_are_small_and_named() -> None:
