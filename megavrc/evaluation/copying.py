@@ -98,7 +98,8 @@ def measure_copying(
     table = np.array(rows, np.float64)
     known = np.isfinite(table).all(axis=1)
     said = table[known]
-    drawn = [str(index) if groups is None else groups[index] for index in np.flatnonzero(known)]
+    names = [str(index) for index in range(len(table))] if groups is None else groups
+    drawn = [name for name, counts in zip(names, known, strict=True) if counts]
     facts: dict[str, Any] = {"clips": len(said), "without_both_kinds": len(table) - len(said)}
     metrics = {}
     if len(said):
