@@ -96,7 +96,7 @@ def measure_copying(
     """
     rows = [clip_copying(index, frames, encode, bits) for index, frames in enumerate(progress(clips, "bits"))]
     table = np.array(rows, np.float64)
-    known = np.isfinite(table).all(axis=1)
+    known = [bool(np.isfinite(row).all()) for row in rows]
     said = table[known]
     names = [str(index) for index in range(len(table))] if groups is None else groups
     drawn = [name for name, counts in zip(names, known, strict=True) if counts]
