@@ -7,9 +7,10 @@ READY := $(VENV)/ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo demo-quick demo-scenes vlm test test-full check release-check format clean
+.PHONY: help venv try demo demo-quick demo-scenes vlm test test-full check release-check format clean
 
 help:
+	@echo "make try         clips of a small trained model: a minute"
 	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
 	@echo "make demo-quick  the same with a quarter of the steps"
 	@echo "make demo-scenes clips whose future is open: the paper's sampler, and refinement"
@@ -29,6 +30,9 @@ $(READY): setup.py requirements.txt
 	@echo "installing megavrc and what it needs into $(VENV): a few minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
+
+try: $(READY)
+	$(BIN)/python examples/try.py
 
 demo: $(READY)
 	$(BIN)/python -m megavrc demo

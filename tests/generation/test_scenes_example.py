@@ -1,0 +1,36 @@
+"""The small trained model in examples/scenes, as a newcomer meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from megavrc.generation.folder import load_folder
+from megavrc.generation.folder_format import check_sums
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "scenes"
+
+
+def test_it_draws_its_sample_again() -> None:
+    """sample.png: the frames of one clip side by side. Another kind of processor may round a few pixels otherwise."""
+    check_sums(FOLDER)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6 and not list(FOLDER.glob("*.py"))
+    sample = np.asarray(Image.open(FOLDER / "sample.png")).reshape(64, 17, 64, 3).swapaxes(0, 1)
+    loaded = load_folder(FOLDER)
+    prompt = "a yellow square. the yellow square moves right fast"
+    [frames] = loaded.generate(prompt, seed=0)[1].numpy()
+    assert np.mean(np.abs(frames.astype(int) - sample) > 2) < 0.01
+    [other] = loaded.generate(prompt, seed=0, later_passes=1)[1].numpy()
+    assert np.array_equal(other[0], frames[0]) and not np.array_equal(other, frames)  # refined by default
+
+
+def test_make_try(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "try.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with Image.open(tmp_path / "runs" / "try" / "clips.gif") as picture:
+        assert picture.n_frames == 17
