@@ -23,6 +23,10 @@ from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
 from megavrc.vlm.questions import Conversation, Kind
 
 
+class TooLarge(UserError):
+    """A batch does not fit into memory."""
+
+
 class Subject(Protocol):
     """A model that can be asked.
 
@@ -101,7 +105,7 @@ def ask(
                 try:
                     ids = subject.model.generate(**inputs, max_new_tokens=subject.longest, do_sample=False)
                 except torch.OutOfMemoryError:
-                    raise UserError(
+                    raise TooLarge(
                         f"{len(part)} conversations at a time need too much memory: lower --batch"
                     ) from None
                 said = subject.words(ids[:, inputs["input_ids"].shape[1] :])

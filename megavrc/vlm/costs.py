@@ -40,10 +40,7 @@ def cost_cases(
             else:
                 spent = spend(subject, conversations[:size], measured)
                 found.setdefault(cell, []).append(spent)
-        except (
-            ValueError,
-            torch.OutOfMemoryError,
-        ):  # the same, shown by the prompt; or the batch is too large
+        except (ValueError, torch.OutOfMemoryError):  # the same, shown by the prompt; or too large a batch
             continue
     return [
         case(

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from megavrc.errors import UserError
 from megavrc.progress import progress
 from megavrc.quantization.simulate import Simulation, simulate_quantization
 from megavrc.results import case, metric
 from megavrc.vlm.accuracy import WHOLE, asked
-from megavrc.vlm.asking import Reduced
+from megavrc.vlm.asking import Reduced, TooLarge
 from megavrc.vlm.questions import Conversation
 
 STORED = 16
@@ -47,7 +46,7 @@ def joint_cases(
                     done[number_format] = rounded(model, number_format, group_size)
                 subject.model, simulation = done[number_format]
                 answers = asked(subject, sets, cell, turns, batch)
-            except (torch.OutOfMemoryError, UserError):  # the copy with rounded weights is a second model
+            except (torch.OutOfMemoryError, TooLarge):  # the copy with rounded weights is a second model
                 found.append(case(label, {}, {"refused": "a second model does not fit into memory"}, **how))
                 continue
             except ValueError as error:  # a budget out of the method's reach

@@ -175,11 +175,22 @@ def test_a_batch_that_does_not_fit_is_one_line_and_the_grid_says_so(checkpoint: 
         if model is not whole or full[0]:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    whole.register_forward_pre_hook(call)
+    def lost(model: Any, *_: Any) -> None:
+        if model is not whole:
+            raise UserError("a.png is gone")
+
+    hook = whole.register_forward_pre_hook(call)
     first, second = joint_cases(subject, {0: asked}, [], [], ["int4"], turns=1, batch=2)
     assert "any" in first["metrics"] and second["facts"] == {
         "refused": "a second model does not fit into memory"
     }
+    hook.remove()
+    hook = whole.register_forward_pre_hook(lost)
+    assert joint_cases(subject, {0: asked}, [], [], ["int4"], turns=1, batch=2)[1]["facts"] == {
+        "refused": "a.png is gone"
+    }
+    hook.remove()
+    whole.register_forward_pre_hook(call)
     full[0] = True
     with pytest.raises(UserError, match="2 conversations at a time need too much memory: lower --batch"):
         ask(subject, asked, Reduced(), 1, 2)
