@@ -98,8 +98,7 @@ def measure_copying(
     table = np.array(rows, np.float64)
     known = [bool(np.isfinite(row).all()) for row in rows]
     said = table[known]
-    names = [str(index) for index in range(len(table))] if groups is None else groups
-    drawn = [name for name, counts in zip(names, known, strict=True) if counts]
+    drawn = None if groups is None else [name for name, counts in zip(groups, known, strict=True) if counts]
     facts: dict[str, Any] = {"clips": len(said), "without_both_kinds": len(table) - len(said)}
     metrics = {}
     if len(said):
