@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv try demo demo-quick demo-scenes vlm test test-full check release-check format clean
+.PHONY: help venv try demo demo-quick demo-scenes vlm vlm-image vlm-video test test-full check release-check format clean
 
 help:
 	@echo "make try         clips of a small trained model: a minute"
@@ -44,9 +44,11 @@ demo-scenes: $(READY)
 	$(BIN)/python -m megavrc demo --data=scenes
 
 vlm: $(READY)
-	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_image & \
-	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_video && wait $$!
+	$(MAKE) -j2 vlm-image vlm-video
 	$(BIN)/python -m megavrc compress_vlm bench --mini=runs/mini_vlm
+
+vlm-image vlm-video: vlm-%: $(READY)
+	$(BIN)/python -m megavrc pretrain_vlm --config=mini_vlm_$*
 
 # --dist loadfile: a file's tests run in one process, so what they share is built once
 test: $(READY)
