@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes run side by side
@@ -12,6 +13,7 @@ import torch
 from hf_source import Source
 
 torch.set_num_threads(1)
+SCHEDULER = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """A process that is made real-time, as some libraries do under root, starves all that runs after it."""
+    yield
+    if SCHEDULER is not None and (now := os.sched_getscheduler(0)) != SCHEDULER:
+        os.sched_setscheduler(0, SCHEDULER, os.sched_param(0))
+        pytest.fail(f"this process became real-time: scheduler {now}, {SCHEDULER} at first")
 
 
 @pytest.fixture

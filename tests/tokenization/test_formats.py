@@ -78,6 +78,10 @@ def write(
             frame.pts, frame.time_base = stamp, base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    if encoder == "libsvtav1" and hasattr(
+        os, "sched_setscheduler"
+    ):  # under root it makes its caller real-time
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
