@@ -27,7 +27,7 @@ PROTOCOL = {
     "found_again": "ids that are the nearest embedding of what is rebuilt",
     "place_bits": "a token: which tokens stay and, where that depends on content, into which the others go",
     "blocks": "compressed cells, and the least-squares linear map back, fitted on other clips",
-    "interval": "95%, bootstrap of clips",
+    "interval": "95%, bootstrap of prompts or videos",
 }
 
 
@@ -158,6 +158,7 @@ def measure_token_redundancy(
     keep: Sequence[float] = (0.5, 0.25, 1 / 16),
     draws: int = 1000,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> MetricReport:
     """Rate against distortion of the later latent frames of clips.
 
@@ -167,7 +168,8 @@ def measure_token_redundancy(
         embedding_VD: of the ids.
         compressors: of blocks: name, rate by area, from frames to cells.
         keep: shares of the later tokens, for methods.
-        draws, seed: of the bootstrap over clips.
+        draws, seed: of the bootstrap.
+        groups: the video or prompt of each clip measured, which are drawn as wholes (default: each clip is one).
     """
     cases, lines, embedding = [], [], embedding_VD.float()
 
@@ -175,8 +177,8 @@ def measure_token_redundancy(
         error, again, bits = zip(*curve, strict=True)
         metrics = {
             "keep": metric(share, "share"),
-            "error": as_metric(mean_estimate(error, draws, seed), len(curve), "share"),
-            "found_again": as_metric(mean_estimate(again, draws, seed), len(curve), "share"),
+            "error": as_metric(mean_estimate(error, draws, seed, groups), len(curve), "share"),
+            "found_again": as_metric(mean_estimate(again, draws, seed, groups), len(curve), "share"),
             "place_bits": metric(sum(bits) / len(curve), "bits", len(curve)),
         }
         cases.append(case(f"{name} {share:.4g}", metrics, method=name, kind=kind))
@@ -192,7 +194,7 @@ def measure_token_redundancy(
         decoder = BlockDecoder(compress, frames)
         row(name, 1 / rate, [_block_row(decoder, ids, embedding) for ids in ids_CTHW], "blocks")
     equal = (ids_CTHW[:, 1:] == ids_CTHW[:, :-1]).flatten(1).double().mean(1).cpu().numpy()
-    repeated = as_metric(mean_estimate(equal, draws, seed), len(equal), "share")
+    repeated = as_metric(mean_estimate(equal, draws, seed, groups), len(equal), "share")
     protocol = PROTOCOL | {
         "clips": len(ids_CTHW),
         "fitted_on": len(fit_CTHW),

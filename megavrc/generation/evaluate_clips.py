@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import Frames
+from megavrc.evaluation.clip_source import Frames, wholes
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
 from megavrc.evaluation.drift import SHARES, measure_drift
 from megavrc.evaluation.export_clips import Layout, export_clips
@@ -160,8 +160,9 @@ def redundancy(
         raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")
     if tokens:
         folder = load_folder(tokens, device, "fp32")
-        grids = token_grids(open_source(clips, planned, seed=seed, device=device), folder, frames, stride)
-        report = report_tokens(folder, grids, [0.5, 0.25, 0.0625] if keep is None else keep, draws, seed)
+        source = open_source(clips, planned, seed=seed, device=device)
+        grids, shares = token_grids(source, folder, frames, stride), keep or [0.5, 0.25, 0.0625]
+        report = report_tokens(folder, grids, wholes(source), shares, draws, seed)
         config = {"clips": clips, "tokens": tokens, "model": folder.identity()}
         return publish_report("redundancy", report, config, json, device)
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None

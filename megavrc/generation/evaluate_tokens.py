@@ -39,15 +39,23 @@ def token_grids(source: ClipSource, folder: Folder, frames: int, stride: int) ->
     return torch.stack(ids)
 
 
-def report_tokens(folder: Folder, ids_CTHW: Tensor, keep: list[float], draws: int, seed: int) -> MetricReport:
-    """Rate against distortion: methods, and compressors of blocks with linear maps fitted on every second clip."""
+def report_tokens(
+    folder: Folder, ids_CTHW: Tensor, groups: list[str], keep: list[float], draws: int, seed: int
+) -> MetricReport:
+    """Rate against distortion: methods, and compressors of blocks with linear maps fitted on every second clip.
+
+    Args:
+        groups: the video or prompt of each clip, which the bootstrap draws as wholes.
+    """
     if len(ids_CTHW) < 4:
         raise UserError(f"{len(ids_CTHW)} clips: half of them fit linear maps, so that 4 are needed")
     if not keep or not all(0 < share <= 1 for share in keep):
         raise UserError("--keep: shares above 0 and at most 1")
     embedding, fit = folder.model.tokens.weight.float(), ids_CTHW[::2]
     compressors, left_out = block_compressors(folder, embedding[fit[:, 1:]].flatten(0, 1))
-    report = measure_token_redundancy(fit, ids_CTHW[1::2], embedding, compressors, keep, draws, seed)
+    report = measure_token_redundancy(
+        fit, ids_CTHW[1::2], embedding, compressors, keep, draws, seed, groups[1::2]
+    )
     report.lines.extend(left_out)
     return report
 

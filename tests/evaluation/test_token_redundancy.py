@@ -106,3 +106,16 @@ def test_a_report() -> None:
     assert rows["evs 0.125"]["error"]["value"] == 0 and rows["evs 0.125"]["found_again"]["n"] == 3
     assert rows["pooled 0.25"]["error"]["value"] > 0.2 and rows["pooled 0.25"]["place_bits"]["value"] == 0
     assert report.metrics["equal_to_the_one_before"]["value"] == 1
+
+
+def test_clips_of_one_video_are_drawn_together() -> None:
+    """Six copies of one clip and two of another are two videos to the interval: wider than of eight clips."""
+    clips = ids(2)[[0, 0, 0, 0, 0, 0, 1, 1]]
+    wide, narrow = (
+        measure_token_redundancy(ids(8), clips, EMBEDDING, [], [0.5], draws=200, groups=groups).cases[0][
+            "metrics"
+        ]["error"]
+        for groups in ([*"aaaaaabb"], None)
+    )
+    assert wide["value"] == narrow["value"]
+    assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"] > 0
