@@ -87,7 +87,7 @@ def run(
 
     Args:
         work: folder outside of the checkout for the clone, sets, runs and logs.
-        priority: of the runs, up to this one: 0 is P0 of docs/study.md.
+        priority: of the runs, up to this one: 0 is P0 of docs/study_rules.md.
         results: folder for a result file a run.
         retry: repeat what has failed.
         update: move the frozen clone to this checkout's revision.

@@ -1,4 +1,4 @@
-"""The hypotheses of the study as data, and their verdicts by its rules (docs/study.md)."""
+"""The hypotheses of the study as data, and their verdicts by its rules (docs/study_rules.md)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class Claim:
     """A hypothesis: in every pair the first cell is above the second.
 
     Attributes:
-        number, says: of docs/study.md.
+        number, says: of docs/study_rules.md.
         pairs: of cells. Of several the smallest difference decides: each size better than the one before.
         least: it is refuted if no seed's difference is above this.
         alike: a pair and how far its first may be above its second: farther, and the claim is not shown.
@@ -45,7 +45,7 @@ class Claim:
 
 
 def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
-    """The hypotheses of docs/study.md, but for that of speed (`judge_speed`), which is no difference of clips."""
+    """The hypotheses of docs/study_rules.md, but for that of speed (`judge_speed`), which is no difference of clips."""
     sound, vrc = "sound clips from the true first frame", "scenes-vrc"
     free, given, each = "free tuned", "given tuned", "each tuned"
     best = Cell(vrc, 4000, free, "all")
