@@ -111,7 +111,9 @@ def test_tables_that_the_code_knows_are_those_of_the_code() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "docs" / "figures")
         made = runpy.run_path(str(ROOT / "docs" / "figures" / "tables.py"))["pages"]()
-    assert {"commands.md", "exit_codes.md", "llmc.md", "options.md"} <= {page.name for page in made}
+    assert {"commands.md", "exit_codes.md", "llmc.md", "options.md", "vlm_hosts.md"} <= {
+        page.name for page in made
+    }
     for page, text in made.items():
         assert page.read_text() == text, f"{page.name}: python docs/figures/draw.py writes it"
 

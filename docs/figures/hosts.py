@@ -1,4 +1,4 @@
-"""The table of families and methods in docs/llmc.md, from what the host refuses."""
+"""The table of families and methods in docs/vlm_hosts.md, from what the host refuses."""
 
 from tables import table
 

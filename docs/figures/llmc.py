@@ -136,12 +136,12 @@ def benchmark(_: str) -> str:
         parts.append(f"![{finding.claim}](images/{figure})")
     for kind in kinds:
         parts.append(
-            f"What it costs at a quarter of the tokens ({kind}s), ms and MB, batch 1 and then batch 8; "
-            f"{costs['protocol']['times']}."
+            f"<details><summary>What it costs at a quarter of the tokens ({kind}s), ms and MB, batch 1 and then "
+            f"batch 8; {costs['protocol']['times']}.</summary>"
         )
         names = ["tower", "selection", "prefill", "decode", "total", "MB"]
         head = ["", *names, *(f"{name}, 8" for name in names)]
-        parts.append(markdown(head, costs_of(costs, kind)))
+        parts += [markdown(head, costs_of(costs, kind)), "</details>"]
     return "\n\n".join(parts)
 
 

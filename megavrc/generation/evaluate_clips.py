@@ -139,7 +139,7 @@ def redundancy(
         clips: clips to measure.
         tokenizer: folder or .ckpt of a video tokenizer, whose ids of neighbouring latent frames are compared.
         tokens: converted folder: measure instead how few of its tokens the later latent frames need, with
-            methods of token reduction and its own compressor (docs/llmc.md). Takes 1 + 4k frames.
+            methods of token reduction and its own compressor (docs/token_redundancy.md). Takes 1 + 4k frames.
         keep: shares of the later tokens that methods leave (default: 0.5 0.25 0.0625).
         planned: list of the clips that must be there: JSON lines with id.
         frames: frames of each clip, from its first on.
