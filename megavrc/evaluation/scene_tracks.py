@@ -93,7 +93,7 @@ def permanence(track: Track, bar: float | None) -> float:
 
     It is asked where the motion, fitted on the frames before, hides it whole and then brings at least half of it
     out. From then on it must be within SAME_PLACE of its path in every frame that shows it, with the shape that it
-    had.
+    had. Where bar and edge of the picture cut it on both sides, what shows fits many places: it must only be seen.
     """
     times = np.arange(len(track.seen))
     behind = np.flatnonzero(~track.seen)
@@ -110,7 +110,10 @@ def permanence(track: Track, bar: float | None) -> float:
     asked = back & (track.seen | (track.visible >= MISSED))  # not where another object hides it
     if not asked.any():
         return float("nan")
-    there = np.linalg.norm(track.centre - path, axis=1) <= SAME_PLACE  # false for nan
+    between = (low <= SAME_PLACE) & (high > bar)
+    between |= (high >= CANVAS - SAME_PLACE) & (low < bar + OCCLUDER_WIDTH)
+    near = np.linalg.norm(track.centre - path, axis=1) <= SAME_PLACE  # false for nan
+    there = near | (between & track.seen)
     like = track.likeness[back & track.clear]
     same = not len(like) or SHAPES[int(like.mean(axis=0).argmax())] == track.shape
     return float(there[asked].all() and same)
