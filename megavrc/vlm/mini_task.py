@@ -21,6 +21,7 @@ from megavrc.vlm.questions import TYPES, Kind, Split, conversation
 
 SPAN = 4  # ids of a turn: three of the question, one of the answer
 VALIDATION = 384
+ASKED = 3  # turns of a conversation in validation, as in the benchmark: later ones name most of what is shown
 
 
 @dataclass(kw_only=True)
@@ -44,18 +45,19 @@ class MiniRunConfig(BaseRunConfig):
 
 
 class Conversations:
-    """Samples by index, as ids and pixels."""
+    """Samples by index, as ids and pixels; of the questions the first `turns`."""
 
-    def __init__(self, kind: Kind, split: Split, seed: int, count: int) -> None:
-        self.kind, self.split, self.seed, self.count = kind, split, seed, count
+    def __init__(self, kind: Kind, split: Split, seed: int, count: int, turns: int | None = None) -> None:
+        self.kind, self.split, self.seed, self.count, self.turns = kind, split, seed, count, turns
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         found = conversation(self.kind, self.split, self.seed, index)
-        types = [TYPES[self.kind].index(question.type) for question in found.questions]
-        return {"ids": dialogue(self.kind, found.questions), "frames": found.frames, "types": types}
+        questions = found.questions[: self.turns]
+        types = [TYPES[self.kind].index(question.type) for question in questions]
+        return {"ids": dialogue(self.kind, questions), "frames": found.frames, "types": types}
 
 
 class MiniTask:
@@ -69,7 +71,7 @@ class MiniTask:
         first = self.source[0]
         self.tokens, self.flops, self.max_damaged = len(first["ids"]), 0, 0
         self.facts: dict[str, Any] = {}
-        test = Conversations(kind, "test", config.seed, VALIDATION)
+        test = Conversations(kind, "test", config.seed, VALIDATION, ASKED)
         self.validation = {"test": Samples(test, InOrder(VALIDATION), VALIDATION)}
         self.identity = {
             "stage": "mini_vlm",
