@@ -109,6 +109,15 @@ def costs_of(costs: Any, kind: Kind) -> list[list[str]]:
     return [[f"`{name}`" if name in METHODS else name, *cells] for name, cells in rows.items()]
 
 
+def revisions(accuracy: Any, kinds: list[Kind]) -> str:
+    """With what each kind was measured."""
+    of = {
+        kind: cases_of(accuracy, kind)[0].get("facts", {}).get("revision", accuracy["revision"])[:12]
+        for kind in kinds
+    }
+    return "Revision " + ", ".join(f"{of[kind]} ({kind}s)" for kind in kinds)
+
+
 def benchmark(_: str) -> str:
     """All of it, as Markdown."""
     accuracy, costs, joint = (
@@ -120,7 +129,7 @@ def benchmark(_: str) -> str:
     parts = [
         f"{asked} test conversations of {config['turns']} turns over {len(config['seeds'])} seeds "
         f"({asked * config['turns']} questions), for {' and '.join(f'{kind}s' for kind in kinds)}; percent and points "
-        f"with 95% intervals, paired with the unreduced model. Revision {accuracy['revision'][:12]}.",
+        f"with 95% intervals, paired with the unreduced model. {revisions(accuracy, kinds)}.",
         markdown(
             ["right answers, %", "unreduced", "black pictures", "trained blind", "chance", "in verdicts"],
             [row for kind in kinds for row in unreduced(accuracy, kind)],

@@ -128,10 +128,11 @@ def bench(
 
 
 def others_of(path: Path, config: dict[str, Any], kinds: Sequence[Kind] | None) -> list[dict[str, Any]]:
-    """Cases of the kinds that are not measured now, from a file that was measured in the same way."""
+    """Cases of kinds that are not measured now, with their revision, from a file that was measured in the same way."""
     if not kinds or not path.is_file() or (known := read_result(path))["config"] != config:
         return []
-    return [row for row in known["cases"] if row["config"]["kind"] not in kinds]
+    others = [row for row in known["cases"] if row["config"]["kind"] not in kinds]
+    return [row | {"facts": {"revision": known["revision"]} | row.get("facts", {})} for row in others]
 
 
 def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iterator[Tested]:

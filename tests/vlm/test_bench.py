@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from megavrc.errors import UserError
-from megavrc.results import case, metric, read_result, result
+from megavrc.results import case, metric, read_result, result, write_result
 from megavrc.vlm.accuracy import Asked
 from megavrc.vlm.asking import MiniSubject, Reduced, plain
-from megavrc.vlm.bench import bench, pareto
+from megavrc.vlm.bench import bench, others_of, pareto
 from megavrc.vlm.commands import describe_method, list_methods
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
@@ -188,6 +188,17 @@ def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
     assert {row["config"]["batch"] for row in costs["cases"]} == {1, 8}
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4 and page.count("data:image/png") == 2 and "simulated" in page
+
+
+def test_what_is_kept_of_an_earlier_run_says_its_revision(tmp_path: Path) -> None:
+    """The kind that is not measured anew; twice kept, the revision stays that of its measurement."""
+    rows = [case(kind, shares(colour=0.5), kind=kind) for kind in TYPES]
+    write_result(tmp_path / "a.json", result("made", {"turns": 3}, rows) | {"revision": "first"})
+    kept = others_of(tmp_path / "a.json", {"turns": 3}, ["image"])
+    assert [(row["name"], row["facts"]) for row in kept] == [("video", {"revision": "first"})]
+    write_result(tmp_path / "b.json", result("made", {"turns": 3}, kept) | {"revision": "second"})
+    assert others_of(tmp_path / "b.json", {"turns": 3}, ["image"]) == kept
+    assert others_of(tmp_path / "b.json", {"turns": 1}, ["image"]) == []  # measured otherwise
 
 
 def test_a_budget_out_of_reach_is_said_in_the_grid_and_left_out_of_costs(tmp_path: Path) -> None:
