@@ -161,7 +161,8 @@ def redundancy(
     if tokens:
         folder = load_folder(tokens, device, "fp32")
         source = open_source(clips, planned, seed=seed, device=device)
-        grids, shares = token_grids(source, folder, frames, stride), keep or [0.5, 0.25, 0.0625]
+        grids = token_grids(source, folder, frames, stride)
+        shares = [0.5, 0.25, 0.0625] if keep is None else keep
         report = report_tokens(folder, grids, wholes(source), shares, draws, seed)
         config = {"clips": clips, "tokens": tokens, "model": folder.identity()}
         return publish_report("redundancy", report, config, json, device)
