@@ -110,12 +110,11 @@ def costs_of(costs: Any, kind: Kind) -> list[list[str]]:
 
 
 def revisions(accuracy: Any, kinds: list[Kind]) -> str:
-    """With what each kind was measured."""
-    of = {
-        kind: cases_of(accuracy, kind)[0].get("facts", {}).get("revision", accuracy["revision"])[:12]
-        for kind in kinds
-    }
-    return "Revision " + ", ".join(f"{of[kind]} ({kind}s)" for kind in kinds)
+    """With what each kind was measured: a case kept of an earlier run names its own."""
+    facts = [(kind, cases_of(accuracy, kind)[0].get("facts", {})) for kind in kinds]
+    return "Revision " + ", ".join(
+        f"{known.get('revision', accuracy['revision'])[:12]} ({kind}s)" for kind, known in facts
+    )
 
 
 def benchmark(_: str) -> str:

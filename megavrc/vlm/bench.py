@@ -24,7 +24,7 @@ from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.joint import joint_cases
 from megavrc.vlm.mini import FOLDER, trained_kinds
-from megavrc.vlm.questions import TYPES, Conversation, Kind, conversation
+from megavrc.vlm.questions import TURNS, TYPES, Conversation, Kind, conversation
 from megavrc.vlm.report import write_llmc_report
 from megavrc.vlm.watching import kept_places
 
@@ -55,7 +55,7 @@ class BenchPlan:
     keeps: Sequence[float]
     conversations: int
     seeds: Sequence[int]
-    turns: int = 3
+    turns: int = TURNS
     rounds: int = 5
     batch: int = 75
 

@@ -17,11 +17,10 @@ from megavrc.training.entry import FIRST, pretrain
 from megavrc.training.tasks.base import Samples
 from megavrc.vlm.alignment import begin_aligned
 from megavrc.vlm.mini import VISUAL, configuration, dialogue, new_mini, pixel_inputs, pixels
-from megavrc.vlm.questions import TYPES, Kind, Split, conversation
+from megavrc.vlm.questions import TURNS, TYPES, Kind, Split, conversation
 
 SPAN = 4  # ids of a turn: three of the question, one of the answer
 VALIDATION = 384
-ASKED = 3  # turns of a conversation in validation, as in the benchmark: later ones name most of what is shown
 
 
 @dataclass(kw_only=True)
@@ -71,7 +70,7 @@ class MiniTask:
         first = self.source[0]
         self.tokens, self.flops, self.max_damaged = len(first["ids"]), 0, 0
         self.facts: dict[str, Any] = {}
-        test = Conversations(kind, "test", config.seed, VALIDATION, ASKED)
+        test = Conversations(kind, "test", config.seed, VALIDATION, TURNS)
         self.validation = {"test": Samples(test, InOrder(VALIDATION), VALIDATION)}
         self.identity = {
             "stage": "mini_vlm",

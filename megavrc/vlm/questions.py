@@ -24,6 +24,7 @@ Kind = Literal["image", "video"]
 Split = Literal["train", "test"]
 
 SIZE, SIDE, FRAMES = 64, 4, 8
+TURNS = 3  # that the benchmark and validation ask of a conversation: later ones name most of what is shown
 CELL = SIZE // SIDE
 COLOURS: dict[str, tuple[int, int, int]] = {**SIX, "white": (240, 240, 240), "orange": (250, 130, 20)}
 NAMES = tuple(COLOURS)

@@ -111,11 +111,10 @@ def test_a_report() -> None:
 def test_clips_of_one_video_are_drawn_together() -> None:
     """Six copies of one clip and two of another are two videos to the interval: wider than of eight clips."""
     clips = ids(2)[[0, 0, 0, 0, 0, 0, 1, 1]]
-    wide, narrow = (
-        measure_token_redundancy(ids(8), clips, EMBEDDING, [], [0.5], draws=200, groups=groups).cases[0][
-            "metrics"
-        ]["error"]
+    together, apart = (
+        measure_token_redundancy(ids(8), clips, EMBEDDING, [], [0.5], draws=200, groups=groups)
         for groups in ([*"aaaaaabb"], None)
     )
+    wide, narrow = (report.cases[0]["metrics"]["error"] for report in (together, apart))
     assert wide["value"] == narrow["value"]
     assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"] > 0

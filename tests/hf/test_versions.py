@@ -72,9 +72,8 @@ print(transformers.__version__)
 def test_clip_embeds_alike_at_both_ends(old_python, tmp_path) -> None:
     """What CLIPSIM is made of: pictures (resized and cut), captions, and which of these were cut."""
     folder, found = save_clip(tmp_path / "clip"), []
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2])
-    }  # that of an editable installation
+    # an editable installation is none of the packages that `old_python` sees
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     for python in (old_python, sys.executable):
         words = [python, "-c", CLIP, folder, tmp_path / "found.npz"]
         run = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)

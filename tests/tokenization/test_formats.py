@@ -78,9 +78,8 @@ def write(
             frame.pts, frame.time_base = stamp, base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    if encoder == "libsvtav1" and hasattr(
-        os, "sched_setscheduler"
-    ):  # under root it makes its caller real-time
+    # under root it makes its caller real-time
+    if encoder == "libsvtav1" and hasattr(os, "sched_setscheduler"):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
