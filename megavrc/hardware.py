@@ -2,6 +2,7 @@
 measured on and with."""
 
 import difflib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -166,9 +167,13 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that this process has loaded and that change numbers."""
     loaded = [name for name in PACKAGES if name in sys.modules]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
+    return {"python": platform.python_version()} | {name: _version(name) for name in loaded}
 
 
+_version = functools.cache(importlib.metadata.version)  # it looks through all that is installed
+
+
+@functools.cache
 def revision() -> str | None:
     """The git revision of this code, with "-dirty" after it where files differ from it; None outside a repository."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]

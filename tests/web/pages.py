@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,11 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
 
 
 @contextlib.contextmanager
-def served(folder: Path, port: int, home: Path, *options: str) -> Iterator[None]:
-    """The page of a folder while the block runs."""
+def served(folder: Path, home: Path, *options: str) -> Iterator[int]:
+    """The page of a folder while the block runs, at the port that this gives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, TOOL, "--model", folder, "--port", str(port), *options]
     process = subprocess.Popen(command, env=os.environ | {"HF_HOME": str(home)}, cwd=TOOL.parents[1])
     try:
@@ -25,7 +29,7 @@ def served(folder: Path, port: int, home: Path, *options: str) -> Iterator[None]
                 break
             except OSError:
                 time.sleep(0.1)
-        yield
+        yield port
     finally:
         process.terminate()
         process.wait()

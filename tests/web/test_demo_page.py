@@ -78,45 +78,47 @@ def shown_clip(page: Any) -> np.ndarray:
     return np.stack(frames)
 
 
+@pytest.fixture(scope="module")
+def port(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A page at which one may wait."""
+    with served(folder, tmp_path_factory.mktemp("home"), "--waiting", "1") as number:
+        yield number
+
+
 @needs_browser
-def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(
-    folder, browser, free_port, tmp_path
-) -> None:
-    with served(folder, free_port, tmp_path):
-        for _ in range(
-            8
-        ):  # the clip takes half a second: a busy browser may draw several of its states at once
-            page = open_page(browser, free_port)
-            page.get_by_label("Prompt").fill("a blue dog")
-            page.get_by_label("Seed").fill("6")
-            page.get_by_role("button", name="Generate").click()
-            wait_for_status(page, "done")
-            drawn = [text for text in page.evaluate("window.seen") if " of 17 frames" in text]
-            if len(drawn) > 2:
-                break
-        assert len(drawn) > 2
-        expected = load_folder(folder).generate(["a blue dog"], seed=[6])[1][0].numpy()
-        assert np.array_equal(shown_clip(page), expected)
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Save as mp4").click()
-        assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
-
-        page.get_by_label("Prompt").fill("a blue dog " * 12)
-        page.get_by_role("button", name="Generate").click()
-        wait_for_status(page, "tokens, the model takes 15; shorten it")
-        assert page.get_by_text("the model takes 15; shorten it").count()
-
-        (tmp_path / "wrong.png").write_text("no picture")
+def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(folder, browser, port, tmp_path) -> None:
+    for _ in range(8):  # the clip takes half a second: a busy browser may draw several of its states at once
+        page = open_page(browser, port)
         page.get_by_label("Prompt").fill("a blue dog")
-        page.locator("input[type=file]").first.set_input_files(tmp_path / "wrong.png")
+        page.get_by_label("Seed").fill("6")
         page.get_by_role("button", name="Generate").click()
-        wait_for_status(page, "the picture: not a picture that can be read")
-        assert str(tmp_path) not in page.evaluate("window.seen").pop()
-        assert not page.elsewhere
+        wait_for_status(page, "done")
+        drawn = [text for text in page.evaluate("window.seen") if " of 17 frames" in text]
+        if len(drawn) > 2:
+            break
+    assert len(drawn) > 2
+    expected = load_folder(folder).generate(["a blue dog"], seed=[6])[1][0].numpy()
+    assert np.array_equal(shown_clip(page), expected)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as mp4").click()
+    assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
+
+    page.get_by_label("Prompt").fill("a blue dog " * 12)
+    page.get_by_role("button", name="Generate").click()
+    wait_for_status(page, "tokens, the model takes 15; shorten it")
+    assert page.get_by_text("the model takes 15; shorten it").count()
+
+    (tmp_path / "wrong.png").write_text("no picture")
+    page.get_by_label("Prompt").fill("a blue dog")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "wrong.png")
+    page.get_by_role("button", name="Generate").click()
+    wait_for_status(page, "the picture: not a picture that can be read")
+    assert str(tmp_path) not in page.evaluate("window.seen").pop()
+    assert not page.elsewhere
 
 
 @needs_browser
-def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
+def test_a_class_and_a_first_picture(browser, tmp_path) -> None:
     source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
     folder = converted(source, tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
@@ -125,8 +127,8 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     write_png(tmp_path / "first.png", picture)
-    with served(folder, free_port, tmp_path):
-        page = open_page(browser, free_port)
+    with served(folder, tmp_path) as port:
+        page = open_page(browser, port)
         page.get_by_label("Class").click()
         assert page.locator("[role=option] :is(b, img[src^=http])").count() == 0
         page.get_by_role("option", name=evil).click()
@@ -143,9 +145,7 @@ def test_a_class_and_a_first_picture(browser, free_port, tmp_path) -> None:
 
 
 @needs_browser
-def test_who_waits_sees_that_and_everything_the_command_offers_is_there(
-    folder, browser, free_port, tmp_path
-) -> None:
+def test_who_waits_sees_that_and_everything_the_command_offers_is_there(folder, browser, tmp_path) -> None:
     mine = tmp_path / "<b>mine"  # texts of a folder are texts
     mine.mkdir()
     for path in folder.iterdir():
@@ -154,8 +154,8 @@ def test_who_waits_sees_that_and_everything_the_command_offers_is_there(
     config["training"]["examples"] = ["a blue dog", "<img src=http://127.0.0.1:9/x.png>"]
     (mine / "config.json").unlink()
     (mine / "config.json").write_text(json.dumps(config))
-    with served(mine, free_port, tmp_path):
-        first, second = open_page(browser, free_port), open_page(browser, free_port)
+    with served(mine, tmp_path) as port:
+        first, second = open_page(browser, port), open_page(browser, port)
         assert second.get_by_role("heading", name=f"VRC: {tmp_path.name}/<b>mine").count()
         assert not second.get_by_text("share=True").count()
         second.get_by_role("button", name="a blue dog").click()
@@ -201,35 +201,30 @@ def set_number(page: Any, label: str, value: int) -> None:
 
 
 @needs_browser
-def test_html_in_a_prompt_is_text_and_who_cannot_wait_is_told(folder, browser, free_port, tmp_path) -> None:
-    with served(folder, free_port, tmp_path, "--waiting", "1"):
-        page = open_page(browser, free_port)
-        page.get_by_label("Prompt").fill("<img src=http://127.0.0.1:9/x.png><b>bold</b>" * 9)
-        page.get_by_role("button", name="Generate").click()
-        wait_for_status(page, "shorten it")
-        assert (
-            page.get_by_test_id("toast-text").inner_text().startswith("prompt '<img src=http://127.0.0.1:9")
-        )
-        assert not page.elsewhere
-        page.get_by_label("Prompt").fill(
-            "<i>dog</i>"
-        )  # short enough: its clip is made, and named in the history
-        page.get_by_role("button", name="Generate").click()
-        wait_for_status(page, "done")
-        page.locator(".grid-wrap img").wait_for()
-        assert page.locator(".grid-wrap i, #about i").count() == 0
-        assert page.locator(".grid-wrap").get_by_text("<i>dog</i>, seed 0").count()
-        page.get_by_label("Prompt").fill("a dog")
-        set_number(page, "Frames", 129)
-        others = [open_page(browser, free_port) for _ in range(2)]
-        page.get_by_role("button", name="Generate").click()
-        wait_for_status(page, "of 129 frames")
-        for other in others:
-            other.get_by_role("button", name="Generate").click()
-            other.wait_for_timeout(300)
-        wait_for_status(others[1], "too many wait, at most 1; try again in a while")
-        page.get_by_role("button", name="Stop").click()
-        wait_for_status(page, "stopped")
+def test_html_in_a_prompt_is_text_and_who_cannot_wait_is_told(browser, port) -> None:
+    page = open_page(browser, port)
+    page.get_by_label("Prompt").fill("<img src=http://127.0.0.1:9/x.png><b>bold</b>" * 9)
+    page.get_by_role("button", name="Generate").click()
+    wait_for_status(page, "shorten it")
+    assert page.get_by_test_id("toast-text").inner_text().startswith("prompt '<img src=http://127.0.0.1:9")
+    assert not page.elsewhere
+    page.get_by_label("Prompt").fill("<i>dog</i>")  # short enough: its clip is made, and named in the history
+    page.get_by_role("button", name="Generate").click()
+    wait_for_status(page, "done")
+    page.locator(".grid-wrap img").wait_for()
+    assert page.locator(".grid-wrap i, #about i").count() == 0
+    assert page.locator(".grid-wrap").get_by_text("<i>dog</i>, seed 0").count()
+    page.get_by_label("Prompt").fill("a dog")
+    set_number(page, "Frames", 129)
+    others = [open_page(browser, port) for _ in range(2)]
+    page.get_by_role("button", name="Generate").click()
+    wait_for_status(page, "of 129 frames")
+    for other in others:
+        other.get_by_role("button", name="Generate").click()
+        other.wait_for_timeout(300)
+    wait_for_status(others[1], "too many wait, at most 1; try again in a while")
+    page.get_by_role("button", name="Stop").click()
+    wait_for_status(page, "stopped")
 
 
 def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> None:

@@ -64,11 +64,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Page(port)
-    with served(folder, port, tmp_path_factory.mktemp("home")):
+    with served(folder, tmp_path_factory.mktemp("home")) as port:
+        made = Page(port)
         yield made
         (path,) = json.loads(made.upload(png(picture()))[1])
         assert Path(path).is_file()
