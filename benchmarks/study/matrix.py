@@ -67,13 +67,16 @@ class Matrix:
                     if item.get(key) is not None and item[key] not in self._content[known]:
                         raise UserError(f"{path}: {kind}.{name}.{key}: there is no {item[key]!r}")
 
-    def jobs(self, most: int = 9, samples: bool = False, tune: bool = False) -> list[StudyJob]:
+    def jobs(
+        self, most: int = 9, samples: bool = False, tune: bool = False, seeds: Sequence[int] = ()
+    ) -> list[StudyJob]:
         """All jobs of the priorities 0 to `most`: runs in their order, the steps of a set before its first run.
 
         Args:
             samples: with those that draw clips and score them, after the runs of the same priority and seed; the judge
                 of a priority's clips comes after all of its seeds.
             tune: with those that find each run's best temperatures, and draw and score clips with them.
+            seeds: runs of these seeds alone (default: of all).
         """
         jobs: list[StudyJob] = []
         runs = self._content["runs"]
@@ -92,7 +95,8 @@ class Matrix:
             jobs += [judge for training, job in drawn for judge in self._judge(training, job)]
         unique: dict[str, StudyJob] = {}
         for job in jobs:  # of the steps of a set, the first
-            unique.setdefault(job.name, job)
+            if not (seeds and job.run) or job.seed in seeds:
+                unique.setdefault(job.name, job)
         return list(unique.values())
 
     def _order(self) -> Iterator[tuple[str, int]]:

@@ -78,6 +78,7 @@ def run(
     update: bool = False,
     samples: bool = False,
     tune: bool = False,
+    seeds: list[int] | None = None,
     pauses: bool = True,
     smoke: bool = False,
 ) -> int:
@@ -93,6 +94,8 @@ def run(
         update: move the frozen clone to this checkout's revision.
         samples: draw clips from the finished runs too, and score them.
         tune: find the best temperatures of the finished runs on validation prompts, and draw and score clips with them.
+        seeds: runs of these seeds alone (default: all): another work folder, whose `sets` is a link to this one's, may
+            run others at the same time.
         pauses: stand still while tests or benchmarks run on this machine, or WORK/pause exists.
         smoke: the whole matrix at toy size, in this checkout as it is.
     """
@@ -106,7 +109,7 @@ def run(
         code = CHECKOUT if smoke else frozen_clone(work, update)
         matrix = Matrix(code / MATRIX, work, smoke)
         runner = Runner(work, code, matrix, results, stop_on_signals(), pauses)
-        fine = runner.run(matrix.jobs(priority, samples, tune), retry)
+        fine = runner.run(matrix.jobs(priority, samples, tune, seeds or ()), retry)
     return 0 if fine else 1
 
 

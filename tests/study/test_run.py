@@ -74,6 +74,7 @@ def test_what_fails_is_recorded_and_repeated_only_when_asked(tmp_path: Path) -> 
         *("next-0", "next-0/bits", "next-0/probes"),
         *("toy-1", "toy-1/bits", "toy-1/probes"),
     ]
+    assert made.matrix.jobs(0, seeds=[1]) == [*jobs[:2], *jobs[-3:]]
     assert not made.run(jobs, retry=False)
     expected = {"toys/one": "done", "toys/two": "failed"}
     assert {name: status for name, status in statuses(made).items() if status != "new"} == expected
