@@ -17,7 +17,9 @@ Array = NDArray[np.float64]
 NEAR = 0.75  # canvas units a frame between a motion and the mode that it is taken for; two modes are 1 apart
 
 
-def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, SceneScore]:
+def score_modes(
+    draws: Iterable[tuple[Scene, Sequence[Frames]]], each_once: bool = False
+) -> dict[str, SceneScore]:
     """Compare the motions of generated clips with the distribution that caption and first frame leave open.
 
     Only whole clips have a motion. Total variation is taken for each untold object by itself.
@@ -25,6 +27,7 @@ def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Sc
     Args:
         draws: for every first frame its scene and the clips drawn from it, uint8 [T, H, W, 3] each, as many as
             possible: the interval of the scores is over first frames only.
+        each_once: the clips are every future once, not draws: nothing is subtracted.
 
     Returns:
         By name, one value a first frame: `modes`, total variation in excess of what as many draws of the true
@@ -42,7 +45,8 @@ def score_modes(draws: Iterable[tuple[Scene, Sequence[Frames]]]) -> dict[str, Sc
             np.bincount(column[column >= 0], minlength=len(MOTIONS[scene.kind]))
             for column in wholes.T[untold]
         ]
-        excess = [excess_variation(counts) for counts in tables if counts.sum()]
+        measure = variation if each_once else excess_variation
+        excess = [measure(counts) for counts in tables if counts.sum()]
         other = np.any(wholes[:, untold] < 0, axis=1).astype(float)
         rows.append(
             (
@@ -76,11 +80,15 @@ def mode_numbers(frames_THWC: Frames, scene: Scene) -> list[int] | None:
     return numbers
 
 
-def excess_variation(counts_K: Sequence[int] | NDArray[np.int64]) -> float:
-    """Total variation between counts and the uniform distribution, minus its expectation for uniform draws."""
+def variation(counts_K: Sequence[int] | NDArray[np.int64]) -> float:
+    """Total variation between counts and the uniform distribution."""
     counts = np.asarray(counts_K)
-    n, k = int(counts.sum()), len(counts)
-    return float(np.abs(counts / n - 1 / k).sum() / 2 - expected_variation(n, k))
+    return float(np.abs(counts / counts.sum() - 1 / len(counts)).sum() / 2)
+
+
+def excess_variation(counts_K: Sequence[int] | NDArray[np.int64]) -> float:
+    """`variation`, minus its expectation for uniform draws."""
+    return variation(counts_K) - expected_variation(int(np.sum(counts_K)), len(counts_K))
 
 
 def expected_variation(n: int, k: int) -> float:

@@ -25,7 +25,7 @@ from megavrc.results import Metric, case, markdown, metric, result, shown, write
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import contact_sheet, write_png
 from megavrc.video.manifest import read_manifest
-from megavrc.video.scenes import Scene, from_attributes
+from megavrc.video.scenes import Scene, from_attributes, render_scene
 
 Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 
@@ -69,7 +69,8 @@ def scenes(
         guidance: classifier-free guidance scale; 1 is none.
         later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
         draws: clips drawn from each of eight first frames whose motion the caption does not tell, to see whether every
-            future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
+            future is drawn as often as it should be (`modes`, beside what the tokenizer leaves of every future); 256
+            for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
         device: `cpu` or `cuda`; auto is cuda where there is one.
@@ -105,6 +106,9 @@ def scenes(
         chosen = open_rows(rows)
         drawn = draw_each(folder, chosen, sets["real"][:, 0], draws, seed, settings, batch)
         scores["from_first_frame"] |= score_modes(drawn)
+        if video:
+            left = every_future(video, chosen, sets["real"].shape[1:3], batch, manifest)
+            scores["reconstructed"] |= score_modes(left, each_once=True)
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
     print(set_table(metrics))
     if json:
@@ -229,6 +233,22 @@ def draw_each(
         seeds = range(seed + at * draws, seed + (at + 1) * draws)
         first = np.repeat(first_frames[at : at + 1], draws, axis=0)
         yield scene, list(make_set(folder, [caption] * draws, seeds, settings, batch, first))
+
+
+def every_future(
+    video: OmniTokenizer,
+    chosen: dict[int, tuple[str, str, Scene]],
+    shape: tuple[int, int],
+    batch: int,
+    manifest: Path,
+) -> Iterator[tuple[Scene, list[NDArray[np.uint8]]]]:
+    """What the tokenizer makes of every future of each chosen row, of so many frames and pixels.
+
+    A motion has to be whole to count, so `modes` of these clips is what draws of the true distribution get.
+    """
+    for _, _, scene in chosen.values():
+        clips = [render_scene(scene.moved(motions), *shape) for motions in scene.futures]
+        yield scene, list(reconstruct(video, np.stack(clips), batch, manifest))
 
 
 def batches(total: int, batch: int, label: str) -> Iterator[slice]:

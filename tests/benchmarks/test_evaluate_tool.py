@@ -116,6 +116,8 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
         {row["name"]: row["metrics"] for row in results[name]["cases"]} for name in ("model", "tokenizer")
     )
     assert list(sets) == ["real", "reconstructed", "from_first_frame", "generated"]
+    left = {name: sets["reconstructed"].pop(name) for name in ("modes", "modes_whole", "modes_other")}
+    assert left["modes_whole"]["n"] == sum(scene(0, index).bits > 0 for index in range(2))
     assert alone == {name: sets[name] for name in ("real", "reconstructed")}
     assert sets["real"]["colour"] == {"value": 1, "unit": "", "low": 1, "high": 1, "n": 2}
     assert sets["generated"]["all"]["value"] == 0  # random weights

@@ -200,6 +200,15 @@ def test_true_draws_have_no_excess_and_one_mode_has() -> None:
     assert wrong(score_scenes(clips, [shown] * 8), 2.0) - {"motion"} == set()  # each clip by itself is right
 
 
+def test_every_future_once_is_even_and_one_that_is_lost_is_not() -> None:
+    shown, _ = draws(0, 0)
+    clips = [render_scene(shown.moved(motions)) for motions in shown.futures]
+    scores = score_modes([(shown, clips)], each_once=True)
+    assert len(clips) == 2 and scores["modes"].mean == 0 and scores["modes_whole"].mean == 1
+    lost = score_modes([(shown, [clips[0], faults.torn(shown.moved(shown.futures[1]))])], each_once=True)
+    assert lost["modes"].mean == 0.5 and lost["modes_whole"].mean == 0.5
+
+
 def test_modes_do_not_see_other_faults() -> None:
     """Half of the clips of each mode are broken: they are counted apart and change nothing else."""
     shown, clips = draws(0, 16)
