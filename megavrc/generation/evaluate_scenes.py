@@ -69,15 +69,13 @@ def scenes(
         guidance: classifier-free guidance scale; 1 is none.
         later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
         draws: clips drawn from each of eight first frames whose motion the caption does not tell, to see whether every
-            future is drawn as often as it should be (`modes`, beside what the tokenizer leaves of every future); 256
-            for a number to quote. 0: none.
+            future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.
         batch: clips that are reconstructed or generated together.
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the scores to, with 95% intervals.
         sheet: contact sheet to write (PNG), with the first clips of every set.
-        clips: clips of these captions to score, given as for megavrc evaluate fvd; exactly those of the split
-            (its first N).
+        clips: clips of these captions to score, as for megavrc evaluate fvd; exactly the first N of the split.
     """
     check_outputs(json, sheet)
     passes = later_passes or 1
@@ -95,20 +93,18 @@ def scenes(
     if video:
         sets["reconstructed"] = reconstruct(video, sets["real"], batch, manifest)
     if folder:
-        captions = [caption for caption, _, _ in rows]
-        seeds = range(seed, seed + len(rows))
+        captions, seeds = [caption for caption, _, _ in rows], range(seed, seed + len(rows))
         sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
         sets["generated"] = make_set(folder, captions, seeds, settings, batch)
     if clips:
         sets["clips"] = given_clips(clips, Path(f"{manifest}:{split}"), len(rows), device)
     scores = score_sets(sets, [scene for _, _, scene in rows])
-    if folder and draws:
+    if folder and video and draws:
         chosen = open_rows(rows)
         drawn = draw_each(folder, chosen, sets["real"][:, 0], draws, seed, settings, batch)
         scores["from_first_frame"] |= score_modes(drawn)
-        if video:
-            left = every_future(video, chosen, sets["real"].shape[1:3], batch, manifest)
-            scores["reconstructed"] |= score_modes(left, each_once=True)
+        left = every_future(video, chosen, sets["real"].shape[1:3], batch, manifest)
+        scores["reconstructed"] |= score_modes(left, each_once=True)
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
     print(set_table(metrics))
     if json:
