@@ -1,13 +1,13 @@
 """What all tests share: one thread a process, and the reason why a GPU test is skipped."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
+import ports
 import pytest
 import torch
 from hf_source import Source
@@ -37,9 +37,7 @@ def ordinary_priority() -> Iterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port that nothing listens on now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    return ports.free_port()
 
 
 @pytest.fixture(scope="session")

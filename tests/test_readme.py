@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from programs import programs_of
 
 from megavrc.__main__ import COMMANDS, main
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
@@ -213,6 +214,4 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_example_of_the_model_page_runs() -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/model.md").read_text(), re.DOTALL)
-    assert code
-    exec(code[1], {})
+    exec(programs_of(ROOT / "docs" / "model.md")[0], {})

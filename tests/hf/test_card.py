@@ -1,7 +1,6 @@
 """The model card's example, run as it is written by somebody who has no megavrc."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from hf_source import CAPTIONS, Source, make_tokens
 from PIL import Image
+from programs import programs_of
 
 from megavrc.generation.folder_format import read_config
 from megavrc.hf.captions import example_prompt, frame_rate
@@ -24,7 +24,7 @@ def test_the_example_of_the_card_makes_a_file(source: Source, tmp_path: Path) ->
         to_hf(source.run, source.run.parent / "video", source.text.path, out)
     finally:
         shutil.rmtree(source.run.parent / "tokens")
-    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    [code] = programs_of(out / "README.md")
     assert f'generate_video("{CAPTIONS[0]}", ' in code, "a caption of the training data"
     assert read_config(out)["training"]["example"] == CAPTIONS[0]
     script = 'import sys; sys.modules["megavrc"] = None\n' + code.replace("path/to/this/folder", str(out))

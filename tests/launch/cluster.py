@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import free_ports
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 CONFIG = """\
@@ -183,14 +185,3 @@ def _start(cluster: Cluster) -> None:
         return done.stdout.split() == ["idle", "idle"]
 
     wait_for("both nodes idle", both_idle, 60)
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for opened in sockets:
-        opened.bind(("127.0.0.1", 0))
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports

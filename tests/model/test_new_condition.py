@@ -1,11 +1,11 @@
 """The condition that docs/architecture.md shows: used as it stands there by training, generation and conversion."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from programs import DOCS, programs_of
 
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder
@@ -16,14 +16,13 @@ from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.tasks.conditions import conditions_of
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
+PAGE = DOCS / "architecture.md"
 CAPTIONS = ["a red square moves left", "a blue circle moves up"]
 
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    [code] = [block for block in blocks if "class DirectionEmbedding" in block]
+    [code] = [block for block in programs_of(PAGE) if "class DirectionEmbedding" in block]
     monkeypatch.setitem(KINDS, "direction", None)  # and it goes again
     exec(code, {})
     condition: Any = ConditionConfig(kind="direction", slots=1)  # type: ignore[arg-type]

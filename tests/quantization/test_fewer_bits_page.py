@@ -1,12 +1,9 @@
 """docs/fewer_bits.md: its programs run."""
 
-import re
-from pathlib import Path
-
 import pytest
+from programs import DOCS, programs_of
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "fewer_bits.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+PROGRAMS = programs_of(DOCS / "fewer_bits.md")
 
 
 @pytest.mark.parametrize(("program", "said"), [(0, "simulated=True"), (1, "2 pictures with questions")])

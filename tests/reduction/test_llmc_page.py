@@ -1,16 +1,14 @@
 """docs/llmc.md: its programs run."""
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from programs import DOCS, programs_of
 
 from megavrc.reduction import METHODS, Tokens, reduce_tokens
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "llmc.md").read_text(), re.DOTALL)
+PROGRAMS = programs_of(DOCS / "llmc.md")
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 import os
 import pickle
-import socket
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from ports import free_port
 
 
 def fork_world(
@@ -36,12 +37,6 @@ def fork_world(
     results = [_read(reading) for _, reading in children]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in children]
     return codes, results
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _run(writing: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:

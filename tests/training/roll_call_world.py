@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
-from forks import free_port
+from ports import free_port
 
 from megavrc.distributed import AbsentRank, connect, env, fault, roll_call
 

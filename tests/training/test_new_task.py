@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 from forked import run_forked
-from worlds import ROOT
+from programs import DOCS, programs_of
+
+PAGE = DOCS / "architecture.md"
 
 
 def test_the_task_of_the_page_trains_and_resumes(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    [code] = re.findall(r"^```python\n(.*?class LineTask.*?)^```", page, re.MULTILINE | re.DOTALL)
-    [options] = re.findall(r"^    python line.py (.*)$", page, re.MULTILINE)
+    [code] = [program for program in programs_of(PAGE) if "class LineTask" in program]
+    [options] = re.findall(r"^    python line.py (.*)$", PAGE.read_text(), re.MULTILINE)
     (tmp_path / "line.py").write_text(code)
     assert len(code[code.index("class LineTask") :].splitlines()) <= 36, "thirty lines and a few blank ones"
     words = ["line.py", *options.split(), "--train.watchdog_s=0"]

@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -61,9 +62,7 @@ class World:
     """Ranks as processes of their own, without a launcher that kills or restarts them."""
 
     def __init__(self, ranks: int, folder: Path, script: str | Path, *words: str | Path, **env: str) -> None:
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = str(server.getsockname()[1])
+        port = str(free_port())
         self.files = [folder / f"rank{rank}.txt" for rank in range(ranks)]
         self.start, self.processes = time.monotonic(), []
         for rank, file in enumerate(self.files):

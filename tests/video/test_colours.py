@@ -15,7 +15,9 @@ COEFFICIENTS = {
     "BT.709": (0.2126, 0.0722),
     "BT.2020": (0.2627, 0.0593),
 }  # of R, of B
-QUIET = {"x265-params": "log-level=none:lossless=1:bframes=0"}  # B frames of a short file have no set times in x265
+QUIET = {
+    "x265-params": "log-level=none:lossless=1:bframes=0"
+}  # B frames of a short file have no set times in x265
 
 
 def expected(tag: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,15 +9,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from ports import free_port
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
 
 
 @contextlib.contextmanager
 def served(folder: Path, home: Path, *options: str) -> Iterator[int]:
     """The page of a folder while the block runs, at the port that this gives."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, TOOL, "--model", folder, "--port", str(port), *options]
     process = subprocess.Popen(command, env=os.environ | {"HF_HOME": str(home)}, cwd=TOOL.parents[1])
     try:

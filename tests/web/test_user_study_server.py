@@ -1,12 +1,12 @@
 """The server of a blind study, asked without a browser: what it tells, what it keeps, what it refuses."""
 
 import secrets
-import socket
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ports
 import pytest
 from user_studies import NAMES, Server, make_study, prompts, served_study
 
@@ -35,10 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> UserStudy:
 
 @pytest.fixture(scope="module")
 def server(study: UserStudy) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with served_study(study, port) as found:
+    with served_study(study, ports.free_port()) as found:
         yield found
 
 
