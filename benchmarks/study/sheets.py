@@ -74,5 +74,7 @@ def worst_clips(scores: Path, count: int = CLIPS) -> list[int]:
     """Places of the clips with the fewest whole latent frames; of equals the first."""
     lines = read_json(scores)["by_clip"]
     curves = [line.split() for name, line in lines.items() if name.startswith("whole_by_latent_")]
-    wholes = np.array(curves or [lines["whole"].split()], float).sum(axis=0)
+    if not curves:
+        raise UserError(f"{scores}: no whole_by_latent_0, .. of its clips; score them again")
+    wholes = np.array(curves, float).sum(axis=0)
     return [int(place) for place in np.argsort(wholes, kind="stable")[:count]]

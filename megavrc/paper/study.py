@@ -11,7 +11,7 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.files import read_json, sha256_json
 from megavrc.paper.measured import SMOKE
-from megavrc.paper.study_claims import DRAWS, Verdict, judge, judge_speed
+from megavrc.paper.study_claims import DRAWS, Verdict, equal_time, hypotheses, judge, judge_speed
 from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import Cell, StudyRun, read_study, values, with_objects
 from megavrc.paper.study_shares import ceiling_shares
@@ -37,7 +37,8 @@ KINDS |= {f"{kind} refined": shown for kind, shown in KINDS.items()}  # in sever
 KINDS |= {f"{kind} tuned": shown for kind, shown in KINDS.items()}  # at each run's best temperatures
 KINDS["reconstructed"] = SHOWN
 PROTOCOL = {
-    "low, high": f"95% interval, bootstrap over seeds and clips, {DRAWS} draws",
+    "low, high": f"95% interval, bootstrap over seeds, crossed with clips (the same in all seeds), {DRAWS} draws; "
+    "of one seed over its clips alone; of no clip or all, Wilson's",
     "temperatures": "1 and 1, top-p 1; tuned: each run's best on validation prompts",
 }
 
@@ -59,8 +60,8 @@ def study(
             study-shares.json and study-table1.json, 2 and 4, which docs/study.md shows.
         figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6 and, once clips
             are drawn, study_whole.svg.
-        costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate` and memory.json of
-            `megavrc evaluate memory`, as far as they are there.
+        costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate`, train-study.json of
+            `megavrc benchmark train` and memory.json of `megavrc evaluate memory`, as far as they are there.
         run: first run the study's first priority as far as it is not done, for hours (benchmarks/study/README.md).
         smoke: run it at toy size and keep everything in WORK/results.
         work: folder outside of the checkout that the runs are written to.
@@ -132,6 +133,8 @@ def _runs(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
                 found = values(runs, Cell(name, step, "bits val", part))
                 if any(clips.any() for clips, _ in found.values()):  # images have no later frames
                     metrics[f"bits_{part}"] = spread_metric(found, "bits")
+            if found := values(runs, Cell(name, step, "bits heldout", "total")):
+                metrics["bits_heldout"] = spread_metric(found, "bits")
         yield case(name, metrics, facts)
 
 
@@ -154,7 +157,10 @@ def _clips(runs: dict[str, list[StudyRun]]) -> Iterator[dict[str, Any]]:
 
 def _claims(runs: dict[str, list[StudyRun]], costs: Costs) -> Iterator[dict[str, Any]]:
     """A row a verdict, by the number of its hypothesis."""
-    rows = [(verdict.claim.number, _verdict(verdict)) for verdict in judge(runs)]
+    rows = [
+        (verdict.claim.number, _verdict(verdict))
+        for verdict in judge(runs, hypotheses(equal_time(costs.pace())))
+    ]
     rows.append((5, _speed(costs)))
     yield from (row for _, row in sorted(rows, key=lambda item: item[0]))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megavrc.evaluation.statistics import resamples
-from megavrc.paper.study_runs import Array, Cell, StudyRun, paired
+from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
 from megavrc.results import Metric
 
 DRAWS = 10_000
@@ -19,6 +19,9 @@ TESTED = 7  # hypotheses that Holm's correction is over: all but that of speed
 STRICT = LEVEL / TESTED  # of a verdict out of Holm's order
 COVERAGE = 0.05  # excess total variation of modes that counts as none
 FASTER = 5  # times
+FLOOR = 0.05  # of all clips, at least one of two models must get this share: below it nothing can be told
+FIRST_FRAMES = 4  # that must say something of the modes of both models
+DRAWN = (2250, 4000)  # steps at which clips of the token model are drawn
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class Claim:
     Attributes:
         number, says: of docs/study_rules.md.
         pairs: of cells. Of several the smallest difference decides: each size better than the one before.
-        least: it is refuted if no seed's difference is above this.
+        least: it is refuted if no seed's difference is above this, and does not hold if the mean is not.
+        shares: the cells are shares of clips, and a floor is no verdict. (Own, true) of both models, where what is
+            kept from own frames of what true ones give must differ as the pair does: else the model that has less to
+            lose would seem to lose less.
         alike: a pair and how far its first may be above its second: farther, and the claim is not shown.
         halved: pairs of a run at half the learning rate and the same at the usual one: what either gains must be less
             than what the claim rests on.
@@ -39,13 +45,19 @@ class Claim:
     says: str
     pairs: tuple[tuple[Cell, Cell], ...]
     least: float = 0.0
+    shares: bool = False
+    kept: tuple[tuple[Cell, Cell], tuple[Cell, Cell]] | None = None
     alike: tuple[Cell, Cell, float] | None = None
     halved: tuple[tuple[Cell, Cell], ...] = ()
     beside: bool = False
 
 
-def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
-    """The hypotheses of docs/study_rules.md, but for that of speed (`judge_speed`), which is no difference of clips."""
+def hypotheses(equal_time: int = DRAWN[-1]) -> list[Claim]:
+    """The hypotheses of docs/study_rules.md, but for that of speed (`judge_speed`), which is no difference of clips.
+
+    Args:
+        equal_time: the token model's step of `equal_time`.
+    """
     sound, vrc = "sound clips from the true first frame", "scenes-vrc"
     free, given, each = "free tuned", "given tuned", "each tuned"
     best = Cell(vrc, 4000, free, "all")
@@ -60,30 +72,41 @@ def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
     budgets = {
         "sound clips from the text, equal steps: VRC above the token model": 4000,
         "the same at equal FLOPs": 2250,
-        "the same at equal time": equal_time(runs),
     }
+    steps = [*budgets.items(), (f"the same at equal time: the token model at step {equal_time}", equal_time)]
+    last = replace(plain, kind=given, score="whole_by_latent_4")
+    mine, other = (
+        (replace(last, run=run), replace(last, run=run, kind=each)) for run in (vrc, "scenes-token")
+    )
     return [
         *(
             Claim(
                 1,
                 says,
                 ((best, Cell("scenes-token", step, free, "all")),),
+                shares=True,
                 halved=halved,
                 beside=place > 0,
             )
-            for place, (says, step) in enumerate(budgets.items())
+            for place, (says, step) in enumerate(steps)
         ),
         Claim(
             2,
             f"{sound}: with stage 1 above without, equal FLOPs",
             pair(given, "all", vrc, "scenes-without-stage1", (4000, 9000)),
+            shares=True,
         ),
         Claim(
             3,
             "bits of the later frames fall with every size, widths 64, 128, 192",
             tuple(pairwise(later)),
         ),
-        Claim(4, f"{sound}: rate 4 above rate 1", pair(given, "all", "scenes-rate4", "scenes-rate1")),
+        Claim(
+            4,
+            f"{sound}: rate 4 above rate 1",
+            pair(given, "all", "scenes-rate4", "scenes-rate1"),
+            shares=True,
+        ),
         Claim(
             6,
             "bits of a changed cell above those of an unchanged one, step 1000: rate 1 above rate 4",
@@ -93,26 +116,28 @@ def hypotheses(runs: dict[str, list[StudyRun]]) -> list[Claim]:
             7,
             "whole clips that own frames cost, a frame: token model above VRC",
             pair(each, "decline", "scenes-token", vrc),
+            kept=(mine, other),
         ),
         Claim(
             8,
             "whole clips from the true first frame: refinement above one pass",
             ((refined, plain),),
             least=0.1,
+            shares=True,
             alike=(*modes, COVERAGE),
         ),
     ]
 
 
-def equal_time(runs: dict[str, list[StudyRun]]) -> int:
-    """The first step that the token model is drawn from at which every seed has had VRC's seconds of the CPU."""
-    seconds = {
-        name: {run.seed: cost["value"] for run in runs.get(name, []) if (cost := run.metric("cpu_seconds"))}
-        for name in ("scenes-vrc", "scenes-token")
-    }
-    vrc, token = seconds.values()
-    early = all(token[seed] * 2250 / 4000 >= vrc[seed] for seed in vrc.keys() & token.keys())
-    return 2250 if early else 4000
+def equal_time(pace: Metric | None) -> int:
+    """The first step that the token model's clips are drawn at by which it has had the time of VRC's 4000 steps.
+
+    Args:
+        pace: clips a second in training, VRC's over the token model's. Its low end counts: the later step, if in doubt.
+    """
+    if pace is None:
+        return DRAWN[-1]
+    return next((step for step in DRAWN if step * pace["low"] >= DRAWN[-1]), DRAWN[-1])
 
 
 class Spread(NamedTuple):
@@ -133,27 +158,31 @@ def crossed(by_seed: Sequence[Array], draws: int = DRAWS) -> Spread:
     """
     table_SN = np.stack(by_seed).astype(np.float32)
     means = _means(table_SN, draws)
+    means = means[~np.isnan(means)]
     low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
     # one draw more on either side: a bootstrap cannot show that something never happens
     sides = (np.sum(means <= 0) + 1, np.sum(means >= 0) + 1)
-    p = min(1.0, 2 * min(sides) / (draws + 1))
+    p = min(1.0, 2 * min(sides) / (len(means) + 1))
     return Spread(float(np.nanmean(table_SN, dtype=float)), float(low), float(high), float(p))
 
 
 def share_of(by_seed: Sequence[Array], whole_N: Array, draws: int = DRAWS) -> tuple[float, float, float]:
     """A mean over seeds and clips over that of other values of the same clips, and its 95% interval; see `crossed`."""
     means, wholes = (_means(np.stack(values).astype(np.float32), draws) for values in (by_seed, [whole_N]))
-    low, high = np.quantile(means[wholes > 0] / wholes[wholes > 0], (LEVEL / 2, 1 - LEVEL / 2))
+    told = (wholes > 0) & ~np.isnan(means)
+    low, high = np.quantile(means[told] / wholes[told], (LEVEL / 2, 1 - LEVEL / 2))
     return float(np.nanmean(np.stack(by_seed)) / np.nanmean(whole_N)), float(low), float(high)
 
 
 def _means(table_SN: Any, draws: int) -> Array:
-    """The mean of a table with each draw's seeds and clips, [draws]."""
+    """The mean of a table with each draw's seeds and clips, [draws]; nan of a draw that says nothing."""
     said = ~np.isnan(table_SN)
     of_seeds, of_clips = (_resamples(n, draws, axis) for axis, n in enumerate(table_SN.shape))
     sums = _summed(of_seeds, of_clips, np.nan_to_num(table_SN))
-    counts = float(said.size) if said.all() else np.maximum(_summed(of_seeds, of_clips, said), 1)
-    return sums / counts
+    if said.all():
+        return sums / said.size
+    counts = _summed(of_seeds, of_clips, said)
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def _summed(of_seeds: Array, of_clips: Array, table_SN: Array) -> Array:
@@ -186,9 +215,8 @@ class Verdict(NamedTuple):
     word: str
 
 
-def judge(runs: dict[str, list[StudyRun]], claims: Sequence[Claim] | None = None) -> list[Verdict]:
+def judge(runs: dict[str, list[StudyRun]], claims: Sequence[Claim]) -> list[Verdict]:
     """The verdicts: `holds`, `refuted`, `not shown`, or what is waited for."""
-    claims = hypotheses(runs) if claims is None else claims
     found = [_difference(runs, claim) for claim in claims]
     ps = [spread.p if spread and len(by_seed) >= SEEDS else 1.0 for by_seed, spread in found]
     own = [place for place, claim in enumerate(claims) if not claim.beside]
@@ -219,24 +247,45 @@ def _difference(runs: dict[str, list[StudyRun]], claim: Claim) -> tuple[dict[int
 def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, float], significant: bool) -> str:
     if len(by_seed) < SEEDS:
         return f"waits: {len(by_seed)} of {SEEDS} seeds"
-    if all(mean <= claim.least for mean in by_seed.values()):
+    mean = float(np.mean([*by_seed.values()]))
+    if claim.shares and (best := max(_share(runs, cell) for cell in claim.pairs[0])) < FLOOR:
+        return f"not shown: no model gets more than {best:.1%}"
+    if claim.kept and mean * _kept_more(runs, *claim.kept) < 0:
+        return "not shown: in shares of what true frames give, the other way round"
+    if all(found <= claim.least for found in by_seed.values()):
         return "refuted"
-    if claim.alike:
-        first, second, most = claim.alike
-        apart = paired(runs, first, second)
-        if len(apart) < SEEDS:
-            return f"waits: {first.score} of {len(apart)} of {SEEDS} seeds"
-        if (above := float(np.mean([np.nanmean(clips) for clips in apart.values()]))) > most:
-            return f"not shown: {first.score} {above:+.2f}"
-    if not significant or min(by_seed.values()) <= 0:
+    if claim.alike and (lost := _coverage(runs, *claim.alike)):
+        return lost
+    if not significant or min(by_seed.values()) <= 0 or mean <= claim.least:
         return "not shown"
     for slow, usual in claim.halved:
         gains = paired(runs, slow, usual).values()
         if not gains:
             return f"waits: {slow.run}"
-        if (gain := float(np.mean([np.nanmean(clips) for clips in gains]))) >= np.mean([*by_seed.values()]):
+        if (gain := float(np.mean([np.nanmean(clips) for clips in gains]))) >= mean:
             return f"not shown: {slow.run} {gain:+.2f}"
     return "holds"
+
+
+def _share(runs: dict[str, list[StudyRun]], cell: Cell) -> float:
+    return float(np.mean([np.nanmean(clips) for clips, _ in values(runs, cell).values()]))
+
+
+def _kept_more(runs: dict[str, list[StudyRun]], first: tuple[Cell, Cell], second: tuple[Cell, Cell]) -> float:
+    """The share of (own, true) that the first keeps, less that of the second; 0 where there is nothing to keep."""
+    (own, true), (others, of_others) = ([_share(runs, cell) for cell in cells] for cells in (first, second))
+    return own / true - others / of_others if true and of_others else 0.0
+
+
+def _coverage(runs: dict[str, list[StudyRun]], first: Cell, second: Cell, most: float) -> str:
+    """Why two models' modes are not as even, or not known to be; "" if they are."""
+    apart = paired(runs, first, second)
+    if len(apart) < SEEDS:
+        return f"waits: {first.score} of {len(apart)} of {SEEDS} seeds"
+    if (least := min(np.sum(~np.isnan(clips)) for clips in apart.values())) < FIRST_FRAMES:
+        return f"not shown: {first.score} of {least} first frames alone"
+    above = float(np.mean([np.nanmean(clips) for clips in apart.values()]))
+    return f"not shown: {first.score} {above:+.2f}" if above > most else ""
 
 
 def judge_speed(ratios: dict[str, Metric | None]) -> str:

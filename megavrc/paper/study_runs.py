@@ -50,13 +50,17 @@ class StudyRun:
         return found
 
     def clips(self, cell: Cell) -> tuple[Array, str] | None:
-        """([clips] values, nan where a clip says nothing; hash of the clips' keys), if they were measured."""
+        """([clips] values, nan where a clip says nothing; what the clips are), if they were measured.
+
+        The second is equal for clips that can be compared: of the same keys, through the same tokenizers.
+        """
         if cell.score == "decline":
             return self._decline(cell)
         case = f"{cell.kind} {cell.checkpoint}"
         for row in self.content["cases"]:
             if row["name"] == case and (isinstance(row["by_clip"], list) or cell.score in row["by_clip"]):
-                return _values(row, cell), row["config"]["clips"]
+                tokenizers = (self.content["protocol"].get(f"{kind}_tokenizer") for kind in ("video", "text"))
+                return _values(row, cell), " ".join(map(str, (row["config"]["clips"], *tokenizers)))
         return None
 
     def _decline(self, cell: Cell) -> tuple[Array, str] | None:
@@ -147,8 +151,8 @@ def paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[i
     for seed in one.keys() & two.keys():
         if one[seed][1] != two[seed][1]:
             raise UserError(
-                f"{first.run} and {second.run}, seed {seed}, {first.kind}: measured on different clips; "
-                "measure one of them again"
+                f"{first.run} and {second.run}, seed {seed}, {first.kind}: measured on different clips, or of models "
+                "with other tokenizers; measure one of them again"
             )
     found = {seed: one[seed][0] - two[seed][0] for seed in sorted(one.keys() & two.keys())}
     return {seed: clips for seed, clips in found.items() if not np.isnan(clips).all()}

@@ -9,7 +9,7 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
 from megavrc.paper.study_runs import Array, Cell, with_objects
-from megavrc.paper.study_tables import REFINED, TOKEN, VRC, Row, Runs, spread_metric
+from megavrc.paper.study_tables import REFINED, TOKEN, VRC, Row, Runs, seeds_of, spread_metric
 from megavrc.results import Metric, case, metric
 
 Ceiling = dict[tuple[str, int], tuple[Array, str]]  # score, objects -> of the reconstructed clips
@@ -47,21 +47,24 @@ def _row(runs: Runs, row: Row, ceiling: Ceiling, itself: bool = False) -> dict[s
     """A row of shares or, of the reconstructed clips `itself`, of their scores."""
     metrics: dict[str, Metric] = {}
     facts: dict[str, Any] = {}
+    seeds = []
     for (column, (kind, score)), (count, label) in product(SCORES.items(), OBJECTS.items()):
         name, whole = f"{column}_{label}", ceiling.get((score, count))
         cell = Cell(row.run, row.step, kind.format(row.passes), score)
         found = with_objects(runs, cell, count)
+        seeds.append(len(found))
         if not ceiling:
-            facts[name] = row.missing(" --samples")
+            facts[name] = row.missing(" --tune" if "tuned" in kind and not itself else " --samples")
         elif whole and itself:
             metrics[name] = spread_metric({0: whole})
+            seeds = []  # all models have the same clips to decode
         elif whole and not np.nansum(whole[0]):
             continue  # of nothing there is no share
         elif whole and found:
             metrics[name] = _share(cell, found, whole)
         elif whole:
             facts[name] = row.missing(" --tune" if "tuned" in kind else " --samples")
-    return case(row.label, metrics, facts | {"seeds": len(runs.get(row.run, []))})
+    return case(row.label, metrics, facts | {"seeds": seeds_of(seeds)})
 
 
 def _share(cell: Cell, found: dict[int, tuple[Array, str]], whole: tuple[Array, str]) -> Metric:

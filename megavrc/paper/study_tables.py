@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from megavrc.evaluation.statistics import share_metric
 from megavrc.paper.study_claims import Spread, crossed
 from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
 from megavrc.results import Metric, Result, case, metric, read_result
@@ -39,9 +40,10 @@ class Row(NamedTuple):
 TOKEN = Row("token model", "scenes-token", 4000, 0)
 VRC = Row("VRC", "scenes-vrc", 4000, 0)
 REFINED = Row("VRC with refinement, passes 8, 1, 1, 1", "scenes-refine", 4000, 0, " refined")
+FLOPS = TOKEN._replace(label="token model, VRC's FLOPs", step=2250)
 TABLE1 = (
     TOKEN,
-    TOKEN._replace(label="token model, VRC's FLOPs", step=2250),
+    FLOPS,
     Row("token model, VRC's parameters", "scenes-token-160", 4000, 1),
     Row("token model, mean over all tokens", "scenes-token-loss", 4000, 1),
     VRC,
@@ -55,8 +57,10 @@ TABLE4 = (
 SCORES = {  # column -> kind, score
     "sound_from_text_1_1": ("free{}", "all"),
     "sound_from_text": ("free{} tuned", "all"),
-    "sound_given": ("given{} tuned", "all"),
+    "first_frame": ("free{} tuned", "whole_by_latent_0"),
+    "whole_given_1_1": ("given{}", "whole"),
     "whole_given": ("given{} tuned", "whole"),
+    "sound_given": ("given{} tuned", "all"),
     "modes": ("modes{} tuned", "modes"),
 }
 PROBES = {  # column -> step, score
@@ -83,10 +87,21 @@ def says(found: Found) -> bool:
 
 
 def spread_metric(found: Found, unit: str = "") -> Metric:
-    """The mean over seeds and clips as a metric, with its interval."""
+    """The mean over seeds and clips as a metric, with its interval: of none or all of the clips, Wilson's."""
     spread = spread_of(found)
     n = sum(len(clips) for clips, _ in found.values())
-    return metric(spread.value, unit, n, spread.low, spread.high)
+    low, high = spread.low, spread.high
+    if not unit and spread.value in (0, 1):
+        said = min(np.sum(~np.isnan(clips)) for clips, _ in found.values())
+        share = share_metric(np.full(said, spread.value))
+        low, high = share["low"], share["high"]
+    return metric(spread.value, unit, n, low, high)
+
+
+def seeds_of(counts: Sequence[int]) -> str:
+    """How many seeds the numbers of a row are of: "1 to 3" where they differ; those that are not there do not count."""
+    there = sorted({count for count in counts if count})
+    return f"{there[0]} to {there[-1]}" if len(there) > 1 else "".join(map(str, there))
 
 
 def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
@@ -97,12 +112,14 @@ def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
             for column, (kind, score) in SCORES.items()
         }
         found = _row(runs, row, cells, ("later", "total"))
+        if row == FLOPS and "modes" not in found["metrics"]:
+            found["facts"]["modes"] = ""  # of clips of the last step alone, as the judge
         kind = f"judge given{row.passes} tuned"
         drawn, real = (Cell(row.run, row.step, kind, score) for score in ("drawn", "real"))
         judged = {seed: (clips, "") for seed, clips in paired(runs, drawn, real).items()}
         if judged:
             found["metrics"]["judge"] = spread_metric(judged, "bits")
-        else:  # of clips of the last step alone
+        else:
             found["facts"]["judge"] = row.missing(" --tune") if row.step == VRC.step else ""
         yield found
 
@@ -119,19 +136,22 @@ def _row(runs: Runs, row: Row, cells: dict[str, Cell], parts: Sequence[str]) -> 
     """A row of scores and of bits; a number that is not there names the options that make it."""
     metrics: dict[str, Metric] = {}
     facts: dict[str, Any] = {}
+    seeds = []
     for column, cell in cells.items():
         found = values(runs, cell)
+        seeds.append(len(found))
         if says(found):
             metrics[column] = spread_metric(found)
         else:
             facts[column] = row.missing(" --samples" if "tuned" not in cell.kind else " --tune")
     for part in parts:
         found = values(runs, Cell(row.run, row.step, f"bits val{row.passes}", part))
+        seeds.append(len(found))
         if found:
             metrics[f"bits_{part}"] = spread_metric(found, "bits")
         else:
             facts[f"bits_{part}"] = row.missing("")
-    return case(row.label, metrics, facts | {"seeds": len(runs.get(row.run, []))})
+    return case(row.label, metrics, facts | {"seeds": seeds_of(seeds)})
 
 
 def probes(runs: Runs) -> Iterator[dict[str, Any]]:
@@ -155,15 +175,15 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
     """Bits of the later frames, taken apart: what independence within a frame costs, and what compression loses."""
     bits = {rate: Cell(run, 4000, "bits val", "later") for rate, run in RATES.items()}
     token, refined = (Cell(row.run, 4000, f"bits val{row.passes}", "later") for row in (TOKEN, REFINED))
-    plain = Cell(REFINED.run, 4000, "bits val", "later")
+    plain, vrc = (Cell(run, 4000, "bits val", "later") for run in (REFINED.run, VRC.run))
     first = "given a frame's earlier tokens: the token model"
     yield _bits(runs, first, 0, token)
     yield _bits(runs, "+ independence within a frame: rate 1 minus the token model", 1, bits[1], token)
     for rate in list(RATES)[1:]:
         yield _bits(runs, f"+ compression: rate {rate} minus rate 1", 1, bits[rate], bits[1])
-    yield _bits(
-        runs, "bought back by passes 8, 1, 1, 1: refinement minus the same model in one", 0, refined, plain
-    )
+    yield _bits(runs, "with compression, in the paper's one pass: VRC minus the token model", 0, vrc, token)
+    yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 0, plain, vrc)
+    yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 0, refined, vrc)
 
 
 def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:
@@ -188,7 +208,8 @@ class Costs:
 
     @property
     def files(self) -> list[Path]:
-        return [self.folder / f"generate-{preset}.json" for preset in PRESETS] + [self.folder / "memory.json"]
+        names = [*(f"generate-{preset}.json" for preset in PRESETS), "memory.json", "train-study.json"]
+        return [self.folder / name for name in names]
 
     def of(self, preset: str, model: str) -> dict[str, Metric]:
         """Metrics of one clip at batch 1 without guidance; {} if it was not measured."""
@@ -204,6 +225,15 @@ class Costs:
             return None
         low, high = _range(token)[0] / _range(vrc)[1], _range(token)[1] / _range(vrc)[0]
         return metric(token["value"] / vrc["value"], "", min(token["n"], vrc["n"]), low, high)
+
+    def pace(self) -> Metric | None:
+        """Clips a CPU second in training at the study's size: VRC's over the token model's; bounds as in `ratio`."""
+        content = _read(self.folder / "train-study.json")
+        if content is None:
+            return None
+        vrc, token = (row["metrics"]["cpu_clips"] for row in content["cases"])
+        low, high = _range(vrc)[0] / _range(token)[1], _range(vrc)[1] / _range(token)[0]
+        return metric(vrc["value"] / token["value"], "", min(vrc["n"], token["n"]), low, high)
 
     def memory(self) -> Result | None:
         """Of `megavrc evaluate memory`."""

@@ -38,7 +38,7 @@ def test_scores_are_shares_of_what_reconstructed_clips_get_by_objects(tmp_path: 
     assert two["value"] == two["low"] == two["high"] == 1, (
         "whole where the reconstructed one is: draws are paired"
     )
-    assert refined["facts"] == {"seeds": 2} | {
+    assert refined["facts"] == {"seeds": "2"} | {
         f"{column}_{label}": "`--priority 0 --tune`"
         for column in ("whole_given", "sound_given", "sound_from_text")
         for label in ("one", "two")
@@ -68,7 +68,7 @@ def test_shares_without_any_reconstructed_clips_say_what_makes_them(tmp_path: Pa
     write_run(tmp_path, "scenes-refine", 0, np.ones(4))
     rows = list(ceiling_shares(read_study(tmp_path)))
     assert all(
-        row["metrics"] == {} and row["facts"]["whole_given_one"].endswith("--samples`") for row in rows
+        row["metrics"] == {} and row["facts"]["whole_given_1_1_one"].endswith("--samples`") for row in rows
     )
 
 
