@@ -13,6 +13,7 @@ import sheets
 import torch
 import tuning
 
+from megavrc.errors import UserError
 from megavrc.files import write_json
 from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
 from megavrc.model.condition import Condition
@@ -135,3 +136,8 @@ def test_the_worst_clips_have_the_fewest_whole_frames(tmp_path: Path) -> None:
     curves = {"whole_by_latent_0": "1 1 1 0", "whole_by_latent_1": "1 0 1 0", "whole": "1 0 1 0"}
     write_json(tmp_path / "scores.json", {"by_clip": curves})
     assert sheets.worst_clips(tmp_path / "scores.json", 3) == [3, 1, 0]
+    write_json(tmp_path / "old.json", {"by_clip": {"whole": "1 0 0"}})  # whose worst are not known
+    with pytest.raises(
+        UserError, match=r"old\.json: no whole_by_latent_0, \.\. of its clips; score them again"
+    ):
+        sheets.worst_clips(tmp_path / "old.json", 3)
