@@ -31,6 +31,7 @@ class FileClips:
     clips: Sequence[PlannedClip]
     entries: Sequence[Entry]
     paths: Sequence[Path]
+    split: str | None = None
     _lengths: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # to decode once
 
     @property
@@ -95,6 +96,7 @@ class ArrayClips:
     clips: Sequence[PlannedClip]
     arrays: Sequence[Frames]
     storage: str = "none"
+    split: str | None = None
 
     def identity(self, index: int) -> str:
         frames = self.arrays[index]
@@ -183,7 +185,8 @@ def _of_manifest(path: Path, split: str | None) -> FileClips:
             f"{path}: no clips of the split {unknown[0]}; there are {', '.join(splits) or 'none'}"
         )
     chosen = [entry for entry in entries if entry["split"] in wanted]
-    return _of_entries(str(path) if split is None else f"{path}:{split}", path.parent, chosen)
+    source = _of_entries(str(path) if split is None else f"{path}:{split}", path.parent, chosen)
+    return replace(source, split=split or splits[0])
 
 
 def _of_entries(name: str, root: Path, entries: Sequence[Entry]) -> FileClips:

@@ -34,6 +34,7 @@ class ClipSource(Protocol):
         name: for messages and results.
         storage: how the pixels were kept ("mp4", "png", "npz"; "none" for clips that are made in this process):
             compression moves metrics.
+        split: of the manifest that the clips are of, several as "train+test"; None where there is none.
         clips: all that there are, in their order.
     """
 
@@ -42,6 +43,9 @@ class ClipSource(Protocol):
 
     @property
     def storage(self) -> str: ...
+
+    @property
+    def split(self) -> str | None: ...
 
     @property
     def clips(self) -> Sequence[PlannedClip]: ...
@@ -80,6 +84,10 @@ class Part:
     @property
     def storage(self) -> str:
         return self.of.storage
+
+    @property
+    def split(self) -> str | None:
+        return self.of.split
 
     @property
     def clips(self) -> Sequence[PlannedClip]:

@@ -171,9 +171,8 @@ def remarks(protocol: FVDProtocol, real: ClipSource, counts: dict[str, int], cli
         for name, count in counts.items()
         if count != protocol.n
     ]
-    given = real.name.rpartition(".jsonl:")[2] if ".jsonl:" in real.name else protocol.split
-    if protocol.split != "as given" and given != protocol.split:
-        said.append(f"real clips are of the split {given}, the protocol compares with {protocol.split}")
+    if protocol.split != "as given" and real.split not in (None, protocol.split):
+        said.append(f"real clips are of the split {real.split}, the protocol compares with {protocol.split}")
     if real.storage != clips.storage:
         said.append(
             f"stored differently: real {real.storage}, measured {clips.storage}; compression moves values"

@@ -27,6 +27,7 @@ class GeneratedClips:
     seed: int = 0
     batch: int = 8
     storage: str = "none"
+    split: str | None = None
     _made: dict[int, Frames] = field(default_factory=dict, repr=False)  # the last batch
 
     def identity(self, index: int) -> str:
@@ -83,6 +84,10 @@ class ReconstructedClips:
     tokenizer: OmniTokenizer
     of: ClipSource
     storage: str = "none"
+
+    @property
+    def split(self) -> str | None:
+        return self.of.split
 
     @property
     def clips(self) -> Sequence[PlannedClip]:

@@ -59,6 +59,8 @@ def test_every_kind_of_source_gives_the_same_clips(tmp_path: Path) -> None:
         open_clips(f"{tmp_path}/by_split.jsonl:train"),
     ]
     assert [source.storage for source in sources] == ["png", "npz", "mp4", "mp4"]
+    assert [source.split for source in sources] == [None, None, None, "train"]
+    assert open_clips(tmp_path / "by_split.jsonl").split == "train", "the only one that it has"
     for source in sources:
         assert [clip.key for clip in source.clips] == KEYS
         for index, frames in enumerate(CLIPS.arrays):

@@ -294,7 +294,7 @@ def test_clips_of_one_prompt_are_drawn_together(detector: Detector) -> None:
 def test_another_split_than_the_protocols_is_said(detector: Detector) -> None:
     clips, protocol = shapes(8), protocol_of("latte", changes=["real_stride=1", "size=none", "frames=9"])
     for split, said in (("train", 0), ("test", 1)):
-        real = replace(shapes(12, 50), name=f"data/manifest.jsonl:{split}")
+        real = replace(shapes(12, 50), split=split)
         report = measure_distances("kvd", real, clips, None, detector, protocol, floor=False, draws=20)
         assert (
             sum("of the split test, the protocol compares with train" in line for line in report.lines)
