@@ -59,7 +59,7 @@ def from_hf(model: Path, out: Path, classes: int | None = None, seed: int = 0) -
 
 
 def verify(model: Path) -> None:
-    """Check a converted folder: checksums, loading with and without transformers, equal logits and clips.
+    """Check a run, a checkpoint or a converted folder: checksums; of a folder also loading, equal logits and clips.
 
     Of a training run, or of one of its checkpoints, check every byte against its SHA-256.
 

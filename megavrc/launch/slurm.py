@@ -28,6 +28,7 @@ set -uo pipefail
 here=$(realpath {here})
 {setup}export PYTHONPATH=$here/code${{PYTHONPATH:+:$PYTHONPATH}} PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun forgets it since 22.05
 export MEGAVRC_MISTAKE=$here/mistake
 rm -f "$MEGAVRC_MISTAKE"
 {gpu_settings}trap 'kill -USR1 "$step"' USR1

@@ -67,7 +67,7 @@ def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> No
         planned = [json.loads(line) for line in (out / "plan.jsonl").read_text().splitlines()]
         videos = [sources[0].parent / entry["path"] for entry in planned]
         held = [blocks.enter_context(Held(video)) for video in videos]
-        words = ["submit", "--array=2", "--", "tools/tokenize_videos.py", "run", f"--out={out}"]
+        words = ["submit", "--array=2", "--cpus=1", "--", "tools/tokenize_videos.py", "run", f"--out={out}"]
         environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
         cluster.run(*environment, sys.executable, ROOT / "tools" / "submit_slurm.py", *words, cwd=ROOT)
         number = json.loads((out / "slurm" / "1" / "job.json").read_text())["job"]
@@ -77,6 +77,7 @@ def test_array_tasks_come_back(tmp_path: Path, sources: tuple[Path, Path]) -> No
         blocks.close()  # for the next attempts, which may begin at once
         cluster.run("scancel", "--signal=USR1", f"{number}_0")
         for process, environ in processes(f"SLURM_ARRAY_JOB_ID={number}", "tokenize_videos.py"):
+            assert "SRUN_CPUS_PER_TASK=1" in environ, "srun does not take the job's cores by itself"
             if "SLURM_ARRAY_TASK_ID=1" in environ and "SLURM_STEP_ID=0" in environ:
                 os.kill(process, signal.SIGKILL)
 
