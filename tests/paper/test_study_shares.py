@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_study import write_cases, write_run
+from study_files import write_cases, write_run
 
 from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
