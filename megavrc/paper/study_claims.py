@@ -1,6 +1,6 @@
 """The hypotheses of the study as data, and their verdicts by its rules (docs/study_rules.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -32,9 +32,9 @@ class Claim:
         number, says: of docs/study_rules.md.
         pairs: of cells. Of several the smallest difference decides: each size better than the one before.
         least: it is refuted if no seed's difference is above this, and does not hold if the mean is not.
-        shares: the cells are shares of clips, and a floor is no verdict. (Own, true) of both models, where what is
-            kept from own frames of what true ones give must differ as the pair does: else the model that has less to
-            lose would seem to lose less.
+        shares: the cells are shares of clips: where no model of the pair gets FLOOR, nothing is shown.
+        kept: (own, true) of the model that the claim is for and of the other: what own frames keep of what true ones
+            give must differ as the pair does, else the model that has less to lose would seem to lose less.
         alike: a pair and how far its first may be above its second: farther, and the claim is not shown.
         halved: pairs of a run at half the learning rate and the same at the usual one: what either gains must be less
             than what the claim rests on.
@@ -259,13 +259,18 @@ def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, floa
         gains = paired(runs, slow, usual).values()
         if not gains:
             return f"waits: {slow.run}"
-        if (gain := float(np.mean([np.nanmean(clips) for clips in gains]))) >= mean:
+        if (gain := _mean(gains)) >= mean:
             return f"not shown: {slow.run} {gain:+.2f}"
     return "holds"
 
 
 def _share(runs: dict[str, list[StudyRun]], cell: Cell) -> float:
-    return float(np.mean([np.nanmean(clips) for clips, _ in values(runs, cell).values()]))
+    return _mean(clips for clips, _ in values(runs, cell).values())
+
+
+def _mean(by_seed: Iterable[Array]) -> float:
+    """Of the seeds' means."""
+    return float(np.mean([np.nanmean(clips) for clips in by_seed]))
 
 
 def _kept_more(runs: dict[str, list[StudyRun]], first: tuple[Cell, Cell], second: tuple[Cell, Cell]) -> float:
@@ -281,7 +286,7 @@ def _coverage(runs: dict[str, list[StudyRun]], first: Cell, second: Cell, most: 
         return f"waits: {first.score} of {len(apart)} of {SEEDS} seeds"
     if (least := min(np.sum(~np.isnan(clips)) for clips in apart.values())) < FIRST_FRAMES:
         return f"not shown: {first.score} of {least} first frames alone"
-    above = float(np.mean([np.nanmean(clips) for clips in apart.values()]))
+    above = _mean(apart.values())
     return f"not shown: {first.score} {above:+.2f}" if above > most else ""
 
 

@@ -57,14 +57,15 @@ def _row(runs: Runs, row: Row, ceiling: Ceiling, itself: bool = False) -> dict[s
             facts[name] = row.missing(" --tune" if "tuned" in kind and not itself else " --samples")
         elif whole and itself:
             metrics[name] = spread_metric({0: whole})
-            seeds = []  # all models have the same clips to decode
         elif whole and not np.nansum(whole[0]):
             continue  # of nothing there is no share
         elif whole and found:
             metrics[name] = _share(cell, found, whole)
         elif whole:
             facts[name] = row.missing(" --tune" if "tuned" in kind else " --samples")
-    return case(row.label, metrics, facts | {"seeds": seeds_of(seeds)})
+    return case(
+        row.label, metrics, facts | {"seeds": "" if itself else seeds_of(seeds)}
+    )  # the same clips in all seeds
 
 
 def _share(cell: Cell, found: dict[int, tuple[Array, str]], whole: tuple[Array, str]) -> Metric:

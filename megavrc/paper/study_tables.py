@@ -40,10 +40,9 @@ class Row(NamedTuple):
 TOKEN = Row("token model", "scenes-token", 4000, 0)
 VRC = Row("VRC", "scenes-vrc", 4000, 0)
 REFINED = Row("VRC with refinement, passes 8, 1, 1, 1", "scenes-refine", 4000, 0, " refined")
-FLOPS = TOKEN._replace(label="token model, VRC's FLOPs", step=2250)
 TABLE1 = (
     TOKEN,
-    FLOPS,
+    TOKEN._replace(label="token model, VRC's FLOPs", step=2250),
     Row("token model, VRC's parameters", "scenes-token-160", 4000, 1),
     Row("token model, mean over all tokens", "scenes-token-loss", 4000, 1),
     VRC,
@@ -112,15 +111,18 @@ def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
             for column, (kind, score) in SCORES.items()
         }
         found = _row(runs, row, cells, ("later", "total"))
-        if row == FLOPS and "modes" not in found["metrics"]:
-            found["facts"]["modes"] = ""  # of clips of the last step alone, as the judge
+        missing = (
+            row.missing(" --tune") if row.step == VRC.step else ""
+        )  # modes and judge: of the last step alone
+        if "modes" not in found["metrics"]:
+            found["facts"]["modes"] = missing
         kind = f"judge given{row.passes} tuned"
         drawn, real = (Cell(row.run, row.step, kind, score) for score in ("drawn", "real"))
         judged = {seed: (clips, "") for seed, clips in paired(runs, drawn, real).items()}
         if judged:
             found["metrics"]["judge"] = spread_metric(judged, "bits")
         else:
-            found["facts"]["judge"] = row.missing(" --tune") if row.step == VRC.step else ""
+            found["facts"]["judge"] = missing
         yield found
 
 
@@ -223,17 +225,15 @@ class Costs:
         token, vrc = (self.of(preset, model).get("seconds") for model in ("token", "vrc-4"))
         if not token or not vrc:
             return None
-        low, high = _range(token)[0] / _range(vrc)[1], _range(token)[1] / _range(vrc)[0]
-        return metric(token["value"] / vrc["value"], "", min(token["n"], vrc["n"]), low, high)
+        return _quotient(token, vrc)
 
     def pace(self) -> Metric | None:
         """Clips a CPU second in training at the study's size: VRC's over the token model's; bounds as in `ratio`."""
         content = _read(self.folder / "train-study.json")
         if content is None:
             return None
-        vrc, token = (row["metrics"]["cpu_clips"] for row in content["cases"])
-        low, high = _range(vrc)[0] / _range(token)[1], _range(vrc)[1] / _range(token)[0]
-        return metric(vrc["value"] / token["value"], "", min(vrc["n"], token["n"]), low, high)
+        clips = {row["name"].rpartition(", ")[2]: row["metrics"]["cpu_clips"] for row in content["cases"]}
+        return _quotient(clips["VRC"], clips["token"])
 
     def memory(self) -> Result | None:
         """Of `megavrc evaluate memory`."""
@@ -255,6 +255,12 @@ def small_table2(costs: Costs) -> Iterator[dict[str, Any]]:
         yield case(label, metrics, facts)
     ratios = {preset: ratio for preset in PRESETS if (ratio := costs.ratio(preset))}
     yield case("token model / VRC", ratios)
+
+
+def _quotient(over: Metric, under: Metric) -> Metric:
+    """Low and high are those of the ranges of both."""
+    (least, most), (low, high) = _range(over), _range(under)
+    return metric(over["value"] / under["value"], "", min(over["n"], under["n"]), least / high, most / low)
 
 
 def _range(found: Metric) -> tuple[float, float]:
