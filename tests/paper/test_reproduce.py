@@ -1,7 +1,9 @@
 """Tables and figures of the paper are functions of result files; every job of the matrix is a known command line."""
 
+import functools
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,26 @@ def write_clips(folder: Path, level: int) -> None:
     (folder / "sheet.png").write_bytes(b"")
 
 
-def make(name: str, places: Places, smoke: bool = False) -> Exhibit:
-    return EXHIBITS[name](Measured(PaperMatrix(places, smoke)))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    write_results(folder)
+    return folder
+
+
+@pytest.fixture
+def places(written: Path, tmp_path: Path) -> Places:
+    """Folders with results of everything but the clips."""
+    found = Places(tmp_path, tmp_path)
+    shutil.copytree(written, found.results)
+    return found
+
+
+matrix_of = functools.cache(PaperMatrix)  # a quarter of a second each
+
+
+def make(name: str, places: Places) -> Exhibit:
+    return EXHIBITS[name](Measured(matrix_of(places)))
 
 
 def content(exhibit: Exhibit) -> str:
@@ -108,9 +128,7 @@ CHANGED = {  # a result that each shows, case, and metric
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_one_changed_value_changes_a_table_or_figure(name: str, tmp_path: Path) -> None:
-    places = Places(tmp_path, tmp_path)
-    write_results(places.results)
+def test_one_changed_value_changes_a_table_or_figure(name: str, places: Places) -> None:
     before = make(name, places)
     drawn = content(before)
     assert before.missing == {} and drawn == content(make(name, places))
@@ -146,9 +164,8 @@ def test_what_was_not_measured_is_missing_and_says_which_command_makes_it(tmp_pa
     assert "8 results are missing" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_published_rows_are_marked_and_have_a_source(tmp_path: Path) -> None:
-    write_results(tmp_path / "results")
-    made = make("table1", Places(tmp_path, tmp_path))
+def test_published_rows_are_marked_and_have_a_source(places: Places) -> None:
+    made = make("table1", places)
     marks = {row[0]: row[-1] for row in made.table}
     assert marks["VideoAR"] == marks["VRC"] == "as published" and marks["VRC, xl"] == "measured"
     assert next(row for row in made.table if row[0] == "VideoAR")[4] == "88.6"
@@ -162,14 +179,13 @@ def test_published_rows_are_marked_and_have_a_source(tmp_path: Path) -> None:
             assert printed[name][size] / printed["VRC"][size] == pytest.approx(factor, rel=0.002)
 
 
-def test_distances_of_two_networks_do_not_stand_in_one_table(tmp_path: Path) -> None:
-    write_results(tmp_path / "results")
-    path = tmp_path / "results" / "fvd-vrc-sky-xl.json"
+def test_distances_of_two_networks_do_not_stand_in_one_table(places: Places) -> None:
+    path = places.results / "fvd-vrc-sky-xl.json"
     path.write_text(path.read_text().replace('"fvd"', '"frechet_unknown"'))
     with pytest.raises(
         UserError, match=r"fvd-.*json has fvd, .*fvd-vrc-sky-xl.json frechet_unknown: not comp"
     ):
-        make("table1", Places(tmp_path, tmp_path))
+        make("table1", places)
 
 
 def test_a_file_of_another_command_is_refused_by_name(tmp_path: Path) -> None:
@@ -186,9 +202,7 @@ def test_a_file_of_another_command_is_refused_by_name(tmp_path: Path) -> None:
         make("table3", places)
 
 
-def test_a_smoke_run_has_its_banner_on_every_table_and_picture(tmp_path: Path) -> None:
-    places = Places(tmp_path, tmp_path)
-    write_results(places.results)
+def test_a_smoke_run_has_its_banner_on_every_table_and_picture(places: Places, tmp_path: Path) -> None:
     for path in list(places.results.glob("fvd-*-ffs-xl.json")):
         path.rename(path.with_name(path.name.replace("ffs-xl", "toy-debug")))
     (places.results / "speed-l.json").rename(places.results / "speed-debug.json")
@@ -298,25 +312,23 @@ def test_commands_have_help_and_refuse_nonsense(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_what_a_figure_needs_and_a_file_lacks_is_named(
-    name: str, file: str, damage: Any, said: str, tmp_path: Path
+    name: str, file: str, damage: Any, said: str, places: Places
 ) -> None:
-    write_results(tmp_path / "results")
-    path = tmp_path / "results" / f"{file}.json"
+    path = places.results / f"{file}.json"
     content = json.loads(path.read_text())
     damage(content)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=said):
-        make(name, Places(tmp_path, tmp_path))
+        make(name, places)
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_a_number_that_was_not_measured_is_missing(value: float | None, tmp_path: Path) -> None:
-    write_results(tmp_path / "results")
+def test_a_number_that_was_not_measured_is_missing(value: float | None, places: Places) -> None:
     for file, row, metric_name in (("speed-l", 1, "seconds"), ("fvd-vrc-ffs-l", 0, "fvd")):
-        path = tmp_path / "results" / f"{file}.json"
+        path = places.results / f"{file}.json"
         content = json.loads(path.read_text())
         content["cases"][row]["metrics"][metric_name]["value"] = value
         path.write_text(json.dumps(content))
-    table = make("table2", Places(tmp_path, tmp_path))
+    table = make("table2", places)
     assert set(table.missing) == {"speed-l"} and "missing" in str(table.table)
-    assert {"speed-l", "fvd-vrc-ffs-l"} == set(make("fig1", Places(tmp_path, tmp_path)).missing)
+    assert {"speed-l", "fvd-vrc-ffs-l"} == set(make("fig1", places).missing)

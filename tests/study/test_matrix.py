@@ -34,7 +34,7 @@ def checkpoints(jobs: list[StudyJob]) -> dict[str, set[int]]:
     return found
 
 
-@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("smoke", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_run_is_a_configuration(smoke: bool) -> None:
     """One that waits for an option is refused for that option alone."""
     jobs = Matrix(FILE, Path("work"), smoke).jobs(samples=True, tune=True)

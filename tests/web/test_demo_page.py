@@ -117,6 +117,7 @@ def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(folder, bro
     assert not page.elsewhere
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_class_and_a_first_picture(browser, tmp_path) -> None:
     source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
@@ -144,6 +145,7 @@ def test_a_class_and_a_first_picture(browser, tmp_path) -> None:
         assert not page.elsewhere and page.locator("img[src*=':9']").count() == 0
 
 
+@pytest.mark.slow
 @needs_browser
 def test_who_waits_sees_that_and_everything_the_command_offers_is_there(folder, browser, tmp_path) -> None:
     mine = tmp_path / "<b>mine"  # texts of a folder are texts
