@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, first, read_whole, wholes
+from megavrc.evaluation.clip_source import ClipSource, first, read_whole, source_facts, wholes
 from megavrc.evaluation.quality import mean_psnr
 from megavrc.evaluation.scene_fit import pieces
 from megavrc.evaluation.statistics import MetricReport, clustered_share, share_difference
@@ -165,8 +165,8 @@ def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> Metr
     Raises:
         UserError: a caption that is not one of `make_shapes`; a clip that cannot be read.
     """
-    cases = []
-    for source in [clips, *([real] if real else [])]:
+    cases, sources = [], [clips, *([real] if real else [])]
+    for source in sources:
         wanted = [_asked(source, index) for index in range(len(source.clips))]
         found = [detect(read_whole(source, index)) for index in shown(range(len(wanted)), source.name)]
         hits = np.array([_right(*pair) for pair in zip(found, wanted, strict=True)])
@@ -182,7 +182,7 @@ def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> Metr
     protocol = {
         "asked": "by captions",
         "interval": f"95%, bootstrap of prompts or videos, {DRAWS} draws; of single clips: Wilson; Newcombe",
-        "storage": clips.storage,
+        "sources": [source_facts(source) for source in sources],
     }
     return MetricReport(cases, gaps, protocol)
 

@@ -7,12 +7,13 @@ name: no metric leaves a clip out of its denominator.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
+from megavrc.files import sha256_json
 from megavrc.video.read import Crop
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
@@ -103,6 +104,13 @@ class Part:
         self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
     ) -> Frames:
         return self.of.read(self.chosen[index], wanted, size, crop)
+
+
+def source_facts(source: ClipSource) -> dict[str, Any]:
+    """What a result says of clips: name, number, how the pixels were kept, and a hash of their content in order."""
+    identities = [source.identity(index) for index in range(len(source.clips))]
+    facts = {"name": source.name, "n": len(identities), "storage": source.storage}
+    return facts | {"sha256": sha256_json(identities)}
 
 
 def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:

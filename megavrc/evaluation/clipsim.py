@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import Captions, Embeddings
-from megavrc.evaluation.clip_source import ClipSource, first, pairs, wholes
+from megavrc.evaluation.clip_source import ClipSource, first, pairs, source_facts, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
     MetricReport,
@@ -155,7 +155,7 @@ def measure_clipsim(
         "stride": stride,
         "cosine": "0 to 1, not clamped; mean over frames, then over clips",
         "interval": f"95%, bootstrap of videos (keys up to #) or prompts, {draws} draws",
-        "storage": [source.storage for source in sources],
+        "sources": [source_facts(source) for source in sources],
         "seed": seed,
     }
     return MetricReport(cases, metrics, facts | {"remarks": lines}, lines)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from megavrc.evaluation.clip_source import ClipSource, first, pairs, video_of, wholes
+from megavrc.evaluation.clip_source import ClipSource, Part, first, pairs, source_facts, video_of, wholes
 from megavrc.evaluation.features import ClipNetwork, Features, clip_features
 from megavrc.evaluation.frechet import NEIGHBOURS, covered, frechet_at_infinity, rank_warning
 from megavrc.evaluation.protocols import (
@@ -124,8 +124,9 @@ def measure_distances(
     facts = {
         "fvd_protocol": protocol_facts(protocol),
         "detector": {"name": detector.name, "sha256": detector.sha256, "dims": dims, "tf32": False},
-        "real": {"name": real.name, "n": len(known), "storage": real.storage, "short": chosen.short},
-        "measured": [{"name": s.name, "n": n, "storage": s.storage} for s in sources],
+        "real": source_facts(Part(real, [window.clip for window in chosen.windows]))
+        | {"short": chosen.short},
+        "measured": [source_facts(source) for source in sources],
         "interval": f"95%, bootstrap of both sides, of {len({*drawn})} prompts or videos and {len({*videos})} real "
         f"videos, {draws} draws, moved to the value; shares: Wilson; limits: half sets",
         "seed": seed,

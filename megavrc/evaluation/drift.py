@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, read_whole, wholes
+from megavrc.evaluation.clip_source import ClipSource, Frames, read_whole, source_facts, wholes
 from megavrc.evaluation.statistics import (
     MetricReport,
     as_metric,
@@ -120,7 +120,7 @@ def measure_drift(
         "changed": f"more than {CHANGED} grey levels",
         "still": f"below {STILL:.1%} changed pixels",
         "faded": f"below {FADED} of the first quarter",
-        "storage": [source.storage for source in sources],
+        "sources": [source_facts(source) for source in sources],
         "interval": f"95%, bootstrap of prompts or videos, {draws} draws; shares of single clips: Wilson; Newcombe",
         "seed": seed,
     }

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, wholes
+from megavrc.evaluation.clip_source import ClipSource, Frames, source_facts, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
 from megavrc.progress import progress
@@ -118,8 +118,7 @@ def measure_redundancy(
         cases.append(case("tokens of latent frames", metrics))
     protocol: dict[str, Any] = {
         "clips": n,
-        "source": source.name,
-        "storage": source.storage,
+        "sources": [source_facts(source)],
         "frames": frames,
         "stride": stride,
         "unchanged": f"blocks of {BLOCK}x{BLOCK} pixels, none by more than {SAME} grey levels",

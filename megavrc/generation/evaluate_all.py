@@ -7,7 +7,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.alignment import measure_alignment
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import ClipSource, check_readable, pairs, read_whole
+from megavrc.evaluation.clip_source import ClipSource, check_readable, pairs, read_whole, source_facts
 from megavrc.evaluation.clipsim import measure_clipsim
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.drift import measure_drift
@@ -156,8 +156,8 @@ def _scenes(source: ClipSource, true: ClipSource, real: Path) -> MetricReport:
     if not colon:
         raise UserError("the real clips must be given as manifest.jsonl:SPLIT of megavrc make_scenes")
     scenes = [scene for _, _, scene in scene_rows(Path(manifest), split)]
-    cases = []
+    cases, facts = [], {"sources": [source_facts(each) for each in (source, true)]}
     for each, order in ((source, pairs(true, source)), (true, range(len(true.clips)))):
         scores = score_scenes((read_whole(each, index) for index in order), scenes)
         cases.append(case(each.name, dict(measured(scores))))
-    return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips", "storage": source.storage})
+    return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips"} | facts)

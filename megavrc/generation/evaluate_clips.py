@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import Frames, wholes
+from megavrc.evaluation.clip_source import Frames, source_facts, wholes
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
 from megavrc.evaluation.drift import SHARES, measure_drift
 from megavrc.evaluation.export_clips import Layout, export_clips
@@ -164,6 +164,7 @@ def redundancy(
         grids = token_grids(source, folder, frames, stride)
         shares = [0.5, 0.25, 0.0625] if keep is None else keep
         report = report_tokens(folder, grids, wholes(source), shares, draws, seed)
+        report.protocol["sources"] = [source_facts(source)]
         config = {"clips": clips, "tokens": tokens, "model": folder.identity()}
         return publish_report("redundancy", report, config, json, device)
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Part, first, wholes
+from megavrc.evaluation.clip_source import ClipSource, Part, first, source_facts, wholes
 from megavrc.evaluation.copying import measure_copying
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
@@ -83,9 +83,11 @@ def measure_model_copying(
     def bits(index: int, history: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.float64]:
         return token_bits(folder, conditions[index], history, target)
 
-    drawn = wholes(Part(source, range(count)))
-    report = measure_copying(clips, encoder(folder.video_tokenizer), bits, str(model), draws, seed, drawn)
-    report.protocol.update(model=folder.identity(), clips=source.name, storage=source.storage)
+    measured = Part(source, range(count))
+    report = measure_copying(
+        clips, encoder(folder.video_tokenizer), bits, str(model), draws, seed, wholes(measured)
+    )
+    report.protocol.update(model=folder.identity(), sources=[source_facts(measured)])
     return report
 
 

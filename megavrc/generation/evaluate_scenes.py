@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import Part, pairs, read_whole
+from megavrc.evaluation.clip_source import ClipSource, Part, pairs, read_whole, source_facts
 from megavrc.evaluation.quality import psnr
 from megavrc.evaluation.scene_modes import score_modes
 from megavrc.evaluation.scene_scores import SceneScore, score_scenes
@@ -96,8 +96,10 @@ def scenes(
         captions, seeds = [caption for caption, _, _ in rows], range(seed, seed + len(rows))
         sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
         sets["generated"] = make_set(folder, captions, seeds, settings, batch)
-    if clips:
-        sets["clips"] = given_clips(clips, Path(f"{manifest}:{split}"), len(rows), device)
+    given = given_clips(clips, Path(f"{manifest}:{split}"), len(rows), device) if clips else None
+    if given:
+        frames = [read_whole(given, index) for index in progress(range(len(rows)), given.name)]
+        sets["clips"] = _stacked(given.name, [clip.key for clip in given.clips], frames)
     scores = score_sets(sets, [scene for _, _, scene in rows])
     if folder and video and draws:
         chosen = open_rows(rows)
@@ -111,7 +113,7 @@ def scenes(
         config: dict[str, Any] = {"split": split, "temperature": [first_temperature, later_temperature]}
         config |= {"guidance": guidance, "later_passes": passes}
         facts = {"clips": len(rows), "draws": draws, "seed": seed}
-        _write(json, metrics, config, facts, manifest, video, folder, device)
+        _write(json, metrics, config, facts, manifest, video, folder, given, device)
     if sheet:
         rows_of = [
             (f"{name}: {rows[i][0]}", made[i])
@@ -129,9 +131,11 @@ def _write(
     manifest: Path,
     video: OmniTokenizer | None,
     folder: Folder | None,
+    given: ClipSource | None,
     device: str,
 ) -> None:
     protocol = facts | {
+        "sources": [source_facts(given)] if given else [],
         "manifest_sha256": sha256_file(manifest),
         "tokenizer": video.sha256 if video else None,
         "model": folder.identity() if folder else None,
@@ -161,13 +165,11 @@ def read_clips(manifest: Path, paths: Sequence[str]) -> Clips:
     return _stacked(str(manifest), paths, clips)
 
 
-def given_clips(clips: Path, real: Path, count: int, device: str) -> Clips:
+def given_clips(clips: Path, real: Path, count: int, device: str) -> ClipSource:
     """Clips that answer the first `count` captions of a split, in its order."""
     true = Part(open_source(real), range(count))
     source = open_source(clips, like=true, device=device)
-    order = pairs(true, source)
-    found = [read_whole(source, index) for index in progress(order, source.name)]
-    return _stacked(source.name, [source.clips[index].key for index in order], found)
+    return Part(source, pairs(true, source))
 
 
 def _stacked(name: str, keys: Sequence[str], clips: list[NDArray[np.uint8]]) -> Clips:

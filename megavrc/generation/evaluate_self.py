@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource
+from megavrc.evaluation.clip_source import ClipSource, source_facts
 from megavrc.evaluation.protocols import Window, protocol_of, real_windows
 from megavrc.evaluation.self_network import check_folder
 from megavrc.evaluation.self_training import (
@@ -86,6 +86,7 @@ def fd_self(
     made = _read(rebuilt, measured, size) if rebuilt else None
     report = try_network(network, known, _read(source, measured, size), made, draws, seed, reversible)
     report.protocol.update(clips=len(training), steps=steps, batch=batch, words=len(words))
+    report.protocol["sources"] = [source_facts(source)]
     if not tokenizer:
         report.lines.append("without --tokenizer it is not known where reconstructed clips lie")
     wrong = report.protocol["wrong"]

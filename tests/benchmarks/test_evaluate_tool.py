@@ -155,7 +155,10 @@ def test_clips_of_any_program(
     np.savez(tmp_path / "scenes.npz", clips=np.stack(frames), prompts=prompts)
     options = (scenes_manifest, "--clips", tmp_path / "scenes.npz", "--json", tmp_path / "scenes.json")
     assert run(monkeypatch, "scenes", *options) == 0
-    sets = {row["name"]: row["metrics"] for row in read_result(tmp_path / "scenes.json")["cases"]}
+    found = read_result(tmp_path / "scenes.json")
+    [source] = found["protocol"]["sources"]
+    assert source["n"] == 3 and source["storage"] == "npz" and source["sha256"]
+    sets = {row["name"]: row["metrics"] for row in found["cases"]}
     assert list(sets) == ["real", "clips"]
     for name in ("count", "colour", "shape", "whole", "all"):
         assert sets["clips"][name]["value"] == 1, "not through a codec, as the real ones are"
@@ -174,6 +177,8 @@ def test_a_page_of_all_metrics(world: Path, tmp_path: Path, monkeypatch: pytest.
     page = (out / "metrics.md").read_text()
     for name in ("drift", "alignment", "redundancy", "copying"):
         assert f"## {name}: " in page and read_result(out / f"{name}.json")["cases"]
+    sources = [read_result(out / f"{name}.json")["protocol"]["sources"] for name in ("drift", "alignment")]
+    assert sources[0] == sources[1] and len({each["sha256"] for each in sources[0]}) == 2
     assert page.count("## Not measured") == 1 and "- `fvd`: --i3d: needed" in page
     assert "- `clipsim`: --clip: needed" in page and "- `scenes`: " in page
     assert read_result(out / "alignment.json")["cases"][0]["metrics"]["all"]["n"] == 3

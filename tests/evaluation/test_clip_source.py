@@ -13,7 +13,7 @@ from PIL import Image
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
-from megavrc.evaluation.clip_source import PlannedClip, pairs, read_whole, wholes
+from megavrc.evaluation.clip_source import PlannedClip, pairs, read_whole, source_facts, wholes
 from megavrc.video import write_gif, write_mp4
 
 CLIPS = shapes(4)
@@ -45,6 +45,17 @@ def save_list(path: Path, keys: list[str] = KEYS, **fields: object) -> Path:
     rows = [{"id": key, "path": f"{key}.mp4", "caption": f"clip {key}", **fields} for key in keys]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_a_result_knows_the_content_of_its_clips(tmp_path: Path) -> None:
+    """Wherever they lie: a folder that is made anew under its name is another one."""
+    known = source_facts(open_clips(save_videos(tmp_path / "videos")))
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    assert source_facts(open_clips(tmp_path / "moved"))["sha256"] == known["sha256"]
+    write_mp4(tmp_path / "moved" / f"{KEYS[2]}.mp4", CLIPS.arrays[2][::-1])
+    other = source_facts(open_clips(tmp_path / "moved"))
+    assert other["sha256"] != known["sha256"]
+    assert known["n"] == 4 and known["storage"] == "mp4"
 
 
 def test_every_kind_of_source_gives_the_same_clips(tmp_path: Path) -> None:
