@@ -105,6 +105,10 @@ def to_hf(
     """
     refuse_existing(out)
     source = read_run(run, step, weights)
+    if step is None and (run / "run.json").is_file() and not (run / "complete.json").is_file():
+        print(
+            f"note: {run} is not finished; its newest checkpoint, of step {source.state['step']}, is converted"
+        )
     video = OmniTokenizer.from_checkpoint(video_tokenizer)
     text = None if text_tokenizer is None else TextTokenizer(text_tokenizer)
     check_parts(source, video, text)

@@ -45,6 +45,10 @@ OPTIONAL = {
     "peft": "LoRA fine-tuning of a converted folder",
     "gradio": "the web page, megavrc serve",
     "fastapi": "the page of a blind study, megavrc user_study serve",
+    "torchao": "weights as int8, fp8 or int4",
+    "bitsandbytes": "weights as nf4",
+    "lmms_eval": "LLMC+ under lmms-eval's tasks",
+    "vizdoom": "gameplay clips, megavrc make_gameplay",
 }
 MEMORY_GIB, DISK_GIB = 4.0, 2.0  # what the CPU demo should find free
 LOCK_MINUTES = 10  # a build of one extension takes two

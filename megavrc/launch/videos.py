@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from megavrc.errors import UserError
+from megavrc.progress import progress
 from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 from megavrc.video import VideoError, count_frames, probe
@@ -56,7 +57,7 @@ def _files(files: list[Path]) -> Iterator[Line]:
     """Decode the files, to their end while there is time, and say which give no clip."""
     problems: dict[str, list[str]] = {"missing": [], "damaged": [], "short": []}
     opened, until = 0, time.monotonic() + DECODING_S
-    for file in files:
+    for file in progress(files, "decode"):
         try:
             if time.monotonic() < until:
                 frames = count_frames(file)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from megavrc.data.dataset import TokenDataset
 from megavrc.errors import UserError
+from megavrc.progress import progress
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.encode import Sample, samples
 from megavrc.tokenization.plan import Plan, check_decoder, encode
@@ -117,7 +118,7 @@ def compare_samples(
     planned = (entry for shard in plan.sources(plan.units).values() for entry in shard) if plan else ()
     entries = {entry["id"]: entry for entry in planned if entry["id"] in sources}
     compared = []
-    for index, (ids, fields) in zip(chosen, read, strict=True):
+    for index, (ids, fields) in progress(zip(chosen, read, strict=True), "compare", len(read)):
         key, ids = dataset.key(index), ids.astype(np.int64)
         decoded = tokenizer.decode(torch.from_numpy(ids[None]))[0].cpu().numpy()
         item = Compared(key, fields.get("caption") or key, ids, decoded)

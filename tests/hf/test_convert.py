@@ -161,6 +161,15 @@ def test_captions_of_the_run_are_those_of_its_dataset(tmp_path, capsys) -> None:
     assert not list(training_captions({})), "of a checkpoint that was made of a folder"
 
 
+def test_who_converts_an_unfinished_run_is_told(source, tmp_path, capsys) -> None:
+    run = shutil.copytree(source.run, tmp_path / "run")
+    for name, said in (("metrics.jsonl", False), ("run.json", True), ("complete.json", False)):
+        (run / name).touch()
+        with pytest.raises(UserError):  # a model of text without its tokenizer
+            to_hf(run, source.run.parent / "video", None, tmp_path / "out")
+        assert ("is not finished; its newest checkpoint, of step 7," in capsys.readouterr().out) == said
+
+
 def test_the_card_says_that_weights_are_an_average(source) -> None:
     run = read_run(source.run)
     run.state["config"]["train"]["ema"] = 0.999
