@@ -91,6 +91,14 @@ def test_the_verdict_on_redundancy_follows_the_intervals(
     assert of_redundancy(made(*rows)).verdict == verdict
 
 
+@pytest.mark.parametrize(("by_frame", "verdict"), [(0.5, "open"), (0.05, "does not hold")])
+def test_methods_that_see_a_whole_clip_do_not_decide_alone(by_frame: float, verdict: str) -> None:
+    """DivPrune removes what repeats from frame to frame too; a baseline decides nothing."""
+    lost = {"divprune": 0.1, "vispruner": by_frame, "evs": 0.3, "pool": 0.9, "copy": 0.01}
+    found = of_redundancy(made(*[("video", name, 0.25, {"lost_all": value}) for name, value in lost.items()]))
+    assert found.verdict == verdict and "vispruner" in found.why[1]
+
+
 def test_nothing_measured_leaves_findings_open() -> None:
     nothing = result("made", {}, [])
     assert [found(nothing).verdict for found in (of_redundancy, of_turns_and_detail, of_compression)] == [
