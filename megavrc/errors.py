@@ -25,3 +25,10 @@ class UserError(ValueError):
 
 class TransientError(UserError):
     """A file system or a network that failed again and again; another time it may work. One line, as above."""
+
+
+def check_least(**values: tuple[int, int]) -> None:
+    """Refuse options below their least value."""
+    for name, (value, least) in values.items():
+        if value < least:
+            raise UserError(f"--{name}: {value}, at least {least}")

@@ -107,10 +107,14 @@ class Part:
 
 
 def source_facts(source: ClipSource) -> dict[str, Any]:
-    """What a result says of clips: name, number, how the pixels were kept, and a hash of their content in order."""
+    """What a result says of clips: name, number, how the pixels were kept, and a hash of their content in order.
+
+    Of clips that a model makes also `made_with`, where the source has it.
+    """
     identities = [source.identity(index) for index in range(len(source.clips))]
     facts = {"name": source.name, "n": len(identities), "storage": source.storage}
-    return facts | {"sha256": sha256_json(identities)}
+    made = getattr(source, "made_with", None)
+    return facts | {"sha256": sha256_json(identities)} | ({"made_with": made} if made else {})
 
 
 def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import Captions, Embeddings
-from megavrc.evaluation.clip_source import ClipSource, first, pairs, source_facts, wholes
+from megavrc.evaluation.clip_source import ClipSource, first, pairs, source_facts, video_of, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
     MetricReport,
@@ -73,7 +73,8 @@ def similarities(
         names = [str(clip.prompt) for clip in source.clips]
         captions = model.captions(names)
         targets, cut = [row[None] for row in captions.embeddings], sum(captions.cut)
-    others = [_other(names, index) for index in range(len(names))]
+    videos = [video_of(clip.key) for clip in source.clips]
+    others = [_other(names, videos, index) for index in range(len(names))]
     own = np.array([_cosine(a, b) for a, b in zip(frames, targets, strict=True)])
     other = np.array([_cosine(a, targets[index]) for a, index in zip(frames, others, strict=True)])
     return Similarities(own, other, cut)
@@ -86,10 +87,11 @@ def _frames(source: ClipSource, index: int, model: Embedder, wanted: range) -> E
     return model.frames(source.read(index, wanted))
 
 
-def _other(names: list[str], index: int) -> int:
-    """The next clip with another caption; itself if all are alike."""
+def _other(names: list[str], videos: list[str], index: int) -> int:
+    """The next clip of another video with another caption; itself if there is none."""
     places = (place % len(names) for place in range(index + 1, index + len(names)))
-    return next((place for place in places if names[place] != names[index]), index)
+    apart = (p for p in places if names[p] != names[index] and videos[p] != videos[index])
+    return next(apart, index)
 
 
 def _cosine(frames_TD: Embeddings, target_TD: Embeddings) -> float:

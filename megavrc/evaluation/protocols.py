@@ -5,13 +5,17 @@ StyleGAN-V's metric takes real clips at stride 3, and 6 for Taichi-HD), VideoPoe
 """
 
 import dataclasses
+import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, first
+from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, first
+from megavrc.files import sha256_json
 from megavrc.video.manifest import fraction
+from megavrc.video.read import Crop
 
 ProtocolName = Literal["latte", "stylegan-v", "videopoet-msrvtt", "custom"]
 DatasetName = Literal["ffs", "sky", "taichi", "ucf101", "msrvtt"]
@@ -140,6 +144,57 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
             f"{len(short)} are too short ({first(short)}); at least 2 are needed"
         )
     return Chosen(windows[: protocol.n], windows[protocol.n :], short)
+
+
+@dataclass(frozen=True)
+class WindowClips:
+    """Windows of a source's clips as clips of their own, whose frame k * stride is the window's frame k.
+
+    What is made of them (reconstructions, clips for their prompts) is then compared as generated clips are: from the
+    first frame on, at the protocol's stride.
+    """
+
+    of: ClipSource
+    windows: Sequence[Window]
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def storage(self) -> str:
+        return self.of.storage
+
+    @property
+    def split(self) -> str | None:
+        return self.of.split
+
+    @functools.cached_property
+    def clips(self) -> Sequence[PlannedClip]:
+        """Those of the source; a clip that is there again has another key, and the same video."""
+        seen: Counter[int] = Counter()
+        rows = []
+        for window in self.windows:
+            row, again = self.of.clips[window.clip], seen[window.clip]
+            rows.append(row._replace(key=f"{row.key}#again{again}") if again else row)
+            seen[window.clip] += 1
+        return rows
+
+    def identity(self, index: int) -> str:
+        window = self.windows[index]
+        return sha256_json([self.of.identity(window.clip), list(window.wanted), self.stride])
+
+    def length(self, index: int) -> int:
+        return (len(self.windows[index].wanted) - 1) * self.stride + 1
+
+    def read(
+        self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"
+    ) -> Frames:
+        window = self.windows[index]
+        return self.of.read(
+            window.clip, [window.wanted[frame // self.stride] for frame in wanted], size, crop
+        )
 
 
 def _window(protocol: FVDProtocol, length: int, text: str) -> range:

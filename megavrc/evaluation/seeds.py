@@ -11,7 +11,8 @@ from megavrc.errors import UserError
 from megavrc.results import Metric, Result, case, circumstances, metric, publish_tables, read_result, result
 
 LEVEL = 0.95
-ALIKE = ("command", *(f"protocol.{key}" for key in ("fvd_protocol.", "detector.", "real.n", "clip.", "mode")))
+PARTS = ("fvd_protocol.", "detector.", "real.n", "clip.", "mode", "frames", "stride")
+ALIKE = ("command", *(f"protocol.{part}" for part in PARTS))
 
 
 def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> None:
@@ -52,6 +53,17 @@ def _check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
         for key, one, other in circumstances(files[0], content):
             if key.startswith(ALIKE):
                 raise UserError(f"{paths[0]} and {path} were not measured alike: {key} is {one} and {other}")
+        counts = [_measured(files[0]), _measured(content)]
+        if counts[0] != counts[1]:  # a distance falls with it
+            raise UserError(
+                f"{paths[0]} and {path} were not measured alike: clips {counts[0]} and {counts[1]}"
+            )
+
+
+def _measured(content: Result) -> list[int]:
+    """Clips of each source that was measured."""
+    protocol = content["protocol"]
+    return [source["n"] for source in protocol.get("measured", protocol.get("sources", []))]
 
 
 def _values(content: Result) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ class GeneratedClips:
         what = [self.folder.identity(), self.folder.sampling, self.folder.quantize, str(self._dtype)]
         # A sample's numbers depend on its own seed only; near ties the size of its batch decides.
         return sha256_json([*what, *self.clips[index][1:], self.seed + index, self.batch])
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The model and its sampling, for a result."""
+        how = {"model": self.folder.identity(), "dtype": str(self._dtype).removeprefix("torch.")}
+        return how | {"sampling": self.folder.sampling, "seed": self.seed, "batch": self.batch}
 
     @property
     def _dtype(self) -> torch.dtype:

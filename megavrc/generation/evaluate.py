@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.alignment import evaluate, measure_alignment
 from megavrc.files import read_json, write_json
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import check_least, check_outputs, publish_report
+from megavrc.generation.evaluate_clips import check_outputs, publish_report
 from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
 from megavrc.model import Sampling, SamplingSettings

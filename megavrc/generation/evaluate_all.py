@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.alignment import measure_alignment
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_model import ClipModel
@@ -18,7 +18,7 @@ from megavrc.evaluation.scene_scores import score_scenes
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.files import check_place, write_atomic
 from megavrc.generation.clip_sources import is_model, open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS
 from megavrc.generation.evaluate_copying import measure_model_copying
 from megavrc.generation.evaluate_scenes import measured, scene_rows
 from megavrc.hardware import check_device

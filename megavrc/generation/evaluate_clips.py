@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.clip_model import ClipModel
 from megavrc.evaluation.clip_source import Frames, source_facts, wholes
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
@@ -224,13 +224,6 @@ def export(
         raise UserError(f"fps: {fps} is not between {MIN_FPS:g} and {MAX_FPS:g}")
     count = export_clips(open_source(clips, planned, None, seed, batch, device), layout, out, fps)
     print(f"{out}: {count} clips")
-
-
-def check_least(**values: tuple[int, int]) -> None:
-    """Refuse options below their least value."""
-    for name, (value, least) in values.items():
-        if value < least:
-            raise UserError(f"--{name}: {value}, at least {least}")
 
 
 def check_outputs(json: Path | None, picture: Path | None = None) -> None:

@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.clip_source import ClipSource, Part, first, source_facts, wholes
 from megavrc.evaluation.copying import measure_copying
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_clips import (
     FEWEST_DRAWS,
-    check_least,
     check_outputs,
     encoder,
     publish_report,
@@ -29,6 +28,7 @@ def copying(
     model: Path,
     real: Path,
     n: int | None = None,
+    stride: int = 1,
     draws: int = 1000,
     seed: int = 0,
     device: str = "auto",
@@ -44,22 +44,24 @@ def copying(
         real: clips that it was not trained on, with captions or labels: manifest.jsonl:SPLIT, or as for
             megavrc evaluate fvd.
         n: number of clips, the first ones (default: all).
+        stride: step between the frames of a clip, as the model was trained.
         draws: draws of the bootstrap.
         seed: seed of the bootstrap.
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the result to.
     """
     check_outputs(json)
-    check_least(n=(1 if n is None else n, 1), draws=(draws, FEWEST_DRAWS))
+    check_least(n=(1 if n is None else n, 1), stride=(stride, 1), draws=(draws, FEWEST_DRAWS))
     device = str(check_device(device))
-    report = measure_model_copying(model, open_source(real, device=device), n, draws, seed, device)
+    source = open_source(real, device=device)
+    report = measure_model_copying(model, source, n, draws, seed, device, stride)
     publish_report("copying", report, {"model": model, "real": real}, json, device)
 
 
 def measure_model_copying(
-    model: Path, source: ClipSource, n: int | None, draws: int, seed: int, device: str
+    model: Path, source: ClipSource, n: int | None, draws: int, seed: int, device: str, stride: int = 1
 ) -> MetricReport:
-    """Scores of a converted folder on the first `n` real clips (None: all).
+    """Scores of a converted folder on the first `n` real clips (None: all), every `stride`-th frame.
 
     Raises:
         UserError: a model of images; clips without what it is asked for, or that cannot be read.
@@ -77,7 +79,8 @@ def measure_model_copying(
         what = "label" if by_class else "caption"
         raise UserError(f"{source.name}: {len(silent)} clips have no {what} ({first(silent)})")
     side = folder.pipeline.side
-    clips = [source.read(index, range(length), side) for index in progress(range(count), source.name)]
+    wanted = range(0, (length - 1) * stride + 1, stride)
+    clips = [source.read(index, wanted, side) for index in progress(range(count), source.name)]
     conditions = [(row.label if by_class else row.prompt) for row in rows]
 
     def bits(index: int, history: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -87,7 +90,7 @@ def measure_model_copying(
     report = measure_copying(
         clips, encoder(folder.video_tokenizer), bits, str(model), draws, seed, wholes(measured)
     )
-    report.protocol.update(model=folder.identity(), sources=[source_facts(measured)])
+    report.protocol.update(model=folder.identity(), stride=stride, sources=[source_facts(measured)])
     return report
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Part
+from megavrc.errors import UserError, check_least
+from megavrc.evaluation.clip_source import ClipSource
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
 from megavrc.evaluation.networks import open_network
-from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of, real_windows
+from megavrc.evaluation.protocols import DatasetName, ProtocolName, WindowClips, protocol_of, real_windows
 from megavrc.generation.clip_sources import is_model, open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, check_outputs, publish_report
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_outputs, publish_report
 from megavrc.hardware import check_device
 from megavrc.results import case, metric, publish_tables, result
 from megavrc.user_files import resolve
@@ -127,9 +127,13 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
     how = {name: given[name] for name in ("seed", "batch", "device")}
     real = open_source(given["real"], **how)
     like: ClipSource = real
-    if any(is_model(path) for path in (given["clips"], given["against"]) if path):
+    makers = [is_model(path) for path in (given["clips"], given["against"]) if path]
+    if any(makers):  # what is reconstructed, or whose prompts are answered
         chosen = real_windows(real, protocol, seed=given["seed"]).windows
-        like = Part(real, [window.clip for window in chosen])  # reconstructed, or whose prompts are answered
+        # As the projects do: as many generated clips as the protocol has, where there are fewer real ones too.
+        all_new = {*makers} == {"generator"} and not protocol.name.startswith("custom")
+        count = protocol.n if all_new else len(chosen)
+        like = WindowClips(real, [chosen[i % len(chosen)] for i in range(count)], protocol.stride)
     clips = open_source(given["clips"], given["planned"], like, **how)
     against = open_source(given["against"], given["planned"], like, **how) if given["against"] else None
     bootstrap = {name: given[name] for name in ("floor", "draws", "seed", "batch")}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.clip_source import ClipSource, Part, pairs, read_whole, source_facts
 from megavrc.evaluation.quality import psnr
 from megavrc.evaluation.scene_modes import score_modes
@@ -16,7 +16,7 @@ from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate import checked_settings, read_videos
-from megavrc.generation.evaluate_clips import check_least, check_outputs
+from megavrc.generation.evaluate_clips import check_outputs
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.hardware import check_device
 from megavrc.model import SamplingSettings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.evaluation.clip_source import ClipSource, source_facts
 from megavrc.evaluation.protocols import Window, protocol_of, real_windows
 from megavrc.evaluation.self_network import check_folder
@@ -16,7 +16,7 @@ from megavrc.evaluation.self_training import (
     what_is_told,
 )
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_least, check_outputs, publish_report
+from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_outputs, publish_report
 from megavrc.hardware import check_device
 from megavrc.progress import progress
 

@@ -31,7 +31,7 @@ def token_grids(source: ClipSource, folder: Folder, frames: int, stride: int) ->
             raise UserError(
                 f"{source.name}: clip {key} has {source.length(index)} frames, {wanted[-1] + 1} are needed"
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(source.read(index, wanted)))
+        pixels = torch.from_numpy(np.ascontiguousarray(source.read(index, wanted, folder.pipeline.side)))
         try:
             ids.append(folder.video_tokenizer.encode(pixels[None])[0])
         except ValueError as error:
@@ -42,19 +42,28 @@ def token_grids(source: ClipSource, folder: Folder, frames: int, stride: int) ->
 def report_tokens(
     folder: Folder, ids_CTHW: Tensor, groups: list[str], keep: list[float], draws: int, seed: int
 ) -> MetricReport:
-    """Rate against distortion: methods, and compressors of blocks with linear maps fitted on every second clip.
+    """Rate against distortion: methods, and compressors of blocks with linear maps.
+
+    The maps are fitted on the clips of every second group, and the other clips are measured.
 
     Args:
         groups: the video or prompt of each clip, which the bootstrap draws as wholes.
     """
+    order = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    fitted = torch.tensor([order[group] % 2 == 0 for group in groups], dtype=torch.bool)
+    if len(order) < 2:
+        raise UserError(
+            "all clips are of one video or prompt: half of them fit linear maps, so that 2 are needed"
+        )
     if len(ids_CTHW) < 4:
         raise UserError(f"{len(ids_CTHW)} clips: half of them fit linear maps, so that 4 are needed")
     if not keep or not all(0 < share <= 1 for share in keep):
         raise UserError("--keep: shares above 0 and at most 1")
-    embedding, fit = folder.model.tokens.weight.float(), ids_CTHW[::2]
+    embedding, fit = folder.model.tokens.weight.float(), ids_CTHW[fitted]
     compressors, left_out = block_compressors(folder, embedding[fit[:, 1:]].flatten(0, 1))
+    measured = [group for group in groups if order[group] % 2]
     report = measure_token_redundancy(
-        fit, ids_CTHW[1::2], embedding, compressors, keep, draws, seed, groups[1::2]
+        fit, ids_CTHW[~fitted], embedding, compressors, keep, draws, seed, measured
     )
     report.lines.extend(left_out)
     return report

@@ -20,6 +20,7 @@ def to_hf(
     shard_size: str = "4GB",
     weights: Literal["model", "ema"] = "model",
     captions: Path | None = None,
+    temperatures: list[float] | None = None,
 ) -> None:
     """Convert a training run to a folder that transformers and megavrc generate load.
 
@@ -36,10 +37,12 @@ def to_hf(
         weights: weights to convert: as trained, or their average over training (train.ema).
         captions: manifest.jsonl, or a text file of one caption a line, on which tokenizer.json must give
             sentencepiece's ids (default: the captions of the run's dataset, where it is still in its place).
+        temperatures: sampling temperatures of the first frame and of the later ones with which the folder generates
+            where nothing else is said (default: 0.7 0.5; the paper's are 1 1).
     """
     from megavrc.hf.convert import to_hf
 
-    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights, captions)
+    to_hf(run, video_tokenizer, text_tokenizer, out, step, dtype, shard_size, weights, captions, temperatures)
     print(f"{out}: converted and checked; try: megavrc generate --model {out} --help")
 
 

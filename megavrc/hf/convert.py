@@ -1,9 +1,11 @@
 """Conversion of a run to a folder in Hugging Face format, and the check of such a folder."""
 
 import errno
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -85,6 +87,7 @@ def to_hf(
     shard_size: str = "4GB",
     weights: Weights = "model",
     captions: Path | None = None,
+    temperatures: Sequence[float] | None = None,
 ) -> None:
     """Convert a run; `out` appears only when a fresh process computes from it what the run's weights compute.
 
@@ -99,11 +102,15 @@ def to_hf(
         weights: as for `read_run`.
         captions: file of captions on which tokenizer.json must give sentencepiece's ids (default: all of the run's
             dataset, where it is still in its place).
+        temperatures: of the first frame and of the later ones, with which the folder generates.
 
     Raises:
         UserError: parts that do not fit together, or a folder that does not pass; nothing is left behind.
     """
     refuse_existing(out)
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", shard_size, re.IGNORECASE):
+        raise UserError(f"--shard_size: {shard_size!r}; expected a size such as 500MB or 4GB")
+    sampling = sampling_defaults(temperatures)
     source = read_run(run, step, weights)
     if step is None and (run / "run.json").is_file() and not (run / "complete.json").is_file():
         print(
@@ -122,7 +129,18 @@ def to_hf(
             known = chain(first, known)
         if fps := frame_rate(source.state):
             record["fps"] = fps
-    publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known)
+    publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known, sampling)
+
+
+def sampling_defaults(temperatures: Sequence[float] | None = None) -> dict[str, Any]:
+    """generation_config.json, with other temperatures of the first and the later frames; UserError: no such pair."""
+    if temperatures is None:
+        return SAMPLING_DEFAULTS
+    if len(temperatures) != 2 or not all(0 < value < math.inf for value in temperatures):
+        raise UserError("--temperatures: two numbers above 0, of the first frame and of the later ones")
+    return SAMPLING_DEFAULTS | dict(
+        zip(("first_temperature", "later_temperature"), temperatures, strict=True)
+    )
 
 
 def refuse_existing(out: Path) -> None:
@@ -148,6 +166,7 @@ def publish(
     training: dict[str, Any],
     shard_size: str = "4GB",
     captions: Iterable[str] = (),
+    sampling: Mapping[str, Any] = SAMPLING_DEFAULTS,
 ) -> None:
     """Write a folder and pass it through the gate; `out` appears only then.
 
@@ -158,13 +177,14 @@ def publish(
         training: what `training_record` gives.
         shard_size: largest weight file.
         captions: on which the converted text tokenizer is compared with the original.
+        sampling: with which it generates, what is not said for a clip.
 
     Raises:
         UserError: the folder does not pass; nothing is left behind.
     """
     partial = unfinished(out)
     try:
-        write_folder(partial, vrc, video, text, training, shard_size, captions)
+        write_folder(partial, vrc, video, text, training, shard_size, captions, sampling)
         check(partial, vrc, video.net, text)
         partial.rename(out)
     except (SafetensorError, OSError) as error:  # safetensors has its own error for a full disk
@@ -206,6 +226,7 @@ def write_folder(
     training: dict[str, Any],
     shard_size: str,
     captions: Iterable[str] = (),
+    sampling: Mapping[str, Any] = SAMPLING_DEFAULTS,
 ) -> None:
     """Write every file of a folder; arguments as of `publish`."""
     from transformers.utils import logging
@@ -231,7 +252,7 @@ def write_folder(
     if text is not None:
         write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
     refined = REFINED_DEFAULTS if vrc.config.refine and vrc.config.frames else {}
-    write_json(folder / SAMPLING, SAMPLING_DEFAULTS | refined)
+    write_json(folder / SAMPLING, dict(sampling) | refined)
     parameters = vrc.parameter_counts()["total"]
     rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
     if classes:

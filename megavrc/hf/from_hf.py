@@ -90,6 +90,7 @@ def _facts(source: Folder, training: dict[str, Any], stage: str) -> dict[str, An
     mine = {
         "video_tokenizer": source.video_tokenizer.sha256,
         "text_tokenizer": text.sha256 if text else None,
-        "image_source": None,
     }
-    return mine | training.get("facts", {})
+    # Its tokenizers as they are now: those of a packed folder were rounded after training.
+    known = {name: value for name, value in mine.items() if value is not None}
+    return {**mine, "image_source": None} | training.get("facts", {}) | known

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.files import write_atomic
 from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
@@ -96,6 +96,9 @@ def bench(
         quick: fewer conversations and rounds: minutes on two cores.
         device: `cpu` or `cuda`, for a checkpoint; the mini-VLM runs on the CPU.
     """
+    check_least(
+        frames=(frames, 1), batch=(batch, 1), conversations=(1 if conversations is None else conversations, 1)
+    )
     plan = BenchPlan(
         [known_method(name).name for name in methods or METHODS],
         keep or KEEPS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
@@ -76,6 +76,7 @@ def run_method(
         json: file to write the result to.
     """
     known_method(method)
+    check_least(n=(n, 1), turns=(turns, 1), frames=(frames, 1), batch=(batch, 1))
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     subject: Subject

@@ -116,6 +116,16 @@ def test_captions_of_one_video_are_drawn_together() -> None:
     assert found["n"] == 40 and found["high"] - found["low"] == pytest.approx(0.31, abs=0.06)
 
 
+def test_the_control_is_a_caption_of_another_video() -> None:
+    """Every video has two captions, told apart by case alone: the next clip's is that of the same video."""
+    once = numbered()
+    planned = [PlannedClip(f"{i}#{k}", f"{'nN'[k]}umber {i}") for i in range(40) for k in range(2)]
+    many = ArrayClips("many", planned, [once.arrays[i] for i in range(40) for _ in range(2)])
+    assert measure_clipsim(many, Matching()).cases[0]["metrics"]["above_others"]["value"] == 1
+    one = ArrayClips("one", planned[:2], many.arrays[:2])
+    assert similarities(one, Matching(), range(1)).other.tolist() == [1, 1], "there is no other"
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
     with pytest.raises(SystemExit) as exit_:

@@ -50,6 +50,11 @@ def test_seeds_of_two_ways(tmp_path: Path) -> None:
         UserError, match=r"a0.json and .*x.json were not measured alike: protocol.fvd.*_stride is"
     ):
         seeds(first, [second[0], other])
+    more = read_result(second[1])
+    more["protocol"]["measured"] = [{"name": "b", "n": 400}]
+    write_result(tmp_path / "more.json", more)
+    with pytest.raises(UserError, match=r"more.json were not measured alike: clips \[\] and \[400\]"):
+        seeds(first, [second[0], tmp_path / "more.json"])
 
 
 def test_two_protocols_on_the_same_clips_are_told_apart(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
-from megavrc.evaluation.clip_source import PlannedClip, read_whole
+from megavrc.evaluation.clip_source import PlannedClip, read_whole, wholes
+from megavrc.evaluation.protocols import PRESETS, FVDProtocol, Window, WindowClips
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_distance import fvd
 from megavrc.generation.folder import load_folder
@@ -102,6 +103,39 @@ def test_a_tokenizer_reconstructs_what_the_protocol_chooses(source, tmp_path: Pa
     fvd(tmp_path / "real.npz", source.run.parent / "video", json=tmp_path / "r.json", **how)
     measured = read_result(tmp_path / "r.json")["protocol"]["measured"]
     assert [row["n"] for row in measured] == [3]
+
+
+def test_a_protocol_has_as_many_generated_clips_where_real_ones_are_few(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts come again, with other seeds; of a custom protocol each real clip is answered once."""
+    torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
+    monkeypatch.setitem(PRESETS, "latte", FVDProtocol("latte", n=7, size=None))
+    clips = np.random.default_rng(0).integers(0, 256, (3, 17, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "real.npz", clips=clips, prompts=np.array(["a red dog", "a blue dog", "a dog"]))
+    for change, n in ((None, 7), (["n=6"], 3)):
+        how = {"i3d": tmp_path / "net.pt", "change": change, "json": tmp_path / "r.json", "floor": False}
+        fvd(tmp_path / "real.npz", folder, **how)
+        [made] = read_result(tmp_path / "r.json")["protocol"]["measured"]
+        assert made["n"] == n and made["made_with"]["sampling"]["later_temperature"] == 0.5
+    like = WindowClips(open_source(tmp_path / "real.npz"), [Window(i % 3, range(16)) for i in range(7)])
+    source = open_source(folder, like=like)
+    assert not np.array_equal(source.read(0, range(17)), source.read(3, range(17)))
+
+
+def test_windows_of_clips_are_clips(source) -> None:
+    """What a tokenizer makes of them is compared with the frames that it saw."""
+    arrays = [np.random.default_rng(i).integers(0, 256, (40, 16, 16, 3), np.uint8) for i in range(2)]
+    real = ArrayClips("real", [PlannedClip("a"), PlannedClip("b#1", "a dog")], arrays)
+    wanted = [Window(1, range(4, 37, 2)), Window(0, range(0, 33, 2)), Window(1, range(4, 37, 2))]
+    windows = WindowClips(real, wanted, stride=3)
+    assert [clip.key for clip in windows.clips] == ["b#1", "a", "b#1#again1"]
+    assert wholes(windows) == ["b", "a", "b"] and windows.length(0) == 49
+    assert np.array_equal(windows.read(0, range(0, 49, 3)), arrays[1][4:37:2])
+    assert windows.identity(0) == windows.identity(2) != WindowClips(real, wanted).identity(0)
+    made = open_source(source.run.parent / "video", like=windows).read(1, range(0, 49, 3))
+    clip = torch.from_numpy(arrays[0][None, 0:33:2])
+    assert np.array_equal(made, source.video.decode(source.video.encode(clip))[0].numpy())
 
 
 class Mean(nn.Module):

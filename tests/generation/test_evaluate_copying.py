@@ -63,6 +63,11 @@ def test_copying_command(
     assert run(folder, tmp_path / "a.npz", "--json", tmp_path / "c.json") == 0
     (row,) = read_result(tmp_path / "c.json")["cases"]
     assert row["metrics"]["bits_changed"]["n"] == 3 and row["metrics"]["bits_changed"]["unit"] == "bits"
+    slow = np.repeat(clips, 2, axis=1)
+    np.savez(tmp_path / "slow.npz", clips=slow, prompts=np.array(CAPTIONS[:3]))
+    assert run(folder, tmp_path / "slow.npz", "--stride", 2, "--json", tmp_path / "s.json") == 0
+    again = read_result(tmp_path / "s.json")
+    assert again["cases"][0]["metrics"] == row["metrics"] and again["protocol"]["stride"] == 2
     capsys.readouterr()
     for words, said in (
         ((folder, tmp_path / "mute.npz"), "no caption"),

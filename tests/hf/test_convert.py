@@ -23,7 +23,7 @@ from megavrc.generation.folder_format import check_sums
 from megavrc.hf import parity_check as gate
 from megavrc.hf.captions import training_captions
 from megavrc.hf.card import model_card, training_record
-from megavrc.hf.convert import build, read_run, to_hf, write_folder
+from megavrc.hf.convert import build, read_run, sampling_defaults, to_hf, write_folder
 from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.clips import encode_clips
@@ -159,6 +159,22 @@ def test_captions_of_the_run_are_those_of_its_dataset(tmp_path, capsys) -> None:
         f"{gone['path']}: not in its place, so tokenizer.json is not tried"
     )
     assert not list(training_captions({})), "of a checkpoint that was made of a folder"
+
+
+def test_sizes_and_temperatures_that_cannot_be_are_said_first(source, tmp_path) -> None:
+    for given, said in (
+        ({"shard_size": "abc"}, "--shard_size: 'abc'; expected a size such as"),
+        ({"shard_size": "4"}, "--shard_size"),
+        ({"temperatures": [1.0]}, "--temperatures: two numbers"),
+        ({"temperatures": [1.0, 0.0]}, "--temperatures: two numbers above 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            to_hf(tmp_path / "no run", source.run, None, tmp_path / "out", **given)
+    assert sampling_defaults([1.0, 0.9]) == {
+        **sampling_defaults(),
+        "first_temperature": 1,
+        "later_temperature": 0.9,
+    }
 
 
 def test_who_converts_an_unfinished_run_is_told(source, tmp_path, capsys) -> None:

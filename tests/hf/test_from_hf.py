@@ -61,6 +61,17 @@ def test_half_precision_keeps_its_bits(source, tmp_path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_tokenizers_are_those_of_the_folder(source, folder, tmp_path) -> None:
+    """A packed folder's are rounded: what begins with it must be able to go on, and to be converted."""
+    packed = shutil.copytree(folder, tmp_path / "packed")
+    config = read_json(packed / "config.json")
+    config["training"]["facts"]["video_tokenizer"] = "0" * 64
+    write_json(packed / "config.json", config)
+    from_hf(packed, tmp_path / "start")
+    facts = read_weights(tmp_path / "start")[1]["facts"]
+    assert facts == source.facts
+
+
 def test_a_run_on_other_data_starts_with_all_weights(source, folder, tmp_path) -> None:
     from_hf(folder, tmp_path / "start")
     model = VRC(ModelConfig.from_dict(source.model.config.to_dict() | {"dropout": 0.3}))

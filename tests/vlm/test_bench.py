@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from megavrc.config import run_command
 from megavrc.errors import UserError
 from megavrc.results import case, metric, read_result, result, write_result
 from megavrc.vlm.accuracy import Asked
 from megavrc.vlm.asking import MiniSubject, Reduced, plain
 from megavrc.vlm.bench import bench, others_of, pareto
-from megavrc.vlm.commands import describe_method, list_methods
+from megavrc.vlm.commands import describe_method, list_methods, run_method
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
 from megavrc.vlm.joint import joint_cases
@@ -264,3 +265,12 @@ def test_a_method_that_is_not_there_is_one_line() -> None:
         describe_method("divprun")
     with pytest.raises(UserError, match=r"no method 'poool': pool"):
         bench(methods=["poool"])
+
+
+def test_numbers_that_cannot_be_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--batch=0"], ["--turns=0"], ["--frames=0"], ["--n=0"]):
+        assert run_command(run_method, ["--method=pool", *words]) == 2
+        assert f"{words[0].split('=')[0]}: 0, at least 1" in capsys.readouterr().err
+    for word in ("--conversations=-2", "--batch=-1"):
+        assert run_command(bench, [word]) == 2
+        assert "at least 1" in capsys.readouterr().err
