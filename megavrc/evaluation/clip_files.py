@@ -252,7 +252,7 @@ def _scanned(folder: Path) -> list[Entry]:
 def _of_npz(path: Path) -> ArrayClips:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [Path(name).stem for name in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
         with np.load(path, allow_pickle=False) as content:
             check_doubled(str(path), names)
             arrays = {name: content[name] for name in content.files}

@@ -224,6 +224,14 @@ def test_arrays_that_are_no_clips(tmp_path: Path) -> None:
         open_clips(path)
 
 
+def test_keys_of_arrays_keep_their_folders(tmp_path: Path) -> None:
+    clips = dict(zip(("a/clip", "b/clip", "c.d"), CLIPS.arrays, strict=False))
+    np.savez(tmp_path / "x.npz", **clips)
+    source = open_clips(tmp_path / "x.npz")
+    assert [clip.key for clip in source.clips] == list(clips)
+    assert np.array_equal(read_whole(source, 1), CLIPS.arrays[1])
+
+
 def test_splits(tmp_path: Path) -> None:
     folder = save_videos(tmp_path / "made")
     rows = [{"path": f"made/{key}.mp4", "split": split} for key, split in zip(KEYS, "abab", strict=True)]
