@@ -33,6 +33,7 @@ class FileClips:
     paths: Sequence[Path]
     split: str | None = None
     _lengths: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # to decode once
+    _sums: dict[tuple[Path, int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def storage(self) -> str:
@@ -43,11 +44,19 @@ class FileClips:
         path, part = self.paths[index], shot(self.entries[index])
         files = pictures(path) if path.is_dir() else [path]
         try:
-            sums = [sha256_file(file) for file in files]
+            sums = [self._sum(file) for file in files]
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
         rate = self.entries[index].get("fps") if part else None
         return sha256_json([sums, part and [str(second) for second in part], rate])
+
+    def _sum(self, file: Path) -> str:
+        """The hash of a file: read once for all captions and shots of a video, again where size or time changed."""
+        known = file.stat()
+        key = file, known.st_size, known.st_mtime_ns
+        if key not in self._sums:
+            self._sums[key] = sha256_file(file)
+        return self._sums[key]
 
     def length(self, index: int) -> int:
         if index not in self._lengths:
@@ -252,7 +261,7 @@ def _scanned(folder: Path) -> list[Entry]:
 def _of_npz(path: Path) -> ArrayClips:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [Path(name).stem for name in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
         with np.load(path, allow_pickle=False) as content:
             check_doubled(str(path), names)
             arrays = {name: content[name] for name in content.files}

@@ -6,7 +6,7 @@ the distance exactly 0 from itself, and nothing turns complex where N <= d.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 NEIGHBOURS = 3  # of precision and recall
 FRACTIONS = np.linspace(0.25, 1.0, 8)  # of N, between which the distance is extrapolated
 REPEATS = 4  # subsets of each of these sizes
+PAIRS = 2**21  # of two sets, that are compared at once: memory is a multiple of these, not of N^2
 
 
 def checked(x_ND: Features, y_ND: Features) -> tuple[Array, Array]:
@@ -115,22 +116,35 @@ def kernel_distance(x_ND: Features, y_ND: Features) -> float:
     x, y = checked(x_ND, y_ND)
     if _same(x, y):
         return 0.0
-    kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
-    return float(discrepancy(*kernels, np.ones((1, len(x))), np.ones((1, len(y))))[0])
+    return float(discrepancy(x, y, np.ones((1, len(x))), np.ones((1, len(y))))[0])
 
 
-def discrepancy(
-    xx_NN: Array, yy_MM: Array, xy_NM: Array, weights_RN: Array, weights_RM: Array
-) -> NDArray[np.float64]:
-    """The unbiased estimate from kernels, [R], each sample counted as often as a row of weights says; never a pair of a
-    sample with itself."""
+def discrepancy(x_ND: Array, y_MD: Array, weights_RN: Array, weights_RM: Array) -> Array:
+    """The unbiased estimate, [R], each sample counted as often as a row of weights says; never a pair of a sample with
+    itself."""
     within: Array = np.zeros(len(weights_RN))
-    for kernel, weights in ((xx_NN, weights_RN), (yy_MM, weights_RM)):
+    for z, weights in ((x_ND, weights_RN), (y_MD, weights_RM)):
         pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
-        total = ((weights @ kernel) * weights).sum(axis=1) - weights**2 @ np.diag(kernel)
+        itself = ((z**2).sum(axis=1) / z.shape[1] + 1) ** 3
+        total = _kernel_sum(z, z, weights, weights) - weights**2 @ itself
         within = within + total / pairs.clip(min=1e-12)
-    across = ((weights_RN @ xy_NM) * weights_RM).sum(axis=1)
+    across = _kernel_sum(x_ND, y_MD, weights_RN, weights_RM)
     return within - 2 * across / (weights_RN.sum(axis=1) * weights_RM.sum(axis=1))
+
+
+def _kernel_sum(x_ND: Array, y_MD: Array, weights_RN: Array, weights_RM: Array) -> Array:
+    """The kernel summed over all pairs of both sets, each counted as often as both weights say, [R]."""
+    total: Array = np.zeros(len(weights_RN))
+    for rows in _blocks(x_ND, y_MD):
+        kernel = polynomial_kernel(x_ND[rows], y_MD)
+        total += ((weights_RN[:, rows] @ kernel) * weights_RM).sum(axis=1)
+    return total
+
+
+def _blocks(x_ND: Array, y_MD: Array) -> Iterator[slice]:
+    """Rows of x whose pairs with all of y are in memory at once."""
+    step = max(1, PAIRS // len(y_MD))
+    return (slice(start, start + step) for start in range(0, len(x_ND), step))
 
 
 # --- precision and recall --------------------------------------------------------------------------------------
@@ -144,9 +158,13 @@ def covered(points_ND: Features, support_MD: Features, neighbours: int = NEIGHBO
     (Kynkaanniemi et al. 2019).
     """
     points, support = checked(points_ND, support_MD)
-    k = min(neighbours, len(support) - 1)
-    radii = np.partition(_squared(support, support), k, axis=1)[:, k]  # the 0-th is the member itself
-    return np.asarray((_squared(points, support) <= radii).any(axis=1))
+    k = min(neighbours, len(support) - 1)  # the 0-th is the member itself
+    radii, within = np.empty(len(support)), np.empty(len(points), bool)
+    for rows in _blocks(support, support):
+        radii[rows] = np.partition(_squared(support[rows], support), k)[:, k]
+    for rows in _blocks(points, support):
+        within[rows] = (_squared(points[rows], support) <= radii).any(axis=1)
+    return within
 
 
 def _squared(x_ND: Array, y_MD: Array) -> Array:

@@ -16,17 +16,26 @@ from megavrc.video.h264 import CRF, CodedFrame, GopMode, coded_frames
 
 Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its latent frames, [t, h, w]
 
+MODES: tuple[GopMode, ...] = ("ippp", "paper")
 BLOCK = 16  # pixels, of a macroblock
 ORANGE, GAP = (255, 140, 0), 6  # of the picture of what stays: RGB; pixels between frames
 SAME = 2  # grey levels that the pixels of an unchanged block may be apart
 
 
-class Coded(NamedTuple):
-    """Sizes of the frames of each clip, [clips, frames], and their kinds."""
+class ClipRedundancy(NamedTuple):
+    """The findings of one clip.
 
-    packets: Array
-    payloads: Array
-    kinds: list[str]
+    Attributes:
+        coded: its frames in H.264, by mode.
+        raw: bytes of its pixels.
+        unchanged: share of blocks that are as in the frame before.
+        equal: share of tokens that are those of the latent frame before, [t - 1]; empty without a tokenizer.
+    """
+
+    coded: dict[GopMode, list[CodedFrame]]
+    raw: int
+    unchanged: float
+    equal: Array
 
 
 def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) -> NDArray[np.bool_]:
@@ -56,16 +65,14 @@ def outlined(frames_THWC: Frames, width: int = 2) -> Frames:
     return strip
 
 
-def code_clips(clips: list[Frames], mode: GopMode, crf: int = CRF) -> Coded:
-    """H.264 of each clip; all have one length."""
-    coded: list[list[CodedFrame]] = [
-        coded_frames(frames, mode, crf) for frames in progress(clips, f"H.264 {mode}")
-    ]
-    packets, payloads = (
-        np.array([[getattr(frame, name) for frame in clip] for clip in coded], np.float64)
-        for name in ("packet", "payload")
+def clip_redundancy(frames_THWC: Frames, crf: int = CRF, encode: Encode | None = None) -> ClipRedundancy:
+    """How much of one clip its earlier frames hold; see `measure_redundancy`."""
+    return ClipRedundancy(
+        {mode: coded_frames(frames_THWC, mode, crf) for mode in MODES},
+        frames_THWC.size,
+        unchanged_blocks(frames_THWC).mean(),
+        _equal_ids(encode(frames_THWC)) if encode else np.empty(0),
     )
-    return Coded(packets, payloads, sorted({" ".join(frame.kind for frame in clip) for clip in coded}))
 
 
 def measure_redundancy(
@@ -77,7 +84,7 @@ def measure_redundancy(
     draws: int = 1000,
     seed: int = 0,
 ) -> MetricReport:
-    """Redundancy of clips.
+    """Redundancy of clips, which are in memory one at a time.
 
     Args:
         frames, stride: of each clip, from its first on.
@@ -88,30 +95,34 @@ def measure_redundancy(
         UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
     """
     places = progress(range(len(source.clips)), source.name)
-    read = [frames_from_start(source, index, frames, stride) for index in places]
-    n, raw = len(read), np.array([clip.size / len(clip) for clip in read])
+    found = [
+        clip_redundancy(frames_from_start(source, index, frames, stride), crf, encode) for index in places
+    ]
+    n, raw = len(found), np.array([one.raw for one in found])
     drawn, cases = wholes(source), []
 
     def mean(values: Array, unit: str) -> Metric:
         return as_metric(mean_estimate(values, draws, seed, drawn), n, unit)
 
-    for mode in ("ippp", "paper"):
-        coded = code_clips(read, mode, crf)
-        later = coded.payloads[:, 1:].mean(axis=1)
+    for mode in MODES:
+        coded = [one.coded[mode] for one in found]
+        payloads = np.array([[frame.payload for frame in clip] for clip in coded], np.float64)
+        packets = np.array([[frame.packet for frame in clip] for clip in coded], np.float64)
         values = {
-            "later_over_first": later / coded.payloads[:, 0],
-            "raw_over_coded": raw * frames / coded.packets.sum(axis=1),
+            "later_over_first": payloads[:, 1:].mean(axis=1) / payloads[:, 0],
+            "raw_over_coded": raw / packets.sum(axis=1),
         }
-        values |= {f"payload/{t}": coded.payloads[:, t] for t in range(frames)}
-        values |= {f"packet/{t}": coded.packets[:, t] for t in range(frames)}
+        values |= {f"payload/{t}": payloads[:, t] for t in range(frames)}
+        values |= {f"packet/{t}": packets[:, t] for t in range(frames)}
         metrics = {name: mean(value, "bytes" if "/" in name else "") for name, value in values.items()}
-        cases.append(case(f"H.264 {mode}", metrics, {"frames": coded.kinds}))
-    blocks = np.array([unchanged_blocks(clip).mean() for clip in read])
+        kinds = sorted({" ".join(frame.kind for frame in clip) for clip in coded})
+        cases.append(case(f"H.264 {mode}", metrics, {"frames": kinds}))
+    blocks = np.array([one.unchanged for one in found])
     metrics = {"unchanged": mean(blocks, "share")}
     if np.isfinite(blocks).all():  # a picture smaller than a block has none
         cases.append(case("blocks of pixels", metrics))
     if encode:
-        equal = np.array([_equal_ids(encode(clip)) for clip in progress(read, "tokens")])
+        equal = np.array([one.equal for one in found])
         metrics = {
             f"equal_to_the_one_before/{k}": mean(column, "share") for k, column in enumerate(equal.T, 1)
         }

@@ -22,7 +22,6 @@ from megavrc.evaluation.frechet import (
     frechet_of_moments,
     kernel_distance,
     moments,
-    polynomial_kernel,
 )
 from megavrc.results import Metric, metric
 
@@ -156,9 +155,11 @@ def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
 def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
     """The unbiased kernel distance of clips x from real clips y."""
     x, y = checked(x_ND, y_ND)
-    kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
-    chunk = max(1, ELEMENTS // max(len(x), len(y)))
-    return Distance(kernel_distance(x, y), lambda *weights: discrepancy(*kernels, *weights), chunk, -math.inf)
+
+    def draw(weights_x: Array, weights_y: Array) -> Array:
+        return discrepancy(x, y, weights_x, weights_y)
+
+    return Distance(kernel_distance(x, y), draw, max(1, ELEMENTS // max(len(x), len(y))), -math.inf)
 
 
 def distance_estimates(

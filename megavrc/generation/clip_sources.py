@@ -1,7 +1,7 @@
 """Clips made while they are measured: by a converted folder that generates, by a tokenizer that reconstructs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import open_clips, planned_clips
-from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip
+from megavrc.evaluation.clip_source import ClipSource, Frames, Part, PlannedClip
 from megavrc.files import read_json, sha256_json
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.folder_format import MODEL_TYPE
@@ -20,12 +20,12 @@ from megavrc.video.read import Crop, resize_frames
 
 @dataclass(frozen=True)
 class GeneratedClips:
-    """A clip for each prompt or label of a list, with the folder's own sampling; clip i has the seed `seed` + i."""
+    """A clip for each prompt or label of a list, with the folder's own sampling and a seed of its own."""
 
     name: str
     clips: Sequence[PlannedClip]
     folder: Folder
-    seed: int = 0
+    seeds: Sequence[int]
     batch: int = 8
     storage: str = "none"
     split: str | None = None
@@ -34,7 +34,7 @@ class GeneratedClips:
     def identity(self, index: int) -> str:
         what = [self.folder.identity(), self.folder.sampling, self.folder.quantize, str(self._dtype)]
         # A sample's numbers depend on its own seed only; near ties the size of its batch decides.
-        return sha256_json([*what, *self.clips[index][1:], self.seed + index, self.batch])
+        return sha256_json([*what, *self.clips[index][1:], self.seeds[index], self.batch])
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class GeneratedClips:
             _, frames = self.folder.generate(
                 None if by_class else prompts,
                 labels if by_class else None,
-                seed=[self.seed + i for i in part],
+                seed=[self.seeds[i] for i in part],
                 batch_size=self.batch,
             )
             self._made.clear()
@@ -80,7 +80,7 @@ def generated(
         raise UserError(
             f"{name}: generates from a {what} a clip, and {missing[0]} has none: give --planned, a list with them"
         )
-    return GeneratedClips(name, planned, folder, seed, batch)
+    return GeneratedClips(name, planned, folder, range(seed, seed + len(planned)), batch)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,14 @@ def open_source(
             raise UserError(f"{given}: a video tokenizer; there are no real clips that it could reconstruct")
         return ReconstructedClips(str(given), OmniTokenizer.from_checkpoint(given, device), like)
     return open_clips(given, planned)
+
+
+def some_clips(source: ClipSource, chosen: Sequence[int]) -> ClipSource:
+    """Some clips of a source, by their indices there; a model generates no others, and each with the seed it had."""
+    if not isinstance(source, GeneratedClips):
+        return Part(source, chosen)
+    clips, seeds = [source.clips[index] for index in chosen], [source.seeds[index] for index in chosen]
+    return replace(source, clips=clips, seeds=seeds, _made={})
 
 
 def is_model(given: Path) -> str | None:

@@ -7,12 +7,12 @@ from megavrc.errors import UserError, check_least
 from megavrc.evaluation.alignment import measure_alignment
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import ClipSource, check_readable, pairs, read_whole, source_facts
+from megavrc.evaluation.clip_source import ClipSource, Part, check_readable, pairs, read_whole, source_facts
 from megavrc.evaluation.clipsim import measure_clipsim
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.drift import measure_drift
 from megavrc.evaluation.networks import open_network
-from megavrc.evaluation.protocols import ProtocolName, protocol_of
+from megavrc.evaluation.protocols import FVDProtocol, ProtocolName, protocol_of, real_windows
 from megavrc.evaluation.redundancy import measure_redundancy
 from megavrc.evaluation.scene_scores import score_scenes
 from megavrc.evaluation.statistics import MetricReport
@@ -76,12 +76,13 @@ def all_metrics(
     _check_places(out)
     device = str(check_device(device))
     true = open_source(real, seed=seed, batch=batch, device=device)
-    source = open_source(clips, planned, true, seed, batch, device)
+    chosen = protocol_of(protocol, changes=change or ())
+    like = true if planned or not is_model(clips) else _asked_for(true, chosen, seed)
+    source = open_source(clips, planned, like, seed, batch, device)
     check_readable(true, source)  # else single metrics would end
     if is_model(clips):  # made once, for all metrics
         made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
         source = ArrayClips(source.name, source.clips, made)
-    chosen = protocol_of(protocol, changes=change or ())
 
     def distance(kind: Kind) -> MetricReport:
         found = open_network(network, i3d, device)
@@ -97,12 +98,12 @@ def all_metrics(
     def copying() -> MetricReport:
         if is_model(clips) != "generator":
             raise UserError("asks a converted folder, not clips")
-        return measure_model_copying(clips, true, None, draws, seed, device)
+        return measure_model_copying(clips, like, None, draws, seed, device)
 
     metrics: dict[str, Callable[[], MetricReport]] = {
-        "drift": lambda: measure_drift(source, true, draws, seed),
-        "alignment": lambda: measure_alignment(source, true),
-        "scenes": lambda: _scenes(source, true, real),
+        "drift": lambda: measure_drift(source, like, draws, seed),
+        "alignment": lambda: measure_alignment(source, like),
+        "scenes": lambda: _scenes(source, like, true, real),
         "clipsim": clipsim,
         "fvd": lambda: distance("fvd"),
         "kvd": lambda: distance("kvd"),
@@ -110,13 +111,26 @@ def all_metrics(
         "copying": copying,
     }
     config = {"real": str(real), "clips": str(clips), "planned": str(planned or "")}
-    parts = [
-        f"{MARK}\n\n# {source.name} against {true.name}\n\n{len(source.clips)} clips, 95% intervals in brackets."
-    ]
-    parts += list(_sections(metrics, out, config, device))
+    parts = [_head(source, like, true, chosen), *_sections(metrics, out, config, device)]
     text = "\n\n".join(parts) + "\n"
     write_atomic(out / "metrics.md", text.encode())
     print(f"{text}\n{out / 'metrics.md'}")
+
+
+def _asked_for(true: ClipSource, protocol: FVDProtocol, seed: int) -> ClipSource:
+    """The real clips for which a model makes its own: all, or where there are more, those that the protocol chooses."""
+    if len(true.clips) <= protocol.n:
+        return true
+    return Part(true, [window.clip for window in real_windows(true, protocol, seed=seed).windows])
+
+
+def _head(source: ClipSource, like: ClipSource, true: ClipSource, protocol: FVDProtocol) -> str:
+    """The page's first lines."""
+    head = f"{MARK}\n\n# {source.name} against {true.name}\n\n{len(source.clips)} clips, 95% intervals in brackets."
+    if like is true:
+        return head
+    made_for = f"{len(like.clips)} of {len(true.clips)} real clips"
+    return f"{head} Made for {made_for}, which the protocol {protocol.name} chooses."
 
 
 def _check_places(out: Path) -> None:
@@ -150,14 +164,16 @@ def _sections(
         yield "\n".join(["## Not measured\n", *missing])
 
 
-def _scenes(source: ClipSource, true: ClipSource, real: Path) -> MetricReport:
-    """Scores of scenes, if the real clips are a split of their manifest."""
+def _scenes(source: ClipSource, like: ClipSource, true: ClipSource, real: Path) -> MetricReport:
+    """Scores of scenes, if the real clips are a split of their manifest; `like` are those that are asked for."""
     manifest, colon, split = str(real).rpartition(":")
     if not colon:
         raise UserError("the real clips must be given as manifest.jsonl:SPLIT of megavrc make_scenes")
-    scenes = [scene for _, _, scene in scene_rows(Path(manifest), split)]
-    cases, facts = [], {"sources": [source_facts(each) for each in (source, true)]}
-    for each, order in ((source, pairs(true, source)), (true, range(len(true.clips)))):
+    rows = zip(true.clips, scene_rows(Path(manifest), split), strict=True)
+    by_key = {clip.key: scene for clip, (_, _, scene) in rows}
+    scenes = [by_key[clip.key] for clip in like.clips]
+    cases, facts = [], {"sources": [source_facts(each) for each in (source, like)]}
+    for each, order in ((source, pairs(like, source)), (like, range(len(like.clips)))):
         scores = score_scenes((read_whole(each, index) for index in order), scenes)
         cases.append(case(each.name, dict(measured(scores))))
     return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips"} | facts)

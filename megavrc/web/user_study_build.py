@@ -18,7 +18,7 @@ from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, Frames, pairs
 from megavrc.evaluation.clip_source import first as first_few
 from megavrc.files import sha256_json
-from megavrc.generation.clip_sources import open_source
+from megavrc.generation.clip_sources import GeneratedClips, open_source, some_clips
 from megavrc.progress import progress
 from megavrc.video.write import MAX_FPS, MIN_FPS, enlarge, write_mp4
 from megavrc.web.user_study import QUESTIONS, ClipPair, UserStudy, write_user_study
@@ -72,7 +72,8 @@ def build_study(
     sources = one, open_source(second, planned, one, seed)
     chosen = _chosen(*sources, n, seed)
     _check_numbers(len(chosen), raters, repeats, attention, fps)
-    alike = _alike(sources, chosen, frames, size)
+    shown = [some_clips(source, [row.indices[side] for row in chosen]) for side, source in enumerate(sources)]
+    alike = _alike(shown, chosen, frames, size)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".unfinished-{os.getpid()}-{out.name}")
     try:
@@ -81,7 +82,7 @@ def build_study(
             folder=unfinished,
             names=names,
             questions=[name for name in QUESTIONS if name != "text_match" or chosen[0].prompt is not None],
-            pairs=_write_pairs(sources, chosen, alike, attention, fps, unfinished / "clips"),
+            pairs=_write_pairs(shown, chosen, alike, attention, fps, unfinished / "clips"),
             repeats=repeats,
             links=[secrets.token_hex(TOKEN) for _ in range(raters)],
             open_link=None if raters else secrets.token_hex(TOKEN),
@@ -89,7 +90,7 @@ def build_study(
             height=alike.height,
             second_at=alike.second_at,
             seconds=alike.frames / fps,
-            protocol=_protocol(sources, chosen, alike, fps, seed),
+            protocol=_protocol(shown, alike, fps, seed),
         )
         write_user_study(study)
         unfinished.rename(out)
@@ -163,10 +164,8 @@ class Alike(NamedTuple):
 def _alike(
     sources: Sequence[ClipSource], chosen: Sequence[StudyPrompt], frames: int | None, size: int | None
 ) -> Alike:
-    clips = [
-        (source, row.key, index) for row in chosen for source, index in zip(sources, row.indices, strict=True)
-    ]
-    lengths = [source.length(index) for source, _, index in clips]
+    clips = [(source, row.key, place) for place, row in enumerate(chosen) for source in sources]
+    lengths = [source.length(place) for source, _, place in clips]
     least = min(lengths)
     if frames is not None and frames < 1:
         raise UserError(f"--frames: {frames}, at least 1")
@@ -178,7 +177,9 @@ def _alike(
     frames = frames or least
     if max(lengths) > frames:
         print(f"note: clips have {least} to {max(lengths)} frames; the first {frames} of each are shown")
-    shapes = {source.read(index, [0]).shape[1:3] for source, _, index in clips}
+    # Clips of a model have one size: its first batch tells it, and is still there when they are written.
+    differ = [row for row in clips if not (row[2] and isinstance(row[0], GeneratedClips))]
+    shapes = {source.read(place, [0]).shape[1:3] for source, _, place in differ}
     if size is None and len(shapes) > 1:
         size = min(min(shape) for shape in shapes)
         print(f"note: clips have other sizes; of each a square of {size} pixels is shown")
@@ -202,10 +203,7 @@ def _write_pairs(
     }  # of either model in turn
     checks = []
     for place, row in enumerate(progress(chosen, f"{len(chosen)} pairs")):
-        clips = [
-            source.read(index, range(alike.frames), alike.size)
-            for source, index in zip(sources, row.indices, strict=True)
-        ]
+        clips = [source.read(place, range(alike.frames), alike.size) for source in sources]
         found.append(
             ClipPair(row.key, row.prompt, False, *_write_both(clips[0], clips[1], alike, fps, folder))
         )
@@ -241,17 +239,15 @@ def in_pieces(frames_THWC: Frames, seed: int) -> Frames:
     return mixed
 
 
-def _protocol(
-    sources: Sequence[ClipSource], chosen: Sequence[StudyPrompt], alike: Alike, fps: float, seed: int
-) -> dict[str, object]:
+def _protocol(sources: Sequence[ClipSource], alike: Alike, fps: float, seed: int) -> dict[str, object]:
     """For results: what decided which clips are shown, and how."""
     return {
         "first": {"clips": sources[0].name, "storage": sources[0].storage},
         "second": {"clips": sources[1].name, "storage": sources[1].storage},
         "clips_sha256": sha256_json(
-            [[source.identity(row.indices[side]) for row in chosen] for side, source in enumerate(sources)]
+            [[source.identity(place) for place in range(len(source.clips))] for source in sources]
         ),
-        "prompts": len(chosen),
+        "prompts": len(sources[0].clips),
         "seed": seed,
         "frames": alike.frames,
         "fps": fps,

@@ -185,6 +185,22 @@ def test_a_page_of_all_metrics(world: Path, tmp_path: Path, monkeypatch: pytest.
     assert run(monkeypatch, "all", real, tmp_path / "nowhere", out) == 2
 
 
+def test_a_page_of_all_metrics_asks_for_as_many_clips_as_its_protocol(
+    scenes_manifest: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the real clips; each metric compares them with the same two."""
+    for name in ("MEGAVRC_CLIP", "MEGAVRC_I3D"):
+        monkeypatch.delenv(name, raising=False)
+    options = ("--draws", 20, "--change", "n=2")
+    assert (
+        run(monkeypatch, "all", f"{scenes_manifest}:val", world / "model", tmp_path / "page", *options) == 0
+    )
+    assert "Made for 2 of 3 real clips" in (tmp_path / "page" / "metrics.md").read_text()
+    for name in ("drift", "scenes"):
+        sources = read_result(tmp_path / "page" / f"{name}.json")["protocol"]["sources"]
+        assert [each["n"] for each in sources] == [2, 2]
+
+
 def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--model",

@@ -96,6 +96,20 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     assert open_clips(moved).identity(1) == after[1]
 
 
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path) -> None:
+    """The captions of a video share its hash: bytes that change behind the same size and time are not read again."""
+    video = save_videos(tmp_path / "made") / "0000.mp4"
+    rows = [{"path": "made/0000.mp4", "id": f"a#{number}"} for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, known = open_clips(tmp_path / "list.jsonl"), video.stat()
+    first = source.identity(0)
+    video.write_bytes(video.read_bytes()[::-1])
+    os.utime(video, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert [source.identity(index) for index in range(3)] == [first] * 3
+    os.utime(video, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
+    assert source.identity(1) == source.identity(2) != first
+
+
 def test_identity_tells_the_shots_of_a_video_apart(tmp_path: Path) -> None:
     save_videos(tmp_path / "made")
     shots = [{"path": "made/0000.mp4", "start": start, "end": start + 0.5} for start in (0, 1)]
@@ -222,6 +236,14 @@ def test_arrays_that_are_no_clips(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"not an \.npz"):
         open_clips(path)
+
+
+def test_keys_of_arrays_keep_their_folders(tmp_path: Path) -> None:
+    clips = dict(zip(("a/clip", "b/clip", "c.d"), CLIPS.arrays, strict=False))
+    np.savez(tmp_path / "x.npz", **clips)
+    source = open_clips(tmp_path / "x.npz")
+    assert [clip.key for clip in source.clips] == list(clips)
+    assert np.array_equal(read_whole(source, 1), CLIPS.arrays[1])
 
 
 def test_splits(tmp_path: Path) -> None:

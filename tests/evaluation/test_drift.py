@@ -2,8 +2,10 @@
 
 import runpy
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +182,22 @@ def test_a_report_of_redundancy() -> None:
     )
     with pytest.raises(UserError, match="clip a has 9 frames, 17 are needed"):
         measure_redundancy(source, frames=5, stride=4)
+
+
+def test_redundancy_holds_one_clip_at_a_time() -> None:
+    given: list[weakref.ref[Frames]] = []
+    alive = []
+
+    class Watched(ArrayClips):
+        def read(self, *args: Any, **options: Any) -> Frames:
+            alive.append(sum(clip() is not None for clip in given))
+            frames = super().read(*args, **options)
+            given.append(weakref.ref(frames))
+            return frames
+
+    keys = [PlannedClip(key) for key in "abcd"]
+    measure_redundancy(Watched("a", keys, [scene(5)] * 4), encode=lambda clip: clip[..., 0].astype(np.int64))
+    assert len(alive) == 4 and not any(alive), "each is let go before the next one is read"
 
 
 def test_clips_of_one_video_are_drawn_together() -> None:

@@ -1,5 +1,7 @@
 """The algebra of distances against closed forms; nothing here needs a network."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from megavrc.evaluation.frechet import (
     polynomial_kernel,
     rank_warning,
 )
+from megavrc.evaluation.statistics import poly_distance
 
 Array = NDArray[np.float64]
 
@@ -75,9 +78,12 @@ def test_weights_are_repeats() -> None:
     repeated = np.repeat(x, weights, axis=0)
     assert mean == pytest.approx(repeated.mean(axis=0))
     assert covariance == pytest.approx(np.cov(repeated.T, ddof=0))
-    kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
-    ones = np.ones((1, 12)), np.ones((1, 9))
-    assert discrepancy(*kernels, *ones) == pytest.approx([kernel_distance(x, y)], rel=1e-12)
+    places = np.repeat(np.arange(12), weights)
+    within = polynomial_kernel(repeated, repeated)[places[:, None] != places].mean()
+    others = polynomial_kernel(y, y)[~np.eye(9, dtype=bool)].mean()
+    expected = within + others - 2 * polynomial_kernel(repeated, y).mean()
+    found = discrepancy(x, y, weights[None].astype(float), np.ones((1, 9)))
+    assert found == pytest.approx([expected], rel=1e-12)
 
 
 def test_bias_of_the_frechet_distance_and_none_of_the_kernel_distance() -> None:
@@ -114,6 +120,23 @@ def test_the_support_of_points_on_a_line() -> None:
     support, points = np.array([[0.0], [1.0], [2.0], [10.0]]), np.array([[-0.5], [3.5], [-1.5]])
     assert covered(points, support, 1).tolist() == [True, True, False]  # within 1, 1, 1 and 8
     assert covered(points, support, 2).tolist() == [True, True, True]  # within 2, 1, 2 and 9
+
+
+def test_many_clips_take_less_memory_than_a_matrix_of_their_pairs() -> None:
+    """In blocks of rows, whose values are those of the whole matrix."""
+    x, y = features(3000, 3), features(3000, 3, seed=1) * 1.5
+    tracemalloc.start()
+    draw = poly_distance(x, y).draw(np.ones((2, 3000)), np.ones((2, 3000)))
+    found = covered(x, y)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 8 * 3000**2
+    kernels = polynomial_kernel(x, x), polynomial_kernel(y, y)
+    within = sum((kernel.sum() - kernel.trace()) / (3000 * 2999) for kernel in kernels)
+    assert draw == pytest.approx([within - 2 * polynomial_kernel(x, y).mean()] * 2, rel=1e-9)
+    radii = np.array([np.sort(((y - member) ** 2).sum(axis=1))[3] for member in y])
+    inside = [bool((((y - point) ** 2).sum(axis=1) <= radii).any()) for point in x[::30]]
+    assert found[::30].tolist() == inside and 0 < sum(inside) < 100
 
 
 def test_precision_and_recall_tell_bad_clips_from_few_modes() -> None:

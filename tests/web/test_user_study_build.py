@@ -6,11 +6,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 from user_studies import FPS, FRAMES, NAMES, SIZE, frames_of, make_study, prompts, write_clips, write_planned
 
 from megavrc.errors import UserError
+from megavrc.evaluation.clip_source import read_whole
 from megavrc.evaluation.quality import psnr
+from megavrc.generation.clip_sources import open_source
+from megavrc.model.omnitokenizer import PixelDecoder
 from megavrc.video.read import read_frames
+from megavrc.video.write import enlarge
 from megavrc.web.user_study import UserStudy, read_user_study
 from megavrc.web.user_study_build import build_study, in_pieces
 
@@ -86,6 +91,27 @@ def test_clips_that_differ_are_made_alike(tmp_path: Path, capsys: pytest.Capture
     assert study.open_link and study.protocol["pixels"] == "32 x 32"
     with pytest.raises(UserError, match="clip secretkey00 has 6 frames, --frames is 8"):
         build_study(first, second, tmp_path / "other", frames=8, repeats=0)
+
+
+def test_a_model_generates_the_prompts_drawn_and_each_once(folder: Path, tmp_path: Path) -> None:
+    """3 of 16 prompts, which lie in both batches of the whole list; each clip has the seed of its place there."""
+    other, made = write_clips(tmp_path / "b", 1, 16, length=17, size=16), []
+    planned = write_planned(tmp_path / "planned.jsonl", [f"a red dog moves up, {i}" for i in range(16)])
+    options = {"n": 3, "repeats": 0, "attention": 0, "seed": 1}
+    counted = register_module_forward_pre_hook(
+        lambda module, given: made.append(len(given[0])) if isinstance(module, PixelDecoder) else None
+    )
+    try:
+        build_study(folder, other, tmp_path / "study", planned, **options)
+    finally:
+        counted.remove()
+    assert made == [3]
+    study, source = read_user_study(tmp_path / "study"), open_source(folder, planned, seed=1)
+    places = [int(pair.key.removeprefix("secretkey")) for pair in study.pairs]
+    assert len({place // 8 for place in places}) > 1
+    for place, pair in zip(places, study.pairs, strict=True):
+        whole = read_frames(study.clip(pair.plain), range(17))[:, : study.height, : study.width]
+        assert psnr(whole, enlarge(read_whole(source, place), study.width // 16)) > 25
 
 
 def test_what_is_no_study_of_the_planned_clips_is_refused_by_name(tmp_path: Path) -> None:
