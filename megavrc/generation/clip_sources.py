@@ -40,7 +40,11 @@ class GeneratedClips:
     def made_with(self) -> dict[str, Any]:
         """The model and its sampling, for a result."""
         how = {"model": self.folder.identity(), "dtype": str(self._dtype).removeprefix("torch.")}
-        return how | {"sampling": self.folder.sampling, "seed": self.seed, "batch": self.batch}
+        return how | {
+            "sampling": self.folder.sampling,
+            "seed": min(self.seeds, default=0),
+            "batch": self.batch,
+        }
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -98,8 +98,7 @@ def scenes(
         sets["generated"] = make_set(folder, captions, seeds, settings, batch)
     given = given_clips(clips, Path(f"{manifest}:{split}"), len(rows), device) if clips else None
     if given:
-        frames = [read_whole(given, index) for index in progress(range(len(rows)), given.name)]
-        sets["clips"] = _stacked(given.name, [clip.key for clip in given.clips], frames)
+        sets["clips"] = _read(given)
     scores = score_sets(sets, [scene for _, _, scene in rows])
     if folder and video and draws:
         chosen = open_rows(rows)
@@ -115,11 +114,8 @@ def scenes(
         facts = {"clips": len(rows), "draws": draws, "seed": seed}
         _write(json, metrics, config, facts, manifest, video, folder, given, device)
     if sheet:
-        rows_of = [
-            (f"{name}: {rows[i][0]}", made[i])
-            for name, made in sets.items()
-            for i in range(min(EXAMPLES, len(rows)))
-        ]
+        first = range(min(EXAMPLES, len(rows)))
+        rows_of = [(f"{name}: {rows[i][0]}", made[i]) for name, made in sets.items() for i in first]
         write_png(sheet, contact_sheet(rows_of))
 
 
@@ -170,6 +166,11 @@ def given_clips(clips: Path, real: Path, count: int, device: str) -> ClipSource:
     true = Part(open_source(real), range(count))
     source = open_source(clips, like=true, device=device)
     return Part(source, pairs(true, source))
+
+
+def _read(source: ClipSource) -> Clips:
+    frames = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
+    return _stacked(source.name, [clip.key for clip in source.clips], frames)
 
 
 def _stacked(name: str, keys: Sequence[str], clips: list[NDArray[np.uint8]]) -> Clips:
