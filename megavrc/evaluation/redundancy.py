@@ -83,6 +83,7 @@ def measure_redundancy(
     encode: Encode | None = None,
     draws: int = 1000,
     seed: int = 0,
+    size: int | None = None,
 ) -> MetricReport:
     """Redundancy of clips, which are in memory one at a time.
 
@@ -90,13 +91,15 @@ def measure_redundancy(
         frames, stride: of each clip, from its first on.
         crf: x264 quality.
         encode: a video tokenizer: also compare the ids of neighbouring latent frames.
+        size: side that clips are resized to (short side, then the centre); None keeps them.
 
     Raises:
         UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
     """
     places = progress(range(len(source.clips)), source.name)
     found = [
-        clip_redundancy(frames_from_start(source, index, frames, stride), crf, encode) for index in places
+        clip_redundancy(frames_from_start(source, index, frames, stride, size), crf, encode)
+        for index in places
     ]
     n, raw = len(found), np.array([one.raw for one in found])
     drawn, cases = wholes(source), []
@@ -132,6 +135,7 @@ def measure_redundancy(
         "sources": [source_facts(source)],
         "frames": frames,
         "stride": stride,
+        "size": size,
         "unchanged": f"blocks of {BLOCK}x{BLOCK} pixels, none by more than {SAME} grey levels",
         "encoder": f"x264, crf {crf}, one group of pictures, one thread",
         "interval": f"95%, bootstrap of prompts or videos, {draws} draws",
@@ -140,13 +144,15 @@ def measure_redundancy(
     return MetricReport(cases, {}, protocol)
 
 
-def frames_from_start(source: ClipSource, index: int, frames: int, stride: int) -> Frames:
-    """The first frames of a clip at a stride; UserError where it is too short."""
+def frames_from_start(
+    source: ClipSource, index: int, frames: int, stride: int, size: int | None = None
+) -> Frames:
+    """The first frames of a clip at a stride, perhaps resized; UserError where it is too short."""
     wanted = range(0, (frames - 1) * stride + 1, stride)
     if source.length(index) <= wanted[-1]:
         key, length = source.clips[index].key, source.length(index)
         raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
-    return source.read(index, wanted)
+    return source.read(index, wanted, size)
 
 
 def _equal_ids(ids_THW: NDArray[np.int64]) -> Array:

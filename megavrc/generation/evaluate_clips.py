@@ -123,6 +123,7 @@ def redundancy(
     planned: Path | None = None,
     frames: int = 5,
     stride: int = 1,
+    size: int | None = None,
     crf: int = CRF,
     draws: int = 1000,
     seed: int = 0,
@@ -144,6 +145,8 @@ def redundancy(
         planned: list of the clips that must be there: JSON lines with id.
         frames: frames of each clip, from its first on.
         stride: step between these frames.
+        size: side that clips are resized to (short side, then the centre), as most tokenizers need; with --tokens it
+            is the model's (default: as they are).
         crf: x264 quality, 1 (best) to 51.
         draws: draws of the bootstrap.
         seed: seed of the bootstrap.
@@ -153,6 +156,7 @@ def redundancy(
     """
     check_outputs(json, picture)
     check_least(frames=(frames, 2), stride=(stride, 1), crf=(crf, 1), draws=(draws, FEWEST_DRAWS))
+    check_least(size=(8 if size is None else size, 8))
     device = str(check_device(device))
     if crf > 51:
         raise UserError(f"--crf: {crf}, at most 51")
@@ -169,9 +173,10 @@ def redundancy(
         return publish_report("redundancy", report, config, json, device)
     video = OmniTokenizer.from_checkpoint(tokenizer, device) if tokenizer else None
     source = open_source(clips, planned, seed=seed, device=device)
-    report = measure_redundancy(source, frames, stride, crf, encoder(video) if video else None, draws, seed)
+    encode = encoder(video) if video else None
+    report = measure_redundancy(source, frames, stride, crf, encode, draws, seed, size)
     if picture:
-        write_png(picture, outlined(frames_from_start(source, 0, frames, stride)))
+        write_png(picture, outlined(frames_from_start(source, 0, frames, stride, size)))
     if video:
         report.protocol["tokenizer"] = video.sha256
     publish_report("redundancy", report, {"clips": clips, "tokenizer": tokenizer}, json, device)

@@ -182,6 +182,15 @@ def test_a_report_of_redundancy() -> None:
     )
     with pytest.raises(UserError, match="clip a has 9 frames, 17 are needed"):
         measure_redundancy(source, frames=5, stride=4)
+    wide = ArrayClips("wide", source.clips, [np.concatenate([clip, clip], axis=2) for clip in clips])
+    sides: list[tuple[int, ...]] = []
+
+    def watched(frames: Frames) -> np.ndarray:
+        sides.append(frames.shape[1:3])
+        return encode(frames)
+
+    measure_redundancy(wide, frames=9, encode=watched, draws=50, size=32)
+    assert sides == [(32, 32)] * 2
 
 
 def test_redundancy_holds_one_clip_at_a_time() -> None:
