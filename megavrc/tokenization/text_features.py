@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import listed, read_done, write_shard_manifest
+from megavrc.data.shards import listed, read_done, remove_half_written, write_shard_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
 from megavrc.errors import UserError
 from megavrc.files import check_fields, check_format, read_json, sha256_json, write_json
@@ -165,8 +165,9 @@ def _features(
 
 def _finish(job: FeatureJob) -> None:
     """Write the manifest of features whose shards are all done."""
-    for left in (*job.folder.glob(".*"), *(job.folder / "shards").glob(".*")):  # of tasks that were killed
-        left.unlink(missing_ok=True)
+    remove_half_written(
+        job.folder / "shards"
+    )  # not beside it, where another task may write the manifest, too
     done = [job.done(shard) or {} for shard in range(len(job.tokens.shards))]
     shards = [listed(shard["split"], entry) for shard, entry in zip(job.tokens.shards, done, strict=True)]
     info = {**job.plan, "width": done[0]["width"], "dtype": DTYPE}
