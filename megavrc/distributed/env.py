@@ -116,11 +116,11 @@ def _address_of_first_rank() -> dict[str, str]:
 
 
 def _first_host(nodelist: str) -> str:
-    """`gpu[003-007,9],x` -> `gpu003`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
+    """`gpu[003-007,9]-ib,x` -> `gpu003-ib`."""
+    match = re.match(r"(?:[^][,]|\[\w[^][]*])+(?=,|$)", nodelist)  # to the first comma outside brackets
     if match is None:
         raise UserError(f"SLURM node list {nodelist!r} not understood; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[(\w+)[^]]*]", r"\1", match[0])
 
 
 def _free_port() -> int:

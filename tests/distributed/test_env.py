@@ -54,10 +54,25 @@ def test_python_in_a_batch_script_is_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("n1", "n1"), ("a-b[3,5]", "a-b3"), ("n[08-11]", "n08"), ("x,y", "x")]
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("a-b[3,5]", "a-b3"),
+        ("n[08-11]", "n08"),
+        ("x,y", "x"),
+        ("gpu[003-007]-ib", "gpu003-ib"),
+        ("rack[1-2]node[3,5-6],x[1-2]", "rack1node3"),
+        ("nid[001234-001237].hpc", "nid001234.hpc"),
+    ],
 )
 def test_first_host(nodes: str, first: str) -> None:
     assert discover({**SLURM, "SLURM_JOB_NODELIST": nodes})["MASTER_ADDR"] == first
+
+
+@pytest.mark.parametrize("nodes", ["n[3", "n[]", "n[1]]", ",x"])
+def test_node_lists_that_are_not_understood(nodes: str) -> None:
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        discover({**SLURM, "SLURM_JOB_NODELIST": nodes})
 
 
 def test_mpirun_on_one_machine() -> None:
