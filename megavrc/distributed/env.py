@@ -129,6 +129,14 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
+def gpu_variables(env: Mapping[str, str], index: int) -> dict[str, str]:
+    """The variables by which DeepSpeed finds this rank's GPU, which must be equal.
+
+    Not the local rank where each rank sees one GPU only (srun --gpus-per-task=1): there it is number 0 of every rank.
+    """
+    return {name: str(index) for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in env}
+
+
 def strip_launcher_args(argv: list[str]) -> list[str]:
     """A command line without what launchers add to it: `--local_rank=N`, by DeepSpeed's and torch's old one."""
     return [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
@@ -168,6 +176,7 @@ def connect(
         device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.update(gpu_variables(os.environ, device.index))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     deadline = time.monotonic() + 60 * join_minutes
     store = _meet(rank, world_size, deadline)

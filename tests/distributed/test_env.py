@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from megavrc.distributed import AbsentRank, StopSignal, connect, discover, seed_for, strip_launcher_args
+from megavrc.distributed.env import gpu_variables
 from megavrc.errors import UserError
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -95,6 +96,14 @@ def test_mpirun_on_several_machines_needs_an_address_or_mpi4py(monkeypatch: pyte
         discover({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8"})
     given = {**OPENMPI, "OMPI_COMM_WORLD_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
     assert discover(given)["WORLD_SIZE"] == "8"
+
+
+def test_deepspeed_is_told_the_gpu_and_not_the_local_rank() -> None:
+    """Four ranks of a node that see one GPU each. DeepSpeed also asserts that both variables are equal."""
+    found = discover(SLURM)
+    assert found["LOCAL_RANK"] == "3" and gpu_variables(found, 0) == {"LOCAL_RANK": "0"}
+    both = {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    assert gpu_variables(OPENMPI | discover(OPENMPI), 0) == both
 
 
 def test_what_launchers_add_to_the_command_is_left_out() -> None:
