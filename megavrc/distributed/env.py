@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
 from megavrc.distributed import fault
+from megavrc.distributed.interface import choose_interface, own_address
 from megavrc.distributed.roll_call import GONE, RollCall, is_communication
 from megavrc.errors import UserError
 
@@ -221,10 +222,11 @@ def _meet(rank: int, world_size: int, deadline: float, serves: bool | None = Non
 def _wait_for_all(store: Store, rank: int, world_size: int, minutes: float, deadline: float) -> None:
     """Until all ranks have come. torch's own rendezvous does not say who is missing."""
     here = [f"here/{number}" for number in range(world_size)]
-    store.set(here[rank], "")
+    store.set(here[rank], own_address(os.environ["MASTER_ADDR"]))
     while True:
         try:
-            return store.wait(here, timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic()))))
+            store.wait(here, timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic()))))
+            return choose_interface(store, rank, here)
         except dist.DistError:
             absent = _absent(store, here)
         if time.monotonic() > deadline:

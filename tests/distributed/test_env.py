@@ -6,9 +6,11 @@ import socket
 import sys
 
 import pytest
+from torch.distributed import HashStore
 
 from megavrc.distributed import AbsentRank, StopSignal, connect, discover, seed_for, strip_launcher_args
 from megavrc.distributed.env import gpu_variables
+from megavrc.distributed.interface import choose_interface, interface_of, own_address
 from megavrc.errors import UserError
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -123,6 +125,33 @@ def test_an_address_that_does_not_resolve_is_refused_at_once(monkeypatch: pytest
     )
     with pytest.raises(UserError, match=r"no\.such\.host\.invalid"), connect():
         pass
+
+
+@pytest.mark.parametrize(
+    ("addresses", "chosen"),
+    [
+        (["127.0.0.1", "127.0.0.1"], {}),  # one machine
+        (["127.0.0.1", "localhost"], {"GLOO_SOCKET_IFNAME": "lo"}),  # as if it were another one
+        (["127.0.0.1", ""], {}),
+    ],
+)
+def test_gloo_listens_where_other_machines_reach_it(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], chosen: dict[str, str]
+) -> None:
+    """On a machine whose own name leads to the loopback."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    store, keys = HashStore(), ["here/0", "here/1"]
+    for key, address in zip(keys, addresses, strict=True):
+        store.set(key, address)
+    for given in ({}, {"GLOO_SOCKET_IFNAME": "eth7"}):
+        monkeypatch.setattr(os, "environ", dict(given))
+        choose_interface(store, 0, keys)
+        assert os.environ == (given or chosen)
+
+
+def test_interfaces_are_found_by_their_address() -> None:
+    assert own_address("127.0.0.1") == "127.0.0.1" and interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None, "an address of nobody"
 
 
 def test_ranks_that_do_not_start_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
