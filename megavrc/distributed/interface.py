@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, in torch's documentation
 
 ADDRESS = 0x8915  # SIOCGIFADDR of Linux: the IPv4 address of an interface
 
