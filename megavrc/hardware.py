@@ -40,7 +40,7 @@ class GPU:
     """One type of GPU.
 
     Attributes:
-        name: as options write it. match: what its CUDA device name contains.
+        name: as options write it. match: what its CUDA device name contains, as whole words.
         tflops: dense bf16 matrix products with fp32 accumulation, in 10^12 operations a second (half of what data
             sheets state "with sparsity"). gib: memory.
     """
@@ -54,6 +54,7 @@ class GPU:
 # Makers' data sheets; where only the sparse peak is stated, its half. Longer matches first.
 GPUS = (
     GPU("b200", "B200", 2250, 180),  # NVIDIA DGX B200, an eighth
+    GPU("h200-nvl", "H200 NVL", 835.5, 141e9 / 2**30),  # NVIDIA H200 NVL
     GPU("h200", "H200", 989.5, 141e9 / 2**30),  # NVIDIA H200 SXM
     GPU("h100-nvl", "H100 NVL", 835.5, 94e9 / 2**30),  # NVIDIA H100 NVL
     GPU("h100-pcie", "H100 PCIe", 756.5, 80),  # NVIDIA H100 PCIe
@@ -67,6 +68,9 @@ GPUS = (
     GPU("rtx-4090", "RTX 4090", 165.2, 24),  # NVIDIA Ada architecture whitepaper, appendix A
     GPU("rtx-3090", "RTX 3090", 71, 24),  # NVIDIA Ampere GA102 whitepaper, appendix A
 )
+OTHERS = re.compile(
+    r"\b(MIG|Laptop|D|Ti|\d+[ABCQ])\b"
+)  # slower or faster ones of the same name, parts of a GPU
 
 
 def gpu_named(name: str) -> GPU:
@@ -92,14 +96,9 @@ def gpu_named(name: str) -> GPU:
 
 def gpu_of(device_name: str) -> GPU | None:
     """The GPU that `torch.cuda.get_device_name` names; None if it is not in the table."""
-    words = device_name.replace("NVIDIA", "").split()
-    for gpu in GPUS:
-        if gpu.match in device_name and (" " in gpu.match or any(w.startswith(gpu.match) for w in words)):
-            # A100 and A10G are no A10, L40S is no L4.
-            if gpu.name in ("a10", "l4") and gpu.match not in words:
-                continue
-            return gpu
-    return None
+    if OTHERS.search(device_name):
+        return None
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu.match}\b", device_name)), None)
 
 
 def reset_peak_memory(device: "str | torch.device") -> int | None:

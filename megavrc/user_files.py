@@ -18,6 +18,8 @@ USER_FILES = {  # name -> (environment variable, what it is)
     "i3d": ("MEGAVRC_I3D", "the I3D TorchScript file (FVD)"),
     "clip": ("MEGAVRC_CLIP", "a CLIP model folder in transformers format (CLIPSIM)"),
 }
+# Of i3d_torchscript.pt (51,235,320 bytes), as several public evaluation suites state it.
+I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ PROOF = "proof"  # in dataset.json: how many samples were compared with their vi
 WITHOUT = "without"  # there too: how many videos of a split have no caption, how many no label
 BLOCK = 512  # tar pads headers and members to this many bytes
 MAX_VOCAB = 2**15  # ids are int16
+# What `write_atomic` and `MemberWriter` call the half-written files of a job, whose folder may be the user's own.
+HALF_WRITTEN = re.compile(
+    r"\.(plan\.jsonl?|(dataset|manifest)\.json|.+-\d{6,}(\.jsonl|-of-\d{6,}\.tar.*))\.(\w{8}|\w{16}\.tmp)"
+)
 
 
 class DataError(UserError):
@@ -156,6 +160,13 @@ class MemberWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what tasks that were killed have left in a folder where none writes now; nothing of the user's."""
+    for path in folder.glob(".*"):
+        if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # public, in torch's documentation
 
 from megavrc.distributed import fault
+from megavrc.distributed.interface import choose_interface, own_address
 from megavrc.distributed.roll_call import GONE, RollCall, is_communication
 from megavrc.errors import UserError
 
@@ -116,17 +117,25 @@ def _address_of_first_rank() -> dict[str, str]:
 
 
 def _first_host(nodelist: str) -> str:
-    """`gpu[003-007,9],x` -> `gpu003`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodelist)
+    """`gpu[003-007,9]-ib,x` -> `gpu003-ib`."""
+    match = re.match(r"(?:[^][,]|\[\w[^][]*])+(?=,|$)", nodelist)  # to the first comma outside brackets
     if match is None:
         raise UserError(f"SLURM node list {nodelist!r} not understood; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[(\w+)[^]]*]", r"\1", match[0])
 
 
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def gpu_variables(env: Mapping[str, str], index: int) -> dict[str, str]:
+    """The variables by which DeepSpeed finds this rank's GPU, which must be equal.
+
+    Not the local rank where each rank sees one GPU only (srun --gpus-per-task=1): there it is number 0 of every rank.
+    """
+    return {name: str(index) for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in env}
 
 
 def strip_launcher_args(argv: list[str]) -> list[str]:
@@ -168,6 +177,7 @@ def connect(
         device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.update(gpu_variables(os.environ, device.index))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     deadline = time.monotonic() + 60 * join_minutes
     store = _meet(rank, world_size, deadline)
@@ -212,10 +222,11 @@ def _meet(rank: int, world_size: int, deadline: float, serves: bool | None = Non
 def _wait_for_all(store: Store, rank: int, world_size: int, minutes: float, deadline: float) -> None:
     """Until all ranks have come. torch's own rendezvous does not say who is missing."""
     here = [f"here/{number}" for number in range(world_size)]
-    store.set(here[rank], "")
+    store.set(here[rank], own_address(os.environ["MASTER_ADDR"]))
     while True:
         try:
-            return store.wait(here, timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic()))))
+            store.wait(here, timedelta(seconds=max(0.1, min(ASK, deadline - time.monotonic()))))
+            return choose_interface(store, rank, here)
         except dist.DistError:
             absent = _absent(store, here)
         if time.monotonic() > deadline:

@@ -20,12 +20,10 @@ from megavrc.evaluation.protocols import Window
 from megavrc.files import sha256_json, write_atomic
 from megavrc.hardware import check_device
 from megavrc.progress import progress
-from megavrc.user_files import UserFile
+from megavrc.user_files import I3D_SHA256, UserFile
 from megavrc.video.versions import decoder_versions
 
 FEATURES_FORMAT = 1  # of a stored file; part of its key
-# Of i3d_torchscript.pt (51,235,320 bytes), as several public evaluation suites state it.
-I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 I3D_FRAMES = 9  # at least; fewer leave its last pooling without a position
 CHUNK = 64  # clips of one stored file: what a stopped run loses
 SELFCHECK = 151.256  # eight clips of zeros against eight of ones, by the README of common_metrics

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megavrc.user_files import USER_FILES, place
+from megavrc.user_files import I3D_SHA256, USER_FILES, UserFile, place
 
 FORMAT = 1  # of what --json writes
 DESCRIPTION = (
@@ -309,6 +309,9 @@ def user_files(files: dict[str, str | None]) -> Iterator[Finding]:
             problem = _does_not_load(path)
         if problem:
             yield Finding("your files", name, str(path), "warn", problem)
+        elif name == "i3d" and UserFile(path).sha256 != I3D_SHA256:
+            advice = "but not the published file (values are then not called FVD)"
+            yield Finding("your files", name, f"{path}, whole", "note", advice)
         else:
             yield Finding("your files", name, f"{path}, whole")
 

@@ -71,7 +71,7 @@ def run(
         decoders: decoding processes (default: the cores of this task less the threads, at most 16).
         timeout: seconds that one video may take to decode; then it is recorded as failed.
         threads: CPU threads of the encoder; ids are promised equal for equal threads.
-        device: torch device of the encoder (default: cuda where there is one).
+        device: torch device of the encoder (default: a GPU where there is one, under srun each process its own).
         retry_failed: also redo shards that are done but lack videos which could not be read, timed out or crashed.
         redo_changed: also redo shards with videos that changed since they were planned, and take these as they are.
     """
@@ -194,7 +194,8 @@ def array_task(task: int | None, of: int | None) -> tuple[int, int]:
     """The number of this task and of all tasks; what is not given comes from the variables of a SLURM array.
 
     Without `of` the array is the job, whatever number it starts with. With `of` it may be any part of the job, such
-    as the tasks that `status` found missing.
+    as the tasks that `status` found missing. Unless `task` is given, the processes that srun starts for a task share
+    what is its own.
     """
     array = {
         name: int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
@@ -205,10 +206,23 @@ def array_task(task: int | None, of: int | None) -> tuple[int, int]:
         if task is None and array["MAX"] - array["MIN"] + 1 != of:
             raise UserError("a job array with gaps: say with --of how many tasks the whole job has")
         array["ID"] -= array["MIN"]
-    task = array["ID"] if task is None else task
+    given, task = task, array["ID"] if task is None else task
     if not 0 <= task < of:
         raise UserError(f"task {task} of {of}: tasks are numbered from 0")
+    if given is None and "SLURM_STEP_NUM_TASKS" in os.environ:  # a process of srun
+        task += of * int(os.environ["SLURM_PROCID"])  # every so manieth of those of the task
+        of *= int(os.environ["SLURM_STEP_NUM_TASKS"])
     return task, of
+
+
+def task_device(device: str | None) -> torch.device:
+    """The device of this process: as given; without a number, its own of the GPUs of its node; else the CPU."""
+    if device in (None, "auto", "cuda") and (gpus := torch.cuda.device_count()):
+        device = f"cuda:{int(os.environ.get('SLURM_LOCALID', 0)) % gpus}"
+    chosen = check_device(device or "auto")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 def _todo(
@@ -262,8 +276,8 @@ def _tokenize(
     if not todo:
         return
     torch.set_num_threads(threads)
-    chosen = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, chosen, work.settings.precision)
+    where = task_device(device)
+    loaded = OmniTokenizer.from_checkpoint(tokenizer or work.tokenizer_path, where, work.settings.precision)
     if loaded.sha256 != work.tokenizer["sha256"]:
         raise UserError(f"the plan is for tokenizer {work.tokenizer['sha256']}, this one is {loaded.sha256}")
     sources = work.sources(todo)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import PROOF, WITHOUT, DataError, ShardIndex, listed, read_done, write_shard_manifest
+from megavrc.data.shards import (
+    PROOF,
+    WITHOUT,
+    DataError,
+    ShardIndex,
+    listed,
+    read_done,
+    remove_half_written,
+    write_shard_manifest,
+)
 from megavrc.data.text_features import TextFeatures, features_folder
 from megavrc.errors import UserError
 from megavrc.files import check_fields, read_json, read_jsonl, write_json
@@ -68,8 +77,7 @@ def finalize(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -
         out / "failures",
         *(out / kind / sub for kind in work.kinds for sub in (".", "shards")),
     ):
-        for left in folder.glob(".*"):  # half-written files of tasks that were killed
-            left.unlink(missing_ok=True)
+        remove_half_written(folder)
     without = _without(work)
     loaded = _tokenizer(work, tokenizer, samples)
     for kind in work.kinds:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import listed, read_done, write_shard_manifest
+from megavrc.data.shards import listed, read_done, remove_half_written, write_shard_manifest
 from megavrc.data.text_features import DTYPE, FORMAT, FeatureWriter, features_folder
 from megavrc.errors import UserError
 from megavrc.files import check_fields, check_format, read_json, sha256_json, write_json
-from megavrc.hardware import check_device
 from megavrc.progress import progress
-from megavrc.tokenization.job import Stop, array_task
+from megavrc.tokenization.job import Stop, array_task, task_device
 from megavrc.tokenization.result import array_expression, writing
 from megavrc.tokenizers.text_encoder import TextEncoder, encoder_identity
 from megavrc.user_files import resolve
@@ -75,11 +74,11 @@ def text_features(
         task: number of this task, from 0 (default: of the SLURM array, else 0).
         of: number of tasks (default: of the SLURM array, else 1).
         threads: CPU threads of the encoder; features are promised equal for equal threads.
-        device: torch device of the encoder (default: cuda where there is one).
+        device: torch device of the encoder (default: a GPU where there is one, under srun each process its own).
     """
     if min(max_tokens, batch, threads) < 1:
         raise UserError("max_tokens, batch and threads must be positive")
-    where = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = task_device(device)
     stop = Stop()
     torch.set_num_threads(threads)
     task, of = array_task(task, of)
@@ -165,8 +164,9 @@ def _features(
 
 def _finish(job: FeatureJob) -> None:
     """Write the manifest of features whose shards are all done."""
-    for left in (*job.folder.glob(".*"), *(job.folder / "shards").glob(".*")):  # of tasks that were killed
-        left.unlink(missing_ok=True)
+    remove_half_written(
+        job.folder / "shards"
+    )  # not beside it, where another task may write the manifest, too
     done = [job.done(shard) or {} for shard in range(len(job.tokens.shards))]
     shards = [listed(shard["split"], entry) for shard, entry in zip(job.tokens.shards, done, strict=True)]
     info = {**job.plan, "width": done[0]["width"], "dtype": DTYPE}

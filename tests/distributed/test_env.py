@@ -6,8 +6,11 @@ import socket
 import sys
 
 import pytest
+from torch.distributed import HashStore
 
 from megavrc.distributed import AbsentRank, StopSignal, connect, discover, seed_for, strip_launcher_args
+from megavrc.distributed.env import gpu_variables
+from megavrc.distributed.interface import choose_interface, interface_of, own_address
 from megavrc.errors import UserError
 
 FIVE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -54,10 +57,25 @@ def test_python_in_a_batch_script_is_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("n1", "n1"), ("a-b[3,5]", "a-b3"), ("n[08-11]", "n08"), ("x,y", "x")]
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("a-b[3,5]", "a-b3"),
+        ("n[08-11]", "n08"),
+        ("x,y", "x"),
+        ("gpu[003-007]-ib", "gpu003-ib"),
+        ("rack[1-2]node[3,5-6],x[1-2]", "rack1node3"),
+        ("nid[001234-001237].hpc", "nid001234.hpc"),
+    ],
 )
 def test_first_host(nodes: str, first: str) -> None:
     assert discover({**SLURM, "SLURM_JOB_NODELIST": nodes})["MASTER_ADDR"] == first
+
+
+@pytest.mark.parametrize("nodes", ["n[3", "n[]", "n[1]]", ",x"])
+def test_node_lists_that_are_not_understood(nodes: str) -> None:
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        discover({**SLURM, "SLURM_JOB_NODELIST": nodes})
 
 
 def test_mpirun_on_one_machine() -> None:
@@ -82,6 +100,14 @@ def test_mpirun_on_several_machines_needs_an_address_or_mpi4py(monkeypatch: pyte
     assert discover(given)["WORLD_SIZE"] == "8"
 
 
+def test_deepspeed_is_told_the_gpu_and_not_the_local_rank() -> None:
+    """Four ranks of a node that see one GPU each. DeepSpeed also asserts that both variables are equal."""
+    found = discover(SLURM)
+    assert found["LOCAL_RANK"] == "3" and gpu_variables(found, 0) == {"LOCAL_RANK": "0"}
+    both = {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    assert gpu_variables(OPENMPI | discover(OPENMPI), 0) == both
+
+
 def test_what_launchers_add_to_the_command_is_left_out() -> None:
     words = ["--config", "c.yaml", "--local_rank=1", "--local-rank=0", "--train.steps=3"]
     assert strip_launcher_args(words) == ["--config", "c.yaml", "--train.steps=3"]
@@ -99,6 +125,33 @@ def test_an_address_that_does_not_resolve_is_refused_at_once(monkeypatch: pytest
     )
     with pytest.raises(UserError, match=r"no\.such\.host\.invalid"), connect():
         pass
+
+
+@pytest.mark.parametrize(
+    ("addresses", "chosen"),
+    [
+        (["127.0.0.1", "127.0.0.1"], {}),  # one machine
+        (["127.0.0.1", "localhost"], {"GLOO_SOCKET_IFNAME": "lo"}),  # as if it were another one
+        (["127.0.0.1", ""], {}),
+    ],
+)
+def test_gloo_listens_where_other_machines_reach_it(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], chosen: dict[str, str]
+) -> None:
+    """On a machine whose own name leads to the loopback."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    store, keys = HashStore(), ["here/0", "here/1"]
+    for key, address in zip(keys, addresses, strict=True):
+        store.set(key, address)
+    for given in ({}, {"GLOO_SOCKET_IFNAME": "eth7"}):
+        monkeypatch.setattr(os, "environ", dict(given))
+        choose_interface(store, 0, keys)
+        assert os.environ == (given or chosen)
+
+
+def test_interfaces_are_found_by_their_address() -> None:
+    assert own_address("127.0.0.1") == "127.0.0.1" and interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None, "an address of nobody"
 
 
 def test_ranks_that_do_not_start_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The doctor finds what is missing, damaged or stuck, and says what to do."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,6 +78,18 @@ def test_damaged_weights_are_noticed(tmp_path: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-10])
     assert doctor.damage(tensors) == "10 bytes are missing at its end"
     assert doctor.damage(tmp_path / "other") == "no such file"
+
+
+def test_a_whole_file_that_is_not_the_published_i3d_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "i3d.pt")
+    files = {"i3d": str(tmp_path / "i3d.pt")}
+    [found] = [each for each in doctor.user_files(files) if each.name == "i3d"]
+    assert (found.state, found.found) == ("note", f"{tmp_path}/i3d.pt, whole")
+    assert found.advice == "but not the published file (values are then not called FVD)"
+    monkeypatch.setattr(doctor, "I3D_SHA256", hashlib.sha256((tmp_path / "i3d.pt").read_bytes()).hexdigest())
+    assert [each.state for each in doctor.user_files(files) if each.name == "i3d"] == ["ok"]
 
 
 def test_an_old_build_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ import pytest
 from held import Held
 from jobs import ROOT, SMALL, files, start, tokenize
 
+from megavrc.data.shards import ShardWriter
+from megavrc.files import write_atomic
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.result import finalize, status, verify
 
@@ -266,3 +268,26 @@ def test_killed_at_every_rename(manifest: Path, tokenizer: Path, tmp_path: Path)
         if code == 0:
             break
     assert renames == 7  # failures; tar, index, done file of both kinds
+
+
+def test_finalizing_removes_what_killed_tasks_left_and_nothing_of_the_user(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    for place in (out, out / "video", out / "video" / "shards", out / "failures"):
+        (place / ".ipynb_checkpoints").mkdir(parents=True)
+        for name in (".gitignore", ".env", ".eslintrc.json.disabled"):
+            (place / name).write_text("precious")
+    before = files(out)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *paths: None)  # as if killed just before
+        written = [out / name for name in before if not Path(name).name.startswith(".")]
+        for path in [*written, *done_files(out)]:
+            write_atomic(path, b"half")
+    ShardWriter(out / "video" / "shards" / "train-000000-of-000003.tar", (1, 2, 2), 8)._file.close()
+    assert len(files(out)) == len(before) + len(written) + len(done_files(out)) + 1
+    finalize(out, samples=0)
+    proof = ("video/dataset.json", "image/dataset.json")  # not compared this time
+    assert {name: text for name, text in files(out).items() if name not in proof} == {
+        name: text for name, text in before.items() if name not in proof
+    }

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.tokenization.cut import cut
 from megavrc.tokenization.inspect import inspect
-from megavrc.tokenization.job import plan, run
+from megavrc.tokenization.job import array_task, plan, run
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.prepare import COMMANDS
 from megavrc.tokenization.result import finalize, status, verify
@@ -216,6 +217,26 @@ def test_array_tasks_come_from_slurm(
     run(tmp_path, of=3)
     status(tmp_path, of=3)
     assert "--array=0 with --of 3" in capsys.readouterr().out
+
+
+def test_the_processes_of_an_array_task_share_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of two tasks on nodes of three GPUs; then the second one alone, as `status` names it."""
+    for name, value in (("COUNT", 2), ("MIN", 0), ("MAX", 1)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    own: dict[str, list[set[int]]] = {"0": [], "1": []}
+    for element, process in itertools.product(own, range(3)):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", element)
+        monkeypatch.setenv("SLURM_PROCID", str(process))
+        task, of = array_task(None, None)
+        own[element].append(set(range(20)[task::of]))
+        assert array_task(None, 2) == (task, of)
+        assert array_task(1, 2) == (1, 2), "as is said"
+    assert sum(len(each) for sets in own.values() for each in sets) == 20, "none twice"
+    for element, sets in own.items():
+        assert set.union(*sets) == set(range(20)[int(element) :: 2]), (
+            "those of the task, as status counts them"
+        )
 
 
 def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:

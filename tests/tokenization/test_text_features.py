@@ -129,6 +129,20 @@ def test_tasks_make_the_same_bytes(
     assert files(out) == files(made)
 
 
+def test_a_task_leaves_what_another_one_writes(made: Path, encoder: Path, tmp_path: Path) -> None:
+    """Two tasks that end together both find all shards done, and write the manifest."""
+    out = shutil.copytree(made, tmp_path / "tokens")
+    folder = out / "video" / "text_features"
+    theirs, killed = (
+        folder / ".manifest.json.a1b2c3d4",
+        folder / "shards" / f".x-000000-of-000001.tar.{'0' * 16}.tmp",
+    )
+    theirs.touch()
+    killed.touch()
+    text_features(out, encoder, batch=2)
+    assert theirs.exists() and not killed.exists()
+
+
 def test_killed_and_stopped_tasks_continue(tmp_path: Path) -> None:
     """Ended while they encode, the first in a process of its own; the result is that of one which ran through."""
     encoder = make_encoder(tmp_path / "encoder", width=64)
