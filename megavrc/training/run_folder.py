@@ -187,7 +187,7 @@ class RunFolder:
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished; on the main rank."""
-        write_json(self.complete_file, {"step": self.config.train.steps, "time": time.time(), **summary})
+        write_json(self.complete_file, {"time": time.time(), **summary})
 
 
 def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
