@@ -99,7 +99,8 @@ def _run(
     cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str, first: Sequence[str]
 ) -> int:
     config = load_config(cls, strip_launcher_args(argv), first, prog)
-    with connect() as rank:
+    # Others wait in a collective while the main rank evaluates or writes alone: how long, the watchdog judges.
+    with connect(max(30.0, config.train.watchdog_s / 60 + 5)) as rank:
         try:
             run_task(config, make_task, rank)
         except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it
