@@ -122,7 +122,7 @@ class Watchdog:
                 last = time.monotonic()
 
     def _give_up(self) -> None:
-        self._state = "hangs"
+        self._state, beats = "hangs", self._beats
         # Of a full disk, here and below: nothing may keep this rank from ending.
         with contextlib.suppress(OSError):
             with open(self._stacks(self._rank.rank), "w") as file:
@@ -134,6 +134,9 @@ class Watchdog:
             self._publish()
         if self._done.is_set():  # it was only slow
             return
+        if self._beats != beats:  # the same; if it waits for one that hangs, that one ends, or this one later
+            self._state = "running"
+            return self._publish()
         if self._claims_report():
             with contextlib.suppress(OSError):
                 print(self._report(before, self._read()), file=sys.stderr, flush=True)

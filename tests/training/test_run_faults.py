@@ -91,6 +91,26 @@ def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path
     assert run.returncode == 0
 
 
+def test_a_run_that_goes_on_just_after_the_limit_stays_and_a_later_hang_ends_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from megavrc.distributed import Rank\n"
+        "from megavrc.training.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:\n"
+        "    watchdog.at(0, 'checkpoint')\n"
+        "    time.sleep(2.5)\n"  # it gives up 1 s after the limit
+        "    for step in range(20):\n"
+        "        watchdog.at(step, 'forward')\n"
+        "        time.sleep(0.1)\n"
+        "    print('goes on', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    words = [sys.executable, "-c", script, tmp_path]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert ended.stdout == "goes on\n" and ended.returncode == 85
+
+
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
     ended = start(tmp_path, 2, "forward:1:4:raise", watchdog_s=20.0).wait()
