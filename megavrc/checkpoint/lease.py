@@ -28,6 +28,7 @@ FIELDS = dict.fromkeys(("host", "machine", "slurm_job", "slurm_restarts", "time"
     "started": int | None,
 }
 BEAT = 5.0  # seconds between heartbeats
+NEW = ".new-"  # begins the names of leases that are not taken yet
 STALE = 60.0  # seconds without one after which the owner is taken for dead
 
 
@@ -73,11 +74,14 @@ class Lease:
             return number
         if number and not _has_ended(self._path(number), owner, beat, stale):
             raise _in_use(self._folder, owner)
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as folder:
-            written = Path(folder) / "lease.json"
-            written.write_text(json.dumps(self._me))
-            with contextlib.suppress(FileExistsError):  # another job has just taken it: seen below
+        written = self._folder / f"{NEW}{self._me['token']}"  # BeeGFS and AFS link within one folder only
+        # Another job has just taken it, and may have removed what is written here: seen below.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            try:
+                written.write_text(json.dumps(self._me))
                 os.link(written, self._path(number + 1))
+            finally:
+                written.unlink(missing_ok=True)
         newest, owner = _newest(self._folder)
         if owner != self._me:
             # Leases may have come and gone meanwhile; then ours may stand behind a living one.
@@ -85,7 +89,15 @@ class Lease:
                 self._withdraw(number + 1)
             raise _in_use(self._folder, owner)
         self._path(number).unlink(missing_ok=True)
+        self._remove_leftovers()
         return newest
+
+    def _remove_leftovers(self) -> None:
+        """What jobs that were killed here have left, or write in vain now, for the run is taken."""
+        for name in os.listdir(self._folder):
+            with contextlib.suppress(OSError):  # folders of earlier versions, or a drive with hiccups
+                if name.startswith(NEW):
+                    os.unlink(self._folder / name)
 
     def _withdraw(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):

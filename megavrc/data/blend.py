@@ -109,6 +109,7 @@ class TokenBlend:
         identity: what a run is bound to: the manifest, tokenizer and size of each part, by number.
         text_encoder, feature_width: SHA-256 of the encoder that made the text features, and their columns; None, 0
             without features.
+        text_features: the manifest of each part's text features; None without.
 
     Raises:
         UserError: the parts do not fit together, or have no text features.
@@ -128,8 +129,10 @@ class TokenBlend:
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
         self.text_encoder: str | None = None
+        self.text_features: list[str] | None = None
         self.feature_width = 0
         if self._features:
+            self.text_features = [part.manifest_id for part in self._features]
             self.text_encoder, self.feature_width = _encoder(self._features)
 
     @property

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DRIVE = PASSING - {errno.EIO}  # that a disk also says of a bad sector, for ever: damage
-MAX_OPEN = 256  # shards held open at once
+MAX_OPEN = 256  # shards held open at once by all readers of a process; it may usually open 1024 files
 MAX_INDEXES = 1024  # held in memory: about 0.1 MB each
 
 
@@ -150,7 +151,7 @@ class ShardReader:
             TransientError: the drive fails in a way that may pass.
         """
         number, row = self._locate(index)
-        at = self._index(number)
+        at = patiently(lambda: self._index(number), DRIVE)
         (start, array_at), (text_size, array_size) = at.offsets[row].tolist(), at.sizes[row].tolist()
         crc32 = at.crc32[row].tolist()
         for _ in range(2):  # once more from a new descriptor or download: network drives lose theirs
@@ -205,7 +206,8 @@ class ShardReader:
         return ShardIndex.load(path, sha256)
 
     def _descriptor(self, number: int) -> int:
-        return _recent(self._open, number, self._open_shard, MAX_OPEN, os.close)
+        _reading.add(self)
+        return _recent(self._open, number, self._open_shard, max(1, MAX_OPEN // len(_reading)), os.close)
 
     def _open_shard(self, number: int) -> int:
         path, shard = self._path(number), self.shards[number]
@@ -233,12 +235,15 @@ class ShardReader:
 def _recent(
     kept: dict[int, T], key: int, make: Callable[[int], T], most: int, drop: Callable[[T], object] = id
 ) -> T:
-    """`kept[key]`, made if it is not there; the one that was not asked for longest goes when there are too many."""
+    """`kept[key]`, made if it is not there; those that were not asked for longest go when there are too many."""
     found = kept.pop(key) if key in kept else make(key)
     kept[key] = found
-    if len(kept) > most:
+    while len(kept) > most:
         drop(kept.pop(next(iter(kept))))
     return found
+
+
+_reading: weakref.WeakSet[ShardReader] = weakref.WeakSet()  # in this process; each has its share of MAX_OPEN
 
 
 class TokenDataset(ShardReader):

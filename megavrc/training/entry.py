@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from megavrc.config import load_config
 from megavrc.distributed import AbsentRank, Rank, connect, same_error_on_all_ranks, strip_launcher_args
 from megavrc.errors import EXIT_HANG, EXIT_INTERRUPTED, EXIT_USER, UserError
@@ -54,9 +56,9 @@ def pretrain(
 
     `first` are keys that `--help` has first.
 
-    Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake; 85 a rank hangs,
-    is gone or never came, or the data's network failed, so run it again; 130 Ctrl-C before it could save; 1 anything
-    else: the run has diverged, or an error with its traceback.
+    Exit codes: 0 finished, or stopped by a signal or time limit after saving; 2 the user's mistake, or a GPU
+    whose memory is full; 85 a rank hangs, is gone or never came, or the data's network failed, so run it again; 130
+    Ctrl-C before it could save; 1 anything else: the run has diverged, or an error with its traceback.
     """
     try:
         try:
@@ -99,13 +101,24 @@ def _run(
     cls: type[C], make_task: Callable[[C, Rank], Any], argv: list[str], prog: str, first: Sequence[str]
 ) -> int:
     config = load_config(cls, strip_launcher_args(argv), first, prog)
-    with connect() as rank:
+    # Others wait in a collective while the main rank evaluates or writes alone: how long, the watchdog judges.
+    with connect(max(30.0, config.train.watchdog_s / 60 + 5)) as rank:
         try:
             run_task(config, make_task, rank)
+        except torch.OutOfMemoryError as error:  # of any rank, each for itself
+            return _say(_full_memory(error, rank), EXIT_USER)
         except (UserError, BackendError, Diverged) as error:  # the same on all ranks: the main one says it
             code = EXIT_USER if isinstance(error, BackendError) else exit_code_of(error)
             return _say(error, code) if rank.main else code
     return 0
+
+
+def _full_memory(error: Exception, rank: Rank) -> UserError:
+    sentence = str(error).partition(". GPU")[0]  # what follows are numbers and hints for torch's developers
+    return UserError(
+        f"rank {rank.rank}: the memory of the GPU is full ({sentence}); lower train.micro_batch, or train VRC with "
+        "train.activation_checkpointing: layers or a higher train.zero"
+    )
 
 
 def run_task(config: C, make_task: Callable[[C, Rank], Task[Any]], rank: Rank) -> None:

@@ -103,7 +103,7 @@ class Guards:
         if not reason:
             return None
         spike = BadStep(step, reason, everyones, samples)
-        if self.rollbacks == self._train.spike_rollbacks:
+        if self.rollbacks >= self._train.spike_rollbacks:  # more: it was lowered since
             self._audit(spike, "stopped")
             raise Diverged(
                 f"step {step}: {reason}; the run has gone back {self.rollbacks} times, as often as "

@@ -131,6 +131,8 @@ class RunFolder:
 
     def _refuse_another(self, where: Path, identity: dict[str, Any]) -> None:
         theirs, mine = (current_identity(self.config, found) for found in (identity, self.identity))
+        if "text_features" not in theirs:  # a run of before they were part of it: whatever it trains on now
+            mine.pop("text_features", None)
         differences = _sentences(theirs, mine)
         if differences:
             raise UserError(
@@ -187,7 +189,7 @@ class RunFolder:
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished; on the main rank."""
-        write_json(self.complete_file, {"step": self.config.train.steps, "time": time.time(), **summary})
+        write_json(self.complete_file, {"time": time.time(), **summary})
 
 
 def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:

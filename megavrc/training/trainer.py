@@ -156,8 +156,9 @@ class Trainer:
         self.guards.record_rollback(spike, to=checkpoint.step, left_out_data_of_steps=window)
         self.data_offset += self.step - checkpoint.step
         self._restore(checkpoint)
-        self.meter, self.clock.own = Meter(), 0.0
         self._open()
+        self.meter = Meter()
+        self.clock.lap()
 
     # --- what is written -------------------------------------------------------------------------------------
 
@@ -254,7 +255,8 @@ class Trainer:
         self.run.check_ours()
         with self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
-                self.run.complete({"metrics": values, **self.task.finish(module, self.run.path)})
+                exported = self.task.finish(module, self.run.path)
+                self.run.complete({"step": self.step, "metrics": values, **exported})
         dist.barrier()  # so that no rank is gone before the export is whole
 
     def close(self) -> None:

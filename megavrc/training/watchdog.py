@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
 from megavrc.distributed import Rank, is_communication
 from megavrc.errors import EXIT_HANG, EXIT_USER, TransientError, UserError
 from megavrc.files import read_object, user_error
@@ -47,12 +49,13 @@ class LostRank(Exception):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Exit code of a rank that ends by its own error: 85 if another run may help, 2 for the user's mistake, else 1."""
+    """Exit code of a rank that ends by its own error: 85 if another run may help, 2 for the user's mistake
+    and for a GPU whose memory is full, else 1."""
     if isinstance(error, OSError) and error.filename is not None:
         error = user_error(error)
     if isinstance(error, TransientError):
         return EXIT_HANG
-    return EXIT_USER if isinstance(error, UserError) else 1
+    return EXIT_USER if isinstance(error, UserError | torch.OutOfMemoryError) else 1
 
 
 class Watchdog:
@@ -122,7 +125,7 @@ class Watchdog:
                 last = time.monotonic()
 
     def _give_up(self) -> None:
-        self._state = "hangs"
+        self._state, beats = "hangs", self._beats
         # Of a full disk, here and below: nothing may keep this rank from ending.
         with contextlib.suppress(OSError):
             with open(self._stacks(self._rank.rank), "w") as file:
@@ -134,6 +137,9 @@ class Watchdog:
             self._publish()
         if self._done.is_set():  # it was only slow
             return
+        if self._beats != beats:  # the same; if it waits for one that hangs, that one ends, or this one later
+            self._state = "running"
+            return self._publish()
         if self._claims_report():
             with contextlib.suppress(OSError):
                 print(self._report(before, self._read()), file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """The lease on a run folder, between real processes: one job at a time, takeover of the dead, never of the living."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -64,6 +65,42 @@ def test_of_many_simultaneous_starts_exactly_one_proceeds_and_the_others_name_it
     for job in successors:
         job.kill()
     assert len(list((tmp_path / "lease").iterdir())) == 1
+
+
+def test_a_file_system_that_links_within_one_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BeeGFS 7 and AFS do; what killed jobs have left there is no hindrance, and goes."""
+    link = os.link
+
+    def within_one_folder(source: Path, target: Path) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(source))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", within_one_folder)
+    (tmp_path / "lease" / ".new-folder").mkdir(parents=True)  # of an earlier version
+    (tmp_path / "lease" / ".new-0123").write_text("{")
+    lease = Lease(tmp_path)
+    assert sorted(os.listdir(tmp_path / "lease")) == [".new-folder", "00000001.json"]
+    lease.release()
+
+
+def test_a_start_whose_file_was_removed_names_the_job_that_holds_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job has taken the run just now, and has removed what it found."""
+    link, holders = os.link, []
+
+    def too_late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        holders.append(Lease(tmp_path))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", too_late)
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        Lease(tmp_path)
+    holders[0].release()
 
 
 def test_a_released_lease_is_free_at_once(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def test_a_blend_reads_its_parts(tmp_path: Path) -> None:
             blend[outside]
     assert blend.identity["1"]["manifest"] == parts[1].manifest_id
     assert blend.identity["0"]["samples"] == 5
+
+
+def test_all_parts_together_hold_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part alone may hold all of them, when the others have not been read yet."""
+    monkeypatch.setattr("megavrc.data.dataset.MAX_OPEN", 6)
+    blend = TokenBlend([TokenDataset(make_dataset(tmp_path / name, (1,) * 7)) for name in "abc"])
+    for index in (*range(len(blend)), *range(0, len(blend), 7)):
+        assert blend[index]["key"] == key_of(index % 7)
+    links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+    held = [link for link in links if tmp_path in Path(os.path.realpath(link)).parents]
+    assert 3 <= len(held) <= 6
 
 
 @pytest.mark.parametrize(

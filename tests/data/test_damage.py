@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from failing_files import fail
 from token_folders import TOKENIZER, damage, flip, key_of, make_dataset, make_features, tar_of
 
 from megavrc.data.dataset import TokenDataset
@@ -192,6 +193,12 @@ def test_an_evaluation_follows_the_same_policy(folder: Path, caplog: pytest.LogC
     assert evaluate(replace=True) == first and f"sample {key_of(5)} is damaged" in caplog.text
     with pytest.raises(DataError, match=f"sample {key_of(5)} is damaged"):
         evaluate(replace=False)
+
+
+def test_an_index_that_cannot_be_opened_for_a_while(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = TokenDataset(folder)
+    failed = fail(monkeypatch, errno.ESTALE, index_path(tar_of(folder)).name, times=2)
+    assert data[0]["key"] == key_of(0) and len(failed) == 2
 
 
 def test_a_drive_that_fails_for_a_while_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

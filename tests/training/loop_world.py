@@ -1,5 +1,6 @@
 """Run by test_loop.py on two ranks and on one: runs of the toy task, reported as JSON by rank 0."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -13,7 +14,11 @@ from toy import ToyTask, toy_config
 from megavrc.checkpoint import read
 from megavrc.distributed import Rank, connect
 from megavrc.errors import UserError
+from megavrc.training.guards import BadStep
 from megavrc.training.loop import train
+from megavrc.training.run_folder import RunFolder
+from megavrc.training.trainer import Trainer
+from megavrc.training.watchdog import Watchdog
 
 
 def everyones(task: ToyTask, rank: Rank) -> list[list[list[int]]]:
@@ -100,7 +105,26 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
     for name in ("step-00000008", "step-00000009", "step-00000010"):
         shutil.rmtree(root / "alone" / "checkpoints" / name)
     [delivered] = run(root / "alone", rank, task=ToyTask())
-    return {"samples": [sample for part in delivered for sample in part], "alone": metrics(root / "alone")}
+    (root / "alone" / "complete.json").unlink()
+    run(root / "alone", rank, steps=5, task=ToyTask())
+    return {
+        "samples": [sample for part in delivered for sample in part],
+        "alone": metrics(root / "alone"),
+        "after_rollback": after_rollback(root / "rollback", rank),
+    }
+
+
+def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:
+    """The first line after a rollback of a step that took 1000 s, half of them for data."""
+    config, task = toy_config(folder), ToyTask()
+    with contextlib.closing(RunFolder(config, task.identity, task.facts, rank)) as run:
+        with contextlib.closing(Trainer(config, task, run, rank, Watchdog(folder, rank, 0))) as trainer:
+            trainer.save(wait=True, validation={})
+            trainer.train_step()
+            trainer.clock.last -= 1000
+            trainer.clock.waiting += 500
+            trainer.go_back(BadStep(0, "a spike", [[9.0]], [0]))
+            return trainer.report(trainer.train_step(), 1, {})
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def test_a_run_killed_between_its_last_checkpoint_and_complete_json_only_finishe
     assert [line["step"] for line in worlds["whole2"]] == list(range(1, 11))
 
 
+def test_a_run_that_is_ended_before_its_last_checkpoint_says_how_far_it_was_trained(
+    worlds: dict[str, Any],
+) -> None:
+    assert json.loads((worlds["root"] / "alone" / "complete.json").read_text())["step"] == 10
+    assert [line["step"] for line in worlds["alone1"]] == list(range(1, 11))
+
+
+def test_the_first_line_after_a_rollback_is_of_its_own_steps(worlds: dict[str, Any]) -> None:
+    line = worlds["after_rollback1"]
+    assert line["clips/s"] > 8 / 500 and line["data_wait_%"] <= 100
+
+
 def test_a_flipped_bit_falls_back_to_the_checkpoint_before(worlds: dict[str, Any]) -> None:
     assert worlds["same_after_damage2"]
     assert worlds["samples_after_damage2"] == [7 * 2, 7 * 2], "steps 3 to 9, two micro-batches each"

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from forked import run_forked
 from toy import toy_config
 from worlds import HERE, World, environment
 
 from megavrc.config import dump_yaml
 from megavrc.data.order import Order
 from megavrc.training.metrics import slow_ranks
-from megavrc.training.watchdog import suspects
+from megavrc.training.watchdog import exit_code_of, suspects
 
 
 def start(
@@ -89,6 +91,46 @@ def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path
         run.send_signal(signal.SIGCONT)
         assert run.stdout.read().split() == [b"%d" % step for step in range(1, 10)]
     assert run.returncode == 0
+
+
+def test_a_run_that_goes_on_just_after_the_limit_stays_and_a_later_hang_ends_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from megavrc.distributed import Rank\n"
+        "from megavrc.training.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:\n"
+        "    watchdog.at(0, 'checkpoint')\n"
+        "    time.sleep(2.5)\n"  # it gives up 1 s after the limit
+        "    for step in range(20):\n"
+        "        watchdog.at(step, 'forward')\n"
+        "        time.sleep(0.1)\n"
+        "    print('goes on', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    words = [sys.executable, "-c", script, tmp_path]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert ended.stdout == "goes on\n" and ended.returncode == 85
+
+
+def test_a_full_gpu_is_one_line_and_a_mistake(tmp_path: Path) -> None:
+    """And who waits for other ranks waits no shorter than the watchdog does."""
+    program = tmp_path / "full.py"
+    program.write_text(
+        "import torch, torch.distributed as dist\n"
+        "from megavrc.training.config import BaseRunConfig\n"
+        "from megavrc.training.entry import pretrain\n"
+        "def task(config, rank):\n"
+        "    print(dist.group.WORLD._get_backend(torch.device('cpu')).options._timeout, flush=True)\n"
+        "    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..')\n"
+        "pretrain(BaseRunConfig, task)\n"
+    )
+    words = (program, f"--run_dir={tmp_path / 'run'}", "--train.watchdog_s=7200")
+    [ended] = run_forked(tmp_path / "said", words)
+    assert (ended.returncode, ended.stdout) == (2, "2:05:00\n")
+    assert ended.stderr.startswith("error: rank 0: the memory of the GPU is full (CUDA out of memory. Tried")
+    assert "to allocate 2.00 GiB); lower train.micro_batch" in ended.stderr and ended.stderr.count("\n") == 1
+    assert exit_code_of(torch.OutOfMemoryError("CUDA out of memory")) == 2, "so do the others"
 
 
 @pytest.mark.slow

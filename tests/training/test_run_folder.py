@@ -8,6 +8,7 @@ from toy import toy_config
 
 from megavrc import checkpoint
 from megavrc.distributed import Rank
+from megavrc.errors import UserError
 from megavrc.files import read_json
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.run_folder import RunFolder
@@ -53,3 +54,13 @@ def test_what_differs_from_last_time_is_said_and_kept(
     assert f"{moved}: differs from last time: {'; '.join(changed)}" in caplog.text
     assert read_json(moved / "run.json")["starts"][-1]["changed"] == changed
     assert "precision: bf16" in (moved / "config.yaml").read_text()
+
+
+def test_other_text_features_are_another_run_unless_it_did_not_know_them(tmp_path: Path, alone: Rank) -> None:
+    config = toy_config(tmp_path / "run")
+    for identity in ({}, {"text_features": ["a"]}, {"text_features": ["a"]}):  # the first as of before
+        run = RunFolder(config, {"name": "toy"} | identity, {}, alone)
+        run.record_start()
+        run.close()
+    with pytest.raises(UserError, match=r"another run \(text_features: \['a'\] there, \['b'\] here\)"):
+        RunFolder(config, {"name": "toy", "text_features": ["b"]}, {}, alone)

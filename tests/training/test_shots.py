@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,31 @@ def test_a_damaged_cache_is_noticed(tmp_path: Path, alone: Rank, caplog: pytest.
     array.write_bytes(changed)
     with pytest.raises(UserError, match=r"row 1 is damaged, and .* delete the file"):
         source(tmp_path, entries, alone)[1]
+
+
+def test_videos_that_cannot_be_decoded_are_counted(
+    tmp_path: Path, alone: Rank, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("megavrc").propagate = True
+    for name in "ac":
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    write(tmp_path / "b.mp4")
+    clips = source(tmp_path, [{"id": name, "path": f"{name}.mp4"} for name in "abc"], alone)
+    assert len(clips) == 1 and clips[0]["clip"].any()
+    assert "2 of 3 videos are left out, the first because: " in caplog.text and "a.mp4" in caplog.text
+
+
+def test_a_disk_too_small_for_the_clips_is_one_line(tmp_path: Path, alone: Rank) -> None:
+    """Before anything is decoded: a map of a file without its place on the disk ends in SIGBUS."""
+    write(tmp_path / "video.mp4")
+    (tmp_path / "cache").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path / "cache")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        shots = [{"id": str(number), "path": "video.mp4", "start": number / 10} for number in range(3)]
+        with pytest.raises(UserError, match=r"npy.unfinished: No space left on device"):
+            source(tmp_path, shots, alone)
+        assert not list((tmp_path / "cache").iterdir()), "nor is it left full"
+    finally:
+        subprocess.run(["umount", str(tmp_path / "cache")], check=True)

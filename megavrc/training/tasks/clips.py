@@ -1,9 +1,10 @@
 """Decoded clips for the video tokenizer: every video once, by all ranks together, into one memory map; or on demand."""
 
+import contextlib
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,32 +166,20 @@ def _decode_together(
     """Each rank decodes every world_size-th video into one shared array; the index, written last, makes it valid."""
     unfinished = array.with_name(f".{array.name}.unfinished")
     shape = (len(entries), config.frames, config.size, config.size, 3)
-    if rank.main:
-        array.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape).flush()
-    dist.barrier()
-    clips = np.load(unfinished, mmap_mode="r+")
-    failures: Failures = []
-    sums: dict[int, int] = {}
-    mine = range(rank.rank, len(entries), rank.world_size)
-    label = f"decoding {len(entries)} clips, 1 of {rank.world_size} shares"
-    for row in progress(mine, label, len(mine)) if rank.main else mine:
-        try:
-            clips[row] = _read(root, entries[row], config)
-        except VideoError as error:
-            failures.append((row, str(error)))
-        sums[row] = zlib.crc32(clips[row])
-    clips.flush()
+    with same_error_on_all_ranks(rank), _naming(unfinished):
+        if rank.main:
+            _make_room(unfinished, shape)
+    with same_error_on_all_ranks(rank), _naming(unfinished):
+        mine = _decode_share(entries, root, config, unfinished, rank)
     everywhere: list[tuple[Failures, dict[int, int]]] = [([], {}) for _ in range(rank.world_size)]
-    dist.all_gather_object(everywhere, (failures, sums))
+    dist.all_gather_object(everywhere, mine)
     failed = dict(sorted(failure for part, _ in everywhere for failure in part))
     crc32 = {row: crc for _, part in everywhere for row, crc in part.items()}
+    first = next(iter(failed.values()), "")
     if len(failed) == len(entries):
-        raise UserError(f"{config.path}: no video can be decoded, the first because: {failed[0]}")
+        raise UserError(f"{config.path}: no video can be decoded, the first because: {first}")
     if failed:
-        log.warning(
-            "%d of %d videos are left out, the first because: %s", len(failed), len(entries), *failed.values()
-        )
+        log.warning("%d of %d videos are left out, the first because: %s", len(failed), len(entries), first)
     if rank.main:
         os.replace(unfinished, array)
         kept = [row for row in range(len(entries)) if row not in failed]
@@ -198,6 +187,55 @@ def _decode_together(
         content = {"kept": kept, "failed": reasons, "crc32": [crc32[row] for row in range(len(entries))]}
         write_json(index, {"format": CACHE_FORMAT, **content, "sha256": sha256_json(content)})
     dist.barrier()
+
+
+def _make_room(unfinished: Path, shape: tuple[int, ...]) -> None:
+    """An array of zeros that has its place on the disk, so that a full one is known before anything is decoded."""
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape).flush()
+        with open(unfinished, "rb+") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _decode_share(
+    entries: list[Entry], root: Path, config: ClipDataConfig, unfinished: Path, rank: Rank
+) -> tuple[Failures, dict[int, int]]:
+    """Decode this rank's videos into their rows: which could not be, and the CRC-32 of each row."""
+    failures: Failures = []
+    sums: dict[int, int] = {}
+    nothing = np.zeros((config.frames, config.size, config.size, 3), np.uint8)
+    mine = range(rank.rank, len(entries), rank.world_size)
+    label = f"decoding {len(entries)} clips, 1 of {rank.world_size} shares"
+    # Written, not mapped, and never read: NFS sends whole pages of a map back, with parts of other ranks' rows.
+    with open(os.open(unfinished, os.O_WRONLY), "wb") as file:
+        start = os.fstat(file.fileno()).st_size - len(entries) * nothing.nbytes
+        for row in progress(mine, label, len(mine)) if rank.main else mine:
+            clip = nothing
+            try:
+                clip = np.ascontiguousarray(_read(root, entries[row], config))
+                file.seek(start + row * clip.nbytes)
+                file.write(clip.data)
+            except VideoError as error:
+                failures.append((row, str(error)))
+            sums[row] = zlib.crc32(clip.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return failures, sums
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the system says of a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def window(clip_THWC: np.ndarray, frames: int, draw: Callable[[int], int]) -> torch.Tensor:

@@ -78,6 +78,7 @@ class VRCTask:
             "global_batch": config.train.global_batch,
             "text_tokenizer": self.facts["text_tokenizer"],
             "text_encoder": self.facts["text_encoder"],
+            "text_features": self.source.text_features,
             "starts_from_stage_1": bool(config.init_from),
         }
 
