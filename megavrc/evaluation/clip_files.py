@@ -32,7 +32,7 @@ class FileClips:
     entries: Sequence[Entry]
     paths: Sequence[Path]
     split: str | None = None
-    _lengths: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # to decode once
+    _lengths: dict[tuple[Path, str], int] = field(default_factory=dict, repr=False, compare=False)
     _sums: dict[tuple[Path, int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -59,17 +59,19 @@ class FileClips:
         return self._sums[key]
 
     def length(self, index: int) -> int:
-        if index not in self._lengths:
-            path, entry = self.paths[index], self.entries[index]
+        path, entry = self.paths[index], self.entries[index]
+        part = shot(entry)
+        key = path, "" if part is None else f"{part} {entry.get('fps')}"
+        if key not in self._lengths:  # to decode once, whatever the number of captions
             try:
-                if shot(entry) is None:
+                if part is None:
                     length = count_frames(path)
                 elif not (length := read_shot(path, entry, lambda count, _: count)):
                     raise VideoError(path, "short", "no frame lies in its shot")
             except VideoError as error:
                 raise self._unreadable(index, error) from None
-            self._lengths[index] = length
-        return self._lengths[index]
+            self._lengths[key] = length
+        return self._lengths[key]
 
     def read(
         self, index: int, wanted: Sequence[int], size: int | None = None, crop: Crop = "center"

@@ -110,6 +110,19 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path) -> None:
     assert source.identity(1) == source.identity(2) != first
 
 
+def test_a_video_is_decoded_once_for_the_length_of_all_its_captions(tmp_path: Path) -> None:
+    video = save_videos(tmp_path / "made") / "0000.mp4"
+    shown = [{"start": 0, "end": 0.5}, {"start": 0, "end": 1}]
+    rows = [{"path": "made/0000.mp4", "id": f"a#{number}"} for number in range(3)]
+    rows += [{"path": "made/0000.mp4", "id": f"s#{number}"} | part for number, part in enumerate(shown)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_clips(tmp_path / "list.jsonl")
+    lengths = [source.length(index) for index in (0, 3, 4)]
+    assert lengths[1] < lengths[2] <= lengths[0] == len(CLIPS.arrays[0])
+    video.unlink()
+    assert [source.length(index) for index in range(5)] == [lengths[0]] * 3 + lengths[1:]
+
+
 def test_identity_tells_the_shots_of_a_video_apart(tmp_path: Path) -> None:
     save_videos(tmp_path / "made")
     shots = [{"path": "made/0000.mp4", "start": start, "end": start + 0.5} for start in (0, 1)]
