@@ -68,9 +68,8 @@ GPUS = (
     GPU("rtx-4090", "RTX 4090", 165.2, 24),  # NVIDIA Ada architecture whitepaper, appendix A
     GPU("rtx-3090", "RTX 3090", 71, 24),  # NVIDIA Ampere GA102 whitepaper, appendix A
 )
-OTHERS = re.compile(
-    r"\b(MIG|Laptop|D|Ti|\d+[ABCQ])\b"
-)  # slower or faster ones of the same name, parts of a GPU
+# Slower or faster ones of the same name, parts of a GPU.
+OTHERS = re.compile(r"\b(MIG|Laptop|D|Ti|\d+[ABCQ])\b")
 
 
 def gpu_named(name: str) -> GPU:

@@ -72,11 +72,10 @@ class ClipSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some clips of a source, by their indices there."""
+class Within:
+    """Clips that are cut out of a source: their name, storage and split are its own."""
 
     of: ClipSource
-    chosen: Sequence[int]
 
     @property
     def name(self) -> str:
@@ -89,6 +88,13 @@ class Part:
     @property
     def split(self) -> str | None:
         return self.of.split
+
+
+@dataclass(frozen=True)
+class Part(Within):
+    """Some clips of a source, by their indices there."""
+
+    chosen: Sequence[int]
 
     @property
     def clips(self) -> Sequence[PlannedClip]:

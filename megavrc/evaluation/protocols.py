@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, first
+from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, Within, first
 from megavrc.files import sha256_json
 from megavrc.video.manifest import fraction
 from megavrc.video.read import Crop
@@ -147,28 +147,15 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
 
 
 @dataclass(frozen=True)
-class WindowClips:
+class WindowClips(Within):
     """Windows of a source's clips as clips of their own, whose frame k * stride is the window's frame k.
 
     What is made of them (reconstructions, clips for their prompts) is then compared as generated clips are: from the
     first frame on, at the protocol's stride.
     """
 
-    of: ClipSource
     windows: Sequence[Window]
     stride: int = 1
-
-    @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def storage(self) -> str:
-        return self.of.storage
-
-    @property
-    def split(self) -> str | None:
-        return self.of.split
 
     @functools.cached_property
     def clips(self) -> Sequence[PlannedClip]:

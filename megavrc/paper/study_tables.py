@@ -111,9 +111,8 @@ def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
             for column, (kind, score) in SCORES.items()
         }
         found = _row(runs, row, cells, ("later", "total"))
-        missing = (
-            row.missing(" --tune") if row.step == VRC.step else ""
-        )  # modes and judge: of the last step alone
+        # Modes and judge are of the last step alone.
+        missing = row.missing(" --tune") if row.step == VRC.step else ""
         if "modes" not in found["metrics"]:
             found["facts"]["modes"] = missing
         kind = f"judge given{row.passes} tuned"

@@ -164,9 +164,7 @@ def _features(
 
 def _finish(job: FeatureJob) -> None:
     """Write the manifest of features whose shards are all done."""
-    remove_half_written(
-        job.folder / "shards"
-    )  # not beside it, where another task may write the manifest, too
+    remove_half_written(job.folder / "shards")  # not beside it, where another task may write the manifest
     done = [job.done(shard) or {} for shard in range(len(job.tokens.shards))]
     shards = [listed(shard["split"], entry) for shard, entry in zip(job.tokens.shards, done, strict=True)]
     info = {**job.plan, "width": done[0]["width"], "dtype": DTYPE}

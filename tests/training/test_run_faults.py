@@ -69,13 +69,17 @@ def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_pat
     assert ended.returncode == 85
 
 
+WATCHED = """
+import sys, time, torch
+from pathlib import Path
+from megavrc.distributed import Rank
+from megavrc.training.watchdog import Watchdog
+with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:
+"""
+
+
 def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path: Path) -> None:
-    script = (
-        "import sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from megavrc.distributed import Rank\n"
-        "from megavrc.training.watchdog import Watchdog\n"
-        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:\n"
+    script = WATCHED + (
         "    for step in range(10):\n"
         "        watchdog.at(step, 'data')\n"
         "        print(step, flush=True)\n"
@@ -94,12 +98,7 @@ def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path
 
 
 def test_a_run_that_goes_on_just_after_the_limit_stays_and_a_later_hang_ends_it(tmp_path: Path) -> None:
-    script = (
-        "import sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from megavrc.distributed import Rank\n"
-        "from megavrc.training.watchdog import Watchdog\n"
-        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:\n"
+    script = WATCHED + (
         "    watchdog.at(0, 'checkpoint')\n"
         "    time.sleep(2.5)\n"  # it gives up 1 s after the limit
         "    for step in range(20):\n"
