@@ -108,6 +108,7 @@ class ArrayClips:
     arrays: Sequence[Frames]
     storage: str = "none"
     split: str | None = None
+    made_with: dict[str, Any] = field(default_factory=dict)  # of clips that a model has made
 
     def identity(self, index: int) -> str:
         frames = self.arrays[index]

@@ -73,7 +73,7 @@ class ClipSource(Protocol):
 
 @dataclass(frozen=True)
 class Within:
-    """Clips that are cut out of a source: their name, storage and split are its own."""
+    """Clips that are cut out of a source: their name, storage, split and model are its own."""
 
     of: ClipSource
 
@@ -88,6 +88,10 @@ class Within:
     @property
     def split(self) -> str | None:
         return self.of.split
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        return made_with(self.of)
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,18 @@ class Part(Within):
 def source_facts(source: ClipSource) -> dict[str, Any]:
     """What a result says of clips: name, number, how the pixels were kept, and a hash of their content in order.
 
-    Of clips that a model makes also `made_with`, where the source has it.
+    Of clips that a model makes also which one, and how.
     """
     identities = [source.identity(index) for index in range(len(source.clips))]
     facts = {"name": source.name, "n": len(identities), "storage": source.storage}
-    made = getattr(source, "made_with", None)
+    made = made_with(source)
     return facts | {"sha256": sha256_json(identities)} | ({"made_with": made} if made else {})
+
+
+def made_with(source: ClipSource) -> dict[str, Any]:
+    """The model of clips that one makes, and its settings; empty of other clips."""
+    found: dict[str, Any] = getattr(source, "made_with", {})
+    return found
 
 
 def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:

@@ -11,6 +11,7 @@ import torch
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import open_clips, planned_clips
 from megavrc.evaluation.clip_source import ClipSource, Frames, Part, PlannedClip
+from megavrc.evaluation.protocols import FVDProtocol, WindowClips, real_windows
 from megavrc.files import read_json, sha256_json
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.folder_format import MODEL_TYPE
@@ -104,6 +105,11 @@ class ReconstructedClips:
     def clips(self) -> Sequence[PlannedClip]:
         return self.of.clips
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The tokenizer, for a result."""
+        return {"tokenizer": self.tokenizer.sha256, "precision": self.tokenizer.precision}
+
     def identity(self, index: int) -> str:
         return sha256_json([self.tokenizer.sha256, self.tokenizer.precision, self.of.identity(index)])
 
@@ -164,6 +170,22 @@ def some_clips(source: ClipSource, chosen: Sequence[int]) -> ClipSource:
         return Part(source, chosen)
     clips, seeds = [source.clips[index] for index in chosen], [source.seeds[index] for index in chosen]
     return replace(source, clips=clips, seeds=seeds, _made={})
+
+
+def asked_for(real: ClipSource, protocol: FVDProtocol, kinds: set[str | None], seed: int) -> WindowClips:
+    """The windows of real clips that a protocol chooses: what is reconstructed, or whose prompts are answered.
+
+    Where all clips are generated and the protocol is a named one there are as many as it has, as the projects do it:
+    where there are fewer real ones, they are asked for again.
+
+    Args:
+        kinds: of what makes the clips, see `is_model`.
+        seed: of the choice.
+    """
+    chosen = real_windows(real, protocol, seed=seed).windows
+    all_new = kinds == {"generator"} and not protocol.name.startswith("custom")
+    count = protocol.n if all_new else len(chosen)
+    return WindowClips(real, [chosen[i % len(chosen)] for i in range(count)], protocol.stride)
 
 
 def is_model(given: Path) -> str | None:

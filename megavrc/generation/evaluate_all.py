@@ -7,7 +7,15 @@ from megavrc.errors import UserError, check_least
 from megavrc.evaluation.alignment import measure_alignment
 from megavrc.evaluation.clip_files import ArrayClips
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import ClipSource, Part, check_readable, pairs, read_whole, source_facts
+from megavrc.evaluation.clip_source import (
+    ClipSource,
+    Part,
+    check_readable,
+    made_with,
+    pairs,
+    read_whole,
+    source_facts,
+)
 from megavrc.evaluation.clipsim import measure_clipsim
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.drift import measure_drift
@@ -17,7 +25,7 @@ from megavrc.evaluation.redundancy import measure_redundancy
 from megavrc.evaluation.scene_scores import score_scenes
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.files import check_place, write_atomic
-from megavrc.generation.clip_sources import is_model, open_source
+from megavrc.generation.clip_sources import asked_for, is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS
 from megavrc.generation.evaluate_copying import measure_model_copying
 from megavrc.generation.evaluate_scenes import measured, scene_rows
@@ -77,17 +85,22 @@ def all_metrics(
     device = str(check_device(device))
     true = open_source(real, seed=seed, batch=batch, device=device)
     chosen = protocol_of(protocol, changes=change or ())
-    like = true if planned or not is_model(clips) else _asked_for(true, chosen, seed)
+    model = is_model(clips)
+    like = true if planned or not model else _asked_for(true, chosen, seed)
     source = open_source(clips, planned, like, seed, batch, device)
     check_readable(true, source)  # else single metrics would end
-    if is_model(clips):  # made once, for all metrics
+    if model:  # made once, for all metrics
         made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
-        source = ArrayClips(source.name, source.clips, made)
+        source = ArrayClips(source.name, source.clips, made, made_with=made_with(source))
 
     def distance(kind: Kind) -> MetricReport:
         found = open_network(network, i3d, device)
         store = out / "features"
-        return measure_distances(kind, true, source, None, found, chosen, True, draws, seed, store, batch)
+        compared = source
+        if model == "tokenizer":  # of the windows that the protocol compares, not of whole clips
+            windows = asked_for(true, chosen, {model}, seed)
+            compared = open_source(clips, like=windows, batch=batch, device=device)
+        return measure_distances(kind, true, compared, None, found, chosen, True, draws, seed, store, batch)
 
     def clipsim() -> MetricReport:
         frames = min(FRAMES, *map(source.length, range(len(source.clips))))
@@ -96,7 +109,7 @@ def all_metrics(
         )
 
     def copying() -> MetricReport:
-        if is_model(clips) != "generator":
+        if model != "generator":
             raise UserError("asks a converted folder, not clips")
         return measure_model_copying(clips, like, None, draws, seed, device)
 

@@ -8,8 +8,8 @@ from megavrc.evaluation.clip_source import ClipSource
 from megavrc.evaluation.distances import Kind, measure_distances
 from megavrc.evaluation.features import I3D_FRAMES, SELFCHECK, Detector, check_i3d, load_detector
 from megavrc.evaluation.networks import open_network
-from megavrc.evaluation.protocols import DatasetName, ProtocolName, WindowClips, protocol_of, real_windows
-from megavrc.generation.clip_sources import is_model, open_source
+from megavrc.evaluation.protocols import DatasetName, ProtocolName, protocol_of
+from megavrc.generation.clip_sources import asked_for, is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS, check_outputs, publish_report
 from megavrc.hardware import check_device
 from megavrc.results import case, metric, publish_tables, result
@@ -127,13 +127,9 @@ def _command(kind: Kind, given: dict[str, Any]) -> None:
     how = {name: given[name] for name in ("seed", "batch", "device")}
     real = open_source(given["real"], **how)
     like: ClipSource = real
-    makers = [is_model(path) for path in (given["clips"], given["against"]) if path]
-    if any(makers):  # what is reconstructed, or whose prompts are answered
-        chosen = real_windows(real, protocol, seed=given["seed"]).windows
-        # As the projects do: as many generated clips as the protocol has, where there are fewer real ones too.
-        all_new = {*makers} == {"generator"} and not protocol.name.startswith("custom")
-        count = protocol.n if all_new else len(chosen)
-        like = WindowClips(real, [chosen[i % len(chosen)] for i in range(count)], protocol.stride)
+    makers = {is_model(path) for path in (given["clips"], given["against"]) if path}
+    if any(makers):
+        like = asked_for(real, protocol, makers, given["seed"])
     clips = open_source(given["clips"], given["planned"], like, **how)
     against = open_source(given["against"], given["planned"], like, **how) if given["against"] else None
     bootstrap = {name: given[name] for name in ("floor", "draws", "seed", "batch")}

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from megavrc.evaluation.clip_files import ArrayClips, open_clips
 from megavrc.evaluation.clip_source import PlannedClip, read_whole, wholes
 from megavrc.evaluation.protocols import PRESETS, FVDProtocol, Window, WindowClips
 from megavrc.generation.clip_sources import open_source
+from megavrc.generation.evaluate_all import all_metrics
 from megavrc.generation.evaluate_distance import fvd
 from megavrc.generation.folder import load_folder
 from megavrc.generation.to_files import clips_to_write, generate_files
@@ -103,6 +105,25 @@ def test_a_tokenizer_reconstructs_what_the_protocol_chooses(source, tmp_path: Pa
     fvd(tmp_path / "real.npz", source.run.parent / "video", json=tmp_path / "r.json", **how)
     measured = read_result(tmp_path / "r.json")["protocol"]["measured"]
     assert [row["n"] for row in measured] == [3]
+
+
+def test_all_metrics_compare_the_windows_of_a_tokenizer_as_the_distance_alone_does(
+    source, tmp_path: Path
+) -> None:
+    """And what says which clips were measured says what made them."""
+    torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
+    clips = np.random.default_rng(0).integers(0, 256, (4, 33, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "real.npz", clips=clips)
+    tokenizer = source.run.parent / "video"
+    how: dict[str, Any] = {"i3d": tmp_path / "net.pt", "protocol": "custom"}
+    fvd(tmp_path / "real.npz", tokenizer, json=tmp_path / "fvd.json", **how)
+    all_metrics(tmp_path / "real.npz", tokenizer, tmp_path / "all", **how)
+    alone, among = (read_result(tmp_path / name) for name in ("fvd.json", "all/fvd.json"))
+    assert alone["cases"] == among["cases"]
+    sources = read_result(tmp_path / "all/drift.json")["protocol"]["sources"]
+    assert [row.get("made_with") for row in sources if row["name"] == str(tokenizer)] == [
+        {"tokenizer": source.video.sha256, "precision": source.video.precision}
+    ]
 
 
 def test_a_protocol_has_as_many_generated_clips_where_real_ones_are_few(
