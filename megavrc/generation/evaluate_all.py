@@ -89,13 +89,10 @@ def all_metrics(
     like = true if planned or not model else _asked_for(true, chosen, seed)
     source = open_source(clips, planned, like, seed, batch, device)
     check_readable(true, source)  # else single metrics would end
-    if model:  # made once, for all metrics
-        made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
-        source = ArrayClips(source.name, source.clips, made, made_with=made_with(source))
+    source = _made(source) if model else source
 
     def distance(kind: Kind) -> MetricReport:
-        found = open_network(network, i3d, device)
-        store = out / "features"
+        found, store = open_network(network, i3d, device), out / "features"
         compared = source
         if model == "tokenizer":  # of the windows that the protocol compares, not of whole clips
             windows = asked_for(true, chosen, {model}, seed)
@@ -128,6 +125,12 @@ def all_metrics(
     text = "\n\n".join(parts) + "\n"
     write_atomic(out / "metrics.md", text.encode())
     print(f"{text}\n{out / 'metrics.md'}")
+
+
+def _made(source: ClipSource) -> ClipSource:
+    """The clips of a model, made once for all metrics."""
+    made = [read_whole(source, index) for index in progress(range(len(source.clips)), source.name)]
+    return ArrayClips(source.name, source.clips, made, made_with=made_with(source))
 
 
 def _asked_for(true: ClipSource, protocol: FVDProtocol, seed: int) -> ClipSource:
