@@ -28,6 +28,7 @@ from megavrc.video.scenes import Scene, from_attributes
 
 Entry = Literal["given", "free", "each", "real"]
 
+STILL = 9  # times a first frame is shown, for the detectors look for motion
 BATCH = 32  # clips drawn together; a clip does not depend on the others
 
 
@@ -191,6 +192,8 @@ def score(run: Path, samples: Path, json: Path) -> None:
         scores = {"whole_by_latent": _score_each(tokenizer, content["ids"], true, scenes, samples.stem)}
     else:
         scores = score_scenes(clips, scenes)
+        if how["entry"] == "free":
+            scores["first_frame"] = _score_first(tokenizer, content["ids"], scenes, samples.stem)
     keys = [data.key(int(row)) for row in content["rows"]]
     write_json(
         json,
@@ -233,6 +236,17 @@ def _by_prompt(
     scenes: Sequence[Scene], clips: Sequence[NDArray[np.uint8]], draws: int
 ) -> list[tuple[Scene, Sequence[NDArray[np.uint8]]]]:
     return [(scenes[start], clips[start : start + draws]) for start in range(0, len(scenes), draws)]
+
+
+def _score_first(
+    tokenizer: OmniTokenizer, ids_NTHW: NDArray[np.int16], scenes: Sequence[Scene], label: str
+) -> SceneScore:
+    """Whether the first frame alone is whole, [clips].
+
+    `whole_by_latent` does not say it: shapes are found in all frames of a clip, so torn later ones count there.
+    """
+    stills = decoded(tokenizer, ids_NTHW[:, :1], f"{label}, first frame")
+    return score_scenes((np.repeat(frame_1HWC, STILL, axis=0) for frame_1HWC in stills), scenes)["whole"]
 
 
 def _score_each(

@@ -9,7 +9,7 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
 from megavrc.paper.study_runs import Array, Cell, with_objects
-from megavrc.paper.study_tables import REFINED, TOKEN, VRC, Row, Runs, seeds_of, spread_metric
+from megavrc.paper.study_tables import LONG, REFINED, TOKEN, VRC, Row, Runs, seeds_of, spread_metric
 from megavrc.results import Metric, case, metric
 
 Ceiling = dict[tuple[str, int], tuple[Array, str]]  # score, objects -> of the reconstructed clips
@@ -38,9 +38,9 @@ def ceiling_shares(runs: Runs) -> Iterator[dict[str, Any]]:
             if found:
                 ceiling[score, count] = next(iter(found.values()))
         yield _row(runs, real, ceiling, itself=True)
-        for row in (TOKEN, VRC, REFINED):
-            run = row.run.replace("scenes", name)
-            yield _row(runs, row._replace(label=f"{name}: {row.label}", run=run, priority=priority), ceiling)
+        for row in (TOKEN, VRC, REFINED, *(LONG if name == "scenes" else ())):
+            of_set = {"run": row.run.replace("scenes", name), "priority": max(row.priority, priority)}
+            yield _row(runs, row._replace(label=f"{name}: {row.label}", **of_set), ceiling)
 
 
 def _row(runs: Runs, row: Row, ceiling: Ceiling, itself: bool = False) -> dict[str, Any]:

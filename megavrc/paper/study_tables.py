@@ -40,6 +40,10 @@ class Row(NamedTuple):
 TOKEN = Row("token model", "scenes-token", 4000, 0)
 VRC = Row("VRC", "scenes-vrc", 4000, 0)
 REFINED = Row("VRC with refinement, passes 8, 1, 1, 1", "scenes-refine", 4000, 0, " refined")
+LONG = (  # of one seed, and of the main set alone
+    Row("VRC, four times the steps", "scenes-vrc-long", 16000, 1),
+    Row("VRC with refinement, four times the steps", "scenes-refine-long", 16000, 1, " refined"),
+)
 TABLE1 = (
     TOKEN,
     TOKEN._replace(label="token model, VRC's FLOPs", step=2250),
@@ -47,6 +51,7 @@ TABLE1 = (
     Row("token model, mean over all tokens", "scenes-token-loss", 4000, 1),
     VRC,
     REFINED,
+    *LONG,
 )
 TABLE4 = (
     VRC._replace(label="with stage 1"),
@@ -56,7 +61,7 @@ TABLE4 = (
 SCORES = {  # column -> kind, score
     "sound_from_text_1_1": ("free{}", "all"),
     "sound_from_text": ("free{} tuned", "all"),
-    "first_frame": ("free{} tuned", "whole_by_latent_0"),
+    "first_frame": ("free{} tuned", "first_frame"),
     "whole_given_1_1": ("given{}", "whole"),
     "whole_given": ("given{} tuned", "whole"),
     "sound_given": ("given{} tuned", "all"),
@@ -112,7 +117,7 @@ def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
         }
         found = _row(runs, row, cells, ("later", "total"))
         # Modes and judge are of the last step alone.
-        missing = row.missing(" --tune") if row.step == VRC.step else ""
+        missing = row.missing(" --tune") if row.step >= VRC.step else ""
         if "modes" not in found["metrics"]:
             found["facts"]["modes"] = missing
         kind = f"judge given{row.passes} tuned"
