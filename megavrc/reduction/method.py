@@ -185,11 +185,13 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
 def calibrate(name: str, samples: Sequence[Tokens], keep: float) -> dict[str, float]:
     """Options with which the method leaves `keep` of `samples` on average; {} where the count is exact anyway.
 
-    The samples must be others than those that are measured. The count falls as the option grows.
+    The samples must be others than those that are measured. The count falls as the option grows. ValueError: no sample.
     """
     method = find_method(name)
     if not method.calibrated:
         return {}
+    if not samples:
+        raise ValueError(f"{name} is calibrated on pictures, and there is none: give inputs that hold some")
     wanted = sum(token_count(keep, len(tokens)) for tokens in samples)
     low, high = -16.0, 64.0
     for _ in range(24):

@@ -227,6 +227,8 @@ def test_a_calibrated_method_meets_the_budget_on_other_inputs() -> None:
         left = [len(reduce_tokens(tokens, "prumerge", 1, **options)) for tokens in pictures[8:]]
         assert abs(sum(left) / 8 - keep * 64) < 4 and len(set(left)) > 1
     assert calibrate("divprune", pictures, 0.5) == {}
+    with pytest.raises(ValueError, match="prumerge is calibrated on pictures, and there is none"):
+        calibrate("prumerge", [], 0.5)
 
 
 def test_sizes_of_a_first_reduction_go_into_the_second() -> None:
