@@ -163,6 +163,8 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
     for need in method.needs:
         if all(getattr(tokens, field) is None for field in need.split(" or ")):
             raise ValueError(f"{name} needs {need}, which the host does not give")
+    if method.guided and tokens.text is not None and not len(tokens.text):
+        raise ValueError(f"{name} is guided by the prompt, and this one has no words")
     method.refuse_unknown(options)
     if method.kind == "temporal" and tokens.shape[0] < 2:
         raise ValueError(f"{name} compares frames: it needs a clip, not an image")

@@ -191,6 +191,8 @@ def test_mistakes_are_told() -> None:
         ValueError, match="EVS keeps the first frame whole: it leaves at least 15 tokens, not 14"
     ):
         reduce_tokens(tokens, "evs", 14)
+    with pytest.raises(ValueError, match="cdpruner is guided by the prompt, and this one has no words"):
+        reduce_tokens(replace(tokens, text=tokens.features[:0]), "cdpruner", 5)
     with pytest.raises(ValueError, match="0 of 75 tokens"):
         reduce_tokens(tokens, "random", 0)
     with pytest.raises(ValueError, match="cls has 4 entries for 75 tokens"):
