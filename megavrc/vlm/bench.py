@@ -237,7 +237,8 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
         "interval": f"95%, bootstrap of conversations, {DRAWS} draws; by_seed: one value a seed",
         "times": "CPU seconds (on a GPU: of its clock, waited for), median and range of rounds in turn",
-        "bits": "simulated: weights rounded to nearest, groups of 32, the head untouched; no byte is saved",
+        "bits": "simulated: weights rounded to nearest, groups of 32 (the largest below that divide a layer), the "
+        "head untouched; no byte is saved",
     }
     return result("megavrc compress_vlm bench", config, cases, protocol=protocol)
 
