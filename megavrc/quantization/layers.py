@@ -70,7 +70,7 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     A weight that is tied to an embedding or to another layer stays as it is, because changing it would change that too.
 
     Raises:
-        ValueError: `skip` names a module that is not there, no layer is left, or a weight is not finite.
+        ValueError: `skip` names a module that is not there, no layer is left, or a weight is packed or not finite.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     skip = tuple(skip)
@@ -89,6 +89,11 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     if not chosen:
         raise ValueError("no linear layer is left to change")
     for name, layer in chosen.items():
+        if not layer.weight.is_floating_point():
+            kind = str(layer.weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the weight of {name} is {kind}: it is in fewer bits already, nothing was changed"
+            )
         if not bool(layer.weight.isfinite().all()):
             raise ValueError(f"the weight of {name} is not finite: nothing was changed")
     return chosen

@@ -163,6 +163,8 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
     for need in method.needs:
         if all(getattr(tokens, field) is None for field in need.split(" or ")):
             raise ValueError(f"{name} needs {need}, which the host does not give")
+    if method.guided and tokens.text is not None and not len(tokens.text):
+        raise ValueError(f"{name} is guided by the prompt, and this one has no words")
     method.refuse_unknown(options)
     if method.kind == "temporal" and tokens.shape[0] < 2:
         raise ValueError(f"{name} compares frames: it needs a clip, not an image")
@@ -185,11 +187,13 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
 def calibrate(name: str, samples: Sequence[Tokens], keep: float) -> dict[str, float]:
     """Options with which the method leaves `keep` of `samples` on average; {} where the count is exact anyway.
 
-    The samples must be others than those that are measured. The count falls as the option grows.
+    The samples must be others than those that are measured. The count falls as the option grows. ValueError: no sample.
     """
     method = find_method(name)
     if not method.calibrated:
         return {}
+    if not samples:
+        raise ValueError(f"{name} is calibrated on pictures, and there is none: give inputs that hold some")
     wanted = sum(token_count(keep, len(tokens)) for tokens in samples)
     low, high = -16.0, 64.0
     for _ in range(24):

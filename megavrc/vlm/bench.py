@@ -89,8 +89,9 @@ def bench(
             of the other kind that were measured in the same way.
         methods: names of the methods (default: all that the family has).
         keep: budgets, as shares of layer-weighted visual tokens (default: 0.5 0.25 0.1).
-        conversations: conversations of each seed and kind (default: 100, quick: 24).
-        seeds: seeds of the test conversations (default: 1 2 3).
+        conversations: conversations of each seed and kind (default: 100, quick: 24); of `questions`, the first so many
+            of each kind (default: all, quick: 24).
+        seeds: seeds of the mini-VLM's test conversations (default: 1 2 3).
         frames: frames of each clip of `questions`.
         batch: conversations asked at a time.
         quick: fewer conversations and rounds: minutes on two cores.
@@ -99,22 +100,26 @@ def bench(
     check_least(
         frames=(frames, 1), batch=(batch, 1), conversations=(1 if conversations is None else conversations, 1)
     )
+    if (checkpoint is None) != (questions is None):
+        raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
+    if checkpoint is not None and (mini or seeds):
+        raise UserError("--mini and --seeds are of the mini-VLM: leave them out with --checkpoint")
+    methods = [known_method(name).name for name in methods or METHODS]
+    known = read_questions(questions, frames) if questions else []
     plan = BenchPlan(
-        [known_method(name).name for name in methods or METHODS],
+        methods,
         keep or KEEPS,
-        conversations or (24 if quick else 100),
-        seeds or (1, 2, 3),
+        conversations or (24 if quick else len(known) or 100),
+        (0,) if known else seeds or (1, 2, 3),
         rounds=3 if quick else 7,
         batch=batch,
     )
-    if (checkpoint is None) != (questions is None):
-        raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     tested: Iterable[Tested]
-    if checkpoint is None or questions is None:
+    if checkpoint is None:
         tested = of_mini(mini or FOLDER, plan, kinds)
     else:
-        where = str(check_device(device))
-        tested = of_checkpoint(CheckpointSubject(checkpoint, where), read_questions(questions, frames), kinds)
+        brought = CheckpointSubject(checkpoint, str(check_device(device)))
+        tested = of_checkpoint(brought, known, kinds, plan.conversations)
     config = json.loads(
         json.dumps({"mini": checkpoint is None, "questions": questions and questions.name} | vars(plan))
     )
@@ -149,15 +154,20 @@ def of_mini(folder: Path, plan: BenchPlan, kinds: Sequence[Kind] | None) -> Iter
 
 
 def of_checkpoint(
-    subject: Subject, conversations: Sequence[Conversation], kinds: Sequence[Kind] | None
+    subject: Subject,
+    conversations: Sequence[Conversation],
+    kinds: Sequence[Kind] | None,
+    most: int | None = None,
 ) -> list[Tested]:
-    """The kinds that there are questions for; every tenth conversation, up to a number, is one of the others."""
+    """The kinds that there are questions for, `most` conversations of each; every tenth of all, up to a number, is one
+    of the others.
+    """
     found: list[Tested] = []
     for kind in kinds or TYPES:
         chosen = [item for item in conversations if item.kind == kind]
         others = chosen[::10][:OTHERS]
         if asked_about := [item for item in chosen if item not in others]:
-            found.append((subject, {0: asked_about}, others))
+            found.append((subject, {0: asked_about[:most]}, others))
         elif chosen or kinds:
             raise UserError(
                 f"{len(chosen)} conversations about a {kind}: two are the least, as every tenth is kept for thresholds"
@@ -237,7 +247,8 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
         "interval": f"95%, bootstrap of conversations, {DRAWS} draws; by_seed: one value a seed",
         "times": "CPU seconds (on a GPU: of its clock, waited for), median and range of rounds in turn",
-        "bits": "simulated: weights rounded to nearest, groups of 32, the head untouched; no byte is saved",
+        "bits": "simulated: weights rounded to nearest, groups of 32 (the largest below that divide a layer), the "
+        "head untouched; no byte is saved",
     }
     return result("megavrc compress_vlm bench", config, cases, protocol=protocol)
 

@@ -198,7 +198,8 @@ class ReducedModel:
             refuse_rewinding(given, args, self)
         self.inside = True
         try:
-            answer = self.generate(None, *args, **with_turn(rest, turn))
+            lengths = lengths_of_cut(given, args, self.model, turn)
+            answer = self.generate(None, *args, **{**with_turn(rest, turn), **lengths})
         finally:
             self.inside = False
         remember(cache_in(answer) if cache is None else cache, before or turn)
@@ -318,6 +319,22 @@ def placeholders(model: Any) -> list[int]:
     """The ids that stand for visual tokens."""
     tokens = (getattr(model.config, f"{name}_token_id", None) for name in PIXELS)
     return [token for token in tokens if token is not None]
+
+
+def lengths_of_cut(given: dict[str, Any], args: tuple[Any, ...], model: Any, turn: Turn) -> dict[str, int]:
+    """`max_length` and `min_length` for the prompt that the LLM has: callers count the whole prompt in them."""
+    cut = turn.given.shape[1] - turn.ids.shape[1]
+    configs = (given.get("generation_config"), *args, model.generation_config)
+
+    def setting(name: str) -> int | None:
+        values = (given.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value), None)
+
+    return {
+        name: max(0, length - cut)
+        for name in ("max_length", "min_length")
+        if (length := setting(name)) and not setting(name.replace("length", "new_tokens"))
+    }
 
 
 def refuse_rewinding(given: dict[str, Any], args: tuple[Any, ...], reduced: ReducedModel) -> None:

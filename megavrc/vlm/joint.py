@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from megavrc.progress import progress
-from megavrc.quantization.simulate import Simulation, simulate_quantization
+from megavrc.quantization.layers import linear_layers
+from megavrc.quantization.simulate import simulate_quantization
 from megavrc.results import case, metric
 from megavrc.vlm.accuracy import WHOLE, asked
 from megavrc.vlm.asking import Reduced, TooLarge
@@ -15,6 +16,7 @@ from megavrc.vlm.questions import Conversation
 
 STORED = 16
 """Bits of a weight that nothing is done to."""
+HEAD = ("lm_head",)
 
 
 def joint_cases(
@@ -33,7 +35,7 @@ def joint_cases(
     cells = [Reduced(), *(Reduced(name, keep) for name in methods for keep in keeps)]
     grid = [(number_format, cell) for number_format in ("none", *formats) for cell in cells]
     found: list[dict[str, Any]] = []
-    done: dict[str, tuple[Any, Simulation | None]] = {}
+    done: dict[str, tuple[Any, float]] = {}
     try:
         for number_format, cell in progress(grid, f"{kind}: tokens x bits"):
             method = cell.method or WHOLE
@@ -44,7 +46,7 @@ def joint_cases(
                     done.clear()
                     subject.model = model  # so that the copy before is gone
                     done[number_format] = rounded(model, number_format, group_size)
-                subject.model, simulation = done[number_format]
+                subject.model, bits = done[number_format]
                 answers = asked(subject, sets, cell, turns, batch)
             except (torch.OutOfMemoryError, TooLarge):  # the copy with rounded weights is a second model
                 found.append(case(label, {}, {"refused": "a second model does not fit into memory"}, **how))
@@ -52,7 +54,6 @@ def joint_cases(
             except ValueError as error:  # a budget out of the method's reach
                 found.append(case(label, {}, {"refused": str(error)}, **how))
                 continue
-            bits = float(STORED) if simulation is None or simulation.bits is None else simulation.bits
             metrics = answers.metrics(whole)
             metrics["bits"] = metric(bits)
             metrics["compression"] = metric(STORED / bits / metrics["budget"]["value"])
@@ -62,9 +63,22 @@ def joint_cases(
     return found
 
 
-def rounded(model: Any, number_format: str, group_size: int) -> tuple[Any, Simulation | None]:
-    """A copy of the model whose linear layers compute with rounded weights; the head stays."""
+def rounded(model: Any, number_format: str, group_size: int) -> tuple[Any, float]:
+    """A copy of the model whose linear layers compute with rounded weights, and the bits a weight; the head stays.
+
+    Layers that the groups do not divide have the largest groups below that do.
+    """
     if number_format == "none":
-        return model, None
+        return model, float(STORED)
     other = copy.deepcopy(model)
-    return other, simulate_quantization(other, "rtn", number_format, group_size=group_size, skip=["lm_head"])
+    layers = linear_layers(other, HEAD)
+    sizes = {
+        name: max(size for size in range(1, group_size + 1) if layer.in_features % size == 0)
+        for name, layer in layers.items()
+    }
+    total = 0.0
+    for size in dict.fromkeys(sizes.values()):
+        rest = [name for name, its in sizes.items() if its != size]
+        done = simulate_quantization(other, "rtn", number_format, group_size=size, skip=[*HEAD, *rest])
+        total += (done.bits or STORED) * sum(layers[name].weight.numel() for name in done.layers)
+    return other, total / sum(layer.weight.numel() for layer in layers.values())

@@ -185,10 +185,22 @@ def test_mistakes_are_refused_and_change_nothing(call, message: str) -> None:  #
     assert changed(before, model) == set() and not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_weights_and_inputs_that_are_not_finite_are_refused() -> None:
+class PackedLinear(nn.Linear):
+    """A layer whose weight is packed in bytes, as bitsandbytes keeps it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        packed = torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def test_weights_and_inputs_that_no_format_rounds_are_refused() -> None:
     model = Reader()
     model.get_parameter("body.3.weight").data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"weight of body\.3 is not finite"):
+        simulate_quantization(model, "rtn", "int8")
+    model.body[3] = PackedLinear(model.body[3])
+    with pytest.raises(ValueError, match=r"weight of body\.3 is uint8: it is in fewer bits already"):
         simulate_quantization(model, "rtn", "int8")
     layer = nn.Linear(4, 2)
     with pytest.raises(ValueError, match="inputs that are not finite"):

@@ -191,6 +191,8 @@ def test_mistakes_are_told() -> None:
         ValueError, match="EVS keeps the first frame whole: it leaves at least 15 tokens, not 14"
     ):
         reduce_tokens(tokens, "evs", 14)
+    with pytest.raises(ValueError, match="cdpruner is guided by the prompt, and this one has no words"):
+        reduce_tokens(replace(tokens, text=tokens.features[:0]), "cdpruner", 5)
     with pytest.raises(ValueError, match="0 of 75 tokens"):
         reduce_tokens(tokens, "random", 0)
     with pytest.raises(ValueError, match="cls has 4 entries for 75 tokens"):
@@ -227,6 +229,8 @@ def test_a_calibrated_method_meets_the_budget_on_other_inputs() -> None:
         left = [len(reduce_tokens(tokens, "prumerge", 1, **options)) for tokens in pictures[8:]]
         assert abs(sum(left) / 8 - keep * 64) < 4 and len(set(left)) > 1
     assert calibrate("divprune", pictures, 0.5) == {}
+    with pytest.raises(ValueError, match="prumerge is calibrated on pictures, and there is none"):
+        calibrate("prumerge", [], 0.5)
 
 
 def test_sizes_of_a_first_reduction_go_into_the_second() -> None:

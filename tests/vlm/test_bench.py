@@ -9,6 +9,7 @@ import torch
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
+from megavrc.quantization.rounding import round_weight
 from megavrc.results import case, metric, read_result, result, write_result
 from megavrc.vlm.accuracy import Asked
 from megavrc.vlm.asking import MiniSubject, Reduced, plain
@@ -16,7 +17,7 @@ from megavrc.vlm.bench import bench, others_of, pareto
 from megavrc.vlm.commands import describe_method, list_methods, run_method
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
-from megavrc.vlm.joint import joint_cases
+from megavrc.vlm.joint import joint_cases, rounded
 from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
 from megavrc.vlm.report import accuracy_rows
@@ -222,6 +223,17 @@ def test_a_budget_out_of_reach_is_said_in_the_grid_and_left_out_of_costs(tmp_pat
     assert all("compression" in row["metrics"] for row in grid if row["name"] not in refused)
     timed = cost_cases(subject, asked, asked, methods, keep=0.1, sizes=[1], rounds=1)
     assert [row["config"]["method"] for row in timed] == ["unreduced", "pool"]
+
+
+def test_layers_that_groups_do_not_divide_have_smaller_ones() -> None:
+    """As those of 3420 and 4304 inputs in towers of Qwen2.5-VL and SigLIP; the bits are the mean over weights."""
+    names = {"wide": (64, 4), "odd": (36, 4), "lm_head": (64, 8)}
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in names.items()})
+    found, bits = rounded(model, "int4", 32)
+    for name, size in (("wide", 32), ("odd", 18)):
+        assert torch.equal(found[name].weight, round_weight(model[name].weight, "int4", size))
+    assert torch.equal(found["lm_head"].weight, model["lm_head"].weight)
+    assert bits == pytest.approx(((4 + 16 / 32) * 256 + (4 + 16 / 18) * 144) / 400)
 
 
 class Tiny:

@@ -15,7 +15,7 @@ from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
 from megavrc.vlm.asking import Reduced, ask, plain, turns_of
-from megavrc.vlm.bench import of_checkpoint
+from megavrc.vlm.bench import bench, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
 from megavrc.vlm.joint import joint_cases
@@ -163,6 +163,16 @@ def test_too_few_conversations_are_refused(checkpoint: Path, tmp_path: Path) -> 
         of_checkpoint(subject, one + one, ["video"])
     [(_, sets, others)] = of_checkpoint(subject, one + read_questions(tmp_path / "questions.jsonl"), None)
     assert len(sets[0]) == len(others) == 1
+    twelve = read_questions(question_file(tmp_path, *[line_of(answer=f"w{number}") for number in range(12)]))
+    [(_, sets, others)] = of_checkpoint(subject, twelve, None, 3)
+    assert [item.questions[0].answer for item in sets[0]] == ["w1", "w2", "w3"] and len(others) == 2
+
+
+@pytest.mark.parametrize("option", ["seeds", "mini"])
+def test_what_only_the_mini_vlm_has_is_refused_for_a_checkpoint(option: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"seeds": [1], "mini": tmp_path}
+    with pytest.raises(UserError, match="--mini and --seeds are of the mini-VLM"):
+        bench(tmp_path, checkpoint=tmp_path, questions=tmp_path / "none", **{option: given[option]})
 
 
 def test_a_batch_that_does_not_fit_is_one_line_and_the_grid_says_so(checkpoint: Path, tmp_path: Path) -> None:

@@ -151,6 +151,22 @@ def test_newlines_stay_in_place_and_are_not_counted(family: str) -> None:
     assert newline.diff().min() >= 1 and newline[-1] == len(rows[0]) - 2
 
 
+@pytest.mark.parametrize("method", ["divprune", "fastv"])
+def test_lengths_count_the_prompt_as_it_was_given(method: str) -> None:
+    """`max_length` and `min_length` leave room for as many new tokens as without reduction, wherever they are set."""
+    model, inputs = tiny("llava"), prompt("llava", [5], "image", [7, 8])
+    known = inputs["input_ids"].shape[1]
+    limits = transformers.GenerationConfig(max_length=known + 4, min_length=known + 2, do_sample=False)
+    model.generation_config.eos_token_id = int(model.generate(**inputs, max_new_tokens=1)[0, -1])
+    with reduce(model, method, keep=0.75):
+        short = model.generate(**inputs, max_length=known + 4, do_sample=False, eos_token_id=None)
+        assert short.shape[1] == known + 4
+        assert known + 2 <= model.generate(**inputs, generation_config=limits).shape[1] <= known + 4
+        model.generation_config.max_length = known + 3
+        assert model.generate(**inputs, do_sample=False, eos_token_id=None).shape[1] == known + 3
+        assert answer(model, inputs, eos_token_id=None).shape[1] == known + 3  # max_new_tokens comes first
+
+
 def test_tokens_are_counted_not_assumed() -> None:
     """An image of 6 x 10 patches is 3 x 5 tokens for Qwen, and a clip of 2 x 6 x 4 is 2 frames of 3 x 2."""
     model = tiny("qwen2_5_vl")
