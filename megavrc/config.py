@@ -33,6 +33,7 @@ CONFIGS = Path(__file__).parent / "configs"  # shipped
 # --- commands --------------------------------------------------------------------------------------------------
 
 FULL = ("can't allocate memory", "out of memory")  # what torch says, on CPUs and GPUs
+SEEDS = 2**64  # that all generators of random numbers take, those of numpy and torch too
 Function = Callable[..., Any]
 Main = Function | str | Mapping[str, Any]  # a string is "module:function", imported when it is wanted
 
@@ -118,6 +119,9 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
         return 0
     parsed, words = options.parse(argv)
     values = vars(parsed)
+    seed = values.get("seed")
+    if isinstance(seed, int) and not 0 <= seed < SEEDS:  # here, as some would fail after hours of work
+        raise UserError(f"--seed: {seed} is not between 0 and 2**64 - 1")
     # the parser hides a zero-width space in names that its namespace has methods of, such as `keys`
     return int(
         function(*words, **{name.removeprefix("\u200b"): value for name, value in values.items()}) or 0

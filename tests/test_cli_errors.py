@@ -12,6 +12,8 @@ import torch
 import yaml
 from forked import Ended, run_forked
 
+from megavrc.config import run_command
+from megavrc.generation.evaluate_clips import drift, redundancy
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video import write_mp4
@@ -289,3 +291,15 @@ def check_line(errors: str, words: str) -> None:
     lines = errors.splitlines()
     assert len(lines) == 1, errors
     assert lines[0].startswith("error: ") and words in lines[0]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_no_generator_takes_are_refused_before_any_work(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after it: numpy and torch refuse some of them with an error of their own, where an interval is drawn."""
+    write_mp4(tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8))
+    write_mp4(tmp_path / "b.mp4", np.zeros((5, 32, 32, 3), np.uint8))
+    for command in (drift, redundancy):
+        assert run_command(command, [str(tmp_path), "--draws", "20", "--seed", str(seed)]) == 2
+        assert capsys.readouterr().err == f"error: --seed: {seed} is not between 0 and 2**64 - 1\n"

@@ -4,6 +4,7 @@ What is to be there is known before anything is read. A source that lacks a clip
 name: no metric leaves a clip out of its denominator.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -183,8 +184,12 @@ def wholes(source: ClipSource) -> list[str]:
 
 
 def video_of(key: str) -> str:
-    """The video of a clip: its key up to #, behind which the number of a caption stands, or where a shot is."""
-    return key.partition("#")[0]
+    """The video of a clip: its key up to the last #, behind which the number of a caption stands, or where a shot is.
+
+    A # of a file's own name (`C#/a.mp4`, `take #1.mp4`) is none of these.
+    """
+    found = re.fullmatch(r"(.+)#(\w+|[\d.]*-[\d.]*)", key, re.DOTALL)
+    return found[1] if found else key
 
 
 def pairs(one: ClipSource, other: ClipSource) -> list[int]:

@@ -1,13 +1,17 @@
 """Clips of a converted folder as files: mp4 and GIF of each, one sheet of all, and a list that a later run resumes.
 
-A folder only grows: a clip that differs from those of the list in anything gets a name of its own.
+A folder only grows: a clip that differs from those of the list in anything gets a name of its own. Several processes
+may add to one folder.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -157,14 +161,16 @@ def generate_files(
         origin["overlap"] = overlap
     if beginning is not None:
         origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
-    listed = {record["id"]: record for record in _read_list(out) if _file(out, record, "mp4").is_file()}
-    records = _named(out, listed, [(clip.name, clip.record() | origin) for clip in wanted])
+    listed, asked = _listed(out), [(clip.name, clip.record() | origin) for clip in wanted]
+    records = _named(out, listed, asked)
     there = {record["id"] for record in listed.values() if _file(out, record, "gif").is_file()}
     missing = [i for i, record in enumerate(records) if record["id"] not in there]
     if missing:
         request = _request(folder, [wanted[i] for i in missing], settings, beginning, frames, overlap)
         out.mkdir(parents=True, exist_ok=True)
-        _generate(folder, request, batch_size, out, listed, [records[i] for i in missing])
+        _generate(folder, request, batch_size, out, [asked[i] for i in missing])
+        listed = _listed(out)
+        records = _named(out, listed, asked)
     mine = {record["id"]: record for record in records}
     shown = _write_sheet(out, [*records, *(listed[name] for name in [*listed][::-1] if name not in mine)])
     if shown < len(records):
@@ -201,10 +207,10 @@ def _generate(
     request: ClipRequest,
     batch_size: int,
     out: Path,
-    listed: dict[str, Record],
-    new: list[Record],
+    new: list[tuple[str, Record]],
 ) -> None:
-    """Generate the clips of a request, whose records are `new`; write their files, and the list after each batch."""
+    """Generate the clips of a request, whose names and records are `new`; write their files, and the list after each
+    batch."""
     seen = 0  # frames of the batch at hand
 
     def batches() -> Iterator[int]:
@@ -217,13 +223,7 @@ def _generate(
                 seen = sum(map(_length, chunks))
                 yield 0
             clips = torch.cat(chunks, dim=1).numpy()
-            try:
-                for record, clip in zip(new[part], clips, strict=True):
-                    write_gif(_file(out, record, "gif"), clip, record["fps"], record["scale"])
-                    write_mp4(_file(out, record, "mp4"), clip, record["fps"], record["scale"])
-                    listed[record["id"]] = record
-            finally:
-                _write_list(out, listed.values())
+            _add(out, new[part], clips)
             yield len(clips)
 
     def note() -> str:
@@ -237,7 +237,37 @@ def _length(chunk_BTHWC: Tensor) -> int:
     return chunk_BTHWC.shape[1]
 
 
+def _add(out: Path, new: list[tuple[str, Record]], clips: NDArray[np.uint8]) -> None:
+    """Write clips, and their lines into the list as it is now: other processes may have added to it."""
+    with _alone(out):
+        listed = _listed(out)
+        try:
+            for record, clip in zip(_named(out, listed, new), clips, strict=True):
+                write_gif(_file(out, record, "gif"), clip, record["fps"], record["scale"])
+                write_mp4(_file(out, record, "mp4"), clip, record["fps"], record["scale"])
+                listed[record["id"]] = record
+        finally:
+            _write_list(out, listed.values())
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """While this process adds to a folder, others wait."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network drives lock no folder
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 # --- the list ----------------------------------------------------------------------------------------------------
+
+
+def _listed(out: Path) -> dict[str, Record]:
+    """The lines of the list whose clips are there, by their names."""
+    return {record["id"]: record for record in _read_list(out) if _file(out, record, "mp4").is_file()}
 
 
 def _read_list(out: Path) -> list[Record]:

@@ -38,7 +38,8 @@ def to_hf(
         captions: manifest.jsonl, or a text file of one caption a line, on which tokenizer.json must give
             sentencepiece's ids (default: the captions of the run's dataset, where it is still in its place).
         temperatures: sampling temperatures of the first frame and of the later ones with which the folder generates
-            where nothing else is said (default: 0.7 0.5; the paper's are 1 1).
+            where nothing else is said (default: 0.7 0.5, or those of the folder that from-hf was given; the paper's are
+            1 1).
     """
     from megavrc.hf.convert import to_hf
 

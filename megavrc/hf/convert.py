@@ -110,8 +110,9 @@ def to_hf(
     refuse_existing(out)
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", shard_size, re.IGNORECASE):
         raise UserError(f"--shard_size: {shard_size!r}; expected a size such as 500MB or 4GB")
-    sampling = sampling_defaults(temperatures)
+    sampling_defaults(temperatures)  # refuses before any work
     source = read_run(run, step, weights)
+    sampling = sampling_defaults(temperatures, source.state.get("sampling"))  # of what was made of a folder
     if step is None and (run / "run.json").is_file() and not (run / "complete.json").is_file():
         print(
             f"note: {run} is not finished; its newest checkpoint, of step {source.state['step']}, is converted"
@@ -132,15 +133,17 @@ def to_hf(
     publish(out, build(source, DTYPES[dtype]), video, text, record, shard_size, known, sampling)
 
 
-def sampling_defaults(temperatures: Sequence[float] | None = None) -> dict[str, Any]:
-    """generation_config.json, with other temperatures of the first and the later frames; UserError: no such pair."""
+def sampling_defaults(
+    temperatures: Sequence[float] | None = None, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """generation_config.json (`known`: that of an earlier folder), with other temperatures of the first and the later
+    frames; UserError: no such pair."""
+    whole = SAMPLING_DEFAULTS if known is None else dict(known)
     if temperatures is None:
-        return SAMPLING_DEFAULTS
+        return whole
     if len(temperatures) != 2 or not all(0 < value < math.inf for value in temperatures):
         raise UserError("--temperatures: two numbers above 0, of the first frame and of the later ones")
-    return SAMPLING_DEFAULTS | dict(
-        zip(("first_temperature", "later_temperature"), temperatures, strict=True)
-    )
+    return whole | dict(zip(("first_temperature", "later_temperature"), temperatures, strict=True))
 
 
 def refuse_existing(out: Path) -> None:
@@ -252,7 +255,7 @@ def write_folder(
     if text is not None:
         write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
     refined = REFINED_DEFAULTS if vrc.config.refine and vrc.config.frames else {}
-    write_json(folder / SAMPLING, dict(sampling) | refined)
+    write_json(folder / SAMPLING, {**sampling, **refined, **sampling})  # in this order, `sampling` wins
     parameters = vrc.parameter_counts()["total"]
     rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
     if classes:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from megavrc import checkpoint
 from megavrc.errors import UserError
-from megavrc.files import write_json
-from megavrc.generation.folder import TEXT_TOKENIZER, Folder, load_folder
+from megavrc.files import read_json, write_json
+from megavrc.generation.folder import SAMPLING, TEXT_TOKENIZER, Folder, load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.model import ModelConfig
 from megavrc.model.vrc import INIT_STD
@@ -51,6 +51,8 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     stage = "video" if config.frames else "image"
     identity = {"stage": stage, "model": config.to_dict(), "converted_from": source.identity()}
     state = {"identity": identity, "facts": _facts(source, training, stage), "training": training}
+    if (folder / SAMPLING).is_file():
+        state["sampling"] = read_json(folder / SAMPLING)  # which `load_folder` has checked
     partial = unfinished(out)
     try:
         source.video_tokenizer.save(partial / "video_tokenizer")

@@ -174,6 +174,7 @@ class LoraTask:
             self.folder.video_tokenizer,
             self.folder.text_tokenizer,
             training | {"summary": summary},
+            sampling={"do_sample": True} | self.folder.sampling,
         )
         return {"folder": self.config.out}
 

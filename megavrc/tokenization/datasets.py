@@ -3,14 +3,13 @@
 Facts and their sources, and which could not be verified: docs/datasets.md.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from megavrc.errors import UserError
 from megavrc.files import read_json, read_lines
 from megavrc.video.listing import Listing, files_below, from_frames, list_folder, videos_below
-from megavrc.video.manifest import NAMES, Entry, fraction, from_list, present
+from megavrc.video.manifest import NAMES, Entry, fraction, from_list, path_from, present
 
 PUBLISHED = {  # videos by split, for the printed comparison
     "ucf101 all": {"train": 13320},
@@ -195,7 +194,7 @@ def msrvtt(
             for key in ("url", "category", "start time", "end time")
             if key in video
         }
-        shared = {"path": os.path.relpath(path, out.parent), "label": None, "split": split, **kept}
+        shared = {"path": path_from(out.parent, path), "label": None, "split": split, **kept}
         own = texts.get(name, [])
         if captions == "all":
             entries += [

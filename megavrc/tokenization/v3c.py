@@ -9,7 +9,6 @@ and metadata as JSON, one object a video: `<id>.json` or `<id>.info.json` in inf
 """
 
 import html
-import os
 import re
 import string
 from collections import Counter
@@ -21,7 +20,7 @@ from megavrc.errors import UserError
 from megavrc.files import read_json, read_jsonl, read_table
 from megavrc.progress import progress
 from megavrc.video.listing import Listing, files_below, videos_below
-from megavrc.video.manifest import Entry, fraction, split_of
+from megavrc.video.manifest import Entry, fraction, path_from, split_of
 
 PUBLISHED = {"V3C1": 7475, "V3C2": 9760, "V3C3": 11215}  # videos
 COLUMNS = ("startframe", "starttime", "endframe", "endtime")
@@ -139,7 +138,7 @@ def v3c(
             about = known.get(name, {})
             video = {
                 "caption": make_caption(template, about, max_words),
-                "path": os.path.relpath(files[name], out.parent),
+                "path": path_from(out.parent, files[name]),
                 "split": split_of(name, val_fraction),
             }
             shots = _entries(name, {**about, **video}, _shots(boundaries[name]), spoken, filters, dropped)

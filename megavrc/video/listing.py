@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 
 from megavrc.errors import UserError
 from megavrc.files import read_text
-from megavrc.video.manifest import Entry, split_of
+from megavrc.video.manifest import Entry, path_from, split_of
 from megavrc.video.pictures import is_picture
 
 VIDEO_SUFFIXES = {  # of what video/files.py opens
@@ -142,7 +142,7 @@ def _entries(
         entries.append(
             {
                 "id": (key := video.name if video == folder else video.relative_to(folder).as_posix()),
-                "path": os.path.relpath(video, out.parent),
+                "path": path_from(out.parent, video),
                 "caption": _caption(text) if text else None,
                 "label": classes[name] if name else None,
                 "class": name,

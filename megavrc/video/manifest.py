@@ -225,7 +225,7 @@ def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: 
     _check_unique(table, entries)
     _check_classes(table, entries)
     root = folder or table.parent
-    return [{**entry, "path": os.path.relpath(root / entry["path"], out.parent)} for entry in entries]
+    return [{**entry, "path": path_from(out.parent, root / entry["path"])} for entry in entries]
 
 
 def _typed(table: Path, number: int, row: Entry) -> Entry:
@@ -240,6 +240,14 @@ def _typed(table: Path, number: int, row: Entry) -> Entry:
             what = "an integer (a name goes into a column class)" if kind is int else "a number"
             raise UserError(f"{table} line {number}: {key} {fields[key]!r:.40} is not {what}") from None
     return fields
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """The path of a video relative to the folder of its manifest, either of which may lie behind links."""
+    near, real = os.path.relpath(path, folder), os.path.realpath(folder)
+    if real == os.path.abspath(folder) or not near.startswith(os.pardir):
+        return near
+    return os.path.relpath(os.path.realpath(path), real)  # `..` of a linked folder is where the link leads
 
 
 def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]:

@@ -161,7 +161,7 @@ class ClipMaker:
             options["clip"] = self._end(video, taken).expand(count, -1, -1, -1, -1)
         if self.classes:
             return options | {"label": [self._class(source)] * count}
-        return options | {"prompt": [str(source).strip()] * count}
+        return options | {"prompt": [_prompt(source)] * count}
 
     def _class(self, source: Any) -> int:
         """The number of a class, which is given by number or name."""
@@ -179,7 +179,7 @@ class ClipMaker:
         return length
 
     def _about(self, source: Any, seed: int, clips: int, frames: int, given: dict[str, Any]) -> str:
-        what = self.classes[self._class(source)] if self.classes else str(source).strip()
+        what = self.classes[self._class(source)] if self.classes else _prompt(source)
         seeds = f"seed {seed}" if clips == 1 else f"seeds {seed} to {seed + clips - 1}"
         changed = [
             f"{name.replace('_', ' ')} {value:g}"
@@ -246,6 +246,12 @@ def _path(file: Any) -> Any:
     """Of an upload, as Gradio sends one: {"path": ..}, or a list of one."""
     file = file[0] if isinstance(file, list) and len(file) == 1 else file
     return file.get("path") if isinstance(file, dict) else file
+
+
+def _prompt(source: Any) -> str:
+    if not isinstance(source, str):
+        raise UserError(f"prompt: give a text, not {source!r:.40}")
+    return source.strip()
 
 
 def _real(name: str, value: Any) -> float | int:

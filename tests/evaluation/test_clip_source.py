@@ -282,6 +282,9 @@ def test_splits(tmp_path: Path) -> None:
         ("a#0 a#1 b#0", "p q p", "a a b"),  # captions, or shots, of videos
         ("a b c", "p q p", "p q p"),
         ("a b c", "p - p", "p b p"),
+        ("a.mp4#0.0-1.5 a.mp4#1.5- b.mp4#-2", "p q p", "a.mp4 a.mp4 b.mp4"),  # as a manifest calls shots
+        ("C#/a.mp4 C#/b.mp4 D/a.mp4", "p q r", "C#/a.mp4 C#/b.mp4 D/a.mp4"),  # a name of the user's
+        ("C#/a.mp4#0 C#/a.mp4#1 D/a#1.mp4", "p q r", "C#/a.mp4 C#/a.mp4 D/a#1.mp4"),
         ("a b c", "p p p", "a b c"),  # one prompt: the value is that prompt's
         ("a#0 a#1 a#2", "p q r", "a#0 a#1 a#2"),
         ("a#0 b#1 c#2", "p q r", "a#0 b#1 c#2"),

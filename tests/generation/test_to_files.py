@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -108,6 +109,26 @@ def test_several_clips_a_prompt_and_later_more(loaded, tmp_path) -> None:
     ]
     with pytest.raises(UserError, match="clips_per_prompt: 0"):
         clips_to_write(PROMPTS, [], 0, 0)
+
+
+def test_processes_add_to_one_folder_at_the_same_time(loaded, tmp_path) -> None:
+    """The same prompt and seeds with other sampling, so that both want the same names."""
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+
+    def work(top_k: int) -> None:
+        wanted = clips_to_write(PROMPTS[:1], [], 5, 8)
+        start.wait()
+        generate_files(loaded, wanted, tmp_path, sampling_settings({"top_k": top_k}), frames=1, batch_size=1)
+
+    workers = [context.Process(target=work, args=(top_k,)) for top_k in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    made = [(line["seed"], line["sampling"]["later"]["top_k"]) for line in listed(tmp_path)]
+    assert sorted(made) == [(seed, top_k) for seed in range(5, 13) for top_k in (1, 2)]
 
 
 @pytest.mark.parametrize("fps", [1e-4, 0.0, 1e9, math.nan])

@@ -21,9 +21,10 @@ from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_tensors
 from megavrc.hf import commands
-from megavrc.hf.convert import build, read_run, to_hf, write_folder
+from megavrc.hf.convert import build, read_run, sampling_defaults, to_hf, write_folder
 from megavrc.hf.from_hf import CLASS_TABLE, from_hf
 from megavrc.model import VRC, ConditionConfig, ModelConfig
+from megavrc.model.modeling_vrc import write_sums
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.stages import start_from
 
@@ -31,7 +32,9 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 
 
 def test_there_and_back_and_there_again(source, folder, tmp_path) -> None:
-    """The same bits, buffers included, through the command and the gate."""
+    """The same bits, buffers included, through the command and the gate; the same sampling, which is not the usual."""
+    folder = shutil.copytree(folder, tmp_path / "folder")
+    with_own_sampling(folder)
     command = [sys.executable, TOOL, "from-hf", "--model", folder, "--out", tmp_path / "start"]
     subprocess.run(command, cwd=TOOL.parents[1], check=True, capture_output=True)
     start = tmp_path / "start"
@@ -48,6 +51,27 @@ def test_there_and_back_and_there_again(source, folder, tmp_path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (folder / "SHA256SUMS").read_bytes() == (tmp_path / "again" / "SHA256SUMS").read_bytes()
     assert (folder / "README.md").read_text() == (tmp_path / "again" / "README.md").read_text()
+
+
+def with_own_sampling(folder: Path) -> None:
+    sampling = read_json(folder / "generation_config.json")
+    write_json(folder / "generation_config.json", sampling | {"first_temperature": 1.0, "top_p": 0.9})
+    write_sums(folder)
+
+
+def test_sampling_stays_that_of_the_folder(tmp_path) -> None:
+    source = Source(tmp_path, refine=True, refine_layer=1)  # whose usual sampling says more
+    hf = converted(source, tmp_path / "hf")
+    with_own_sampling(hf)
+    own = read_json(hf / "generation_config.json") | {"later_passes": [4]}
+    write_json(hf / "generation_config.json", own)
+    from_hf(hf, tmp_path / "start")
+    run = read_run(tmp_path / "start")
+    sampling = sampling_defaults(None, run.state["sampling"])
+    parts = source.video, source.text, {}, "4GB"
+    write_folder(tmp_path / "again", build(run, torch.float32), *parts, sampling=sampling)
+    assert read_json(tmp_path / "again" / "generation_config.json") == own
+    assert sampling_defaults([0.3, 0.4], own)["first_temperature"] == 0.3
 
 
 def test_half_precision_keeps_its_bits(source, tmp_path) -> None:

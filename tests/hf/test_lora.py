@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hf_source import make_tokens
 from safetensors.torch import load_file
 
 from megavrc.config import run_command
+from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
 from megavrc.hf.from_hf import from_hf
 from megavrc.hf.lora import losses
@@ -28,7 +30,10 @@ def tuned(folder: Path, source, tmp_path_factory: pytest.TempPathFactory) -> tup
     """The merged folder, and what the example printed."""
     root = tmp_path_factory.mktemp("lora")
     data = make_tokens(root / "tokens", source.video.sha256)
-    words = ["--model", folder, "--data", data, "--out", root / "tuned", "--steps", "60", "--lr", "0.01"]
+    own = shutil.copytree(folder, root / "own")
+    sampling = read_json(own / "generation_config.json")
+    write_json(own / "generation_config.json", sampling | {"first_temperature": 1.0, "top_p": 0.9})
+    words = ["--model", own, "--data", data, "--out", root / "tuned", "--steps", "60", "--lr", "0.01"]
     run = subprocess.run(
         [sys.executable, EXAMPLE, *words], cwd=EXAMPLE.parents[1], capture_output=True, text=True
     )
@@ -50,6 +55,11 @@ def test_the_loss_falls_and_only_the_adapted_matrices_change(tuned, folder) -> N
         "| fine-tuned | LoRA of rank 8, 60 steps of 8 clips, 18 samples"
         in (tuned[0] / "README.md").read_text()
     )
+
+
+def test_the_merged_folder_samples_as_the_folder_does(tuned) -> None:
+    own = load_folder(tuned[0].with_name("own")).sampling
+    assert load_folder(tuned[0]).sampling == own and own["first_temperature"] == 1.0
 
 
 def test_the_merged_folder_needs_neither_peft_nor_megavrc(tuned, tmp_path) -> None:

@@ -210,6 +210,8 @@ def test_learning_rate() -> None:
             ["--data.limit=-1", "--objective.decay=1.5", "--preview.count=-2"],
         ),
         (TokenizerRunConfig, "demo_tokenizer", ["--objective.scales", ".inf", "--objective.l1=.nan"]),
+        (RunConfig, "demo_image", ["--seed=-1"]),
+        (TokenizerRunConfig, "demo_tokenizer", [f"--seed={2**64}"]),
     ],
 )
 def test_shares_and_counts_that_cannot_be(cls: type, config: str, words: list[str]) -> None:

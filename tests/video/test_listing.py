@@ -11,6 +11,7 @@ from trees import frames, touch
 from megavrc.errors import UserError
 from megavrc.video import read_clip
 from megavrc.video.listing import files_below, from_frames, list_folder
+from megavrc.video.manifest import from_list
 
 
 def found(folder: Path) -> list[str]:
@@ -113,6 +114,24 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     entries = list_folder(root, root / "m.jsonl").entries
     assert [entry["class"] for entry in entries] == ["again", "far", "own", "own"]
     assert all((root / entry["path"]).is_file() for entry in entries)
+
+
+def test_a_list_in_a_linked_folder_finds_its_videos(tmp_path: Path) -> None:
+    for name in ("videos/run/a.mp4", "disk/deep/data/own/b.mp4", "frames/v/1.png"):
+        touch(tmp_path / name)
+    (tmp_path / "data").symlink_to("disk/deep/data")
+    out = tmp_path / "data" / "manifest.jsonl"
+    table = touch(tmp_path / "table.csv", "path\nvideos/run/a.mp4\n")
+    for entries in (
+        list_folder(tmp_path / "videos", out).entries,
+        list_folder(tmp_path / "data", out).entries,
+        from_frames(tmp_path / "frames", out).entries,
+        from_list(table, out),
+    ):
+        assert len(entries) == 1
+        assert (out.parent / entries[0]["path"]).exists(), entries[0]["path"]
+    assert entries[0]["path"] == "../../../videos/run/a.mp4"
+    assert list_folder(tmp_path / "data", out).entries[0]["path"] == "own/b.mp4"
 
 
 def test_a_folder_below_the_root_has_its_own_name(tmp_path: Path) -> None:

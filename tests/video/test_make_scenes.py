@@ -82,7 +82,7 @@ def test_clips_of_a_split_do_not_depend_on_the_size_of_the_others(tmp_path: Path
             ["--clips=-1", "--size=4", "--crf=60"],
             "-1 clips of split train: at least 0; size 4: at least 8; crf 60",
         ),
-        (["--seed=-1"], "seed -1"),
+        (["--seed=-1"], "seed: -1"),
         (["--processes=0"], "processes 0"),
     ],
 )

@@ -268,6 +268,9 @@ def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
     assert not np.array_equal(*strips)
     with pytest.raises(UserError, match="passes: 17 for 16 cells"):
         made(17)
+    for nothing in (None, ["a blue dog"]):  # as programs may send
+        with pytest.raises(UserError, match="prompt: give a text, not "):
+            list(maker(nothing, None, 6, 1, 0.9, 0.9))
 
 
 def test_several_clips_stand_in_a_square() -> None:
