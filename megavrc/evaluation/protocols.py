@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, Within, first
+from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, Within, first, video_of
 from megavrc.files import sha256_json
 from megavrc.video.manifest import fraction
 from megavrc.video.read import Crop
@@ -164,7 +164,10 @@ class WindowClips(Within):
         rows = []
         for window in self.windows:
             row, again = self.of.clips[window.clip], seen[window.clip]
-            rows.append(row._replace(key=f"{row.key}#again{again}") if again else row)
+            if again:
+                mark = "#" if video_of(row.key) == row.key else ""
+                row = row._replace(key=f"{row.key}{mark}again{again}")
+            rows.append(row)
             seen[window.clip] += 1
         return rows
 
