@@ -103,7 +103,7 @@ def hypotheses(equal_time: int = DRAWN[-1]) -> list[Claim]:
         ),
         Claim(
             8,
-            "whole clips from the true first frame: refinement above one pass",
+            "whole clips from the true first frame: refinement in its passes above VRC",
             ((refined, plain),),
             least=0.1,
             shares=True,
