@@ -33,7 +33,6 @@ CONFIGS = Path(__file__).parent / "configs"  # shipped
 # --- commands --------------------------------------------------------------------------------------------------
 
 FULL = ("can't allocate memory", "out of memory")  # what torch says, on CPUs and GPUs
-SEEDS = 2**64  # that all generators of random numbers take, those of numpy and torch too
 Function = Callable[..., Any]
 Main = Function | str | Mapping[str, Any]  # a string is "module:function", imported when it is wanted
 
@@ -95,6 +94,11 @@ def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
     return EXIT_USER
 
 
+def wrong_seed(seed: int) -> str:
+    """What is wrong with a seed; "" where all generators of random numbers take it, those of numpy and torch too."""
+    return "" if 0 <= seed < 2**64 else f"seed: {seed} is not between 0 and 2**64 - 1"
+
+
 def _run(main: Main, argv: list[str], prog: str) -> int:
     main = load(main)
     if isinstance(main, Mapping):
@@ -120,8 +124,8 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
     parsed, words = options.parse(argv)
     values = vars(parsed)
     seed = values.get("seed")
-    if isinstance(seed, int) and not 0 <= seed < SEEDS:  # here, as some would fail after hours of work
-        raise UserError(f"--seed: {seed} is not between 0 and 2**64 - 1")
+    if isinstance(seed, int) and (wrong := wrong_seed(seed)):  # here, as some would fail after hours of work
+        raise UserError(f"--{wrong}")
     # the parser hides a zero-width space in names that its namespace has methods of, such as `keys`
     return int(
         function(*words, **{name.removeprefix("\u200b"): value for name, value in values.items()}) or 0

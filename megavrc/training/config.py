@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from megavrc.config import SEEDS, to_dict
+from megavrc.config import to_dict, wrong_seed
 
 
 @dataclass
@@ -171,8 +171,8 @@ class BaseRunConfig:
         """Settings that cannot be, one sentence each. A task's configuration yields its own after these."""
         if not self.run_dir.strip() or "\0" in self.run_dir:
             yield f"run_dir: {self.run_dir!r} is no name of a folder"
-        if not 0 <= self.seed < SEEDS:
-            yield f"seed: {self.seed} is not between 0 and 2**64 - 1"
+        if wrong := wrong_seed(self.seed):
+            yield wrong
         yield from (f"{name}: {value} is not a finite number" for name, value in _not_finite(to_dict(self)))
         yield from self.train.problems()
         yield from self.optimizer.problems()
