@@ -86,7 +86,7 @@ def all_metrics(
     true = open_source(real, seed=seed, batch=batch, device=device)
     chosen = protocol_of(protocol, changes=change or ())
     model = is_model(clips)
-    like = true if planned or not model else _asked_for(true, chosen, seed)
+    like = true if planned or not model else _answered(true, chosen, seed)
     source = open_source(clips, planned, like, seed, batch, device)
     check_readable(true, source)  # else single metrics would end
     source = _made(source) if model else source
@@ -133,7 +133,7 @@ def _made(source: ClipSource) -> ClipSource:
     return ArrayClips(source.name, source.clips, made, made_with=made_with(source))
 
 
-def _asked_for(true: ClipSource, protocol: FVDProtocol, seed: int) -> ClipSource:
+def _answered(true: ClipSource, protocol: FVDProtocol, seed: int) -> ClipSource:
     """The real clips for which a model makes its own: all, or where there are more, those that the protocol chooses."""
     if len(true.clips) <= protocol.n:
         return true
