@@ -162,6 +162,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+def named_path(path: Path) -> Path:
+    """The path; if it is `.` or ends in `..`, which hide its name and the folder above it, where it leads."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def read_regular(path: str | Path) -> bytes:
     """The bytes of a file; UserError for a folder, and for a pipe, which would wait for its writer for ever."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import named_path, read_json, write_json
 from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
 from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_config
 from megavrc.generation.keymap import to_folder
@@ -66,7 +66,7 @@ def read_run(path: Path, step: int | None = None, weights: Weights = "model") ->
     Raises:
         UserError: not a VRC run, or no whole checkpoint.
     """
-    folder = path if (path / "checkpoints").is_dir() else path.parent.parent
+    folder = path if (path / "checkpoints").is_dir() else named_path(named_path(path).parent).parent
     checkpoint = path if step is None else checkpoint_folder(path, step)
     tensors, state = read_weights(checkpoint, weights)
     identity = state.get("identity", {})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megavrc.errors import UserError
+from megavrc.files import named_path
 
 GPU_SETTINGS = """\
 export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE=2000 # a hung collective leaves a record of all ranks
@@ -94,7 +95,7 @@ class Resources:
 
     def directives(self, run_dir: Path) -> Iterator[str]:
         """Options of sbatch."""
-        yield f"--job-name={self.name or '-'.join(run_dir.parts[-2:])}"
+        yield f"--job-name={self.name or '-'.join(named_path(run_dir).parts[-2:])}"
         yield f"--nodes={self.nodes}"
         yield f"--ntasks-per-node={self.tasks_per_node}"
         for option, value in {

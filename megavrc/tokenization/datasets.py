@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, read_lines
+from megavrc.files import named_path, read_json, read_lines
 from megavrc.video.listing import Listing, files_below, from_frames, list_folder, videos_below
 from megavrc.video.manifest import NAMES, Entry, fraction, from_list, path_from, present
 
@@ -85,7 +85,7 @@ def ucf101(
         fold: number of the train and test lists; `all` puts every video into split `train`.
     """
     root = next((folder / name for name in ("UCF-101", "videos") if (folder / name).is_dir()), folder)
-    around = [folder / "ucfTrainTestlist", root.parent / "ucfTrainTestlist", folder]
+    around = [folder / "ucfTrainTestlist", named_path(root).parent / "ucfTrainTestlist", folder]
     lists = lists or next((place for place in around if (place / "classInd.txt").is_file()), around[0])
     classes = _class_ids(lists / "classInd.txt")
     entries, others = list_folder(root, out)

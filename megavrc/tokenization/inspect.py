@@ -10,7 +10,7 @@ from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import psnr
-from megavrc.files import check_picture_place
+from megavrc.files import check_picture_place, named_path
 from megavrc.tokenization.plan import Plan, load_plan
 from megavrc.tokenization.proof import Compared, Frames, compare_samples, problems, spread
 from megavrc.tokenizers import OmniTokenizer
@@ -76,9 +76,10 @@ def _made_by(dataset: TokenDataset, tokenizer: Path) -> OmniTokenizer:
 
 def _plan(dataset: TokenDataset) -> Plan | None:
     """The plan of the job that made the dataset, if it lies where the job put it."""
-    if not (dataset.folder.parent / "plan.json").is_file():
+    job = named_path(dataset.folder).parent
+    if not (job / "plan.json").is_file():
         return None
-    plan = load_plan(dataset.folder.parent)
+    plan = load_plan(job)
     return plan if plan.sha256 == dataset.info["plan_sha256"] else None
 
 

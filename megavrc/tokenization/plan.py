@@ -20,7 +20,15 @@ import torch
 from megavrc.data.order import permutation
 from megavrc.data.shards import shard_name
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, read_jsonl, sha256_json, write_atomic, write_json
+from megavrc.files import (
+    check_format,
+    named_path,
+    read_json,
+    read_jsonl,
+    sha256_json,
+    write_atomic,
+    write_json,
+)
 from megavrc.tokenization.sampling import ClipSettings, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.manifest import Entry, read_manifest
@@ -132,7 +140,7 @@ def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, sett
     settings = dataclasses.replace(settings, size=_size(settings.size, tokenizer.size))
     content = {
         "settings": dataclasses.asdict(settings),
-        "tokenizer": {"name": tokenizer_path.name, "sha256": tokenizer.sha256},
+        "tokenizer": {"name": named_path(tokenizer_path).name, "sha256": tokenizer.sha256},
         "vocab": tokenizer.config.codes,
         "shapes": _shapes(tokenizer, settings),
         "shards": shards,
@@ -161,8 +169,9 @@ def load_plan(out: Path) -> Plan:
         UserError: there is none, or it was damaged or changed.
     """
     if not (out / "plan.json").is_file():
-        if (out.parent / "plan.json").is_file():
-            raise UserError(f"{out}: a part of a job, whose folder is {out.parent}")
+        job = named_path(out).parent
+        if (job / "plan.json").is_file():
+            raise UserError(f"{out}: a part of a job, whose folder is {job}")
         raise UserError(f"{out}: no plan.json; make one with megavrc tokenize_videos plan")
     content = _read_plan(out)
     try:

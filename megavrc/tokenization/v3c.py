@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import read_json, read_jsonl, read_table
+from megavrc.files import named_path, read_json, read_jsonl, read_table
 from megavrc.progress import progress
 from megavrc.video.listing import Listing, files_below, videos_below
 from megavrc.video.manifest import Entry, fraction, path_from, split_of
@@ -219,6 +219,7 @@ def _draw(entries: list[Entry], count: int, seed: int) -> list[Entry]:
 
 
 def _collections(folder: Path) -> list[Path]:
+    folder = named_path(folder)  # a collection is known by its name
     found = [path for path in (folder, *sorted(folder.glob("*"))) if (path / "msb").is_dir()]
     if not found:
         raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from megavrc.errors import UserError
-from megavrc.files import read_text
+from megavrc.files import named_path, read_text
 from megavrc.video.manifest import Entry, path_from, split_of
 from megavrc.video.pictures import is_picture
 
@@ -49,6 +49,7 @@ def from_frames(folder: Path, out: Path, val_fraction: float = 0.0, fps: float |
 
     Each has `frames`, its number of pictures, and `fps` if it is given (pictures do not say their rate).
     """
+    folder = named_path(folder)  # whose name is an entry's where it holds the pictures
     counts: dict[Path, int] = {}
     others: set[Path] = set()
     for where, names in _walk(folder):  # of pictures there may be millions, so they are counted and not kept

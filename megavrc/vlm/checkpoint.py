@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import read_jsonl
+from megavrc.files import named_path, read_jsonl
 from megavrc.video.errors import VideoError
 from megavrc.video.read import count_frames, probe, read_frames, read_picture
 from megavrc.vlm.asking import plain
@@ -40,7 +40,7 @@ class CheckpointSubject:
             )
         self.model.eval().to(device)
         self.processor.tokenizer.padding_side = "left"
-        self.name, self.longest, self.device = path.name, longest, device
+        self.name, self.longest, self.device = named_path(path).name, longest, device
 
     def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
         clips = [item.show for item in conversations if isinstance(item.show, ClipFrames)]

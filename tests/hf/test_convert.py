@@ -161,6 +161,14 @@ def test_captions_of_the_run_are_those_of_its_dataset(tmp_path, capsys) -> None:
     assert not list(training_captions({})), "of a checkpoint that was made of a folder"
 
 
+def test_a_checkpoint_that_is_named_from_inside_is_its_run_s(source, monkeypatch) -> None:
+    [checkpoint] = (source.run / "checkpoints").glob("step-*")
+    monkeypatch.chdir(checkpoint)
+    inside = read_run(Path()).folder
+    monkeypatch.chdir(checkpoint.parent)
+    assert inside == read_run(Path(checkpoint.name)).folder == source.run
+
+
 def test_sizes_and_temperatures_that_cannot_be_are_said_first(source, tmp_path) -> None:
     for given, said in (
         ({"shard_size": "abc"}, "--shard_size: 'abc'; expected a size such as"),

@@ -15,6 +15,7 @@ import megavrc
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.launch.requeue import Attempt, attempts, attempts_file, diagnose, record, saved_step, stop_reason
+from megavrc.launch.slurm import Resources
 from megavrc.launch.snapshot import ENTRIES, snapshot
 from megavrc.training.watchdog import Watchdog
 
@@ -114,6 +115,14 @@ def test_render_writes_nothing(
     assert tool(monkeypatch, TOOL, "render", *words) == 0
     assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_of_a_run_that_is_named_from_inside_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run := tmp_path / "runs/mine").mkdir(parents=True)
+    monkeypatch.chdir(run)
+    assert "--job-name=runs-mine" in Resources().directives(Path())
 
 
 def test_without_slurm_it_says_so(

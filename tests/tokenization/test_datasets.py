@@ -53,9 +53,12 @@ def ucf(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("inside", ["", "UCF-101"])
-def test_ucf101_takes_the_class_from_the_folder_and_the_label_from_classind(ucf: Path, inside: str) -> None:
-    entries, notes = ucf101(ucf / inside, ucf / "m.jsonl")
+@pytest.mark.parametrize("inside", ["", "UCF-101", "."])
+def test_ucf101_takes_the_class_from_the_folder_and_the_label_from_classind(
+    ucf: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ucf / "UCF-101")
+    entries, notes = ucf101(Path() if inside == "." else ucf / inside, ucf / "m.jsonl")
     assert {(e["class"], e["label"]) for e in entries} == {
         ("YoYo", 0),
         ("HandstandPushups", 1),

@@ -292,6 +292,28 @@ def test_inspecting(
         inspect(done / "video", tokenizer=other, sheet=tmp_path / "x.png")
 
 
+def test_a_dataset_that_is_named_from_inside_finds_its_job(
+    done: Path,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(done / "video")
+    inspect(Path(), tokenizer=tokenizer, sheet=tmp_path / "sheet.png", count=1)
+    assert "1 of them cut from their videos again: 100.00% of the ids are the same" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"^.: a part of a job, whose folder is {done}$"):
+        load_plan(Path())
+
+
+def test_a_tokenizer_that_is_named_from_inside_has_its_name(
+    manifest: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tokenizer)
+    plan(manifest, tmp_path / "out", Path(), **SMALL)
+    assert json.loads((tmp_path / "out/plan.json").read_text())["tokenizer"]["name"] == tokenizer.name
+
+
 def test_inspecting_notices_ids_of_another_video(
     manifest: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,13 @@ def test_captions_and_metadata_of_ones_own(collection: Path) -> None:
     assert "V3C2: metadata of 0 videos" in notes
 
 
+def test_a_part_that_is_named_from_inside_keeps_its_name(
+    collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(collection / "V3C2")
+    assert "V3C2: 1 videos (9760 published)" in v3c(Path(), collection / "m").notes
+
+
 def test_what_is_missing_is_counted(collection: Path) -> None:
     (collection / "V3C1/videos/00002/00002.mp4").unlink()
     (collection / "V3C2/msb/07476.tsv").unlink()

@@ -85,6 +85,18 @@ def test_what_a_list_of_picture_folders_leaves_out(tmp_path: Path) -> None:
     assert listing.notes == ["2 files are left out: 1 .csv, 1 .mp4"]
 
 
+def test_a_folder_of_pictures_that_is_named_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames(tmp_path / "v", 2, "{}.png")
+    (tmp_path / "v/inner").mkdir()
+    touch(tmp_path / "v.txt", "a caption")
+    outside = from_frames(tmp_path / "v", tmp_path / "m.jsonl").entries
+    for inside, name in (("v", "."), ("v/inner", "..")):
+        monkeypatch.chdir(tmp_path / inside)
+        assert from_frames(Path(name), tmp_path / "m.jsonl").entries == outside
+
+
 def test_captions_in_files_of_any_case(tmp_path: Path) -> None:
     for name, text in (
         ("a.TXT", "upper"),

@@ -110,6 +110,13 @@ def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp
     assert whole["metrics"]["any"]["n"] == 2 and whole["metrics"]["colour"]["n"] == 1
 
 
+def test_a_checkpoint_that_is_named_from_inside_has_its_name(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    assert CheckpointSubject(".", "cpu").name == checkpoint.name
+
+
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json there"):
         CheckpointSubject(tmp_path, "cpu")
