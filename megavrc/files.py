@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -80,12 +81,17 @@ def _decoded(path: str | Path, lines: Iterable[bytes]) -> Iterator[tuple[int, st
 
 
 def read_jsonl(path: Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a file of one object a line with their numbers; UserError if one lacks a key."""
+    """The lines of a file of one object a line with their numbers.
+
+    Raises:
+        UserError: a line that is no JSON (NaN and Infinity are none), a key that stands twice, or a line that lacks one
+            of `keys`.
+    """
     for number, line in read_lines(path):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line, object_pairs_hook=_object)
+            fields = json.loads(line, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
             if "\\u" in line:  # half a character, which no file can hold, can be written so
                 json.dumps(fields, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -106,6 +112,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return found
+
+
+def _number(text: str) -> float:
+    """A number of JSON, which NaN and Infinity are not; ValueError for them, and for what no float can hold."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:

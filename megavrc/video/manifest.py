@@ -2,7 +2,8 @@
 
 A path is a video file or a folder of pictures. `start` and `end`, in seconds, make an entry a part of its video
 (several entries may then share one path), `fps` is the rate of a folder of pictures. Other keys are kept and end up in
-the samples' JSON. Everything that reads a manifest reads it here.
+the samples' JSON. All of it is strict JSON: NaN and Infinity are refused, under whatever key. Everything that reads a
+manifest reads it here.
 """
 
 import hashlib
@@ -181,13 +182,16 @@ def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
 def _line(path: Path, entry: Entry) -> bytes:
     for name, value in entry.items():
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             what = (
                 "rename it in UTF-8"
                 if name in ("id", "path", "class")
                 else "it holds half a character: correct the text"
             )
+            raise UserError(f"{path}: cannot hold {name} {value!a:.200}; {what}") from None
+        except ValueError:
+            what = "NaN and infinities are no numbers of JSON: leave the key out, or write null"
             raise UserError(f"{path}: cannot hold {name} {value!a:.200}; {what}") from None
     return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
 

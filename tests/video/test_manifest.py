@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trees import touch
@@ -148,8 +149,12 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
         ('{"path": "a", "start": "2"}', r"start must be a number from 0 to 1e\+09 \(seconds\), got '2'"),
         ('{"path": "a", "start": -1}', "start must be a number from 0"),
         ('{"path": "a", "end": true}', "end must be a number from 0"),
-        ('{"path": "a", "end": NaN}', "end must be a number from 0"),
-        ('{"path": "a", "end": Infinity}', "end must be a number from 0"),
+        ('{"path": "a"}\n{"path": "b", "end": NaN}', r"line 2: not valid JSON \(NaN is no finite number\)"),
+        (
+            '{"path": "a", "x": {"y": [-Infinity]}}',
+            r"line 1: not valid JSON \(-Infinity is no finite number\)",
+        ),
+        ('{"path": "a", "x": 1e999}', r"line 1: not valid JSON \(1e999 is no finite number\)"),
         ('{"path": "a", "start": 2, "end": 2}', "end 2 is not after start 2"),
         ('{"path": "a", "end": 0}', "end 0 is not after start 0"),
         ('{"path": "a", "fps": 0}', "fps must be above 0"),
@@ -326,6 +331,15 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"m.jsonl line 1: {said}"):
             write_manifest(tmp_path / "m.jsonl", [{"path": "a.mp4", **wrong}])
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"y": [-float("inf")]}])
+def test_what_is_no_number_of_json_is_not_written(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"m.jsonl: cannot hold x .*; NaN and infinities are no numbers of JSON"
+    ):
+        write_manifest(tmp_path / "m.jsonl", [{"id": "a", "path": "a.mp4", "x": value}])
     assert not (tmp_path / "m.jsonl").exists()
 
 
