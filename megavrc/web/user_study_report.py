@@ -161,9 +161,7 @@ def report_study(
     counted = rows if keep_inattentive else [row for row in rows if row.rater not in missed]
     pairs = [row for row in counted if row.kind == "pair"]
     if not pairs:
-        raise UserError(
-            f"{study}: no answers that count: each of {len(missed)} raters missed an attention pair"
-        )
+        raise UserError(f"{study}: {_none_count(rows, missed)}")
     cases = [_case(question, pairs, counted, draws, seed) for question in found.questions]
     whole = {
         "answers": metric(len(pairs)),
@@ -187,6 +185,19 @@ def report_study(
     if figure:
         shares = {TITLES[row["name"]]: [row["metrics"][choice] for choice in CHOICES] for row in cases}
         save(stacked_shares(shares, (found.names[0], "no difference", found.names[1])), figure)
+
+
+def _none_count(rows: Sequence[OpenAnswer], missed: set[int]) -> str:
+    """What there is where no answer to a pair of the two models counts."""
+    raters = f"{len(missed)} of {len({row.rater for row in rows})} raters"
+    if given := sum(row.kind != "attention" for row in rows):
+        return (
+            f"no answers that count: all {given} to pairs of the two models are of raters who missed an attention "
+            f"pair ({raters}); --keep_inattentive counts them"
+        )
+    return (
+        f"no answers to pairs of the two models yet, only {len(rows)} to attention pairs (missed by {raters})"
+    )
 
 
 def _case(

@@ -185,7 +185,16 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.Capt
         "report", folder, "--figure", "figure.pdf"
     )
     answer(study, 1, lambda *_: "first", lambda _: False)
-    assert "no answers that count: each of 1 raters missed" in refused("report", folder)
+    said = (
+        "no answers that count: all 5 to pairs of the two models are of raters who missed an attention pair"
+    )
+    assert f"study: {said} (1 of 1 raters); --keep_inattentive counts them" in refused("report", folder)
+    checks = "select position from item where pair = 4"
+    with sqlite3.connect(study.answers) as base:
+        base.execute(f"delete from answer where position not in ({checks})")
+    said = "no answers to pairs of the two models yet, only 1 to attention pairs (missed by 1 of 1 raters)"
+    assert f"study: {said}" in refused("report", folder)
+    assert f"study: {said}" in refused("report", folder, "--keep_inattentive")
     with sqlite3.connect(study.answers) as base:
         base.execute("delete from answer")
     with pytest.raises(UserError, match="no answers yet"):
