@@ -1,5 +1,6 @@
 """Pictures of many clips: a contact sheet (one row of frames a clip) and a grid that moves."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,9 +83,10 @@ def _labelled(label: str, picture: Picture, size: int = TEXT) -> Picture:
     """Write `label` above a picture, as much of it as fits, in letters of `size` pixels."""
     height, width = picture.shape[:2]
     font, line = ImageFont.load_default(size), size + LEADING
-    text = label
-    while text and font.getlength(text) > width - GAP:
-        text = text[:-2] + "…"
+    text, room = label[:width], width - GAP  # a letter is a pixel wide or more
+    if font.getlength(text) > room:
+        ends = bisect_right(range(len(text)), room, key=lambda end: font.getlength(text[:end] + "…"))
+        text = text[: ends - 1] + "…" if ends else ""
     canvas = Image.new("RGB", (width, line + height), (PAPER,) * 3)
     ImageDraw.Draw(canvas).text((1, 2), text, font=font, fill=(INK,) * 3)
     canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (0, line))

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import av
@@ -102,6 +103,16 @@ def test_contact_sheet() -> None:
     assert np.array_equal(sheet[24:152:2, 4:132:2], frames[0])  # below the label, first frame first
     assert np.array_equal(sheet[24:152:2, 532:660:2], frames[-1])  # last frame last
     assert (sheet[4:24] < 128).any()  # there is a label
+
+
+def test_a_label_costs_no_more_than_its_picture_shows() -> None:
+    frames = np.zeros((1, 16, 64, 3), np.uint8)
+    before = time.process_time()
+    long, longer = (contact_sheet([("wide " * count, frames)], 1) for count in (100, 400))
+    assert (long == longer).all()
+    assert time.process_time() - before < 1  # second; cut letter by letter it took more than ten
+    narrow = contact_sheet([("a label", np.zeros((1, 4, 4, 3), np.uint8))], 1)
+    assert (narrow[:20] == narrow[0, 0]).all()  # room for no letter
 
 
 def test_clip_grid() -> None:
