@@ -28,8 +28,10 @@ def vispruner(tokens: Tokens, count: int, important: float = 0.5) -> Reduction:
 
 @register(
     "VisionZip", "2412.04467", needs=("cls or attention", "keys"), kind="spatial", scope="frame", rest="merged",
-    follows="the code: a contextual token is its target plus the mean of its group (paper: merged by averaging)",
-    left_out="the projector tuned for reduced inputs",
+    follows="the code: a contextual token is its target plus the mean of its group (paper: merged by averaging); "
+    "neither in where targets stand: spread to the end (code: every floor(N / count)-th, so none among the last)",
+    left_out="the projector tuned for reduced inputs; the CLS token, which the code keeps; and merging before the "
+    "projector: tokens are merged as they leave it",
 )  # fmt: skip
 def visionzip(tokens: Tokens, count: int, contextual: float = 10 / 64) -> Reduction:
     """Dominant tokens by attention; the rest go to contextual targets, spread evenly, by similarity of keys."""
@@ -62,6 +64,9 @@ def prumerge(tokens: Tokens, count: int, outlier: float = 1.5, neighbours: int =
 
 @register(
     "HiPrune", "2508.00553", needs=("middle", "attention", "grid"), kind="spatial", scope="frame",
+    follows="neither in the anchors: of the tower's middle layer, of 24 the 13th (paper: the 9th of CLIP's 24; of "
+    "Qwen2.5-VL's 32 the 16th, as here); their number is rounded down, at least one (code: to the nearest), and beside "
+    "the end of a row lies nothing (code: the next row)",
 )  # fmt: skip
 def hiprune(tokens: Tokens, count: int, anchors: float = 0.1) -> Reduction:
     """Anchors by attention in a middle layer, the tokens beside them, and for the rest attention in the last layer."""
