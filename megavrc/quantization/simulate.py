@@ -55,8 +55,8 @@ def simulate_quantization(
         skip: Names of modules; nothing under them changes. Embeddings, convolutions and tied weights never do.
 
     Raises:
-        ValueError: an unknown name, groups that do not divide a layer's inputs, missing or needless calibration data.
-            The module is then as it was.
+        ValueError: an unknown name, groups that do not divide a layer's inputs, missing or needless calibration data,
+            `activations` of the output projection of torch's MultiheadAttention. The module is then as it was.
     """
     _check_method(method, QUANTIZERS, calibration)
     for number_format in (weights, activations or weights):
@@ -72,6 +72,8 @@ def simulate_quantization(
             grouped(layer.weight, group_size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}, or skip the layer") from None
+    if activations:
+        _refuse_uncalled(model, layers)
     observed = observe(model, layers, calibration) if calibration else {}
     for name, layer in layers.items():
         rounded, scale = _quantized(layer.weight.detach(), method, weights, group_size, observed.get(name))
@@ -112,6 +114,16 @@ def simulate_sparsity(
     return Simulation(
         method, f"{share:g} zero", None, None, _named(calibration, observed), tuple(layers), None
     )
+
+
+def _refuse_uncalled(model: nn.Module, layers: Iterable[str]) -> None:
+    """ValueError for a layer of torch's MultiheadAttention, which takes its weight and runs no hook of it."""
+    for name in layers:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise ValueError(
+                f"{name}: torch's MultiheadAttention takes its weight and never calls it, so its inputs cannot be "
+                "rounded: skip it, or leave activations as they are"
+            )
 
 
 def _check_method(method: str, methods: dict[str, bool], calibration: Calibration | None) -> None:

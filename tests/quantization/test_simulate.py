@@ -207,3 +207,15 @@ def test_weights_and_inputs_that_no_format_rounds_are_refused() -> None:
         simulate_quantization(
             layer, "gptq", "int8", calibration=Calibration("bad", [torch.full((2, 4), torch.inf)])
         )
+
+
+def test_inputs_that_torch_gives_to_no_layer_are_refused() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2), "head": nn.Linear(16, 3)})
+    before = hashes(model)
+    told = r"attention.out_proj: torch's MultiheadAttention .* never calls it.*: skip it"
+    with pytest.raises(ValueError, match=told):
+        simulate_quantization(model, "rtn", "int8", activations="int8")
+    assert changed(before, model) == set()
+    own = simulate_quantization(model, "rtn", "int8", activations="int8", skip=["attention.out_proj"])
+    assert own.layers == ("head",)
+    assert simulate_quantization(model, "rtn", "int8").layers == ("attention.out_proj", "head")
