@@ -4,7 +4,7 @@ The detector sees pixels only. Everything it measures scales with the size of th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,21 +51,12 @@ class Detection(NamedTuple):
     whole: bool
 
 
-class Score(TypedDict, total=False):
-    """Fractions of clips whose colour, shape, direction and all three are right; `n` clips; `psnr` in dB.
+Score = dict[str, float]
+"""Fractions of clips whose `colour`, `shape`, `direction` and `all` three are right; `n` clips; `psnr` in dB.
 
-    `iou`: mean overlap with the template of the shape found, 0 where none is; `whole`: fraction of clips that show one
-    piece in every frame. `all` asks for neither.
-    """
-
-    colour: float
-    shape: float
-    direction: float
-    all: float
-    iou: float
-    whole: float
-    n: int
-    psnr: float
+`iou`: mean overlap with the template of the shape found, 0 where none is; `whole`: fraction of clips that show one
+piece in every frame. `all` asks for neither. `colour_low`, `colour_high` and so on: the 95% interval of a fraction.
+"""
 
 
 def detect(frames_THWC: Frames) -> Detection:
@@ -136,27 +127,36 @@ def _direction(mask_THW: NDArray[np.bool_], visible: NDArray[np.intp], min_trave
     return "down" if dy > 0 else "up"
 
 
-def score(clips: Sequence[Frames] | Clips, expected: Sequence[Combination]) -> Score:
-    """Score clips, each uint8 [T, H, W, 3], against what their captions say."""
+def score(
+    clips: Sequence[Frames] | Clips, expected: Sequence[Combination], drawn: Sequence[str] = ()
+) -> Score:
+    """Score clips, each uint8 [T, H, W, 3], against what their captions say.
+
+    Args:
+        drawn: the video or prompt of each clip, which intervals draw as wholes; without them there are no intervals.
+    """
     found = [detect(frames) for frames in clips]
-    right = [_right(each, wanted) for each, wanted in zip(found, expected, strict=True)]
-    hits = np.asarray(right, dtype=bool).reshape(len(right), 3)
-    if not len(hits):
+    if not found:
         raise ValueError("no clips to score")
-    colour, shape, direction = hits.mean(axis=0)
-    return Score(
-        colour=float(colour),
-        shape=float(shape),
-        direction=float(direction),
-        all=float(hits.all(axis=1).mean()),
-        iou=float(np.mean([each.iou for each in found])),
-        whole=float(np.mean([each.whole for each in found])),
-        n=len(hits),
+    columns = _columns(found, expected)
+    scores = {name: float(values.mean()) for name, values in columns.items()}
+    scores |= {"iou": float(np.mean([each.iou for each in found])), "n": len(found)}
+    for name, values in columns.items() if drawn else ():
+        share = clustered_share(values, drawn, DRAWS)
+        scores |= {f"{name}_{end}": share[end] for end in ("low", "high")}
+    return scores
+
+
+def _columns(found: Sequence[Detection], expected: Sequence[Combination]) -> dict[str, NDArray[np.bool_]]:
+    """For each clip whether its colour, shape, direction and all three are right, and whether it shows one piece."""
+    hits = np.array(
+        [
+            [a == b for a, b in zip(one[:3], wanted, strict=True)]
+            for one, wanted in zip(found, expected, strict=True)
+        ]
     )
-
-
-def _right(found: Detection, wanted: Combination) -> list[bool]:
-    return [a == b for a, b in zip(found[:3], wanted, strict=True)]
+    columns = dict(zip(Combination._fields, hits.T, strict=True))
+    return columns | {"all": hits.all(axis=1), "whole": np.array([each.whole for each in found])}
 
 
 def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> MetricReport:
@@ -169,10 +169,7 @@ def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> Metr
     for source in sources:
         wanted = [_asked(source, index) for index in range(len(source.clips))]
         found = [detect(read_whole(source, index)) for index in shown(range(len(wanted)), source.name)]
-        hits = np.array([_right(*pair) for pair in zip(found, wanted, strict=True)])
-        columns = dict(zip(Combination._fields, hits.T, strict=True))
-        columns |= {"all": hits.all(axis=1), "whole": np.array([each.whole for each in found])}
-        drawn = wholes(source)
+        drawn, columns = wholes(source), _columns(found, wanted)
         metrics = {name: clustered_share(values, drawn, DRAWS) for name, values in columns.items()}
         cases.append(case(source.name, metrics, {"clips": len(found), "prompts_or_videos": len({*drawn})}))
     gaps = {}
@@ -244,7 +241,8 @@ def evaluate(
 
     Returns:
         Report with the scores `real`, `reconstructed` (and its PSNR against `real`), `generated`, `generated_t1`
-        (both temperatures 1, as in the paper) and, where there are any, `heldout`.
+        (both temperatures 1, as in the paper) and, where there are any, `heldout`, each with intervals: over
+        prompts, Wilson's for real and reconstructed clips.
     """
     wanted, clips = [combination for combination, _ in real], np.stack([frames for _, frames in real])
 
@@ -260,7 +258,8 @@ def evaluate(
         return run(one_batch, len(combinations), label)
 
     rebuilt = run(lambda start, end: reconstruct(clips[start:end]), len(clips), "reconstruct")
-    scores = {"real": score(clips, wanted), "reconstructed": score(rebuilt, wanted)}
+    single = [str(number) for number in range(len(wanted))]
+    scores = {"real": score(clips, wanted, single), "reconstructed": score(rebuilt, wanted, single)}
     scores["reconstructed"]["psnr"] = mean_psnr(clips, rebuilt)
     shown = {"real": (wanted, clips), "reconstructed": (wanted, rebuilt)}
     for name, combinations, how in (
@@ -272,7 +271,7 @@ def evaluate(
         if combinations:
             asked = list(combinations) * max(1, round(prompts / len(combinations)))
             made = generated(asked, how, name)
-            scores[name] = score(made, asked)
+            scores[name] = score(made, asked, [caption(combination) for combination in asked])
             shown[name] = (asked, made)
     return Report(scores, [example for name in shown for example in _examples(name, *shown[name])])
 

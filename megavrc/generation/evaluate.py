@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError, check_least
-from megavrc.evaluation.alignment import evaluate, measure_alignment
+from megavrc.evaluation.alignment import Score, evaluate, measure_alignment
 from megavrc.files import read_json, write_json
 from megavrc.generation.clip_sources import open_source
 from megavrc.generation.evaluate_clips import check_outputs, publish_report
@@ -44,7 +44,8 @@ def alignment(
 ) -> None:
     """Detect colour, shape and direction in real, reconstructed and generated clips (made by megavrc make_shapes).
 
-    Scores are fractions of clips, 0 to 1. `generated_t1` samples at temperature 1 throughout, as the paper does;
+    Scores are fractions of clips, 0 to 1, with 95% intervals: over prompts, and of real and reconstructed clips
+    Wilson's. `generated_t1` samples at temperature 1 throughout, as the paper does;
     `heldout` asks for combinations that training never showed together. With --clips, clips that any program made
     are measured instead, against their captions.
 
@@ -106,11 +107,19 @@ def alignment(
         progress=progress,
     )
     for name, scores in report.scores.items():
-        print(f"{name:14s}" + "".join(f" {key} {value:.4g}" for key, value in scores.items()))
+        print(f"{name:14s}{_row(scores)}")
     if json:
         write_json(json, report.scores)
     if sheet:
         write_png(sheet, contact_sheet(report.examples))
+
+
+def _row(scores: Score) -> str:
+    """Keys and values, with intervals where there are any."""
+    ends = {key: (scores[f"{key}_low"], scores[f"{key}_high"]) for key in scores if f"{key}_low" in scores}
+    spans = {key: f" ({low:.3g} to {high:.3g})" for key, (low, high) in ends.items()}
+    shown = [key for key in scores if not key.endswith(("_low", "_high"))]
+    return "".join(f" {key} {scores[key]:.4g}{spans.get(key, '')}" for key in shown)
 
 
 def check_places(json: Path | None, sheet: Path | None = None) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megavrc.evaluation.alignment import detect, evaluate, score
+from megavrc.evaluation.statistics import NORMAL
 from megavrc.video import read_clip, write_mp4
 from megavrc.video.shapes import (
     BACKGROUND,
@@ -123,11 +124,17 @@ def test_evaluate_asks_for_every_combination_equally_often() -> None:
     )
     assert set(report.scores) == {"real", "reconstructed", "generated", "generated_t1", "heldout", "unguided"}
     right = {"colour": 1, "shape": 1, "direction": 1, "all": 1, "whole": 1}
-    assert report.scores["real"] == right | {"n": 20, "iou": pytest.approx(1, abs=0.03)}
+    for name, n, prompts in (("real", 20, 20), ("generated", 132, 66)):
+        scores = report.scores[name]
+        assert scores.items() >= (right | {"n": n}).items() and scores["iou"] > 0.97
+        assert [scores[f"{key}_high"] for key in right] == [1] * 5  # Wilson's, of prompts
+        assert [scores[f"{key}_low"] for key in right] == pytest.approx([1 / (1 + NORMAL**2 / prompts)] * 5)
     assert report.scores["reconstructed"]["psnr"] == pytest.approx(20 * np.log10(255))
-    assert report.scores["generated"] == right | {"n": 132, "iou": pytest.approx(1, abs=0.03)}
     share = sum(c.direction == "left" for c in trained) / len(trained)
-    assert report.scores["generated_t1"]["direction"] == pytest.approx(share)
+    found = report.scores["generated_t1"]
+    assert found["direction"] == pytest.approx(share)
+    reach = (found["direction_high"] - found["direction_low"]) / 2  # of 66 prompts, whose clips are alike
+    assert reach == pytest.approx(NORMAL * np.sqrt(share * (1 - share) / 66), rel=0.15)
     assert report.scores["heldout"]["n"] == 144
     prompts = [prompt for prompt, _, first, _, _ in asked if first == 1]
     assert len(prompts) == 132 and all(prompts.count(prompt) == 2 for prompt in prompts)
