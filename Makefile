@@ -26,7 +26,7 @@ venv: $(READY)
 $(READY): setup.py requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "megavrc needs Python 3.11 or newer; name one with: make PYTHON=python3.11" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing megavrc and what it needs into $(VENV): a few minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

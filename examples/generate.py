@@ -17,14 +17,19 @@ parser.add_argument("--seed", type=int, default=0, help="another seed, another c
 parser.add_argument("--out", default="clip.gif", help="file to write (default clip.gif)")
 options = parser.parse_args()
 
-if Path(options.model, "modeling_vrc.py").is_file():
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
-else:
-    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+try:
+    if not Path(options.model, "config.json").is_file():
+        raise ValueError(f"{options.model}: no converted folder: it has no config.json")
+    if Path(options.model, "modeling_vrc.py").is_file():
+        model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    else:
+        from megavrc.model.modeling_vrc import VRCForVideoGeneration
 
-    model = VRCForVideoGeneration.from_pretrained(options.model)
-model.to("cuda" if torch.cuda.is_available() else "cpu")
-frames_THWC = model.generate_video(options.prompt, seed=options.seed)[0].cpu().numpy()
-first, *later = [Image.fromarray(frame) for frame in frames_THWC]
-first.save(options.out, save_all=True, append_images=later, duration=125, loop=0)
+        model = VRCForVideoGeneration.from_pretrained(options.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    frames_THWC = model.generate_video(options.prompt, seed=options.seed)[0].cpu().numpy()
+    first, *later = [Image.fromarray(frame) for frame in frames_THWC]
+    first.save(options.out, save_all=True, append_images=later, duration=125, loop=0)
+except (ImportError, OSError, ValueError) as error:
+    parser.exit(2, f"error: {' '.join(str(error).split())}\n")
 print(f"{options.out}: {len(frames_THWC)} frames")

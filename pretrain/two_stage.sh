@@ -21,7 +21,7 @@ VIDEO_CONFIG=${VIDEO_CONFIG:-pretrain/configs/demo_video.yaml}
 VIDEO_TOKENIZER=${VIDEO_TOKENIZER:-$RUN/tokenizer/model}
 CAPTIONS=${CAPTIONS:-$RUN/data/manifest.jsonl}
 TEXT=$RUN/text/tokenizer.model
-LAUNCH=${LAUNCH:-$PYTHON -m megavrc.distributed.torchrun --standalone --nproc-per-node=${NPROC:-2}}
+own=("$PYTHON" -m megavrc.distributed.torchrun --standalone --nproc-per-node="${NPROC:-2}")
 if ! command -v nvidia-smi > /dev/null; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread a process, or the processes fight for the cores
 fi
@@ -33,12 +33,14 @@ stage() { # NAME CONFIG OPTIONS...
         echo "$RUN/$name: complete"
         return
     fi
-    local words
-    read -ra words <<< "$LAUNCH"
-    case "${words[0]##*/} $LAUNCH" in
-        torchrun\ * | deepspeed\ * | *torch.distributed.run* | *megavrc.distributed.torchrun*) ;; # they start python themselves
-        *) words+=("$PYTHON") ;;
-    esac
+    local words=("${own[@]}")
+    if [ -n "${LAUNCH:-}" ]; then
+        read -ra words <<< "$LAUNCH"
+        case "${words[0]##*/} $LAUNCH" in
+            torchrun\ * | deepspeed\ * | *torch.distributed.run* | *megavrc.distributed.torchrun*) ;; # they start python themselves
+            *) words+=("$PYTHON") ;;
+        esac
+    fi
     "${words[@]}" pretrain/pretrain_vrc.py --config="$config" --run_dir="$RUN/$name" \
         --data.video_tokenizer="$VIDEO_TOKENIZER" "$@"
     if [ ! -f "$RUN/$name/complete.json" ]; then

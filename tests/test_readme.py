@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
+FOLDERS = sorted(page for parent in ("benchmarks", "examples") for page in (ROOT / parent).rglob("README.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *FOLDERS, *DOCS]
 
 BY_THE_WAY = {
     "commands.md",
@@ -36,7 +37,7 @@ ENTRIES = {name: entry for group in COMMANDS.values() for name, entry in group.i
 # rows like: | `megavrc x` | what it does |, and | `megavrc x one` | .. |
 ROWS = re.findall(r"^\| `megavrc (\w+) ?([^`]*)` \|", COMMANDS_PAGE, re.MULTILINE)
 SUBCOMMANDS = {name: [word for found, word in ROWS if found == name and word] for name, _ in ROWS}
-SCRIPT = rf"((?<!/)\b(?:tools|pretrain|examples|benchmarks)/\w+\.py\b|\bmegavrc (?:{'|'.join(ENTRIES)})\b)"
+SCRIPT = rf"((?<!/)\b(?:tools|pretrain|examples|benchmarks)/(?:study/)?\w+\.py\b|\bmegavrc (?:{'|'.join(ENTRIES)})\b)"
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
@@ -84,7 +85,8 @@ def test_commands_know_the_options_that_pages_give_them(page: Path) -> None:
     unknown = []
     for command, words in commands(page):
         assert command in ENTRIES or (ROOT / command).is_file(), command
-        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if SUBCOMMANDS.get(command) else None
+        several = SUBCOMMANDS.get(command) or "/study/" in command
+        subcommand = re.match(r" ([a-z][a-z0-9-]*)|", words)[1] if several else None
         for option in re.findall(r"(?<=\s--)[a-z][\w.-]*", f" {words}"):
             if "--" + option.replace("-", "_") not in known_options(command, subcommand or ""):
                 unknown.append(f"{command} {subcommand or ''} --{option}")

@@ -76,8 +76,11 @@ class Matrix:
             samples: with those that draw clips and score them, after the runs of the same priority and seed; the judge
                 of a priority's clips comes after all of its seeds.
             tune: with those that find each run's best temperatures, and draw and score clips with them.
-            seeds: runs of these seeds alone (default: of all).
+            seeds: runs of these seeds alone (default: of all); UserError for one that no run has.
         """
+        known = sorted({seed for _, seed in self._order()})
+        if unknown := sorted(set(seeds) - set(known)):
+            raise UserError(f"--seeds: no run has seed {unknown[0]}; choose of {', '.join(map(str, known))}")
         jobs: list[StudyJob] = []
         runs = self._content["runs"]
         for priority, ordered in groupby(self._order(), lambda item: runs[item[0]]["priority"]):

@@ -14,7 +14,7 @@ from others import others_at_work
 from outcome import write_result
 
 from megavrc.config import command, load_config
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.files import read_json
 from megavrc.paper.child import stop_on_signals
 from megavrc.paper.jobs import JobRunner, MatrixJob, hold
@@ -99,6 +99,7 @@ def run(
         pauses: stand still while tests or benchmarks run on this machine, or WORK/pause exists.
         smoke: the whole matrix at toy size, in this checkout as it is.
     """
+    check_least(priority=(priority, 0))
     work, results = work.resolve(), results.resolve()
     if CHECKOUT in [work, *work.parents] and not smoke:
         raise UserError(f"--work {work}: is inside the checkout; choose a folder outside of it")

@@ -6,11 +6,11 @@ The clips are generated anew from the run's converted folder, with the demo's ow
 of colour, shape and direction are held out: the model never saw them together.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from megavrc.config import command
 from megavrc.demo.run import TEMPERATURES
 from megavrc.generation.folder import load_folder
 from megavrc.model import Sampling, SamplingSettings
@@ -22,7 +22,11 @@ TRAINED, HELDOUT, COLUMNS = 6, 2, 4
 
 
 def main(run: Path) -> None:
-    """Write the picture."""
+    """Write docs/images/demo.gif from a finished demo.
+
+    Args:
+        run: its folder, such as runs/demo.
+    """
     manifest = run / "data" / "manifest.jsonl"
     prompts = [
         *_spread(read_captions(manifest, "val"), TRAINED),
@@ -43,4 +47,4 @@ def _spread(captions: list[str], count: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    command(main)

@@ -17,7 +17,7 @@ from megavrc.demo.comparison import write_comparison
 from megavrc.demo.report import read_scores, write_report
 from megavrc.demo.scenes import finish_scenes, scene_steps
 from megavrc.demo.steps import ROOT, Step, run_steps, training_options
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.files import check_format, read_object, write_json
 from megavrc.model import Sampling, SamplingSettings
 
@@ -51,18 +51,19 @@ def main(
     """
     if not 0 < part <= 1:
         raise UserError(f"--part: {part} is not in (0, 1]")
+    check_least(processes=(processes, 1))
     if not (ROOT / "pretrain" / "two_stage.sh").is_file():
         raise UserError(f"{ROOT}: is no checkout of megavrc, whose pretrain/two_stage.sh the demo runs")
     started = time.monotonic()
     run = (out or Path("runs/demo" if data == "shapes" else "runs/demo-scenes")).resolve()
     options = {"part": part, "seed": seed, "processes": processes}
+    steps = (demo_steps if data == "shapes" else scene_steps)(run, part, seed, processes)
     _refuse_another(run / "demo.json", options if data == "shapes" else options | {"data": data})
+    run_steps(run, steps)
     if data == "shapes":
-        run_steps(run, demo_steps(run, part, seed, processes))
         next_steps = what_now(run)
         report = _finish_shapes(run, seed, next_steps)
     else:
-        run_steps(run, scene_steps(run, part, seed, processes))
         report, next_steps = finish_scenes(run, seed)
     print(f"\n{time.monotonic() - started:.0f} s in all. Open {report} in a browser. What now:")
     for what, line in next_steps:

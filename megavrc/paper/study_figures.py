@@ -59,6 +59,7 @@ def _bits(runs: Runs) -> Any:
             _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", place)
         axis.set_title(f"{part} frame" + "s" * (part == "later"))
         axis.set_xlabel("training steps of 8 clips")
+        axis.locator_params(axis="x", nbins=5)
         axis.set_ylabel("bits a clip")
         axis.set_ylim(bottom=0)
         if axis.has_data():
@@ -84,28 +85,36 @@ ENTRIES = {"given": "from the true first frame", "free": "from the text"}
 
 
 def _whole(runs: Runs) -> Any:
-    """Whole and sound clips of each model at its last checkpoint, by entry; None before any are drawn."""
-    rows = {name: steps[-1] for name, seeds in runs.items() if (steps := checkpoints(seeds, "given"))}
+    """Whole and sound clips of each model at its last checkpoint, by entry and passes; None before any are drawn."""
+    rows = [
+        (name, steps[-1], passes)
+        for name, seeds in runs.items()
+        for passes in ("", " refined")
+        if (steps := checkpoints(seeds, f"given{passes}"))
+    ]
     if not rows:
         return None
-    best = any(checkpoints(seeds, "given tuned") for seeds in runs.values())
-    figure, axes = panels(2, columns=2)
+    figure, axes = panels(2, columns=1, width=7, height=0.9 + 0.4 * len(rows))
     for score, axis in zip(("whole", "all"), axes, strict=True):
         for shift, (kind, entry) in enumerate(ENTRIES.items()):
-            for tuned in ("", " tuned") if best else ("",):
+            for tuned in ("", " tuned"):
                 points = {
                     place: spread_metric(found)
-                    for place, (name, step) in enumerate(rows.items())
-                    if says(found := values(runs, Cell(name, step, kind + tuned, score)))
+                    for place, (name, step, passes) in enumerate(rows)
+                    if says(found := values(runs, Cell(name, step, kind + passes + tuned, score)))
                 }
                 label = f"{entry}{', best temperatures' if tuned else ''}"
                 _across(axis, points, shift, bool(tuned), label)
-        axis.set_yticks(range(len(rows)), list(rows))
-        axis.invert_yaxis()
+        axis.set_yticks(range(len(rows)), [_row(*row, len(runs[row[0]])) for row in rows], fontsize=8)
         axis.set_xlim(0, 1)
+        axis.set_ylim(len(rows) - 0.4, -0.5)
         axis.set_xlabel({"whole": "whole clips, share", "all": "sound clips, share"}[score])
-    axes[0].legend(fontsize=8)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
     return figure
+
+
+def _row(name: str, step: int, passes: str, seeds: int) -> str:
+    return f"{name}{', several passes' if passes else ''}\nstep {step:,}, {seeds} of {SEEDS} seeds"
 
 
 def _across(axis: Any, points: dict[int, Metric], shift: int, filled: bool, label: str) -> None:

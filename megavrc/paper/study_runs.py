@@ -97,6 +97,10 @@ def _values(row: dict[str, object], cell: Cell) -> Array:
 
 def read_study(folder: Path) -> dict[str, list[StudyRun]]:
     """All runs by name, each with its seeds in order. Raises UserError for a file that is none of the study's."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; go to the checkout of megavrc, or name another with --results"
+        )
     runs: dict[str, list[StudyRun]] = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         content = read_result(path)

@@ -140,7 +140,7 @@ class ClipMaker:
             if "later_passes" in options:
                 options["later_passes"] = [options["later_passes"]]
             length = self._length(frames)
-            about = self._about(source, number, len(options["seed"]), length, given)
+            about = self._about(source, length, given, options)
             for clip, strip, status in self._grow(files, length, options):
                 yield Shown(clip, strip, status, KEEP, about, number)
             saved = next(files.glob("clip*.[mz]*"))
@@ -178,15 +178,19 @@ class ClipMaker:
             raise UserError(f"frames: {length} is not 1 + {self.patch}k")
         return length
 
-    def _about(self, source: Any, seed: int, clips: int, frames: int, given: dict[str, Any]) -> str:
+    def _about(self, source: Any, frames: int, given: dict[str, Any], options: dict[str, Any]) -> str:
         what = self.classes[self._class(source)] if self.classes else _prompt(source)
-        seeds = f"seed {seed}" if clips == 1 else f"seeds {seed} to {seed + clips - 1}"
+        first, last = options["seed"][0], options["seed"][-1]
+        seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+        begun = ["from a picture"] * ("first_frame" in options)
+        if "clip" in options:
+            begun.append(f"after {options['clip'].shape[1]} frames of a clip")
         changed = [
             f"{name.replace('_', ' ')} {value:g}"
             for name, value in given.items()
             if isinstance(value, int | float) and value != self.own[name]
         ]
-        return ", ".join([what, seeds, f"{frames} frames", *changed])
+        return ", ".join([what, *begun, seeds, f"{frames} frames", *changed])
 
     def _grow(self, files: Path, length: int, options: dict[str, Any]) -> Iterator[tuple[str, Frames, str]]:
         """File of the animation, strip and status after each step; writes what is saved at the end."""

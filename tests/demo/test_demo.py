@@ -127,6 +127,17 @@ def test_parts_of_another_demo_are_not_passed_off_as_this_one(tmp_path):
         assert sorted((tmp_path / folder).iterdir()) == before
 
 
+@pytest.mark.parametrize("data", ["shapes", "scenes"])
+@pytest.mark.parametrize(
+    ("processes", "said"),
+    [(0, "--processes: 0, at least 1"), (3, "--processes: 3 does not divide the batch of 4")],
+)
+def test_a_wrong_option_leaves_no_folder_that_refuses_the_right_one(tmp_path, data, processes, said):
+    with pytest.raises(UserError, match=said):
+        main(tmp_path / "mine", data, processes=processes)
+    assert not (tmp_path / "mine").exists()
+
+
 def test_the_run_folder_is_relative_to_the_caller(tmp_path):
     """The steps run in the repository: their options must not be read relative to that."""
     words = [*WORDS, "--out=mine", "--part=1e-9"]  # no clips: the first step refuses that

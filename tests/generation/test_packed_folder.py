@@ -1,5 +1,6 @@
-"""A converted folder packed small by examples/pack_model.py."""
+"""The examples of the small model: a converted folder packed small, clips of one, and what a mistake says."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,41 @@ def test_a_packed_folder_stores_half_and_computes_the_same_way(folder: Path, tmp
 def test_another_type_is_taken_if_asked_for(folder: Path, dtype: str) -> None:
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     assert load_folder(folder, dtype=dtype).model.tokens.weight.dtype == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["examples/generate.py", "nowhere", "a red square"],
+            "nowhere: no converted folder: it has no config.json",
+        ),
+        (["examples/generate.py", "{}", "a red square", "--seed=-1"], "seed"),
+        (["examples/generate.py", "{}", "a red square", "--out=no/clip.gif"], "no/clip.gif"),
+        (["examples/generate.py", "{}", "a red square", "--out=clip.mp3"], "unknown file extension: .mp3"),
+        (["examples/pack_model.py", "nowhere", "packed"], "nowhere: no such folder"),
+        (["examples/pack_model.py", "{}", "there"], "there: File exists"),
+        (["examples/try.py", "--out=there/clips.gif"], "there"),
+        (["docs/figures/moving.py"], "required: run"),
+        (["docs/figures/moving.py", "there"], "there/data/manifest.jsonl: no such file"),
+        (["examples/try.py", "--output=clips.gif"], "unknown option --output (did you mean --out?)"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "there").write_text("a file of somebody")
+    monkeypatch.chdir(tmp_path)
+    script = ROOT / words[0]
+    monkeypatch.setattr(
+        sys, "argv", [str(script), *(word.format(ROOT / "examples/scenes") for word in words[1:])]
+    )
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    [line] = capsys.readouterr().err.splitlines()[-1:]
+    assert end.value.code == 2 and line.startswith("error: ") and said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

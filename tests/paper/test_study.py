@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from megavrc.errors import UserError
 from megavrc.files import read_json
 from megavrc.paper.measured import SMOKE
 from megavrc.paper.study import digest, study, write_study
+from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import read_study
+from megavrc.paper.study_tables import Costs
+from megavrc.report.figures import save
 from megavrc.results import page_text, read_result, table
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +93,8 @@ def test_what_is_run_needs_a_folder_of_its_own(tmp_path: Path, monkeypatch: pyte
 def test_no_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results of the study"):
         study(tmp_path)
+    with pytest.raises(UserError, match="there: no such folder; go to the checkout of megavrc"):
+        study(tmp_path / "there")
 
 
 def test_any_runs_may_be_missing_and_cells_say_what_makes_them(tmp_path: Path) -> None:
@@ -127,3 +133,39 @@ def test_the_committed_tables_can_be_made_again(tmp_path: Path) -> None:
     for name in TABLES:
         file = f"study-{name}.json"
         assert table(read_result(tmp_path / file)) == table(read_result(RESULTS.parent / file))
+
+
+def test_clips_in_one_pass_and_in_several_have_rows_of_their_own(tmp_path: Path) -> None:
+    shown = {"whole": "1 0 1 0", "all": "1 0 0 0"}
+    write_cases(tmp_path / "runs", "scenes-vrc", 0, {"given 4000": shown})
+    kinds = ("given", "given refined", "given refined tuned", "free refined")
+    write_cases(tmp_path / "runs", "scenes-refine", 0, {f"{kind} 16000": shown for kind in kinds})
+    figure = dict(drawn(read_study(tmp_path / "runs"), Costs(tmp_path)))["whole"]
+    rows = [label.get_text().split("\n") for label in figure.axes[0].get_yticklabels()]
+    assert rows == [
+        ["scenes-refine", "step 16,000, 1 of 3 seeds"],
+        ["scenes-refine, several passes", "step 16,000, 1 of 3 seeds"],
+        ["scenes-vrc", "step 4,000, 1 of 3 seeds"],
+    ]
+    points = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in figure.axes[0].containers}
+    assert points == {
+        "from the true first frame": [0, 1, 2],
+        "from the true first frame, best temperatures": [1],
+        "from the text": [1.2],
+    }
+
+
+def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:
+    """Of runs of 4000 and 16,000 steps, each point at the edge that a legend stands at."""
+    for name, steps in {"scenes-vrc": (1000, 4000), "scenes-refine-long": (4000, 16000)}.items():
+        bits: dict[str, Any] = {f"bits val {step}": ["60 90 90", "70 80 80"] for step in steps}
+        write_cases(tmp_path / "runs", name, 0, bits | {f"given {steps[-1]}": {"whole": "0 0", "all": "1 1"}})
+    figures = dict(drawn(read_study(tmp_path / "runs"), Costs(tmp_path)))
+    for name in ("bits", "whole"):
+        save(figures[name], tmp_path / f"{name}.png")
+        for axis in figures[name].axes:
+            numbers = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+            inside = [box for box in numbers if axis.bbox.x0 <= (box.x0 + box.x1) / 2 <= axis.bbox.x1]
+            assert all(left.x1 + 2 < right.x0 for left, right in pairwise(inside))
+    [legend] = [axis.get_legend() for axis in figures["whole"].axes if axis.get_legend()]
+    assert legend.get_window_extent().y0 >= figures["whole"].axes[0].bbox.y1 - 1

@@ -52,6 +52,11 @@ def test_every_run_is_a_configuration(smoke: bool) -> None:
             assert measured[job.name] <= kept, f"{job.name} measures checkpoints that it does not keep"
 
 
+def test_a_seed_that_no_run_has_is_refused() -> None:
+    with pytest.raises(UserError, match="--seeds: no run has seed 7; choose of 0, 1, 2"):
+        Matrix(FILE, Path("work")).jobs(seeds=[0, 7])
+
+
 def test_a_work_folder_may_have_spaces() -> None:
     jobs = {job.name: job for job in Matrix(FILE, Path("my work")).jobs()}
     clips = jobs["told0/clips"].words

@@ -147,6 +147,9 @@ def test_the_clone_stays_at_its_revision_until_it_is_updated(
 def test_one_runner_a_folder_and_outside_of_the_checkout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="inside the checkout"):
         study.run(ROOT / "runs" / "study")
+    with pytest.raises(UserError, match="--priority: -1, at least 0"):
+        study.run(tmp_path / "new", priority=-1)
+    assert not (tmp_path / "new").exists()
     with open(tmp_path / "lock", "w") as lock:
         study.hold(lock, tmp_path)
         with open(tmp_path / "lock", "w") as second, pytest.raises(UserError, match="another runner"):

@@ -20,9 +20,9 @@ from megavrc.errors import UserError
 from megavrc.generation.folder import load_folder
 from megavrc.model import ConditionConfig
 from megavrc.model.clips import sampling_settings
-from megavrc.video import write_png
+from megavrc.video import write_mp4, write_png
 from megavrc.web.address import check_address
-from megavrc.web.clip_maker import MORE, clip_maker, side_by_side, stream
+from megavrc.web.clip_maker import ALWAYS, MORE, clip_maker, side_by_side, stream
 from megavrc.web.demo_page import build_page, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
@@ -271,6 +271,22 @@ def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
     for nothing in (None, ["a blue dog"]):  # as programs may send
         with pytest.raises(UserError, match="prompt: give a text, not "):
             list(maker(nothing, None, 6, 1, 0.9, 0.9))
+
+
+def test_what_a_clip_is_made_of_names_its_beginning(folder, tmp_path) -> None:
+    frames = np.zeros((5, 16, 16, 3), np.uint8)
+    write_png(tmp_path / "picture.png", frames[0])
+    write_mp4(tmp_path / "clip.mp4", frames)
+    maker = clip_maker(load_folder(folder), tmp_path)
+    begun = {"picture": None, "video": None}
+    for given, name, said in (
+        ("picture", "picture.png", "a blue dog, from a picture, seed 6, 17 frames"),
+        ("video", "clip.mp4", "a blue dog, after 5 frames of a clip, seed 6, 17 frames"),
+    ):
+        beginning = begun | {given: {"path": str(tmp_path / name)}}
+        own = [maker.own[key] for key in ALWAYS]
+        made = list(maker("a blue dog", beginning["picture"], 6, *own, video=beginning["video"]))
+        assert made[-2].about == said
 
 
 def test_several_clips_stand_in_a_square() -> None:
