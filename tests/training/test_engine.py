@@ -88,21 +88,23 @@ def test_all_stages_precisions_and_world_sizes(tmp_path: Path) -> None:
 
 START = """
 import os, sys, torch
+import megavrc.training.entry
 from megavrc.distributed import connect
 from megavrc.training.config import OptimizerConfig, TrainConfig
 from megavrc.training.engine import Engine
 
+loaded = "scipy" in sys.modules
 with connect() as rank:
     core = torch.nn.Linear(2, 2)
     engine = Engine(core, lambda core, batch, step: (core(batch).sum(), {}), TrainConfig(), OptimizerConfig(), rank)
     loss, _ = engine.forward(torch.ones(8, 2), 0)
     engine.backward(loss)
-os._exit("torch._inductor.compile_fx" in sys.modules)  # as pretraining ends: ZeRO may abort after that
+os._exit(loaded or "torch._inductor.compile_fx" in sys.modules)  # as pretraining ends: ZeRO may abort after that
 """
 
 
-def test_torchs_compiler_is_loaded_only_when_asked_for() -> None:
-    """It takes a rank seconds to import."""
+def test_torchs_compiler_and_scipy_are_loaded_only_when_asked_for() -> None:
+    """They take a rank seconds to import."""
     done = subprocess.run(
         [sys.executable, "-c", START], env=environment(), capture_output=True, text=True, timeout=120
     )
