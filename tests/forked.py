@@ -21,7 +21,7 @@ def server() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
     """The way to fork_server.py, and the server, which ends with the tests."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, ROOT / "tests" / "fork_server.py", str(theirs.fileno())]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with theirs:
         return ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
