@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
+import forked
 import ports
 import pytest
 import torch
@@ -32,6 +33,12 @@ def ordinary_priority() -> Iterator[None]:
     if SCHEDULER is not None and (now := os.sched_getscheduler(0)) != SCHEDULER:
         os.sched_setscheduler(0, SCHEDULER, os.sched_param(0))
         pytest.fail(f"this process became real-time: scheduler {now}, {SCHEDULER} at first")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    yield
+    forked.end_server()
 
 
 @pytest.fixture

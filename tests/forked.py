@@ -1,53 +1,89 @@
-"""Programs that end in their own way, each in a fork of one process that has imported what they all need."""
+"""Programs that train, each a process of its own, but forked from one that has imported what they all need."""
 
+import functools
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = """
-import json, os, runpy, sys
-import megavrc.training.entry
-
-for number, words in enumerate(json.loads(sys.argv[1])):
-    if (child := os.fork()) == 0:
-        for name, descriptor in (("out", 1), ("err", 2)):
-            os.dup2(os.open(f"{sys.argv[2]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-        sys.argv = words
-        sys.path.insert(0, os.path.dirname(words[0]))
-        runpy.run_path(words[0], run_name="__main__")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a program ended."""
+@functools.cache
+def server() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """The way to fork_server.py, and the server, which ends with the tests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, ROOT / "tests" / "fork_server.py", str(theirs.fileno())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with theirs:
+        return ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
-    returncode: int
-    stdout: str
-    stderr: str
+
+def end_server() -> None:
+    if server.cache_info().currsize:
+        channel, process = server()
+        channel.shutdown(socket.SHUT_RDWR)
+        process.wait()
 
 
-def run_forked(folder: Path, *programs: Sequence[object], cwd: Path | None = None) -> list[Ended]:
-    """Run programs (a script and its words) that train, one after the other.
+class Forked:
+    """A program that runs: a script and its words, as `python` would run them.
 
-    Args:
-        folder: new, for what they print.
-        cwd: their working directory.
+    Attributes:
+        pid: number of its process.
+        returncode: as that of subprocess.Popen; None while it is not known to have ended.
     """
-    folder.mkdir()
-    words = json.dumps([list(map(str, program)) for program in programs])
-    command = [sys.executable, "-c", CODE, words, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [
-        Ended(int(code), *((folder / f"{number}.{name}").read_text() for name in ("out", "err")))
-        for number, code in enumerate(done.stdout.split())
-    ]
+
+    def __init__(
+        self,
+        *program: object,
+        env: Mapping[str, str],
+        cwd: Path = ROOT,
+        stdout: IO[Any] | None = None,
+        stderr: IO[Any] | None = None,
+    ) -> None:
+        self.returncode: int | None = None
+        self._said, said = os.pipe()
+        asked = {"words": list(map(str, program)), "environment": dict(env), "cwd": str(cwd)}
+        files = [stdout.fileno() if stdout else 1, stderr.fileno() if stderr else 2, said]
+        socket.send_fds(server()[0], [json.dumps(asked).encode()], files)
+        os.close(said)
+        self.pid = self._number()
+
+    def _number(self) -> int:
+        content = os.read(self._said, 4)
+        assert len(content) == 4, "fork_server.py has ended"
+        return int.from_bytes(content, "little", signed=True)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Its exit code; None where it still runs after `timeout` seconds."""
+        if self.returncode is None and select.select([self._said], [], [], timeout)[0]:
+            self.returncode = self._number()
+            os.close(self._said)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.wait(0) is None:
+            os.kill(self.pid, number)
+
+
+def run_forked(
+    *program: object, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, its output captured."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        forked = Forked(*program, stdout=out, stderr=err, env=env or os.environ, cwd=cwd)
+        try:
+            code = forked.wait(300)
+        finally:
+            forked.send_signal(signal.SIGKILL)
+        assert code is not None, f"{program} does not end"
+        said = [(file.seek(0), file.read())[1] for file in (out, err)]
+    return subprocess.CompletedProcess(program, code, *said)

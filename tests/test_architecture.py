@@ -1,6 +1,7 @@
 """The house rules that a machine can watch: sizes, light imports, layers, no traces of the machine it was made on."""
 
 import ast
+import functools
 import graphlib
 import re
 import shutil
@@ -42,6 +43,19 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
+def statements(path: Path) -> list[ast.AST]:
+    """All of a file, those inside others too."""
+
+    def inside(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+                yield child
+                yield from inside(child)
+
+    return list(inside(ast.parse(path.read_text())))
+
+
 def loaded_modules(code: str) -> set[str]:
     """The top-level modules in a fresh interpreter after `code`."""
     script = f"{code}\nimport sys; print(' '.join({{m.partition('.')[0] for m in sys.modules}}))"
@@ -64,7 +78,7 @@ def span(node: ast.stmt) -> int:
 def test_functions_are_short() -> None:
     long = {}
     for path in sources(*FOLDERS):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in statements(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = span(node) - (span(node.body[0]) if ast.get_docstring(node) else 0)
                 if lines > MAX_FUNCTION:
@@ -82,8 +96,12 @@ def public_names() -> dict[str, list[str]]:
     """Top-level public classes and functions of the package: name -> the modules that define it."""
     found: dict[str, list[str]] = {}
     for path in sources("megavrc"):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        for node in statements(path):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and node.col_offset == 0
+                and not node.name.startswith("_")
+            ):
                 found.setdefault(node.name, []).append(name(path).removeprefix("megavrc/"))
     return found
 
@@ -126,7 +144,7 @@ def test_modules_import_in_no_circle() -> None:
     for module, path in paths.items():
         graph[module] = set()
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in statements(path):
             if isinstance(node, ast.Import):
                 graph[module] |= {alias.name for alias in node.names} & set(paths)
             elif isinstance(node, ast.ImportFrom):
@@ -141,7 +159,7 @@ def test_no_module_takes_private_names_of_another() -> None:
     taken = [
         f"{name(path)}: {alias.name} of {node.module}"
         for path in sources("megavrc")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in statements(path)
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("megavrc"))
         for alias in node.names
         if re.match(r"_(?!_)", alias.name)
@@ -151,7 +169,7 @@ def test_no_module_takes_private_names_of_another() -> None:
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """(module, level) of every import statement, lazy ones too; level > 0 is relative."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

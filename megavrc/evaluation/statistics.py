@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from megavrc.evaluation.frechet import (
     Array,
@@ -108,6 +107,8 @@ def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, see
 
 def sign_test(first: int, second: int) -> float:
     """The two-sided probability of a split as uneven as `first` to `second`, or more so, among equals."""
+    from scipy import stats  # a second of imports, of every rank too
+
     return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 

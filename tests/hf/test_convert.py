@@ -1,12 +1,13 @@
 """From a run to a folder: nothing but a whole, checked folder ever appears."""
 
 import json
+import multiprocessing
+import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from megavrc.errors import UserError
 from megavrc.generation.command import generate
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import check_sums
+from megavrc.hf import commands
 from megavrc.hf import parity_check as gate
 from megavrc.hf.captions import training_captions
 from megavrc.hf.card import model_card, training_record
@@ -28,8 +30,6 @@ from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.clips import encode_clips
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 
 
 @pytest.fixture
@@ -88,29 +88,40 @@ def given_prompts(source: Source) -> list[str]:
     return gate.make_inputs(source.model, source.video.net, source.text).prompts
 
 
+FORK = multiprocessing.get_context("fork")  # importing anew would take most of the time
+
+
+def convert(source: Source, out: Path, file_size: int = 0) -> None:
+    """The command, in a process of its own, which Ctrl-C interrupts; `file_size`: bytes that a file may have."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    parts = source.run.parent
+    words = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", out]
+    sys.exit(run_command(commands.to_hf, [*map(str, words), f"--text_tokenizer={parts / 'tokenizer.model'}"]))
+
+
 def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
-    parts, mine = source.run.parent, tmp_path / "out_partial"
+    mine = tmp_path / "out_partial"
     mine.mkdir()  # a folder of the user's
-    options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", tmp_path / "out"]
-    command = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
-    process = subprocess.Popen(command, cwd=TOOL.parents[1], preexec_fn=heard)
+    process = FORK.Process(target=convert, args=(source, tmp_path / "out"))
+    process.start()
     while len(list(tmp_path.iterdir())) == 1:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() != 0
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode != 0
     assert list(tmp_path.iterdir()) == [mine]
 
 
-def test_a_full_disk_is_one_line(source, tmp_path) -> None:
-    parts, out = source.run.parent, tmp_path / "out"
-    options = ["--run", source.run, "--video_tokenizer", parts / "video", "--out", out]
-    words = [sys.executable, TOOL, "to-hf", *options, "--text_tokenizer", parts / "tokenizer.model"]
-    limited = ["prlimit", "--fsize=100000", *words]  # bytes of a file
-    done = subprocess.run(limited, cwd=TOOL.parents[1], capture_output=True, text=True)
-    assert done.returncode == 2 and not list(tmp_path.iterdir())
-    assert f"error: {out}: cannot be written" in done.stderr and "Traceback" not in done.stderr
+def test_a_full_disk_is_one_line(source, tmp_path, capfd) -> None:
+    process = FORK.Process(target=convert, args=(source, tmp_path / "out", 100_000))
+    process.start()
+    process.join()
+    errors = capfd.readouterr().err
+    assert process.exitcode == 2 and not list(tmp_path.iterdir())
+    assert f"error: {tmp_path / 'out'}: cannot be written" in errors and "Traceback" not in errors
 
 
 def test_parts_that_do_not_fit_are_named(source, tmp_path) -> None:

@@ -1,11 +1,9 @@
 """From a converted folder back to the start of a run, and to a folder again."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,16 +26,13 @@ from megavrc.model.modeling_vrc import write_sums
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.training.stages import start_from
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
-
 
 def test_there_and_back_and_there_again(source, folder, tmp_path) -> None:
-    """The same bits, buffers included, through the command and the gate; the same sampling, which is not the usual."""
+    """The same bits, buffers included, through the gate; the same sampling, which is not the usual."""
     folder = shutil.copytree(folder, tmp_path / "folder")
     with_own_sampling(folder)
-    command = [sys.executable, TOOL, "from-hf", "--model", folder, "--out", tmp_path / "start"]
-    subprocess.run(command, cwd=TOOL.parents[1], check=True, capture_output=True)
     start = tmp_path / "start"
+    from_hf(folder, start)
     weights, state = read_weights(start)
     for name, tensor in source.model.state_dict().items():
         assert weights[name].dtype == tensor.dtype and torch.equal(weights[name], tensor), name
@@ -204,13 +199,14 @@ def make_format_1(folder: Path) -> None:
 
 
 def test_a_killed_conversion_leaves_nothing_that_counts(folder, tmp_path) -> None:
-    command = [sys.executable, TOOL, "from-hf", "--model", folder, "--out", tmp_path / "start"]
-    process = subprocess.Popen(command, cwd=TOOL.parents[1], stdout=subprocess.DEVNULL)
+    fork = multiprocessing.get_context("fork")  # importing anew would take most of the time
+    process = fork.Process(target=from_hf, args=(folder, tmp_path / "start"))
+    process.start()
     while not list(tmp_path.iterdir()):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "start").exists()
     from_hf(folder, tmp_path / "start")
     assert [path.name for path in tmp_path.iterdir()] == ["start"]

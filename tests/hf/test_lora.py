@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from forked import run_forked
 from hf_source import make_tokens
 from safetensors.torch import load_file
 
@@ -34,9 +35,7 @@ def tuned(folder: Path, source, tmp_path_factory: pytest.TempPathFactory) -> tup
     sampling = read_json(own / "generation_config.json")
     write_json(own / "generation_config.json", sampling | {"first_temperature": 1.0, "top_p": 0.9})
     words = ["--model", own, "--data", data, "--out", root / "tuned", "--steps", "60", "--lr", "0.01"]
-    run = subprocess.run(
-        [sys.executable, EXAMPLE, *words], cwd=EXAMPLE.parents[1], capture_output=True, text=True
-    )
+    run = run_forked(EXAMPLE, *words)
     assert run.returncode == 0, run.stderr
     return root / "tuned", run.stdout
 

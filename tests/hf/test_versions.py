@@ -69,6 +69,7 @@ print(transformers.__version__)
 """
 
 
+@pytest.mark.slow
 def test_clip_embeds_alike_at_both_ends(old_python, tmp_path) -> None:
     """What CLIPSIM is made of: pictures (resized and cut), captions, and which of these were cut."""
     folder, found = save_clip(tmp_path / "clip"), []

@@ -29,14 +29,21 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks that nothing disturbed; beside the dataset of all runs."""
-    folder = tmp_path_factory.mktemp("reference")
-    config = write_config(folder, make_tokens(folder / "tokens"), "run", STEPS)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dataset of all runs."""
+    folder = tmp_path_factory.mktemp("data")
+    make_tokens(folder / "tokens")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path) -> Path:
+    """Two ranks that nothing disturbed, beside their data."""
+    config = write_config(data, data / "tokens", "run", STEPS)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     done = launch("python", *torchrun, PRETRAIN, f"--config={config}")
     assert done.returncode == 0, done.stderr
-    return folder
+    return data
 
 
 @dataclass
@@ -96,8 +103,8 @@ def tool(cluster: Cluster, *words: str) -> str:
     return cluster.run(*environment, sys.executable, script, *words, cwd=ROOT)
 
 
-def submit(cluster: Cluster, reference: Path, folder: Path, *options: str, **train: Any) -> Job:
-    config = write_config(folder, reference / "tokens", "run", **{"steps": STEPS, **train})
+def submit(cluster: Cluster, data: Path, folder: Path, *options: str, **train: Any) -> Job:
+    config = write_config(folder, data / "tokens", "run", **{"steps": STEPS, **train})
     setup = "export MASTER_ADDR=127.0.0.1"  # the names n1 and n2 do not resolve
     tool(cluster, "submit", "--nodes=2", f"--setup={setup}", *options, "--", PRETRAIN, f"--config={config}")
     config.write_text("edited: afterwards")  # what is queued does not change
@@ -125,10 +132,10 @@ def test_a_stopped_and_a_killed_job_come_back_and_finish(
     assert f"step       {STEPS} saved, complete" in shown and "attempts   3" in shown
 
 
-def test_any_name_of_a_run_folder(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+def test_any_name_of_a_run_folder(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     """Blanks, quotes, # and SLURM's own patterns; no training is needed to see that."""
     name = 'my run\'s "x" #1 %j 50% é'
-    config = write_config(tmp_path, reference / "tokens", name, 5)
+    config = write_config(tmp_path, data / "tokens", name, 5)
     words = [
         "--nodes=2",
         "--sbatch=--comment='a b'",
@@ -145,15 +152,13 @@ def test_any_name_of_a_run_folder(cluster: Cluster, reference: Path, tmp_path: P
     wait_for("its end", lambda: cluster.job(number)["JobState"] == "COMPLETED", 60)
 
 
-def test_an_early_mistake_of_one_rank_is_not_run_again(
-    cluster: Cluster, reference: Path, tmp_path: Path
-) -> None:
+def test_an_early_mistake_of_one_rank_is_not_run_again(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     """Before there are heartbeats; of the codes of all ranks srun returns that of the other, which it kills."""
     python = tmp_path / "python"
     mistaken = '[ "${SLURM_PROCID:-0}" = 1 ] && set -- "$@" --train.stepz=1'
     python.write_text(f'#!/bin/sh\n{mistaken}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    job = submit(cluster, reference, tmp_path, f"--python={python}")
+    job = submit(cluster, data, tmp_path, f"--python={python}")
     wait_for("the job's end", lambda: job.state() == "FAILED", 120)
     assert job.codes() == [2]
     assert "stepz" in (job.run / "slurm" / "diagnosis.txt").read_text()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT, run
+from forked import run_forked
 from make_old import IDS, TWO_RANKS, losses, machine, weights_digest
 from safetensors.torch import load_file
 
@@ -31,14 +32,13 @@ def continued(name: str, expected: dict[str, Any], words: list[str], *options: s
     AdamW turn 1e-7 into something like 1e-5.
     """
     run_dir, more = Path(name.split()[0]), expected["more"]
+    words = [*words, f"--config={run_dir}.yaml", f"--train.steps={more}", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words, f"--config={run_dir}.yaml", f"--train.steps={more}", *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    if words[0].endswith(".py"):
+        done = run_forked(*words, env=environment, cwd=Path.cwd())
+    else:  # torch's launcher
+        command = [sys.executable, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found, recorded = losses(run_dir), expected[name]["metrics"]
     assert [line["step"] for line in found] == list(range(5, more + 1))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import webdataset
 from held import Held
-from jobs import ROOT, SMALL, files, make_tokenizer, samples, start, tokenize, wait_for
+from jobs import ROOT, SMALL, files, make_tokenizer, samples, start_forked, tokenize, wait_for
 
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.shards import DataError
@@ -91,7 +91,7 @@ def test_a_stopped_job_continues(
     entries = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
     blocked = manifest.parent / next(entry["path"] for entry in entries if entry["shard"] == 1)
     with Held(blocked):  # decoding waits here until the signal comes
-        process = start("run", "--out", tmp_path)
+        process = start_forked("run", "--out", tmp_path)
         wait_for(tmp_path / "image" / "shards" / "train-000000-of-000003.tar.done.json")
         time.sleep(0.3)
         process.send_signal(number)
@@ -111,7 +111,7 @@ def test_a_stopped_job_continues(
 def test_one_command_for_one_machine(done: Path, manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     paths = ["--manifest", manifest, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", "2"]
-    assert start("all", *paths, *options).wait(timeout=120) == 0
+    assert start_forked("all", *paths, *options).wait(timeout=120) == 0
     assert files(tmp_path) == files(done)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from worlds import World, run_world
+from worlds import World, run_torchrun
 
 from megavrc.config import dump_yaml, load_config
 from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
@@ -168,7 +168,7 @@ def damaged(folder: Path) -> Path:
 
 def run_two_ranks(folder: Path, **data: Any) -> tuple[int, str, list[dict[str, float]]]:
     path = write_config(folder, {"path": str(damaged(make_images(folder / "tokens"))), **data})
-    done = run_world(2, ROOT / "pretrain" / "pretrain_vrc.py", "--config", path, "--train.workers=1")
+    done = run_torchrun(2, ROOT / "pretrain" / "pretrain_vrc.py", "--config", path, "--train.workers=1")
     metrics = folder / "run" / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     return done.returncode, done.stdout + done.stderr, [json.loads(line) for line in lines]

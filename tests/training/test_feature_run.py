@@ -1,8 +1,6 @@
 """Training on the features of a text encoder, from captions to a checkpoint, through the real commands."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 import torch
 from encoders import make_encoder
 from test_tasks import CAPTIONS, make_tokens
-from worlds import ROOT, environment
+from worlds import ROOT, run_world
 
 from megavrc.config import dump_yaml
 from megavrc.data.dataset import TokenDataset
@@ -22,18 +20,6 @@ from megavrc.model.condition import FeatureEmbedding
 from megavrc.tokenization.text_features import text_features
 from megavrc.training.tasks.vrc import VRCTask
 from megavrc.training.tasks.vrc_config import RunConfig, TokenDataConfig, ValidationDataConfig
-
-
-def run(*words: str | Path) -> None:
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def make_features(out: Path, seed: int = 0) -> None:
@@ -70,7 +56,8 @@ def features_run(made: Path, run_dir: Path, width: int = 16) -> RunConfig:
 def test_training_on_text_features_end_to_end(made: Path, tmp_path: Path) -> None:
     config = features_run(made, tmp_path / "run")
     dump_yaml(config, tmp_path / "config.yaml")
-    run("pretrain/pretrain_vrc.py", "--config", tmp_path / "config.yaml")
+    done = run_world(1, ROOT / "pretrain" / "pretrain_vrc.py", "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/held_out/loss" in line] == [3, 6]
     assert {f"val/held_out/frame_{frame}" for frame in range(1, 5)} < lines[-1].keys()

@@ -16,8 +16,7 @@ def test_the_task_of_the_page_trains_and_resumes(tmp_path: Path) -> None:
     (tmp_path / "line.py").write_text(code)
     assert len(code[code.index("class LineTask") :].splitlines()) <= 36, "thirty lines and a few blank ones"
     words = ["line.py", *options.split(), "--train.watchdog_s=0"]
-    programs = ([*words, f"--train.steps={steps}"] for steps in (20, 400))
-    first, second = run_forked(tmp_path / "printed", *programs, cwd=tmp_path)
+    first, second = (run_forked(*words, f"--train.steps={steps}", cwd=tmp_path) for steps in (20, 400))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     run = tmp_path / "runs" / "line"
     assert "steps 20 to 400" in second.stderr

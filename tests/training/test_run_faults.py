@@ -2,15 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import run_forked
+from forked import Forked, run_forked
 from toy import toy_config
 from worlds import HERE, World, environment
 
@@ -53,33 +51,34 @@ def test_a_network_that_fails_one_rank_is_to_be_tried_again(tmp_path: Path, when
     assert "Traceback" not in "".join(ended.outputs)
 
 
-def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_path: Path) -> None:
-    script = (
-        "import shutil, sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from megavrc.distributed import Rank\n"
-        "from megavrc.training.watchdog import Watchdog\n"
-        "with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 1.0) as watchdog:\n"
-        "    shutil.rmtree(Path(sys.argv[1]) / 'heartbeats')\n"
-        "    watchdog.at(0, 'data')\n"
-        "    time.sleep(100)\n"
-    )
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run([sys.executable, "-c", script, tmp_path], stderr=full, env=environment())
-    assert ended.returncode == 85
-
-
 WATCHED = """
-import sys, time, torch
+import shutil, sys, time, torch
 from pathlib import Path
 from megavrc.distributed import Rank
 from megavrc.training.watchdog import Watchdog
-with Watchdog(Path(sys.argv[1]), Rank(0, 1, 0, torch.device('cpu')), 2.0) as watchdog:
+folder, limit = Path(sys.argv[1]), float(sys.argv[2])
+with Watchdog(folder, Rank(0, 1, 0, torch.device('cpu')), limit) as watchdog:
 """
 
 
+def watched(folder: Path, limit: float, lines: str, errors: str = "err") -> Forked:
+    """A program whose watchdog gives up after `limit` seconds; it prints into folder/out."""
+    (folder / "watched.py").write_text(WATCHED + lines)
+    with open(folder / "out", "w") as out, open(folder / errors, "w") as err:
+        return Forked(folder / "watched.py", folder, limit, stdout=out, stderr=err, env=environment())
+
+
+def test_a_hang_ends_without_a_folder_for_heartbeats_and_with_a_full_log(tmp_path: Path) -> None:
+    lines = (
+        "    shutil.rmtree(folder / 'heartbeats')\n"
+        "    watchdog.at(0, 'data')\n"
+        "    time.sleep(100)\n"
+    )  # fmt: skip
+    assert watched(tmp_path, 1.0, lines, "/dev/full").wait(60) == 85
+
+
 def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path: Path) -> None:
-    script = WATCHED + (
+    lines = (
         "    for step in range(10):\n"
         "        watchdog.at(step, 'data')\n"
         "        print(step, flush=True)\n"
@@ -87,18 +86,18 @@ def test_the_time_for_which_a_run_is_suspended_does_not_count_as_a_hang(tmp_path
         "        while time.process_time() < until:\n"
         "            pass\n"
     )
-    words = [sys.executable, "-c", script, tmp_path]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment()) as run:
-        assert run.stdout and run.stdout.readline() == b"0\n"
-        run.send_signal(signal.SIGSTOP)
-        time.sleep(2.5)
-        run.send_signal(signal.SIGCONT)
-        assert run.stdout.read().split() == [b"%d" % step for step in range(1, 10)]
-    assert run.returncode == 0
+    run = watched(tmp_path, 2.0, lines)
+    while not (tmp_path / "out").stat().st_size:
+        assert run.wait(0.01) is None
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    run.send_signal(signal.SIGCONT)
+    assert run.wait(60) == 0
+    assert (tmp_path / "out").read_text().split() == [str(step) for step in range(10)]
 
 
 def test_a_run_that_goes_on_just_after_the_limit_stays_and_a_later_hang_ends_it(tmp_path: Path) -> None:
-    script = WATCHED + (
+    lines = (
         "    watchdog.at(0, 'checkpoint')\n"
         "    time.sleep(2.5)\n"  # it gives up 1 s after the limit
         "    for step in range(20):\n"
@@ -107,9 +106,8 @@ def test_a_run_that_goes_on_just_after_the_limit_stays_and_a_later_hang_ends_it(
         "    print('goes on', flush=True)\n"
         "    time.sleep(100)\n"
     )
-    words = [sys.executable, "-c", script, tmp_path]
-    ended = subprocess.run(words, capture_output=True, text=True, env=environment())
-    assert ended.stdout == "goes on\n" and ended.returncode == 85
+    assert watched(tmp_path, 2.0, lines).wait(60) == 85
+    assert (tmp_path / "out").read_text() == "goes on\n"
 
 
 def test_a_full_gpu_is_one_line_and_a_mistake(tmp_path: Path) -> None:
@@ -125,7 +123,7 @@ def test_a_full_gpu_is_one_line_and_a_mistake(tmp_path: Path) -> None:
         "pretrain(BaseRunConfig, task)\n"
     )
     words = (program, f"--run_dir={tmp_path / 'run'}", "--train.watchdog_s=7200")
-    [ended] = run_forked(tmp_path / "said", words)
+    ended = run_forked(*words, env=environment())
     assert (ended.returncode, ended.stdout) == (2, "2:05:00\n")
     assert ended.stderr.startswith("error: rank 0: the memory of the GPU is full (CUDA out of memory. Tried")
     assert "to allocate 2.00 GiB); lower train.micro_batch" in ended.stderr and ended.stderr.count("\n") == 1
@@ -244,11 +242,11 @@ def test_a_full_log_and_previews_that_cannot_be_written_do_not_stop(tmp_path: Pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "previews").write_text("in the way")
     dump_yaml(toy_config(tmp_path / "run", steps=4), tmp_path / "config.yaml")
-    words = [sys.executable, HERE / "fault_world.py", "--config", tmp_path / "config.yaml"]
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=environment(), text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "step 4: no preview (" in ended.stderr
+    words = [HERE / "fault_world.py", "--config", tmp_path / "config.yaml"]
+    with open("/dev/full", "w") as full, open(tmp_path / "err", "w") as err:
+        code = Forked(*words, stdout=full, stderr=err, env=environment()).wait(300)
+    said = (tmp_path / "err").read_text()
+    assert code == 0 and "step 4: no preview (" in said, said
     assert [line["step"] for line in lines(tmp_path, "metrics.jsonl")] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "complete.json").is_file()
 

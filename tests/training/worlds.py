@@ -1,14 +1,17 @@
-"""Starts scripts of this folder on several gloo ranks."""
+"""Starts scripts of this folder on gloo ranks."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forked import Forked, run_forked
 from ports import free_port
 
 HERE = Path(__file__).parent
@@ -27,19 +30,21 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_world(ranks: int, script: str | Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a script on `ranks` ranks (1: plain python, no launcher), output captured."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    )
-    return subprocess.run(
-        [sys.executable, *launcher, str(HERE / script), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment(),
-        cwd=ROOT,
-    )
+def run_world(ranks: int, script: str | Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script on so many ranks, output captured; that of several ranks is all in `stderr`."""
+    if ranks == 1:
+        return run_forked(HERE / script, *words, env=environment())
+    with tempfile.TemporaryDirectory() as folder:
+        ended = World(ranks, Path(folder), script, *words).wait()
+    code = next(filter(None, ended.codes), 0)
+    return subprocess.CompletedProcess(words, code, "", "\n".join(ended.outputs))
+
+
+def run_torchrun(ranks: int, script: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+    """The same under torch's launcher."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *launcher, str(script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), cwd=ROOT)
 
 
 def world_results(root: Path, script: str, *words: str | Path) -> dict[str, Any]:
@@ -67,22 +72,18 @@ class World:
         self.start, self.processes = time.monotonic(), []
         for rank, file in enumerate(self.files):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with open(file, "w") as output:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(HERE / script), *map(str, words)],
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=environment() | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | env,
-                        cwd=ROOT,
-                    )
+                process = Forked(
+                    HERE / script, *words, stdout=output, stderr=output, env=environment() | place | env
                 )
+            self.processes.append(process)
 
     def wait(self, timeout: float = 400.0, but: tuple[int, ...] = ()) -> Ended:
         """Until all ranks have ended; those of `but` are killed then, and all are after `timeout` seconds."""
         seconds = [0.0] * len(self.processes)
         try:
-            while pending := [r for r, process in enumerate(self.processes) if process.poll() is None]:
+            while pending := [r for r, process in enumerate(self.processes) if process.wait(0) is None]:
                 now = time.monotonic() - self.start
                 for rank in pending:
                     seconds[rank] = now
@@ -91,6 +92,6 @@ class World:
                 time.sleep(0.05)
         finally:
             for process in self.processes:
-                process.kill()
+                process.send_signal(signal.SIGKILL)
         codes = [process.wait() for process in self.processes]
         return Ended(codes, [file.read_text() for file in self.files], seconds)
