@@ -1,7 +1,6 @@
 """The examples of the small model: a converted folder packed small, clips of one, and what a mistake says."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
