@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 def run_example(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    try:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    except SystemExit as ended:  # as a command ends
+        assert ended.code == 0
 
 
 def test_a_packed_folder_stores_half_and_computes_the_same_way(
