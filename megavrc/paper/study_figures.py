@@ -141,16 +141,33 @@ def _reach(points: Sequence[Metric]) -> list[list[float]]:
 def _price(runs: Runs) -> Any:
     """Bits of the later frames: what independence and compression add, and what passes take away."""
     first, *parts = price(runs)
-    figure, (axis,) = panels(1, width=7, height=3.2)
+    figure, (axis,) = panels(1, width=7, height=3.6)
+    frames = {"first_later": "the first later frame", "others": "the other later frames, together"}
+    for shift, (column, label) in enumerate(frames.items()):
+        points = {
+            place: part["metrics"][column]
+            for place, part in enumerate(parts)
+            if column in part["metrics"]
+        }  # fmt: skip
+        there = list(points.values())
+        bars = axis.barh(
+            [place + 0.38 * shift - 0.19 for place in points],
+            [point["value"] for point in there],
+            height=0.36,
+            xerr=_reach(there),
+            color=f"C{shift}",
+            label=label,
+        )
+        axis.bar_label(bars, fmt="%+.0f", padding=3, fontsize=7)
     for place, part in enumerate(parts):
-        if point := part["metrics"].get("bits"):
-            axis.barh(place, point["value"], xerr=_reach([point]), color=f"C{point['value'] < 0:d}")
-        else:
+        if not part["metrics"]:
             options = part["facts"]["bits"].strip("`")
             axis.text(0, place, f" missing: run.py run {options}", va="center", fontsize=8, color="#777")
     axis.set_yticks(range(len(parts)), [part["name"].replace(": ", ":\n") for part in parts], fontsize=8)
     axis.set_ylim(len(parts) - 0.4, -0.6)
+    axis.margins(x=0.08)
     axis.axvline(0, color="black", linewidth=0.8)
+    axis.legend(fontsize=8)
     whole = first["metrics"].get("bits")
     axis.set_xlabel("bits a clip" + (f", beside the token model's {whole['value']:.0f}" if whole else ""))
     return figure

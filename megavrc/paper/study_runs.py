@@ -89,7 +89,13 @@ def _values(row: dict[str, object], cell: Cell) -> Array:
     by_clip = row["by_clip"]
     if isinstance(by_clip, list):
         bits = np.array([[float(word) for word in line.split()] for line in by_clip])
-        parts = {"total": bits.sum(axis=1), "first": bits[:, 0], "later": bits[:, 1:].sum(axis=1)}
+        parts = {
+            "total": bits.sum(axis=1),
+            "first": bits[:, 0],
+            "later": bits[:, 1:].sum(axis=1),
+            "first_later": bits[:, 1:2].sum(axis=1),
+            "others": bits[:, 2:].sum(axis=1),
+        }
         return parts[cell.score]
     assert isinstance(by_clip, dict)
     return np.array([np.nan if word == "-" else float(word) for word in by_clip[cell.score].split()])

@@ -4,7 +4,7 @@ Pure functions of result files; any runs may be missing.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,14 +193,18 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
 
 
 def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:
-    found: Found = (
-        {seed: (clips, "") for seed, clips in paired(runs, cell, minus).items()}
-        if minus
-        else values(runs, cell)
-    )
-    if not found:
-        return case(label, {}, {"bits": f"`--priority {priority}`", "seeds": 0})
-    return case(label, {"bits": spread_metric(found, "bits")}, {"seeds": len(found)})
+    """Of all later frames, of the first of them, and of the others."""
+    metrics, seeds = {}, 0
+    for column, part in {"bits": "later", "first_later": "first_later", "others": "others"}.items():
+        of, less = replace(cell, score=part), minus and replace(minus, score=part)
+        found: Found = (
+            {seed: (clips, "") for seed, clips in paired(runs, of, less).items()}
+            if less
+            else values(runs, of)
+        )
+        if found:
+            metrics[column], seeds = spread_metric(found, "bits"), len(found)
+    return case(label, metrics, {"seeds": seeds} | ({} if metrics else {"bits": f"`--priority {priority}`"}))
 
 
 # --- speed and memory -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from megavrc.paper.measured import SMOKE
 from megavrc.paper.study import digest, study, write_study
 from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import read_study
-from megavrc.paper.study_tables import Costs
+from megavrc.paper.study_tables import Costs, price
 from megavrc.report.figures import save
 from megavrc.results import page_text, read_result, table
 
@@ -153,6 +153,17 @@ def test_clips_in_one_pass_and_in_several_have_rows_of_their_own(tmp_path: Path)
         "from the true first frame, best temperatures": [1],
         "from the text": [1.2],
     }
+
+
+def test_the_price_tells_the_first_later_frame_from_the_others(tmp_path: Path) -> None:
+    bits = {"scenes-token": ["60 70 20 20", "50 70 20 30"], "scenes-rate1": ["60 90 20 21", "50 110 20 30"]}
+    for name, by_clip in bits.items():
+        write_cases(tmp_path, name, 0, {"bits val 4000": by_clip})
+    token, independence, *_ = price(read_study(tmp_path))
+    for row, expected in ((token, [115, 70, 45]), (independence, [30.5, 30, 0.5])):
+        columns = ("bits", "first_later", "others")
+        assert [row["metrics"][column]["value"] for column in columns] == pytest.approx(expected)
+    assert token["facts"] == {"seeds": 1}
 
 
 def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:
