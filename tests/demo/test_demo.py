@@ -1,6 +1,7 @@
 """The demo from end to end with a hundredth of its steps: every command, every file, the report in one piece."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from parsing import parsed
 
-from megavrc.config import run_command
 from megavrc.demo.run import demo_steps, main, what_now
 from megavrc.errors import UserError
 from megavrc.video import clip_grid
@@ -138,14 +138,12 @@ def test_a_wrong_option_leaves_no_folder_that_refuses_the_right_one(tmp_path, da
     assert not (tmp_path / "mine").exists()
 
 
-def test_the_run_folder_is_relative_to_the_caller(tmp_path, monkeypatch, capfd):
+def test_the_run_folder_is_relative_to_the_caller(tmp_path):
     """The steps run in the repository: their options must not be read relative to that."""
-    monkeypatch.chdir(tmp_path)
-    data = tmp_path / "mine" / "data"
-    data.mkdir(parents=True)
-    (data / "stranger").touch()  # so that the first step refuses
-    options = {"format": 1, "part": 1.0, "seed": 0, "processes": 2}
-    (tmp_path / "mine" / "demo.json").write_text(json.dumps(options))
-    assert run_command(main, ["--out=mine"]) == 2
-    said = capfd.readouterr()
-    assert f"--out={data}" in said.out and f"{data}: is not empty and not a set of shapes" in said.err
+    words = [*WORDS, "--out=mine", "--part=1e-9"]  # no clips: a step refuses that
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert f"--out={tmp_path / 'mine' / 'data'}" in done.stdout
+    options = json.loads((tmp_path / "mine" / "demo.json").read_text())
+    assert options == {"format": 1, "part": 1e-9, "seed": 0, "processes": 2}

@@ -42,7 +42,7 @@ def check_real_model(found: dict[str, Any]) -> None:
     first = found["zero"]["0"]
     for zero, rows in found["zero"].items():
         assert near(rows, first, 1e-5), f"ZeRO stage {zero}"
-    assert first[-1][0] < first[0][0] - (1 if len(first) == 20 else 0), "it learns"
+    assert first[-1][0] < first[0][0] - 1, "it learns"
     for rows in found["accumulation"]:
         assert near(rows, found["accumulation"][0], 1e-5), "accumulation is one big batch"
     for name in found:

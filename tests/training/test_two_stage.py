@@ -31,7 +31,7 @@ def stage_words(folder: Path, name: str, program: str, how: dict[str, str], **mo
         env=environment() | settings | how,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=120,
     )
     assert done.returncode == 7, done.stderr
     return (folder / "words").read_text().splitlines()
