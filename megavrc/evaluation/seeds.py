@@ -36,7 +36,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
         raise UserError(
             "the files have no metric in common: they must be results of one command, of one row each"
         )
-    _check_alike([*first, *second], [*files[0], *files[1]])
+    check_alike([*first, *second], [*files[0], *files[1]])
     cases = []
     for name in common:
         one, two = ([found[name] for found in side] for side in values)
@@ -48,8 +48,12 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
     publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
 
 
-def _check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
-    """Refuse numbers of several protocols or networks: their difference would not be that of the trainings."""
+def check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
+    """Refuse numbers of several protocols or networks: their difference would not be that of the trainings.
+
+    Raises:
+        UserError: with the first two files that differ, and in what.
+    """
     for path, content in zip(paths[1:], files[1:], strict=True):
         for key, one, other in circumstances(files[0], content):
             if _decides(key):
