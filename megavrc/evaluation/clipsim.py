@@ -134,7 +134,8 @@ def measure_clipsim(
     groups = [wholes(source) for source in sources]
     if against:
         order = pairs(clips, against)
-        found[1] = Similarities(*(values[order] for values in found[1][:3]), found[1].cut)
+        theirs = found[1]
+        found[1] = Similarities(theirs.own[order], theirs.other[order], theirs.alone[order], theirs.cut)
         groups[1] = [groups[1][index] for index in order]
     cases = []
     for source, one, group in zip(sources, found, groups, strict=True):
@@ -145,8 +146,8 @@ def measure_clipsim(
         cases.append(case(source.name, metrics, {"clips": len(one.own), "cut_captions": one.cut}))
     metrics, lines = {}, []
     if against:
-        mine, theirs = (mean_estimate(item.own, draws, seed, groups[0]) for item in found[:2])
-        gap, n = difference(theirs, mine), len(set(groups[0]))
+        mine, others = (mean_estimate(item.own, draws, seed, groups[0]) for item in found[:2])
+        gap, n = difference(others, mine), len(set(groups[0]))
         metrics["clipsim: second - first"] = as_metric(gap, n)
         metrics["n_for_5_percent, paired"] = metric(needed(mine.value, gap.error, n, True), n=n)
         lines.append(verdict(gap, clips.name, against.name))
@@ -155,8 +156,10 @@ def measure_clipsim(
             lines.append(
                 f"{source.name}: {one.cut} captions are longer than what the model reads, and were cut"
             )
-        if alone := int(one.alone.sum()):
-            lines.append(f"{source.name}: {alone} clips have no other caption of another video beside them")
+        if one.alone.any():
+            lines.append(
+                f"{source.name}: {one.alone.sum()} clips have no other caption of another video beside them"
+            )
     facts: dict[str, Any] = {
         "mode": mode,
         "clip": model.facts,
