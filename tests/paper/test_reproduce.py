@@ -219,6 +219,13 @@ def test_distances_of_two_protocols_do_not_stand_in_one_table(
         assert make("table4", places).missing == {}  # which does not show it
 
 
+def test_whoever_is_first_in_a_study_is_named_in_its_figure(places: Places) -> None:
+    path = places.results / "user-study.json"
+    path.write_text(path.read_text().replace('"first": "vrc"', '"first": "Loong*"'))
+    said = [text.get_text() for text in make("fig9", places).figure.axes[0].get_legend().get_texts()]
+    assert said == ["VRC; measured: Loong*", "no difference", "Loong*; measured: token"]
+
+
 def test_a_file_of_another_command_is_refused_by_name(tmp_path: Path) -> None:
     path, places = tmp_path / "results" / "clipsim-text.json", Places(tmp_path, tmp_path)
     write_result(path, result("evaluate drift", {}, [case("a", {})]))
