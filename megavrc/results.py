@@ -219,13 +219,14 @@ def shown(value: Metric) -> str:
 
 def _number(value: float) -> str:
     whole = float(value).is_integer() and abs(value) < 1e15  # a count
-    return f"{value:,.0f}" if abs(value) >= 1000 and (whole or abs(value) < 1e7) else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 and (whole or abs(value) < 1e7) else f"{value:.3g}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: a head, and rows of as many cells; numbers stand to the right."""
+    """A Markdown table: a head, and rows of as many cells, whatever is in them; numbers stand to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    cells = ([" ".join(cell.split()).replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def publish_tables(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
@@ -245,21 +246,26 @@ def publish_tables(content: Result, json: Path | None = None, columns: Sequence[
 
 # --- pages -----------------------------------------------------------------------------------------------------
 
-TABLE = re.compile(r"(<!-- table: (\S+)(?: ([^\n]*?))? -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table: (\S+)(?: ([^\n]*?))? -->\n)(?s:(?!<!-- table: ).)*?(?=<!-- end -->)")
 
 
 def page_text(path: Path) -> str:
     """The text of a Markdown page with its tables made anew from their result files.
 
     A table stands between `<!-- table: FILE COLUMN, COLUMN -->` and `<!-- end -->`: the file relative to the page, and
-    what `table` calls columns, if not all.
+    what `table` calls columns, if not all. UserError where one has no end: it would take the text behind it along.
     """
+    text = read_text(path)
+    if lost := text.count("<!-- table: ") - len(TABLE.findall(text)):
+        raise UserError(
+            f"{path}: {lost} tables without <!-- end -->, or not as <!-- table: FILE COLUMN, COLUMN -->"
+        )
 
     def made(found: re.Match[str]) -> str:
         columns = found[3].split(", ") if found[3] else None
         return f"{found[1]}\n{table(read_result(path.parent / found[2]), columns)}\n\n"
 
-    return TABLE.sub(made, read_text(path))
+    return TABLE.sub(made, text)
 
 
 # --- comparison ------------------------------------------------------------------------------------------------

@@ -173,6 +173,25 @@ def test_a_changed_number_changes_the_page(tmp_path: Path) -> None:
         page_text(page)
 
 
+@pytest.mark.parametrize(
+    "damage", [("<!-- end -->\nkept", "kept"), ("<!-- table: a.json time", "<!-- table: a.json\n time")]
+)
+def test_a_table_without_its_end_takes_no_text_with_it(tmp_path: Path, damage: tuple[str, str]) -> None:
+    page, made_anew = tmp_path / "page.md", "<!-- table: a.json time -->\n<!-- end -->\n"
+    write_result(tmp_path / "a.json", made([1.0]))
+    page.write_text(f"{made_anew}kept\n{made_anew}".replace(*damage, 1))
+    before = page.read_text()
+    refused = run("page", page)
+    assert refused.returncode == 2 and "1 tables without <!-- end -->" in refused.stderr, refused.stderr
+    assert page.read_text() == before
+
+
+def test_a_name_of_any_text_is_one_cell() -> None:
+    one = made([1.0])
+    one["cases"][0]["name"] = "a|b\n# c\r\n"
+    assert table(one).splitlines()[2:] == ["| a\\|b # c | 1 s | 4 |"]
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_values_of_result_files_are_those_of_their_samples(path: Path) -> None:
     content = read_result(path)
@@ -193,6 +212,7 @@ def test_units_are_shown_in_the_size_that_reads_best() -> None:
     assert shown(metric(0.0123, "s", 3, 0.01, 0.02)) == "12.3 ms (10 to 20)"
     assert shown(metric(0.9697, "share")) == "97 %"
     assert shown(metric(3 * 2**29, "B")) == "1.5 GiB" and shown(metric(2**20, "B")) == "1 MiB"
+    assert shown(metric(999.7, "s", 3, 99.96, 1000.2)) == "1,000 s (100 to 1,000)"
     assert shown(metric(None)) == "" and shown(metric(1.0, "s", 3, 1.0, 1.0)) == "1 s"
 
 

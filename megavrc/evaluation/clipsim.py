@@ -23,7 +23,7 @@ from megavrc.evaluation.statistics import (
     verdict,
 )
 from megavrc.progress import progress
-from megavrc.results import case, metric
+from megavrc.results import Metric, case, metric
 
 Mode = Literal["text", "video"]
 
@@ -39,11 +39,17 @@ class Embedder(Protocol):
 
 
 class Similarities(NamedTuple):
-    """The mean cosine of each clip with its own caption (or real clip), and with that of another clip."""
+    """The mean cosine of each clip with its own caption (or real clip), and with that of another clip.
+
+    Attributes:
+        alone: clips beside which no other video has another caption; `other` is then `own`, and says nothing.
+        cut: captions that are longer than the model reads.
+    """
 
     own: Array
     other: Array
-    cut: int  # captions longer than the model reads
+    alone: NDArray[np.bool_]
+    cut: int
 
 
 def similarities(
@@ -74,10 +80,10 @@ def similarities(
         captions = model.captions(names)
         targets, cut = [row[None] for row in captions.embeddings], sum(captions.cut)
     videos = [video_of(clip.key) for clip in source.clips]
-    others = [_other(names, videos, index) for index in range(len(names))]
+    others = np.array([_other(names, videos, index) for index in range(len(names))])
     own = np.array([_cosine(a, b) for a, b in zip(frames, targets, strict=True)])
     other = np.array([_cosine(a, targets[index]) for a, index in zip(frames, others, strict=True)])
-    return Similarities(own, other, cut)
+    return Similarities(own, other, others == np.arange(len(others)), cut)
 
 
 def _frames(source: ClipSource, index: int, model: Embedder, wanted: range) -> Embeddings:
@@ -128,36 +134,51 @@ def measure_clipsim(
     groups = [wholes(source) for source in sources]
     if against:
         order = pairs(clips, against)
-        found[1] = Similarities(found[1].own[order], found[1].other[order], found[1].cut)
+        theirs = found[1]
+        found[1] = Similarities(theirs.own[order], theirs.other[order], theirs.alone[order], theirs.cut)
         groups[1] = [groups[1][index] for index in order]
     cases = []
     for source, one, group in zip(sources, found, groups, strict=True):
         n = len(set(group))
-        own, other = (mean_estimate(values, draws, seed, group) for values in (one.own, one.other))
-        metrics = {
-            "clipsim": as_metric(own, n),
-            "other_captions": as_metric(other, n),
-            "above_others": as_metric(difference(own, other), n),
-            "n_for_5_percent": metric(needed(own.value, own.error, n, False), n=n),
-        }
+        own = mean_estimate(one.own, draws, seed, group)
+        metrics = {"clipsim": as_metric(own, n)} | _beside_others(one, group, draws, seed)
+        metrics["n_for_5_percent"] = metric(needed(own.value, own.error, n, False), n=n)
         cases.append(case(source.name, metrics, {"clips": len(one.own), "cut_captions": one.cut}))
     metrics, lines = {}, []
     if against:
-        mine, theirs = (mean_estimate(item.own, draws, seed, groups[0]) for item in found[:2])
-        gap, n = difference(theirs, mine), len(set(groups[0]))
+        mine, others = (mean_estimate(item.own, draws, seed, groups[0]) for item in found[:2])
+        gap, n = difference(others, mine), len(set(groups[0]))
         metrics["clipsim: second - first"] = as_metric(gap, n)
         metrics["n_for_5_percent, paired"] = metric(needed(mine.value, gap.error, n, True), n=n)
         lines.append(verdict(gap, clips.name, against.name))
-    if sum(one.cut for one in found):
-        lines.append(f"{found[0].cut} captions are longer than what the model reads, and were cut")
+    for source, one in zip(sources, found, strict=True):
+        if one.cut:
+            lines.append(
+                f"{source.name}: {one.cut} captions are longer than what the model reads, and were cut"
+            )
+        if one.alone.any():
+            lines.append(
+                f"{source.name}: {one.alone.sum()} clips have no other caption of another video beside them"
+            )
     facts: dict[str, Any] = {
         "mode": mode,
         "clip": model.facts,
         "frames": frames,
         "stride": stride,
-        "cosine": "0 to 1, not clamped; mean over frames, then over clips",
+        "cosine": "not clamped, not times 100; mean over frames, then over clips",
         "interval": f"95%, bootstrap of videos (keys up to #) or prompts, {draws} draws",
         "sources": [source_facts(source) for source in sources],
         "seed": seed,
     }
     return MetricReport(cases, metrics, facts | {"remarks": lines}, lines)
+
+
+def _beside_others(one: Similarities, group: Sequence[str], draws: int, seed: int) -> dict[str, Metric]:
+    """What the captions of others get, and by how much the own ones get more, of the clips that have both."""
+    known = ~one.alone
+    if not known.any():
+        return {}
+    drawn = [name for name, has in zip(group, known, strict=True) if has]
+    own, other = (mean_estimate(values[known], draws, seed, drawn) for values in (one.own, one.other))
+    n = len({*drawn})
+    return {"other_captions": as_metric(other, n), "above_others": as_metric(difference(own, other), n)}

@@ -7,7 +7,7 @@ are compared prompt for prompt.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,13 @@ from megavrc.evaluation.statistics import (
     Distance,
     MetricReport,
     as_metric,
+    clustered_share,
     difference,
     distance_estimates,
     frechet_distance,
+    group_places,
     needed,
     poly_distance,
-    share_metric,
     verdict,
 )
 from megavrc.results import Metric, case, median_of, metric
@@ -113,7 +114,9 @@ def measure_distances(
     known = features(real, chosen.windows)
     made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
     others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
-    drawn, videos = wholes(clips), [video_of(real.clips[window.clip].key) for window in chosen.windows]
+    drawn, keys = wholes(clips), [real.clips[window.clip].key for window in chosen.windows]
+    videos = [video_of(key) for key in keys]
+    videos = videos if len({*videos}) > 1 else keys  # shots of one film
     sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)), drawn, videos)
     dims = detector.dims or known.shape[1]
     report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)
@@ -128,7 +131,7 @@ def measure_distances(
         | {"short": chosen.short},
         "measured": [source_facts(source) for source in sources],
         "interval": f"95%, bootstrap of both sides, of {len({*drawn})} prompts or videos and {len({*videos})} real "
-        f"videos, {draws} draws, moved to the value; shares: Wilson; limits: half sets",
+        f"videos, {draws} draws, moved to the value; shares: of one side, of single clips Wilson's; limits: halves",
         "seed": seed,
     }
     lines += report.lines
@@ -177,7 +180,7 @@ def compare_sets(
     for (source, x), one in zip(sets.sources.items(), found, strict=True):
         metrics = {name: as_metric(one, len(x))}
         if kind == "fvd":
-            metrics |= _beside(name, x, real, ddof, seed)
+            metrics |= _beside(name, Drawn(x, sets.drawn), Drawn(real, sets.real_drawn), ddof, draws, seed)
         metrics["n_for_5_percent"] = metric(needed(one.value, one.error, len(x), False), n=len(x))
         distinct = len(np.unique(x, axis=0))
         cases.append(case(source, metrics, {"n": len(x), "n_real": len(real), "distinct": distinct}))
@@ -206,17 +209,32 @@ def compare_sets(
     return MetricReport(cases, metrics, {}, list(dict.fromkeys(lines)))
 
 
-def _beside(name: str, x: Features, real: Features, ddof: int, seed: int) -> dict[str, Metric]:
+class Drawn(NamedTuple):
+    """Features and what a bootstrap draws of them as wholes, see `Sets`."""
+
+    features: Features
+    groups: Sequence[str] | None
+
+    @property
+    def wholes(self) -> Sequence[str]:
+        return self.groups or [str(index) for index in range(len(self.features))]
+
+    def half(self, rng: np.random.Generator) -> Features:
+        """Of half of the wholes."""
+        places = group_places(self.wholes)
+        count = int(places.max()) + 1
+        return self.features[np.isin(places, rng.permutation(count)[: max(2, count // 2)])]
+
+
+def _beside(name: str, x: Drawn, real: Drawn, ddof: int, draws: int, seed: int) -> dict[str, Metric]:
     """The limit for N to infinity, precision and recall."""
-    limit = frechet_at_infinity(x, real, ddof, seed)
+    limit = frechet_at_infinity(x.features, real.features, ddof, seed)
     rng = np.random.default_rng(seed)
-    halves = []
-    for _ in range(HALVES):
-        half, other = (z[rng.permutation(len(z))[: max(2, len(z) // 2)]] for z in (x, real))
-        halves.append(frechet_at_infinity(half, other, ddof, seed))
+    halves = [frechet_at_infinity(x.half(rng), real.half(rng), ddof, seed) for _ in range(HALVES)]
     spread = 1.96 * float(np.std(halves, ddof=1))  # of halves without replacement: as of the whole
+    inside, found = (covered(a.features, b.features) for a, b in ((x, real), (real, x)))
     return {
-        f"{name}_inf": metric(limit, n=len(x), low=limit - spread, high=limit + spread),
-        f"precision_k{NEIGHBOURS}": share_metric(covered(x, real)),
-        f"recall_k{NEIGHBOURS}": share_metric(covered(real, x)),
+        f"{name}_inf": metric(limit, n=len(x.features), low=limit - spread, high=limit + spread),
+        f"precision_k{NEIGHBOURS}": clustered_share(inside, x.wholes, draws, seed),
+        f"recall_k{NEIGHBOURS}": clustered_share(found, real.wholes, draws, seed),
     }

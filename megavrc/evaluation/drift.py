@@ -27,6 +27,9 @@ REPEATED = 0.25  # of the change between neighbours: what a loop's frames may di
 FADED = 0.8  # of the first frames' contrast or sharpness
 MIN_FRAMES = 5
 LEAST = 1e-6  # of what is divided by
+FLAT = (
+    1.0  # grey levels: a first frame of less contrast is no measure of later ones (black, before a fade-in)
+)
 UNITS = {"motion": "share", "from_first": "levels", "contrast": "", "sharpness": ""}  # of curves
 SHARES = ("frozen", "looping", "fading", "blurring")  # of clips
 
@@ -34,7 +37,7 @@ Curve = NDArray[np.float64]  # [T]
 
 
 class ClipDrift(NamedTuple):
-    """Which of SHARES a clip is, and its curves over frames, [T] each by name."""
+    """Which of SHARES a clip is, and its curves over frames, [T] each by name; nan where it says nothing."""
 
     is_: dict[str, bool]
     curves: dict[str, Curve]
@@ -61,11 +64,12 @@ def clip_drift(frames_THWC: Frames) -> ClipDrift:
         "fading": faded,
         "blurring": not faded and _lost(sharpness),
     }
+    whole = 1.0 if contrast[0] >= FLAT else np.nan
     curves = {
         "motion": np.concatenate([[np.nan], moved]),
         "from_first": np.abs(grey - grey[0]).mean(axis=(1, 2)),
-        "contrast": contrast / max(contrast[0], LEAST),
-        "sharpness": sharpness / max(sharpness[0], LEAST),
+        "contrast": whole * contrast / max(contrast[0], LEAST),
+        "sharpness": whole * sharpness / max(sharpness[0], LEAST),
     }
     return ClipDrift(found, curves)
 
@@ -140,7 +144,9 @@ def _curves(rows: list[ClipDrift], drawn: list[str], draws: int, seed: int) -> d
     found = {}
     for name, unit in UNITS.items():
         table = np.array([row.curves[name][:length] for row in rows])
-        for place in range(1 if name == "motion" else 0, length):
-            mean = mean_estimate(table[:, place], draws, seed, drawn)
-            found[f"{name}/{place}"] = as_metric(mean, len(rows), unit)
+        said = ~np.isnan(table[:, -1])
+        groups = [group for group, known in zip(drawn, said, strict=True) if known]
+        for place in range(1 if name == "motion" else 0, length) if groups else ():
+            mean = mean_estimate(table[said, place], draws, seed, groups)
+            found[f"{name}/{place}"] = as_metric(mean, len(groups), unit)
     return found

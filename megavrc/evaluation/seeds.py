@@ -1,9 +1,10 @@
 """Two ways of training, each with several seeds: do they differ by more than seeds do?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, variance
+from typing import Any
 
 from scipy import stats
 
@@ -11,8 +12,8 @@ from megavrc.errors import UserError
 from megavrc.results import Metric, Result, case, circumstances, metric, publish_tables, read_result, result
 
 LEVEL = 0.95
-PARTS = ("fvd_protocol.", "detector.", "real.n", "clip.", "mode", "frames", "stride")
-ALIKE = ("command", *(f"protocol.{part}" for part in PARTS))
+# Of a protocol: what a training changes, and what says how a number was drawn. All else must be alike.
+FREE = {"sources", "measured", "real", "model", "tokenizer", "interval", "remarks", "seed", "note", "wrong"}
 
 
 def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> None:
@@ -35,7 +36,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
         raise UserError(
             "the files have no metric in common: they must be results of one command, of one row each"
         )
-    _check_alike([*first, *second], [*files[0], *files[1]])
+    check_alike([*first, *second], [*files[0], *files[1]])
     cases = []
     for name in common:
         one, two = ([found[name] for found in side] for side in values)
@@ -47,17 +48,41 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
     publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
 
 
-def _check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
-    """Refuse numbers of several protocols or networks: their difference would not be that of the trainings."""
+def check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
+    """Refuse numbers of several protocols or networks: their difference would not be that of the trainings.
+
+    Raises:
+        UserError: with the first two files that differ, and in what.
+    """
     for path, content in zip(paths[1:], files[1:], strict=True):
         for key, one, other in circumstances(files[0], content):
-            if key.startswith(ALIKE):
+            if _decides(key):
                 raise UserError(f"{paths[0]} and {path} were not measured alike: {key} is {one} and {other}")
+        if apart := _other_real(files[0]["protocol"], content["protocol"]):
+            raise UserError(f"{paths[0]} and {path} were not measured alike: {apart}")
         counts = [_measured(files[0]), _measured(content)]
         if counts[0] != counts[1]:  # a distance falls with it
             raise UserError(
                 f"{paths[0]} and {path} were not measured alike: clips {counts[0]} and {counts[1]}"
             )
+
+
+def _decides(key: str) -> bool:
+    """Whether a circumstance says which clips were measured, or how."""
+    part, _, rest = key.partition(".")
+    return key in ("command", "config.split") or (part == "protocol" and rest.partition(".")[0] not in FREE)
+
+
+def _other_real(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Why the real clips of two distances are not those of one set, maybe drawn by other seeds; "" if they are."""
+    one, two = first.get("real") or {}, second.get("real") or {}
+    for name in ("n", "storage"):
+        if one.get(name) != two.get(name):
+            return f"protocol.real.{name} is {one.get(name)} and {two.get(name)}"
+    drawn_again = first.get("seed") != second.get("seed") and one.get("name") == two.get("name")
+    if one.get("sha256") == two.get("sha256") or drawn_again:
+        return ""
+    return f"the real clips are others, of {one.get('name')} and of {two.get('name')}"
 
 
 def _measured(content: Result) -> list[int]:

@@ -13,9 +13,10 @@ import yaml
 
 from megavrc.errors import UserError
 from megavrc.evaluation.distances import FLOOR
+from megavrc.evaluation.seeds import check_alike
 from megavrc.files import check_fields
 from megavrc.paper.matrix import PaperMatrix
-from megavrc.results import Metric, Result, read_result
+from megavrc.results import Metric, Result, circumstances, read_result
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SMOKE = "SMOKE RUN: toy clips, toy models. Shows that the path works, nothing else."
@@ -63,6 +64,7 @@ class Measured:
         self.matrix = matrix
         self.missing: dict[str, str] = {}
         self.distances: dict[str, str] = {}  # name of a distance -> a file that has it
+        self.compared: dict[str, tuple[Path, Result]] = {}  # data set -> the first file with a distance there
 
     def there(self, job: str) -> bool:
         """Whether a job has left its result."""
@@ -140,7 +142,8 @@ class Measured:
         """The distance of a model's clips from real ones, or that of real ones from real ones.
 
         Raises:
-            UserError: distances of two kinds were asked for: they cannot stand in one table.
+            UserError: distances of two kinds, networks or, on one data set, protocols or real sets were asked for: they
+                cannot stand in one table.
         """
         content = self.read(job)
         if content is None:
@@ -152,11 +155,20 @@ class Measured:
             raise self._lacks(job, "distance")
         name = next(iter(rows[0]["metrics"]))
         file = self.matrix.jobs[job].product
+        self._check_comparable(job, file, content)
         self.distances.setdefault(name, str(file))
         if len(self.distances) > 1:
             (one, first), (two, second) = self.distances.items()
             raise UserError(f"{first} has {one}, {second} {two}: not comparable; measure one of them again")
         return self._known(job, rows[0]["metrics"][name])
+
+    def _check_comparable(self, job: str, file: Path, content: Result) -> None:
+        data = next((key for key in self.matrix.lists["dataset"] if f"-{key}-" in job), job)
+        of_data = self.compared.setdefault(data, (file, content))
+        first, known = next(iter(self.compared.values()))
+        if any(key == "protocol.detector.sha256" for key, _, _ in circumstances(known, content)):
+            raise UserError(f"{first}, {file}: of two networks: not comparable; measure one of them again")
+        check_alike([of_data[0], file], [of_data[1], content])
 
     @property
     def distance_name(self) -> str:

@@ -308,16 +308,23 @@ def fig9(found: Measured) -> Exhibit:
         ]
         for row in published()["fig9"]["rows"]
     }
+    names = ["VRC", "no difference", "Loong*"]
     if content := found.read("user-study", {"first": str, "second": str}):
         first, second = content["config"]["first"], content["config"]["second"]
         for row in content["cases"]:
             shares = [found.number("user-study", row, choice) for choice in ("first", "tie", "second")]
             rows[f"{QUESTIONS.get(row['name'], row['name'])},\nmeasured"] = shares
+        for place, name in (
+            (0, first),
+            (2, second),
+        ):  # whoever was the first: the colours say no more than that
+            if name.casefold() != names[place].casefold():
+                names[place] += f"; measured: {name}"
         answers = content["metrics"].get("answers", {}).get("value")
         made.notes.append(
             f"Measured: {first} (left) against {second} (right), {answers} answers; 95% interval over prompts."
         )
-    made.figure = stacked_shares(rows, ("VRC", "no difference", "Loong*"))
+    made.figure = stacked_shares(rows, names)
     made.notes.append(
         "As published: 300 answers to 50 pairs of clips. No whole numbers of answers give these percentages out of 300 "
         "or 150, and the paper gives no interval."

@@ -49,9 +49,9 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
     figure, (axes,) = panels(1, width=3.4, height=0.8 + 0.55 * len(rows), text=8)
     for place, shares in enumerate(rows.values()):
         left = 0.0
-        for share, colour, name in zip(shares, SHARE_COLOURS, names, strict=True):
+        for share, colour in zip(shares, SHARE_COLOURS, strict=True):
             width = 100 * share["value"]
-            axes.barh(place, width, 0.5, left, color=colour, edgecolor="white", label=name)
+            axes.barh(place, width, 0.5, left, color=colour, edgecolor="white")
             ink = "white" if colour == SHARE_COLOURS[0] else "#1c2330"
             if width > 3:
                 inside = width > 16  # percent; else it stands above its bar
@@ -77,15 +77,18 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.5), xlabel="answers, %; lines: 95% intervals")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[: len(names)],
-        labels[: len(names)],
+    legend = axes.legend(
+        axes.containers[: len(names)],
+        [str(place) for place in range(len(names))],
         loc="lower right",
         bbox_to_anchor=(1, 1),
         ncols=len(names),
         columnspacing=1,
     )
+    for text, name in zip(
+        legend.get_texts(), names, strict=True
+    ):  # as they are: no formula, nothing hidden for its _
+        text.set(text=name, parse_math=False)
     return figure
 
 

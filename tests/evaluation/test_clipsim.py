@@ -126,6 +126,21 @@ def test_the_control_is_a_caption_of_another_video() -> None:
     assert similarities(one, Matching(), range(1)).other.tolist() == [1, 1], "there is no other"
 
 
+def test_one_caption_has_no_control() -> None:
+    """Else a model would seem to ignore its captions: the difference from itself is 0 with an interval of 0."""
+    once = numbered()
+    same = ArrayClips("same", [PlannedClip(f"{i}", "number 5") for i in range(40)], once.arrays)
+    report = measure_clipsim(same, Matching())
+    assert set(report.cases[0]["metrics"]) == {"clipsim", "n_for_5_percent"}
+    assert "40 clips have no other caption of another video" in report.lines[0]
+    planned = [PlannedClip("a#0", "number 0"), PlannedClip("a#1", "number 1"), PlannedClip("b", "number 0")]
+    some = ArrayClips("some", planned, [once.arrays[i] for i in (0, 1, 0)])
+    report = measure_clipsim(some, Matching())  # the first has none: b has its caption
+    metrics = report.cases[0]["metrics"]
+    assert metrics["clipsim"]["value"] == metrics["above_others"]["value"] == 1
+    assert "1 clips have no other" in report.lines[0]
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
     with pytest.raises(SystemExit) as exit_:

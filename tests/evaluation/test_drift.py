@@ -227,6 +227,17 @@ def test_clips_of_one_video_are_drawn_together() -> None:
 # --- commands --------------------------------------------------------------------------------------------------
 
 
+def test_clips_that_fade_in_from_black_say_nothing_of_contrast_beside_the_first_frame() -> None:
+    black = changed(CLIPS, lambda frames: np.concatenate([0 * frames[:1], frames[1:]]), "black")
+    half = ArrayClips("half", CLIPS.clips, [*black.arrays[:6], *CLIPS.arrays[6:]])
+    other = ArrayClips("other", CLIPS.clips[6:], CLIPS.arrays[6:])
+    some, alone = (measure_drift(source).cases[0]["metrics"] for source in (half, other))
+    for name in ("contrast/8", "sharpness/8"):
+        assert some[name] == alone[name] and some[name]["n"] == 6
+    assert some["motion/8"]["n"] == 12
+    assert not {"contrast/8", "sharpness/8"} & {*measure_drift(black).cases[0]["metrics"]}
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
     with pytest.raises(SystemExit) as exit_:

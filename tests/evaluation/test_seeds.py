@@ -57,6 +57,38 @@ def test_seeds_of_two_ways(tmp_path: Path) -> None:
         seeds(first, [second[0], tmp_path / "more.json"])
 
 
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        ({"encoder": "x264, crf 40"}, "protocol.encoder is x264, crf 23 and x264, crf 40"),
+        ({"size": 128}, "protocol.size is None and 128"),
+        ({"real": {"name": "v", "n": 9, "sha256": "b"}}, "the real clips are others, of v and of v"),
+        ({"real": {"name": "w", "n": 9, "sha256": "b"}, "seed": 1}, "are others, of v and of w"),
+        ({"real": {"name": "v", "n": 9, "sha256": "a", "storage": "png"}}, "real.storage is None and png"),
+    ],
+)
+def test_all_that_decides_a_number_must_be_alike(
+    tmp_path: Path, protocol: dict[str, object], words: str
+) -> None:
+    same = {"encoder": "x264, crf 23", "seed": 0, "real": {"name": "v", "n": 9, "sha256": "a"}}
+    paths = [tmp_path / f"{number}.json" for number in range(4)]
+    for number, path in enumerate(paths):
+        row = case("clips", {"later_over_first": metric(number)})
+        own = same | {"interval": f"{number} prompts", "sources": [{"name": path.stem, "n": 5}]}
+        write_result(path, result("evaluate redundancy", {}, [row], {}, own))
+    seeds(paths[:2], paths[2:])
+    alike: list[dict[str, object]] = [
+        {"real": {"name": "elsewhere", "n": 9, "sha256": "a"}},  # the same clips
+        {"real": {"name": "v", "n": 9, "sha256": "b"}, "seed": 1},  # drawn again from the same list
+    ]
+    for change in alike:
+        write_result(paths[3], result("evaluate redundancy", {}, [row], {}, own | change))
+        seeds(paths[:2], paths[2:])
+    write_result(paths[3], result("evaluate redundancy", {}, [row], {}, own | protocol))
+    with pytest.raises(UserError, match=words):
+        seeds(paths[:2], paths[2:])
+
+
 def test_two_protocols_on_the_same_clips_are_told_apart(tmp_path: Path) -> None:
     """`results compare` names the field."""
     one, two = (read_result(save(tmp_path / f"{s}.json", 1, real_stride=s, size=256)) for s in (1, 3))

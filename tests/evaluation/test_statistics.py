@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from megavrc.evaluation.distances import Sets, compare_sets
 from megavrc.evaluation.statistics import (
     apart,
     as_metric,
@@ -157,3 +158,20 @@ def test_the_sign_test() -> None:
     assert sign_test(10, 0) == pytest.approx(2 / 2**10)
     assert sign_test(3, 7) == sign_test(7, 3) == pytest.approx(0.34375)
     assert sign_test(5, 5) == 1 and sign_test(0, 0) == 1
+
+
+def test_twenty_clips_of_a_prompt_are_one_sample_of_precision_and_limit() -> None:
+    rng = np.random.default_rng(0)
+    real, of_prompts = rng.normal(size=(100, 6)), 1.3 * rng.normal(size=(20, 6))
+    alike = of_prompts.repeat(20, axis=0) + 0.01 * rng.normal(size=(400, 6))
+    prompts = [f"prompt {index // 20}" for index in range(400)]
+    whole, single = (
+        compare_sets("fvd", Sets(real, None, {"x": alike}, drawn), "unknown").cases[0]["metrics"]
+        for drawn in (prompts, None)
+    )
+    for name in ("precision_k3", "frechet_unknown_inf"):
+        (one, of_one), (other, of_other) = (
+            (found[name]["value"], found[name]["high"] - found[name]["low"]) for found in (whole, single)
+        )
+        assert one == other and of_one > 2 * of_other, name
+    assert whole["recall_k3"] == single["recall_k3"]  # of real clips, each of which is one

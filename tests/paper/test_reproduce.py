@@ -188,6 +188,44 @@ def test_distances_of_two_networks_do_not_stand_in_one_table(places: Places) -> 
         make("table1", places)
 
 
+@pytest.mark.parametrize(
+    ("file", "protocol", "said"),
+    [
+        (
+            "fvd-token-sky-xl",
+            {"fvd_protocol": {"real_stride": 1}},
+            r"alike: protocol\.fvd_p.*stride is 1 and 3",
+        ),
+        ("fvd-token-sky-xl", {"real": {"n": 512}}, r"alike: protocol\.real\.n is 512 and 2048"),
+        ("fvd-token-sky-xl", {"measured": [{"n": 512}]}, r"alike: clips \[512\] and \[\]"),
+        (
+            "fvd-vrc-taichi-xl",
+            {"detector": {"sha256": "b"}},
+            "fvd-vrc-taichi-xl.json: of two networks: not comp",
+        ),
+    ],
+)
+def test_distances_of_two_protocols_do_not_stand_in_one_table(
+    file: str, protocol: Any, said: str, places: Places
+) -> None:
+    same = {"detector": {"sha256": "a"}, "real": {"n": 2048}}
+    for path in places.results.glob("fvd-*-xl.json"):  # data sets have strides of their own
+        own = {"fvd_protocol": {"real_stride": 6 if "taichi" in path.name else 3}}
+        content = json.loads(path.read_text())
+        write_json(path, content | {"protocol": same | own | (protocol if path.stem == file else {})})
+    with pytest.raises(UserError, match=said):
+        make("table1", places)
+    if file.startswith("fvd-token"):
+        assert make("table4", places).missing == {}  # which does not show it
+
+
+def test_whoever_is_first_in_a_study_is_named_in_its_figure(places: Places) -> None:
+    path = places.results / "user-study.json"
+    path.write_text(path.read_text().replace('"first": "vrc"', '"first": "Loong*"'))
+    said = [text.get_text() for text in make("fig9", places).figure.axes[0].get_legend().get_texts()]
+    assert said == ["VRC; measured: Loong*", "no difference", "Loong*; measured: token"]
+
+
 def test_a_file_of_another_command_is_refused_by_name(tmp_path: Path) -> None:
     path, places = tmp_path / "results" / "clipsim-text.json", Places(tmp_path, tmp_path)
     write_result(path, result("evaluate drift", {}, [case("a", {})]))

@@ -11,7 +11,8 @@ import pytest
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
-from megavrc.results import read_result
+from megavrc.report.figures import stacked_shares, svg
+from megavrc.results import metric, read_result
 from megavrc.web.toy_raters import answer_study
 from megavrc.web.user_study import ClipPair, UserStudy, write_user_study
 from megavrc.web.user_study_answers import Answers
@@ -127,6 +128,19 @@ def test_who_does_not_look_is_left_out_and_who_prefers_a_side_is_seen(tmp_path: 
     said = capsys.readouterr().out
     assert "no preference is shown" in said and "raters prefer video 1" in said
     assert "0 % (0 to 39)" in said, said
+
+
+@pytest.mark.parametrize("names", [("_ours", "theirs"), ("a$x^{$b", "$B$")])
+def test_a_figure_names_models_as_they_are_called(names: tuple[str, str]) -> None:
+    """A legend hides names that begin with _, and takes what stands between two $ for a formula."""
+    rows = {row: [metric(0.5, low=0.4, high=0.6), metric(0.2), metric(0.3)] for row in ("one", "two")}
+    figure = stacked_shares(rows, (names[0], "no difference", names[1]))
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [names[0], "no difference", names[1]]
+    drawn = [handle.get_facecolor() for handle in legend.get_patches()]
+    assert drawn == [part.patches[0].get_facecolor() for part in figure.axes[0].containers[:3]]
+    text = svg(figure)
+    assert names[0] in text and names[1] in text
 
 
 def test_few_prompts_show_no_preference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

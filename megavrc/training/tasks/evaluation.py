@@ -92,7 +92,7 @@ class ClipEvaluation:
 def _values(report: MetricReport, names: Sequence[str]) -> dict[str, float]:
     metrics = report.cases[0]["metrics"]
     found: dict[str, float] = {}
-    for name in names:
+    for name in [name for name in names if name in metrics]:
         found |= {f"{name}{end}": metrics[name][key] for end, key in ENDS.items() if key in metrics[name]}
     return found
 
