@@ -30,8 +30,6 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
         if run.finished:
             log.info("%s: finished at step %d; raise train.steps to go on", run.path, run.step)
             return
-        if rank.main:
-            run.complete_file.unlink(missing_ok=True)
         with Watchdog(run.path, rank, config.train.watchdog_s) as watchdog:
             with contextlib.closing(Trainer(config, task, run, rank, watchdog)) as trainer:
                 if rank.roll_call:

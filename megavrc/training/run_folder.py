@@ -141,7 +141,11 @@ class RunFolder:
             )
 
     def record_start(self) -> None:
-        """Write down that training begins now, on the main rank, and say what differs from last time."""
+        """Write down that training begins now, on the main rank, and say what differs from last time.
+
+        Only now is a finished run unfinished again: a start that is refused before leaves its complete.json.
+        """
+        self.complete_file.unlink(missing_ok=True)
         changed = changes(self.config, self.checkpoint.state.get("config", {})) if self.checkpoint else []
         if changed:
             log.warning("%s: differs from last time: %s", self.path, "; ".join(changed))

@@ -255,7 +255,9 @@ class Trainer:
         self.run.check_ours()
         with self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
+                assert self.reporter
                 exported = self.task.finish(module, self.run.path)
+                values = values or self.reporter.values  # all steps were done when this start began
                 self.run.complete({"step": self.step, "metrics": values, **exported})
         dist.barrier()  # so that no rank is gone before the export is whole
 

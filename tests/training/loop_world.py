@@ -108,10 +108,22 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
     (root / "alone" / "complete.json").unlink()
     run(root / "alone", rank, steps=5, task=ToyTask())
     return {
+        "refused_to_go_on": refused_to_go_on(root / "alone", rank),
         "samples": [sample for part in delivered for sample in part],
         "alone": metrics(root / "alone"),
         "after_rollback": after_rollback(root / "rollback", rank),
     }
+
+
+def refused_to_go_on(folder: Path, rank: Rank) -> str:
+    """Why a finished run is not continued by a start with a mistake that building the engine finds."""
+    config = toy_config(folder, 12)
+    config.deepspeed = {"optimizer": {}}
+    try:
+        train(config, ToyTask(), rank)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:
