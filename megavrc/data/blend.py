@@ -119,12 +119,7 @@ class TokenBlend:
         first = parts[0]
         self.parts, self.info, self.shape, self.vocab = list(parts), first.info, first.shape, first.vocab
         for part in parts[1:]:
-            for name in ("kind", "shape", "vocab", "tokenizer", "image_source", *["classes"] * classes):
-                ours, theirs = (_essence(dataset.info.get(name)) for dataset in (first, part))
-                if ours != theirs:
-                    raise UserError(
-                        f"data.blend: {name} is {ours!r} in {first.address} and {theirs!r} in {part.address}"
-                    )
+            check_alike("data.blend", first, part, "image_source", *["classes"] * classes)
         self.address = ", ".join(part.address for part in parts)
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
@@ -171,6 +166,25 @@ def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:
         if part.info["encoder"]["sha256"] != features[0].info["encoder"]["sha256"]:
             raise UserError(f"{part.folder}: made by another text encoder than {features[0].folder}")
     return features[0].info["encoder"]["sha256"], features[0].width
+
+
+def check_alike(
+    key: str, first: TokenDataset | TokenBlend, second: TokenDataset | TokenBlend, *more: str
+) -> None:
+    """Refuse two datasets whose samples are not of one kind, or that differ in `more` of dataset.json.
+
+    Args:
+        key: of the configuration, that names them.
+
+    Raises:
+        UserError: what differs first.
+    """
+    for name in ("kind", "shape", "vocab", "tokenizer", *more):
+        ours, theirs = (_essence(dataset.info.get(name)) for dataset in (first, second))
+        if ours != theirs:
+            raise UserError(
+                f"{key}: {name} is {ours!r} in {first.address} and {theirs!r} in {second.address}"
+            )
 
 
 def _essence(value: Any) -> Any:
