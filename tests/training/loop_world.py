@@ -118,7 +118,7 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
 def refused_to_go_on(folder: Path, rank: Rank) -> str:
     """Why a finished run is not continued by a start with a mistake that building the engine finds."""
     config = toy_config(folder, 12)
-    config.deepspeed = {"optimizer": {}}
+    config.deepspeed = {"zero_optimization": {"no_such_key": 1}}
     try:
         train(config, ToyTask(), rank)
     except UserError as error:
