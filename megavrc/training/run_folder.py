@@ -170,7 +170,9 @@ class RunFolder:
         retention = Retention(train.keep, train.keep_every, train.keep_best)
         most = most_checkpoints(train, validates)
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
-        return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+        saver = Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+        saver.before = self.checkpoint.step if self.checkpoint else None
+        return saver
 
     def describe(self, progress: dict[str, Any]) -> dict[str, Any]:
         """Content of a checkpoint's state.json."""

@@ -155,6 +155,7 @@ class Trainer:
         window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
         self.guards.record_rollback(spike, to=checkpoint.step, left_out_data_of_steps=window)
         self.data_offset += self.step - checkpoint.step
+        self.saver.before = checkpoint.step
         self._restore(checkpoint)
         self._open()
         self.meter = Meter()
