@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.data.dataset import TokenDataset
+from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.order import SampleOrder
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
@@ -110,6 +110,7 @@ class TokenBlend:
         text_encoder, feature_width: SHA-256 of the encoder that made the text features, and their columns; None, 0
             without features.
         text_features: the manifest of each part's text features; None without.
+        readers: what shards are read through: the parts, and their text features.
 
     Raises:
         UserError: the parts do not fit together, or have no text features.
@@ -123,6 +124,7 @@ class TokenBlend:
         self.address = ", ".join(part.address for part in parts)
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
+        self.readers: list[ShardReader] = [*self.parts, *(self._features or [])]
         self.text_encoder: str | None = None
         self.text_features: list[str] | None = None
         self.feature_width = 0

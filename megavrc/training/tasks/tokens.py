@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.data.blend import BlendOrder, TokenBlend, check_alike
-from megavrc.data.dataset import TokenDataset
+from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.data.shards import PROOF
@@ -35,7 +35,7 @@ def open_training(
         UserError: a dataset is unfinished, unreachable or does not fit the others; the cache is too small.
     """
     source = _open(config, config, tokenizer_sha256, condition)
-    _check_cache(config, source.parts)
+    _check_cache(config, source.readers)
     orders = [
         _order(config, part, seed_for(seed, "order", *([number] if number else [])))
         for number, part in enumerate(source.parts)
@@ -106,9 +106,9 @@ def _folder(path: str, config: TokenDataConfig) -> str | Mirror:
     return Mirror.of(path, Path(config.cache_dir).expanduser(), int(config.cache_gb * 1e9))
 
 
-def _check_cache(config: TokenDataConfig, parts: Sequence[TokenDataset]) -> None:
+def _check_cache(config: TokenDataConfig, readers: Sequence[ShardReader]) -> None:
     """Every sample would be a download if the shards in use together did not fit the cache."""
-    sizes = [sorted(shard["bytes"] for shard in part.shards) for part in parts if part.mirror]
+    sizes = [sorted(shard["bytes"] for shard in reader.shards) for reader in readers if reader.mirror]
     in_use = sum(sum(each[-config.window :] if config.shuffle == "window" else each) for each in sizes)
     if in_use > config.cache_gb * 1e9:
         raise UserError(
