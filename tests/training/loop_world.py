@@ -12,10 +12,10 @@ import torch.distributed as dist
 from toy import ToyTask, toy_config
 
 from megavrc.checkpoint import read
-from megavrc.distributed import Rank, connect
+from megavrc.distributed import Rank, StopSignal, connect
 from megavrc.errors import UserError
 from megavrc.training.guards import BadStep
-from megavrc.training.loop import train
+from megavrc.training.loop import take_steps, train
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.trainer import Trainer
 from megavrc.training.watchdog import Watchdog
@@ -112,6 +112,7 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
         "samples": [sample for part in delivered for sample in part],
         "alone": metrics(root / "alone"),
         "after_rollback": after_rollback(root / "rollback", rank),
+        "after_a_slow_start": after_a_slow_start(root / "slow", rank),
     }
 
 
@@ -137,6 +138,16 @@ def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:
             trainer.clock.waiting += 500
             trainer.go_back(BadStep(0, "a spike", [[9.0]], [0]))
             return trainer.report(trainer.train_step(), 1, {})
+
+
+def after_a_slow_start(folder: Path, rank: Rank) -> dict[str, float]:
+    """The first line of a run whose ranks took 1000 s to come."""
+    config, task = toy_config(folder, 1), ToyTask()
+    with contextlib.closing(RunFolder(config, task.identity, task.facts, rank)) as run:
+        with contextlib.closing(Trainer(config, task, run, rank, Watchdog(folder, rank, 0))) as trainer:
+            trainer.clock.last -= 1000
+            take_steps(trainer, StopSignal())
+    return metrics(folder)[0]
 
 
 if __name__ == "__main__":

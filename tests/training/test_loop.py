@@ -77,6 +77,10 @@ def test_the_first_line_after_a_rollback_is_of_its_own_steps(worlds: dict[str, A
     assert line["clips/s"] > 8 / 500 and line["data_wait_%"] <= 100
 
 
+def test_the_first_line_of_a_start_is_of_its_steps_alone(worlds: dict[str, Any]) -> None:
+    assert worlds["after_a_slow_start1"]["clips/s"] > 8 / 500
+
+
 def test_a_flipped_bit_falls_back_to_the_checkpoint_before(worlds: dict[str, Any]) -> None:
     assert worlds["same_after_damage2"]
     assert worlds["samples_after_damage2"] == [7 * 2, 7 * 2], "steps 3 to 9, two micro-batches each"
