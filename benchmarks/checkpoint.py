@@ -41,7 +41,7 @@ def main(preset: str = "l", folder: Path | None = None, zero: int = 0, json: Pat
                 rank,
                 background,
                 lambda: None,
-                lambda final: None,
+                lambda final, before: None,
             )
             for step in (1, 2):
                 begin, waited = time.perf_counter(), saver.stalled

@@ -135,17 +135,23 @@ class Retention:
         old = [0] * self.last + list(itertools.accumulate(passing, initial=0))
         return max(number + 1 - max(0, old[number] - self.best) for number in range(len(steps)))
 
-    def apply(self, newest: Path) -> None:
+    def apply(self, newest: Path, before: int | None = None) -> None:
         """Remove what need not stay; nothing before the newest one has been read back whole.
 
-        Checkpoints of later steps than the newest, which a run that went back has left, are not touched: its own
-        will replace them.
+        Checkpoints of later steps than the newest, which a run that went back has left, are not touched until it has
+        passed them: they would count among the newest, and be what damage falls back to.
+
+        Args:
+            before: step of the checkpoint that the newest goes on from; those between the two are of a left future.
         """
-        candidates = [folder for folder in _newest_first(newest.parent) if folder.name <= newest.name]
+        there = [folder for folder in _newest_first(newest.parent) if folder.name <= newest.name]
+        since = _step(newest) if before is None else before
+        left = {folder for folder in there if since < _step(folder) < _step(newest)}
+        candidates = [folder for folder in there if folder not in left]
         kept = {newest, *candidates[: self.last], *self._best(candidates)}
         if self.every:
             kept |= {folder for folder in candidates if _step(folder) % self.every == 0}
-        doomed = [folder for folder in candidates if folder not in kept]
+        doomed = [folder for folder in there if folder not in kept]
         if not doomed:
             return
         try:

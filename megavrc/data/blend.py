@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavrc.data.dataset import TokenDataset
+from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.order import SampleOrder
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
@@ -110,6 +110,7 @@ class TokenBlend:
         text_encoder, feature_width: SHA-256 of the encoder that made the text features, and their columns; None, 0
             without features.
         text_features: the manifest of each part's text features; None without.
+        readers: what shards are read through: the parts, and their text features.
 
     Raises:
         UserError: the parts do not fit together, or have no text features.
@@ -119,15 +120,11 @@ class TokenBlend:
         first = parts[0]
         self.parts, self.info, self.shape, self.vocab = list(parts), first.info, first.shape, first.vocab
         for part in parts[1:]:
-            for name in ("kind", "shape", "vocab", "tokenizer", "image_source", *["classes"] * classes):
-                ours, theirs = (_essence(dataset.info.get(name)) for dataset in (first, part))
-                if ours != theirs:
-                    raise UserError(
-                        f"data.blend: {name} is {ours!r} in {first.address} and {theirs!r} in {part.address}"
-                    )
+            check_alike("data.blend", first, part, "image_source", *["classes"] * classes)
         self.address = ", ".join(part.address for part in parts)
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
+        self.readers: list[ShardReader] = [*self.parts, *(self._features or [])]
         self.text_encoder: str | None = None
         self.text_features: list[str] | None = None
         self.feature_width = 0
@@ -171,6 +168,25 @@ def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:
         if part.info["encoder"]["sha256"] != features[0].info["encoder"]["sha256"]:
             raise UserError(f"{part.folder}: made by another text encoder than {features[0].folder}")
     return features[0].info["encoder"]["sha256"], features[0].width
+
+
+def check_alike(
+    key: str, first: TokenDataset | TokenBlend, second: TokenDataset | TokenBlend, *more: str
+) -> None:
+    """Refuse two datasets whose samples are not of one kind, or that differ in `more` of dataset.json.
+
+    Args:
+        key: of the configuration, that names them.
+
+    Raises:
+        UserError: what differs first.
+    """
+    for name in ("kind", "shape", "vocab", "tokenizer", *more):
+        ours, theirs = (_essence(dataset.info.get(name)) for dataset in (first, second))
+        if ours != theirs:
+            raise UserError(
+                f"{key}: {name} is {ours!r} in {first.address} and {theirs!r} in {second.address}"
+            )
 
 
 def _essence(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def plan_run(
         training: --config FILE and options of the training command.
         gpu: type of the GPU, such as h100, h200, a100, a100-40, rtx-4090; with tflops and gib_memory any name.
         gpus: number of GPUs, over all nodes.
-        tflops: dense bf16 peak of a type that is not known, in 10^12 operations a second.
-        gib_memory: memory of that type in GiB.
+        tflops: dense bf16 peak in 10^12 operations a second, of a type that is not known or in place of the known one.
+        gib_memory: memory in GiB, as tflops.
         mfu: assumed share of the peak; MosaicML measured 0.42 on H100s for 1.3B parameters.
         checkpoint_s: seconds that training stands still for a checkpoint.
         clips: number of clips of the dataset, for the time of an epoch and the size of the shards.
@@ -51,7 +52,10 @@ def plan_run(
             raise UserError(f"--{name} {value}: a number from 0 on")
     if clips is not None and clips < 1:
         raise UserError(f"--clips {clips}: at least 1")
-    kind = GPU(gpu, "", tflops, gib_memory) if tflops and gib_memory else gpu_named(gpu)
+    kind = GPU(gpu, "", tflops, gib_memory)
+    if not (tflops and gib_memory):
+        known = gpu_named(gpu)
+        kind = replace(known, tflops=tflops or known.tflops, gib=gib_memory or known.gib)
     train = settings.train
     job = Job(
         gpu=kind,

@@ -152,7 +152,8 @@ class BaseRunConfig:
         seed: seed of weights, data order, dropout and condition dropout.
         train: the loop.
         optimizer: AdamW and its schedule.
-        deepspeed: options passed on to DeepSpeed; they must not contradict what is derived from `train`.
+        deepspeed: options passed on to DeepSpeed; they must not contradict what is derived from `train`. DeepSpeed
+            says nothing of a section that it does not know, only of names within one.
     """
 
     run_dir: str

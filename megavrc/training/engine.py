@@ -24,6 +24,7 @@ from megavrc.training.optimizer import make_optimizer
 from megavrc.training.state import MOMENTS, TrainingState, buffer_group, joined
 
 SMALL = 100_000  # elements; ZeRO stage 3 keeps parameters below this whole anyway (its persistence threshold)
+PRECISIONS = ("fp16", "bfloat16", "amp", "torch_autocast")  # sections of DeepSpeed beside `bf16`
 Loss = Callable[[nn.Module, Any, int], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -79,9 +80,10 @@ class Engine:
         self._parameters = {name: p for name, p in core.named_parameters() if p.requires_grad}
         self._adamw = make_optimizer(self._parameters, train, optimizer)
         objective = _Objective(core, loss)
-        self._engine, *_ = deepspeed.initialize(
-            model=objective, optimizer=self._adamw, config=config, dist_init_required=False
-        )
+        with _its_refusals(deepspeed, passthrough):
+            self._engine, *_ = deepspeed.initialize(
+                model=objective, optimizer=self._adamw, config=config, dist_init_required=False
+            )
         if train.zero == 3:
             # ZeRO fetches parameters for the forward of their module; small ones are also used outside (type rows).
             for parameter in self._parameters.values():
@@ -212,12 +214,30 @@ def _refuse_contradictions(derived: dict[str, Any], given: dict[str, Any], where
     for key, value in given.items():
         if key in ("optimizer", "scheduler"):
             raise UserError(f"{where}.{key}: use the optimizer section instead")
+        if key in PRECISIONS and isinstance(value, dict) and value.get("enabled"):
+            raise UserError(f"{where}.{key}: use train.precision instead")
         if key in derived and isinstance(value, dict) and isinstance(derived[key], dict):
             _refuse_contradictions(derived[key], value, f"{where}.{key}")
         elif key in derived and value != derived[key]:
             raise UserError(
                 f"{where}.{key}: {value!r} contradicts {derived[key]!r}, which follows from train; drop it"
             )
+
+
+@contextlib.contextmanager
+def _its_refusals(deepspeed: Any, passthrough: dict[str, Any] | None) -> Iterator[None]:
+    """What DeepSpeed says of the user's additions, as a UserError; without additions it is no mistake of the user."""
+    refusals = (ValueError, TypeError, AssertionError, deepspeed.runtime.zero.utils.ZeRORuntimeException)
+    try:
+        yield
+    except refusals as error:
+        if not passthrough:
+            raise
+        found: list[dict[str, Any]] = getattr(
+            error, "errors", list
+        )()  # of pydantic, for names and types within a section
+        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found)
+        raise UserError(f"deepspeed: DeepSpeed refuses {', '.join(passthrough)}: {said or error}") from None
 
 
 def _merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

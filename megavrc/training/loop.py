@@ -30,8 +30,6 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
         if run.finished:
             log.info("%s: finished at step %d; raise train.steps to go on", run.path, run.step)
             return
-        if rank.main:
-            run.complete_file.unlink(missing_ok=True)
         with Watchdog(run.path, rank, config.train.watchdog_s) as watchdog:
             with contextlib.closing(Trainer(config, task, run, rank, watchdog)) as trainer:
                 if rank.roll_call:
@@ -41,16 +39,18 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
                     run.record_start()
                 steps = (run.step, config.train.steps)
                 log.info("%s: steps %d to %d on %d ranks", run.path, *steps, rank.world_size)
-                _run_steps(trainer, stop)
+                take_steps(trainer, stop)
 
 
-def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
+def take_steps(trainer: Trainer, stop: StopSignal) -> None:
+    """The steps that are left, and what happens once in a while between them (collective)."""
     settings = trainer.config.train
     if settings.spike_threshold and trainer.run.checkpoint is None:
         trainer.save(
             wait=True, validation={}
         )  # a spike before the first checkpoint needs somewhere to go back to
     reported, values = trainer.step, {}
+    trainer.clock.lap()  # what came before, and the wait for other ranks, is no time of training
     while trainer.step < settings.steps:
         update = trainer.train_step()
 

@@ -26,12 +26,16 @@ class Reporter:
         first_step: lines of later steps, left by a run that died after its last checkpoint, are removed.
         steps: of the whole run, for the progress line.
         start: number of this start of the run; in every line.
+
+    Attributes:
+        values: of the line after `first_step`, which an earlier start has written; empty where there is none.
     """
 
     def __init__(self, run_dir: Path, first_step: int, steps: int, start: int = 1) -> None:
         self._first, self._steps, self._number = first_step, steps, start
         self._path = run_dir / "metrics.jsonl"
         self._start = time.monotonic()
+        self.values: dict[str, float] = {}
         try:
             self._remove_later_lines()
         except OSError as error:
@@ -73,6 +77,10 @@ class Reporter:
             if isinstance(step, int) and isinstance(start, int) and step <= self._first and start >= newest:
                 kept.append(json.dumps(line) + "\n")
                 newest = start
+                if step == self._first:
+                    self.values = {
+                        name: value for name, value in line.items() if type(value) is float and name != "time"
+                    }
         write_atomic(self._path, "".join(kept).encode())
 
     def _write_board(self, step: int, values: dict[str, float]) -> None:

@@ -141,7 +141,11 @@ class RunFolder:
             )
 
     def record_start(self) -> None:
-        """Write down that training begins now, on the main rank, and say what differs from last time."""
+        """Write down that training begins now, on the main rank, and say what differs from last time.
+
+        Only now is a finished run unfinished again: a start that is refused before leaves its complete.json.
+        """
+        self.complete_file.unlink(missing_ok=True)
         changed = changes(self.config, self.checkpoint.state.get("config", {})) if self.checkpoint else []
         if changed:
             log.warning("%s: differs from last time: %s", self.path, "; ".join(changed))
@@ -166,7 +170,9 @@ class RunFolder:
         retention = Retention(train.keep, train.keep_every, train.keep_best)
         most = most_checkpoints(train, validates)
         main_rank_decides(lambda: check_space(self.store, state, most), self.rank)
-        return Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+        saver = Saver(self.store, state, self.rank, train.async_save, self._check_lease, retention.apply)
+        saver.before = self.checkpoint.step if self.checkpoint else None
+        return saver
 
     def describe(self, progress: dict[str, Any]) -> dict[str, Any]:
         """Content of a checkpoint's state.json."""

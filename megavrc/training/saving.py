@@ -46,9 +46,10 @@ class Saver:
         background: write while training goes on, from a copy of this rank's share in the host's memory, which stays
             allocated. Otherwise `save` returns after the commit, and holds two files' worth at a time.
         check: called on the main rank before anything is written and again before the commit; a UserError ends the run.
-        retain: called on the main rank's writing thread with the folder of each new checkpoint.
+        retain: called on the main rank's writing thread with the folder of each new checkpoint and `before`.
 
     Attributes:
+        before: step of the checkpoint that training goes on from; None: from none.
         failures: writes that failed.
         stalled: seconds that training has waited for checkpoints.
     """
@@ -60,13 +61,14 @@ class Saver:
         rank: Rank,
         background: bool,
         check: Callable[[], None],
-        retain: Callable[[Path], None],
+        retain: Callable[[Path, int | None], None],
     ) -> None:
         self._store, self._state, self._rank, self._background = store, state, rank, background
         self._check, self._retain = check, retain
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._host: dict[tuple[str, str], Tensor] = {}
         self._write: _Write | None = None
+        self.before: int | None = None
         self.failures, self.stalled = 0, 0.0
 
     def save(self, step: int, progress: dict[str, Any]) -> None:
@@ -190,9 +192,10 @@ class Saver:
         groups = list(self._state.groups)
         final = commit(write.folder, write.step, write.shards, files, groups, write.state, write.probe)
         try:
-            self._retain(final)
+            self._retain(final, self.before)
         except OSError as error:  # the checkpoint is there all the same
             log.error("CHECKPOINTS NOT REMOVED: %s", error)
+        self.before = write.step
 
     def _give_up(self, write: "_Write") -> None:
         errors: list[Any] = [None] * self._rank.world_size

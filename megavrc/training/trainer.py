@@ -155,6 +155,7 @@ class Trainer:
         window = [checkpoint.step + self.data_offset, self.step + self.data_offset]
         self.guards.record_rollback(spike, to=checkpoint.step, left_out_data_of_steps=window)
         self.data_offset += self.step - checkpoint.step
+        self.saver.before = checkpoint.step
         self._restore(checkpoint)
         self._open()
         self.meter = Meter()
@@ -255,7 +256,9 @@ class Trainer:
         self.run.check_ours()
         with self.engine.whole_core(self.task.build) as module:
             if self.rank.main:
+                assert self.reporter
                 exported = self.task.finish(module, self.run.path)
+                values = values or self.reporter.values  # all steps were done when this start began
                 self.run.complete({"step": self.step, "metrics": values, **exported})
         dist.barrier()  # so that no rank is gone before the export is whole
 

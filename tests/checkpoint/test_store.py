@@ -317,3 +317,16 @@ def test_checkpoints_of_a_future_that_was_left_do_not_push_out_the_newest(tmp_pa
     assert steps(tmp_path) == [2, 3, 8, 9]
     found = newest_good(tmp_path)
     assert found is not None and found.step == 3
+
+
+def test_checkpoints_of_a_future_that_was_left_go_when_the_run_has_passed_them(tmp_path: Path) -> None:
+    for step in (1, 2, 4, 6, 9):
+        commit(tmp_path, step, keep=9)
+    # After going back to step 2, now at 8.
+    Retention(last=2, every=2).apply(commit(tmp_path, 8, keep=9), before=2)
+    assert steps(tmp_path) == [2, 8, 9], (
+        "2 is one of the newest two; 4 and 6 count neither as that nor for good"
+    )
+    flip(tmp_path / "step-00000008" / "model-00001.safetensors")
+    found = newest_good(tmp_path)
+    assert found is not None and found.step == 2

@@ -18,6 +18,9 @@ from megavrc.data.order import Order, WindowOrder
 from megavrc.data.stream import Stream
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
+from megavrc.model import ConditionConfig
+from megavrc.training.tasks.tokens import open_training
+from megavrc.training.tasks.vrc_config import TokenDataConfig
 
 pytest.importorskip("aiohttp", reason="fsspec needs it for http")
 
@@ -252,3 +255,21 @@ def test_a_cache_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data.cache_dir: .*file: "):
         Mirror.of("memory://x/y", tmp_path / "file", GB)
+
+
+def test_text_features_count_among_what_the_cache_must_hold(tmp_path: Path) -> None:
+    tokens = make_dataset(tmp_path / "tokens")
+    features = make_features(TokenDataset(tokens))
+    size, more = (
+        sum(tar.stat().st_size for tar in (folder / "shards").glob("*.tar")) for folder in (tokens, features)
+    )
+    condition = ConditionConfig(text="features", feature_dim=3)
+
+    def open_with(bytes: float, condition: ConditionConfig) -> None:
+        data = TokenDataConfig(tokens.as_uri(), cache_dir=str(tmp_path / "cache"), cache_gb=bytes / 1e9)
+        open_training(data, 0, condition)
+
+    open_with(size + 1, ConditionConfig(vocab=8))
+    open_with(size + more + 1, condition)
+    with pytest.raises(UserError, match=r"data.cache_gb: .* shuffle global uses at once"):
+        open_with(size + more / 2, condition)

@@ -63,7 +63,8 @@ def make_features(tokens: TokenDataset) -> Path:
         done = read_done(tar, "p")
         assert done is not None
         shards.append(listed("train", done))
-    write_shard_manifest(folder, {"width": 3, "tokens": {"manifest_id": tokens.manifest_id}}, shards, FORMAT)
+    info = {"width": 3, "encoder": {"sha256": "e" * 64}, "tokens": {"manifest_id": tokens.manifest_id}}
+    write_shard_manifest(folder, info, shards, FORMAT)
     return folder
 
 

@@ -331,3 +331,19 @@ def test_numbers_that_cannot_be(option: str, said: str, capsys: pytest.CaptureFi
     words = [option, "--gpu=h100", "--", "--config=video_1.2b", "--run_dir=r"]
     assert run_command(plan_run, words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--tflops=500", ("of 500 TFLOP/s", "GiB of 80.0 GiB")),
+        ("--gib_memory=40", ("of 989.5 TFLOP/s", "GiB of 40.0 GiB")),
+    ],
+)
+def test_a_peak_or_a_memory_takes_the_place_of_the_known_one(
+    option: str, said: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [option, "--gpu=h100", "--", "--config=ucf101_image", "--run_dir=r"]
+    assert run_command(plan_run, words) == 0
+    output = capsys.readouterr().out
+    assert all(part in output for part in said), output

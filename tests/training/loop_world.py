@@ -12,10 +12,10 @@ import torch.distributed as dist
 from toy import ToyTask, toy_config
 
 from megavrc.checkpoint import read
-from megavrc.distributed import Rank, connect
+from megavrc.distributed import Rank, StopSignal, connect
 from megavrc.errors import UserError
 from megavrc.training.guards import BadStep
-from megavrc.training.loop import train
+from megavrc.training.loop import take_steps, train
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.trainer import Trainer
 from megavrc.training.watchdog import Watchdog
@@ -108,10 +108,23 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
     (root / "alone" / "complete.json").unlink()
     run(root / "alone", rank, steps=5, task=ToyTask())
     return {
+        "refused_to_go_on": refused_to_go_on(root / "alone", rank),
         "samples": [sample for part in delivered for sample in part],
         "alone": metrics(root / "alone"),
         "after_rollback": after_rollback(root / "rollback", rank),
+        "after_a_slow_start": after_a_slow_start(root / "slow", rank),
     }
+
+
+def refused_to_go_on(folder: Path, rank: Rank) -> str:
+    """Why a finished run is not continued by a start with a mistake that building the engine finds."""
+    config = toy_config(folder, 12)
+    config.deepspeed = {"zero_optimization": {"no_such_key": 1}}
+    try:
+        train(config, ToyTask(), rank)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:
@@ -125,6 +138,16 @@ def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:
             trainer.clock.waiting += 500
             trainer.go_back(BadStep(0, "a spike", [[9.0]], [0]))
             return trainer.report(trainer.train_step(), 1, {})
+
+
+def after_a_slow_start(folder: Path, rank: Rank) -> dict[str, float]:
+    """The first line of a run whose ranks took 1000 s to come."""
+    config, task = toy_config(folder, 1), ToyTask()
+    with contextlib.closing(RunFolder(config, task.identity, task.facts, rank)) as run:
+        with contextlib.closing(Trainer(config, task, run, rank, Watchdog(folder, rank, 0))) as trainer:
+            trainer.clock.last -= 1000
+            take_steps(trainer, StopSignal())
+    return metrics(folder)[0]
 
 
 if __name__ == "__main__":

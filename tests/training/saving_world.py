@@ -53,7 +53,7 @@ class Numbers:
 def saver(rank: Rank, store: Path, state: Any, background: bool = True, check: Any = lambda: None) -> Saver:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("megavrc").propagate = True
-    return Saver(store, state, rank, background, check, lambda final: None)
+    return Saver(store, state, rank, background, check, lambda final, before: None)
 
 
 def save_steps(rank: Rank, store: Path, first: int, last: int, background: bool = True) -> int:

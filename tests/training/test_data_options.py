@@ -25,7 +25,9 @@ from megavrc.training.tasks.vrc_config import RunConfig
 ROOT = Path(__file__).parents[2]
 
 
-def make_images(folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, tokenizer: str = "a") -> Path:
+def make_images(
+    folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, tokenizer: str = "a", **more: Any
+) -> Path:
     entries = []
     for number, count in enumerate(counts):
         tar = folder / "shards" / shard_name("train", number, len(counts))
@@ -38,7 +40,9 @@ def make_images(folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, t
         assert done is not None
         entries.append(listed("train", done))
     info = {"kind": "image", "shape": [1, 8, 8], "vocab": 512, "image_source": "image"}
-    write_shard_manifest(folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}}, entries)
+    write_shard_manifest(
+        folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}, **more}, entries
+    )
     return folder
 
 
@@ -108,6 +112,36 @@ def test_datasets_that_do_not_fit_are_named(tmp_path: Path) -> None:
     a, b = make_images(tmp_path / "a"), make_images(tmp_path / "b", tokenizer="b")
     with pytest.raises(UserError, match=r"data.blend: tokenizer is 'aaa.*/a and 'bbb.*/b"):
         VRCTask(load(tmp_path, blend=[{"path": str(a)}, {"path": str(b)}]))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"vocab": 1024}, "vocab is 512 in .*/a and 1024 in .*/b"),
+        ({"kind": "video"}, "kind is 'image' in .*/a and 'video' in .*/b"),
+        ({"tokenizer": "b"}, "tokenizer is 'aaa.*/a and 'bbb.*/b"),
+        ({"classes": ["bike"]}, "classes is None in .*/a and .'bike'.* in .*/b"),
+    ],
+)
+def test_a_validation_set_that_does_not_fit_is_refused_at_the_start(
+    tmp_path: Path, other: dict[str, Any], named: str
+) -> None:
+    a = make_images(tmp_path / "a")
+    b = make_images(tmp_path / "b", seed=1, **other)
+    held_out = {"held_out": {"path": str(b), "split": "train"}}
+    with pytest.raises(UserError, match=rf"data.validation.held_out: {named}"):
+        VRCTask(load(tmp_path, path=str(a), validation=held_out))
+
+
+def test_samples_that_are_trained_on_are_no_validation_set(tmp_path: Path) -> None:
+    a, b = make_images(tmp_path / "a"), make_images(tmp_path / "b", seed=1)
+    sets = {"held_out": {"path": str(b), "split": "train"}}
+    assert len(VRCTask(load(tmp_path, path=str(a), validation=sets)).validation["held_out"].source) == 12
+    blend = [{"path": str(a)}, {"path": str(b)}]
+    with pytest.raises(
+        UserError, match=r"data.validation.held_out: split 'train' of .*/b is what is trained on"
+    ):
+        VRCTask(load(tmp_path, blend=blend, validation=sets))
 
 
 def test_a_dataset_at_a_url_and_a_cache_that_is_too_small(tmp_path: Path) -> None:

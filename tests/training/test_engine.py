@@ -133,6 +133,7 @@ def test_the_engine_configuration_is_derived() -> None:
         ({"zero_optimization": {"stage": 3}}, "deepspeed.zero_optimization.stage"),
         ({"bf16": {"enabled": True}}, "deepspeed.bf16.enabled"),
         ({"optimizer": {"type": "AdamW"}}, "deepspeed.optimizer"),
+        ({"fp16": {"enabled": True}}, "deepspeed.fp16: use train.precision"),
     ],
 )
 def test_passthrough_cannot_contradict(passthrough: dict[str, Any], named: str) -> None:

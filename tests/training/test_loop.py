@@ -58,13 +58,27 @@ def test_a_run_killed_between_its_last_checkpoint_and_complete_json_only_finishe
 def test_a_run_that_is_ended_before_its_last_checkpoint_says_how_far_it_was_trained(
     worlds: dict[str, Any],
 ) -> None:
-    assert json.loads((worlds["root"] / "alone" / "complete.json").read_text())["step"] == 10
+    complete = json.loads((worlds["root"] / "alone" / "complete.json").read_text())
+    assert complete["step"] == 10
+    assert complete["metrics"]["loss"] == worlds["alone1"][-1]["loss"], (
+        "the metrics of the line before its end"
+    )
     assert [line["step"] for line in worlds["alone1"]] == list(range(1, 11))
+
+
+def test_a_start_that_is_refused_leaves_a_finished_run_finished(worlds: dict[str, Any]) -> None:
+    refused = "deepspeed: DeepSpeed refuses zero_optimization: no_such_key: Extra inputs are not permitted"
+    assert worlds["refused_to_go_on1"] == refused
+    assert (worlds["root"] / "alone" / "complete.json").is_file()
 
 
 def test_the_first_line_after_a_rollback_is_of_its_own_steps(worlds: dict[str, Any]) -> None:
     line = worlds["after_rollback1"]
     assert line["clips/s"] > 8 / 500 and line["data_wait_%"] <= 100
+
+
+def test_the_first_line_of_a_start_is_of_its_steps_alone(worlds: dict[str, Any]) -> None:
+    assert worlds["after_a_slow_start1"]["clips/s"] > 8 / 500
 
 
 def test_a_flipped_bit_falls_back_to_the_checkpoint_before(worlds: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megavrc.data.blend import BlendOrder, TokenBlend
-from megavrc.data.dataset import TokenDataset
+from megavrc.data.blend import BlendOrder, TokenBlend, check_alike
+from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
 from megavrc.data.shards import PROOF
@@ -35,7 +35,7 @@ def open_training(
         UserError: a dataset is unfinished, unreachable or does not fit the others; the cache is too small.
     """
     source = _open(config, config, tokenizer_sha256, condition)
-    _check_cache(config, source.parts)
+    _check_cache(config, source.readers)
     orders = [
         _order(config, part, seed_for(seed, "order", *([number] if number else [])))
         for number, part in enumerate(source.parts)
@@ -44,27 +44,28 @@ def open_training(
 
 
 def open_validation(
-    config: TokenDataConfig,
-    condition: ConditionConfig,
-    tokenizer_sha256: str | None = None,
-    text_encoder: str | None = None,
+    config: TokenDataConfig, training: TokenBlend, condition: ConditionConfig
 ) -> dict[str, Samples]:
     """Each set of `data.validation`: samples to evaluate on, in the order that they lie in, and how many.
 
     Args:
-        config, condition, tokenizer_sha256: as for `open_training`.
-        text_encoder: with the text features that this encoder made.
+        config, condition: as for `open_training`.
+        training: samples that are trained on.
 
     Raises:
-        UserError: as `open_training`; features of another encoder.
+        UserError: as `open_training`; a set of samples that are trained on, or of another kind, shape or tokenizer, of
+            other classes, or with features of another encoder.
     """
-    sets = {}
+    sets, seen = {}, [part.identity for part in training.parts]
     for name, chosen in config.validation.items():
         if not chosen.path and not chosen.blend:
             chosen = replace(chosen, path=config.path, blend=config.blend)
-        source = _open(config, chosen, tokenizer_sha256, condition)
-        if source.text_encoder != text_encoder:
-            raise UserError(f"data.validation.{name}: its text features were made by another encoder")
+        source, key = _open(config, chosen, None, condition), f"data.validation.{name}"
+        check_alike(key, training, source, *["classes"] * condition.is_class)
+        if known := [part.address for part in source.parts if part.identity in seen]:
+            raise UserError(f"{key}: split {chosen.split!r} of {known[0]} is what is trained on")
+        if source.text_encoder != training.text_encoder:
+            raise UserError(f"{key}: its text features were made by another encoder")
         orders = [InOrder(len(part)) for part in source.parts]
         order = BlendOrder(orders, [part.weight for part in _parts(chosen)])
         sets[name] = Samples(source, order, min(chosen.samples, len(source)))
@@ -105,9 +106,9 @@ def _folder(path: str, config: TokenDataConfig) -> str | Mirror:
     return Mirror.of(path, Path(config.cache_dir).expanduser(), int(config.cache_gb * 1e9))
 
 
-def _check_cache(config: TokenDataConfig, parts: Sequence[TokenDataset]) -> None:
+def _check_cache(config: TokenDataConfig, readers: Sequence[ShardReader]) -> None:
     """Every sample would be a download if the shards in use together did not fit the cache."""
-    sizes = [sorted(shard["bytes"] for shard in part.shards) for part in parts if part.mirror]
+    sizes = [sorted(shard["bytes"] for shard in reader.shards) for reader in readers if reader.mirror]
     in_use = sum(sum(each[-config.window :] if config.shuffle == "window" else each) for each in sizes)
     if in_use > config.cache_gb * 1e9:
         raise UserError(

@@ -41,7 +41,7 @@ class VRCTask:
             self.video_tokenizer = OmniTokenizer.from_checkpoint(data.video_tokenizer)
         expected = self.video_tokenizer.sha256 if self.video_tokenizer else None
         self.source, self.order = open_training(data, config.seed, model.condition, expected)
-        self.validation = open_validation(data, model.condition, expected, self.source.text_encoder)
+        self.validation = open_validation(data, self.source, model.condition)
         self.max_damaged = data.max_damaged if data.on_damage == "replace" else 0
         self.text = TextTokenizer(data.text_tokenizer) if model.condition.learned_text else None
         if problems := list(self._problems()):
