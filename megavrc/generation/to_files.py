@@ -276,6 +276,9 @@ def _read_list(out: Path) -> list[Record]:
     try:
         lines = read_jsonl(out / LIST, "id")
         records = [check_fields(out / LIST, record, {"id": str}) for _, record in lines]
+        for record in records:
+            if Path(record["id"]).name != record["id"]:  # its files would be written elsewhere
+                raise UserError(f"{out / LIST}: id {record['id']!r:.80} is not the name of a file")
     except UserError as error:
         raise UserError(f"{error}; correct it, or move it away: then all clips are made again") from None
     defaults = dataclasses.asdict(SamplingSettings())  # what older versions could not say

@@ -14,6 +14,7 @@ from megavrc.tokenizers import TextTokenizer
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of sentencepiece pieces
 SPACE = "\u2581"
+APART = "\ufff0"  # ends a grapheme; no character, so no text holds it
 BATCH = 1024
 # What prompts may hold besides plain words; both text tokenizers are compared on it.
 ODD_STRINGS = (
@@ -96,8 +97,15 @@ def _model(proto: Any, names: list[str], path: Path) -> models.Model:
 def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
-        # NFC first: `Precompiled` would drop the accent of a decomposed capital, sentencepiece composes it.
-        steps += [normalizers.NFC(), normalizers.Precompiled(spec.precompiled_charsmap)]
+        # `Precompiled` drops the accents of a capital: it looks up graphemes. So what composes is composed, and each
+        # character made a grapheme. What only composes then, as half-width kana, does so behind.
+        steps += [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"(?<!\A)(?=[^\x00-\x7F])"), APART),
+            normalizers.Precompiled(spec.precompiled_charsmap),
+            normalizers.Replace(APART, ""),
+            normalizers.NFC(),
+        ]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps.append(normalizers.Replace(" ", SPACE))

@@ -138,12 +138,7 @@ def _pictures(given: Any) -> list[Tensor]:
             raise ValueError(f"first_frame: {given}: not a picture that can be read ({error})") from None
     if hasattr(given, "getbands"):  # PIL
         given = _from_pil(given)
-    try:
-        tensor = torch.as_tensor(given).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"first_frame: a {type(given).__name__} is no picture: give a path, a PIL image, an array or a tensor"
-        ) from None
+    tensor = as_tensor(given, "first_frame", "picture: give a path, a PIL image, an array or a tensor")
     shape = list(tensor.shape)
     if tensor.dim() not in (3, 4) or 3 not in (shape[-1], shape[-3]) or 0 in shape:
         raise ValueError(f"first_frame: shape {shape}, expected {LAYOUTS}")
@@ -156,6 +151,17 @@ def _pictures(given: Any) -> list[Tensor]:
     if tensor.dtype != torch.uint8:
         raise ValueError(f"first_frame: {tensor.dtype}, expected uint8, or floating point from 0 to 1")
     return list(tensor if tensor.dim() == 4 else tensor[None])
+
+
+def as_tensor(given: Any, name: str, what: str) -> Tensor:
+    """An array of any library as a tensor; ValueError with `name` and what it is not."""
+    if hasattr(given, "__array_interface__"):
+        # NumPy's may run backward, as BGR read as RGB does, or be read-only.
+        given = given.copy()
+    try:
+        return torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: a {type(given).__name__} is no {what}") from None
 
 
 def _from_pil(image: Any) -> Tensor:
@@ -180,12 +186,12 @@ def _fit(picture_HWC: Tensor, side: int) -> Tensor:
 
 
 def check_types(options: dict[str, Any]) -> None:
-    """ValueError naming the first sampling option that is no number of its kind (`draft`: no text)."""
+    """ValueError naming the first option that is no number of its kind (`draft`: no text)."""
     for name, value in options.items():
         kind: Any = numbers.Real
         if name == "later_passes":  # a number or several: `SamplingSettings` looks at them
             continue
-        if name.endswith("top_k") or name in ("speculative", "row_passes"):
+        if name.endswith("top_k") or name in ("speculative", "row_passes", "frames", "overlap"):
             kind = numbers.Integral
         elif name == "draft":
             kind = str

@@ -18,7 +18,7 @@ from .condition import Condition, ConditionLike
 from .cuda_graphs import Workspace
 from .decoder import Decoder
 from .generate import OnSpeculation, Sampler
-from .inputs import first_frames, seed_list
+from .inputs import as_tensor, check_types, first_frames, seed_list
 from .omnitokenizer import OmniTokenizerNet
 from .refinement import frame_passes, orders
 from .sampling import SamplingSettings, uniforms
@@ -71,8 +71,9 @@ class ClipRequest:
         rows = Condition.of(condition)
         if first_frame is not None:
             clip = first_frames(first_frame, len(rows), side)
-        if clip is not None:
-            clip = torch.as_tensor(clip)
+        elif clip is not None:
+            clip = as_tensor(clip, "clip", "clip: give an array or a tensor, uint8 [B, 1 + 4k, H, W, 3]")
+        check_types({name: n for name, n in (("frames", frames), ("overlap", overlap)) if n is not None})
         seeds = seed_list(seed, len(rows))
         if settings is None:
             settings = sampling_settings(defaults, sampling)
@@ -272,6 +273,8 @@ class VideoPipeline:
         grid, batch, shape = self.vrc.config.grid, len(request), tuple(ids_BKHW.shape)
         if shape not in [(batch, known, grid, grid) for known in range(1, 1 + latent)]:
             raise ValueError(f"beginning: ids {shape}, expected ({batch}, 1..{latent}, {grid}, {grid})")
+        if ids_BKHW is given and not 0 <= int(given.min()) <= int(given.max()) < self.vrc.config.vocab:
+            raise ValueError(f"beginning: ids that are not from 0 to {self.vrc.config.vocab - 1}")
         return ids_BKHW.flatten(2)
 
     def _encode(self, given_BTHWC: Tensor, latent: int) -> Tensor:

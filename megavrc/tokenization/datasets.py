@@ -230,7 +230,7 @@ def _missing(source: Path, missing: list[Entry], kept: list[Entry]) -> list[str]
     if not missing:
         return []
     paths = sorted({entry["path"] for entry in missing})
-    first = f"the first is {paths[0]}"
+    first = f"the first is {paths[0]:.200}"
     if not kept:
         raise UserError(
             f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?"

@@ -27,6 +27,8 @@ from megavrc.tokenizers import OmniTokenizer
 from megavrc.user_files import resolve
 
 MOST_DECODERS = 16  # unless more are asked for
+MOST_SECONDS = 1e6  # eleven days: above three and a half weeks, no process can be waited for
+MOST_THREADS = 1024  # or decoders; far above the cores of a machine, and below what a system starts
 
 
 def plan(manifest: Path, out: Path, tokenizer: Path | None = None, **settings: Any) -> None:
@@ -256,6 +258,8 @@ def _todo(
 def _check_options(decoders: int | None, timeout: float, threads: int) -> None:
     if timeout <= 0 or threads < 1 or (decoders is not None and decoders < 1):
         raise UserError("timeout, threads and decoders must be positive")
+    if timeout > MOST_SECONDS or max(threads, decoders or 0) > MOST_THREADS:
+        raise UserError(f"timeout is at most {MOST_SECONDS:g} seconds, threads and decoders {MOST_THREADS}")
 
 
 def _count_videos(work: Plan, todo: list[PlannedShard]) -> int:

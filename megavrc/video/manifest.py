@@ -6,6 +6,7 @@ the samples' JSON. All of it is strict JSON: NaN and Infinity are refused, under
 manifest reads it here.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ NAMES = {  # of keys in the tables of others, the best first; case does not matt
         *("video", "video_path", "video_file"),
     ),
     "caption": ("caption", "text", "prompt"),
-    **{name: (name,) for name in ("id", "label", "split", "start", "end", "fps")},
+    **{name: (name,) for name in ("id", "label", "class", "split", "start", "end", "fps")},
 }
 MAX_CLASSES = 1_000_000  # their names are listed up to the highest label
 MAX_NUMBER = 1e9  # of seconds or rates: above, there is no video (nor a float, for integers of JSON)
@@ -256,8 +257,17 @@ def path_from(folder: Path, path: Path) -> str:
 
 def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]:
     """The entries whose video exists (paths relative to `root`), and those whose video is missing."""
-    there = {path: (root / path).exists() for path in {entry["path"] for entry in entries}}
+    there = {path: _exists(root / path) for path in {entry["path"] for entry in entries}}
     return [e for e in entries if there[e["path"]]], [e for e in entries if not there[e["path"]]]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of a caption in the column of paths
+            raise
+        return False
 
 
 def split_of(key: str, val_fraction: float) -> str:

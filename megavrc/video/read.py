@@ -28,6 +28,8 @@ MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 
 
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave the transparency of WebM out
+
 FRAME_DATA_TYPES = 64  # more than FFmpeg has
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
@@ -146,6 +148,7 @@ class FrameDecoder(Iterator[Any]):
         self.stream = _main_stream(path, container)
         self.stream.thread_type = "NONE"  # decoder threads do not mix with forked workers
         self.stream.codec_context.thread_count = 1
+        self._codec = _codec(self.stream)
         self.position = 0
         self.rate, self.length = float(self.stream.average_rate or 0), int(self.stream.frames)
         stated = self.stream.sample_aspect_ratio  # of the container if it has one, else of the codec
@@ -159,7 +162,7 @@ class FrameDecoder(Iterator[Any]):
         for packet in container.demux(self.stream):
             if packet.size and packet.dts is not None:  # an empty one says that the picture before stays
                 self._slots.append(packet.dts)
-            yield from packet.decode()
+            yield from self._codec.decode(packet)
 
     def __next__(self) -> Any:
         try:
@@ -185,6 +188,18 @@ class FrameDecoder(Iterator[Any]):
         known = (self._stated, self.stream.codec_context.sample_aspect_ratio)
         sane = (float(aspect) for aspect in known if aspect and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT)
         return next(sane, 1.0)
+
+
+def _codec(stream: Any) -> Any:
+    """The decoder of a stream: of a WebM with transparency, which FFmpeg's own leaves out, another if there is one."""
+    usual = stream.codec_context
+    name = ALPHA_DECODERS.get(usual.name) if stream.metadata.get("alpha_mode") == "1" else None
+    if name is None or name not in av.codecs_available:
+        return usual
+    codec = av.CodecContext.create(name, "r")
+    codec.extradata, codec.thread_count = usual.extradata, 1
+    codec.colorspace, codec.color_range = usual.colorspace, usual.color_range  # the container's
+    return codec
 
 
 def _main_stream(path: str | Path, container: Any) -> Any:

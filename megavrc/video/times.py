@@ -44,6 +44,10 @@ def frame_times(
     with _reading(path, 0.0 if decode else start) as video:
         if video.indexed and not decode:
             shown = list(_packet_times(video, end))
+            if start > 0 and shown and shown[0] > start + TICK:
+                # Past it: an mp4 is searched by times of decoding, which run ahead where the frame rate varies.
+                video.jump(0.0)
+                shown = list(_packet_times(video, end))
         else:
             shown = list(itertools.takewhile(lambda time: time < end, (time for _, time in video)))
     times = np.unique(np.array(shown, dtype=np.float64))

@@ -354,7 +354,11 @@ def test_a_photo_is_the_first_frame_as_it_is_shown(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b"5", b"{}", b'{"id": 5}', b"\xff", b"[" * 100_000, b"9" * 5_000, b'{"id"']
+    "content",
+    [
+        *(b"[]", b"5", b"{}", b'{"id": 5}', b"\xff", b"[" * 100_000, b"9" * 5_000, b'{"id"'),
+        *(b'{"id": "../clip"}', b'{"id": "/clip"}'),  # whose files would be written elsewhere
+    ],
 )
 def test_a_damaged_list_of_what_is_there_is_one_line(tmp_path, content):
     (tmp_path / "prompts.jsonl").write_bytes(content)

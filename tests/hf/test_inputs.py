@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from megavrc.generation.folder import Folder, load_folder
+from megavrc.model import ClipRequest
 from megavrc.model.clips import SAMPLING_OPTIONS
 from megavrc.model.inputs import first_frames, seed_list
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
@@ -56,6 +57,25 @@ def test_a_picture_at_a_path_starts_the_clip(model, loaded, tmp_path) -> None:
     for path in (tmp_path / "first.png", str(tmp_path / "first.png")):
         assert torch.equal(model.generate_video(PROMPT, first_frame=path, output="ids"), expected)
         assert torch.equal(loaded.generate(PROMPT, first_frame=path)[0], expected)
+
+
+def test_a_picture_that_runs_backward() -> None:
+    """As BGR of other libraries becomes RGB; torch takes no such array."""
+    assert torch.equal(first_frames(PICTURE[..., ::-1], 1, 16)[0, 0], torch.tensor(PICTURE[..., ::-1].copy()))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"clip": "start.mp4"}, "clip: a str is no clip: give an array"),
+        ({"clip": [Image.new("RGB", (8, 8))]}, "clip: a list is no clip: give an array"),
+        ({"frames": "17"}, "frames: '17' is not a whole number"),
+        ({"frames": 33, "overlap": 5.0}, "overlap: 5.0 is not a whole number"),
+    ],
+)
+def test_what_is_no_clip_and_no_length(option, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipRequest.of(torch.zeros(1, 4, dtype=torch.long), {}, **option)
 
 
 def test_pictures_of_other_sizes_are_scaled_and_cut_to_the_middle() -> None:

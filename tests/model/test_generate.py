@@ -141,6 +141,8 @@ def test_impossible_requests_are_refused():
         generate(model, condition, SamplingSettings(), [0, 1], frames=3)
     with pytest.raises(ValueError, match="beginning: ids"):
         generate(model, condition, SamplingSettings(), [0, 1], prefix=ids[:, :, :4])
+    with pytest.raises(ValueError, match="beginning: ids that are not from 0 to"):
+        generate(model, condition, SamplingSettings(), [0, 1], prefix=ids[:, :1] + model.config.vocab)
     with pytest.raises(ValueError, match="top_p"):
         Sampling(top_p=0.0)
 

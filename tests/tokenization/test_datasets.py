@@ -321,6 +321,8 @@ def test_list_leaves_out_what_is_missing(tmp_path: Path) -> None:
         ("a.mp4#2.5-4.0", 2.5, 4.0),
     ]
     assert notes == ["1 listed videos are missing and left out, the first is gone.mp4"]
+    touch(table, f"path\na.mp4\n{'a caption in the column of paths ' * 20}\n")
+    assert list_(table, tmp_path / "m.jsonl").notes[0].startswith("1 listed videos are missing and left out")
     touch(table, "path\nx/gone.mp4\n")
     with pytest.raises(UserError, match=r"none of the 1 listed videos exists, the first is x/gone\.mp4"):
         list_(table, tmp_path / "m.jsonl")

@@ -189,6 +189,15 @@ def test_a_shot_is_not_left(folder: Path, name: str) -> None:
     assert numbers(cut_of(folder / name, {"end": 0.3}, frames=5).frames_NHWC)[-1] <= 8
 
 
+def test_a_shot_in_a_still_part_of_an_mp4(tmp_path: Path) -> None:
+    """Its key frame is decoded long before it is shown: a search by times of decoding goes past what is before it."""
+    times = [*np.arange(8) / 10, 2.0, 3.0, *np.arange(40, 54) / 10]
+    path = write(tmp_path / "still.mp4", options={"bf": "3", "g": "10"}, times=times)
+    for start, first in ((2.0, 8), (3.0, 9), (4.0, 10)):
+        found = cut_of(path, {"start": start, "end": 4.45}, frames=5, images_per_video=99)
+        assert numbers(found.frames_NHWC) == list(range(first, 15))
+
+
 def test_shots_that_are_too_short(folder: Path) -> None:
     with pytest.raises(VideoError, match="short: 10 frames, a clip needs 17"):
         cut_of(folder / "plain.mp4", {"start": 10 / 30, "end": 20 / 30})

@@ -62,6 +62,9 @@ def test_counts_and_sizes_that_cannot_be(done: Path, manifest: Path, tokenizer: 
         with pytest.raises(UserError, match="--samples -1: at least 0"):
             command(done, samples=-1)
     assert (done / "video" / "manifest.json").is_file()
+    for wrong in ({"timeout": 1e10}, {"threads": 100_000}, {"decoders": 100_000}):
+        with pytest.raises(UserError, match=r"timeout is at most 1e\+06 seconds, threads and decoders 1024"):
+            run(done, **wrong)
     with pytest.raises(UserError, match="--count 0: at least 1"):
         inspect(done / "video", count=0)
     with pytest.raises(UserError, match="frames of size 1000000000: array is too big"):

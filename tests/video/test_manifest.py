@@ -227,8 +227,9 @@ def test_names_that_are_no_utf8_are_refused_before_anything_is_written(tmp_path:
     "name", ["path", "Path", "file_name", "filename", "File Name", "file", "video", "video_path"]
 )
 def test_usual_names_of_columns(tmp_path: Path, name: str) -> None:
-    touch(tmp_path / "t.csv", f"{name}, Text,Label,views\na.mp4, a red square,3,7\n")
-    touch(tmp_path / "t.jsonl", f'{{"{name}": "a.mp4", "text": "a red square", "label": 3, "views": "7"}}\n')
+    touch(tmp_path / "t.csv", f"{name}, Text,Label,Class,views\na.mp4, a red square,3,toy,7\n")
+    others = '"text": "a red square", "label": 3, "CLASS": "toy", "views": "7"'
+    touch(tmp_path / "t.jsonl", f'{{"{name}": "a.mp4", {others}}}\n')
     for table in ("t.csv", "t.jsonl"):
         (entry,) = from_list(tmp_path / table, tmp_path / "m.jsonl")
         assert entry == {
@@ -236,6 +237,7 @@ def test_usual_names_of_columns(tmp_path: Path, name: str) -> None:
             "path": "a.mp4",
             "caption": "a red square",
             "label": 3,
+            "class": "toy",
             "split": "train",
             "views": "7",
         }

@@ -124,6 +124,24 @@ def test_an_alpha_channel_of_a_video_that_nobody_filled_is_no_alpha(tmp_path: Pa
     assert corners(tmp_path / "a.mov") == [[200, 30, 40]] * 3
 
 
+@pytest.mark.parametrize("name", ["libvpx", "libvpx-vp9"])
+def test_transparent_webm_is_white_there(tmp_path: Path, name: str) -> None:
+    """FFmpeg's own decoders of VP8 and VP9 know nothing of it."""
+    pixels = np.zeros((64, 64, 4), np.uint8) + np.array([200, 30, 40, 0], np.uint8)
+    pixels[:32, ..., 3] = 255
+    with av.open(str(tmp_path / "a.webm"), "w") as container:
+        stream = container.add_stream(name, rate=5, options={"auto-alt-ref": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuva420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format="yuva420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = read_clip(tmp_path / "a.webm", 0, 3, size=None)
+    assert np.abs(frames[:, 16, 32] - [200.0, 30, 40]).max() < 8
+    assert (frames[:, 48, 32] == 255).all()
+
+
 def bomb(path: Path) -> Path:
     """A PNG of 40,000 x 40,000 pixels in a few hundred bytes."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
