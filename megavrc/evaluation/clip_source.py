@@ -134,9 +134,9 @@ def made_with(source: ClipSource) -> dict[str, Any]:
     return found
 
 
-def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:
+def read_whole(source: ClipSource, index: int) -> Frames:
     """All frames of a clip."""
-    return source.read(index, range(source.length(index)), size)
+    return source.read(index, range(source.length(index)))
 
 
 def check_readable(*sources: ClipSource) -> None:

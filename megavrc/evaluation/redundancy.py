@@ -18,7 +18,7 @@ Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its laten
 
 MODES: tuple[GopMode, ...] = ("ippp", "paper")
 BLOCK = 16  # pixels, of a macroblock
-ORANGE, GAP = (255, 140, 0), 6  # of the picture of what stays: RGB; pixels between frames
+ORANGE, GAP, LINE = (255, 140, 0), 6, 2  # of the picture of what stays: RGB; pixels between frames, of a line
 SAME = 2  # grey levels that the pixels of an unchanged block may be apart
 
 
@@ -38,27 +38,27 @@ class ClipRedundancy(NamedTuple):
     equal: Array
 
 
-def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) -> NDArray[np.bool_]:
+def unchanged_blocks(frames_THWC: Frames) -> NDArray[np.bool_]:
     """Blocks that are as in the frame before, bool [T - 1, rows, columns]; edges that fill no block do not count."""
     _, height, width, _ = frames_THWC.shape
-    rows, columns = height // block, width // block
-    pixels = frames_THWC[:, : rows * block, : columns * block].astype(np.int16)
+    rows, columns = height // BLOCK, width // BLOCK
+    pixels = frames_THWC[:, : rows * BLOCK, : columns * BLOCK].astype(np.int16)
     apart = np.abs(np.diff(pixels, axis=0)).max(axis=-1)
-    blocks = apart.reshape(len(apart), rows, block, columns, block).max(axis=(2, 4))
-    unchanged: NDArray[np.bool_] = blocks <= same
+    blocks = apart.reshape(len(apart), rows, BLOCK, columns, BLOCK).max(axis=(2, 4))
+    unchanged: NDArray[np.bool_] = blocks <= SAME
     return unchanged
 
 
-def outlined(frames_THWC: Frames, width: int = 2) -> Frames:
-    """The frames side by side, [H, W', 3]; orange lines of `width` pixels surround what is as in the frame before."""
+def outlined(frames_THWC: Frames) -> Frames:
+    """The frames side by side, [H, W', 3]; orange lines surround what is as in the frame before."""
     pictures = frames_THWC.copy()
     for picture, same in zip(pictures[1:], unchanged_blocks(frames_THWC), strict=True):
         inside = np.kron(same, np.ones((BLOCK, BLOCK), bool))
-        around = np.pad(inside, width)
+        around = np.pad(inside, LINE)
         core = inside.copy()
-        for shift in (-width, width):  # what is still inside one line further to each side
+        for shift in (-LINE, LINE):  # what is still inside one line further to each side
             for axis in (0, 1):
-                core &= np.roll(around, shift, axis)[width:-width, width:-width]
+                core &= np.roll(around, shift, axis)[LINE:-LINE, LINE:-LINE]
         picture[: len(inside), : inside.shape[1]][inside & ~core] = ORANGE
     gap = np.full((frames_THWC.shape[1], GAP, 3), 255, np.uint8)
     strip: Frames = np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=1)
