@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megavrc.checkpoint import read_weights
 from megavrc.config import to_dict
 from megavrc.data.order import Order
 from megavrc.distributed import Rank, same_error_on_all_ranks, seed_for
@@ -21,6 +20,7 @@ from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.omnitokenizer import RUN_EXPORT
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.previews import write_preview
+from megavrc.training.stages import check_model_fields, starting_weights
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import TrainingClips, window
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
@@ -154,20 +154,14 @@ def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
         UserError: that run is unfinished, or its network is another.
     """
     path = Path(config.init_from)
-    if (path / "run.json").is_file() and not (path / "complete.json").is_file():
-        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
-    weights, state = read_weights(path)
+    weights, state = starting_weights(path)
     check_fields(f"init_from: {path}: state.json", state, {"identity": dict, "config": dict})
     theirs, mine = state["identity"], config.model.to_dict()
     if theirs.get("stage") != "tokenizer":
         raise UserError(f"init_from: {path} is not a run of pretrain_tokenizer.py")
     schedule, frames = theirs["frames_schedule"], state["config"]["data"]["frames"]
     images = all(turns in (1, [1]) for turns in schedule.values()) if schedule else frames == 1
-    for key in mine.keys() - (FREE if images else set()):
-        if theirs["model"][key] != mine[key]:
-            raise UserError(
-                f"init_from: model.{key} was {theirs['model'][key]!r} in {path}, it is {mine[key]!r} here"
-            )
+    check_model_fields(path, theirs["model"], mine, FREE if images else set())
     loaded = {name[4:]: tensor for name, tensor in weights.items() if name.startswith("net.")}
     net.load_state_dict(inflate(loaded, config.model, config.init_inflation) if images else loaded)
     made = f", clip weights made of those for images ({config.init_inflation})" if images else ""
