@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, source_facts, wholes
+from megavrc.evaluation.clip_source import ClipSource, Frames, frame_range, read_at, source_facts, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
 from megavrc.progress import progress
@@ -97,10 +96,8 @@ def measure_redundancy(
         UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
     """
     places = progress(range(len(source.clips)), source.name)
-    found = [
-        clip_redundancy(frames_from_start(source, index, frames, stride, size), crf, encode)
-        for index in places
-    ]
+    wanted = frame_range(frames, stride)
+    found = [clip_redundancy(read_at(source, index, wanted, size), crf, encode) for index in places]
     n, raw = len(found), np.array([one.raw for one in found])
     drawn, cases = wholes(source), []
 
@@ -142,17 +139,6 @@ def measure_redundancy(
         "seed": seed,
     }
     return MetricReport(cases, {}, protocol)
-
-
-def frames_from_start(
-    source: ClipSource, index: int, frames: int, stride: int, size: int | None = None
-) -> Frames:
-    """The first frames of a clip at a stride, perhaps resized; UserError where it is too short."""
-    wanted = range(0, (frames - 1) * stride + 1, stride)
-    if source.length(index) <= wanted[-1]:
-        key, length = source.clips[index].key, source.length(index)
-        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
-    return source.read(index, wanted, size)
 
 
 def _equal_ids(ids_THW: NDArray[np.int64]) -> Array:
