@@ -16,7 +16,6 @@ from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
 from megavrc.model import Sampling, SamplingSettings
 from megavrc.model.sampling import PLAUSIBILITY
-from megavrc.progress import progress
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
 from megavrc.video.manifest import read_manifest
 from megavrc.video.shapes import Combination
@@ -104,7 +103,6 @@ def alignment(
         temperatures=(first_temperature, later_temperature),
         guidance=guidance,
         seed=seed,
-        progress=progress,
     )
     for name, scores in report.scores.items():
         print(f"{name:14s}{_row(scores)}")
