@@ -2,14 +2,12 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import yaml
 
 from megavrc.checkpoint import read
@@ -70,14 +68,6 @@ def launch(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment(**more), cwd=ROOT
     )
-
-
-def tool(monkeypatch: pytest.MonkeyPatch, script: str, *words: str | Path) -> int:
-    """A command in this process: its exit code."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return int(exit_.value.code or 0)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -1,15 +1,12 @@
 """The data section of a run's configuration: blends, shuffles, damage, addresses, other datasets refused."""
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 import yaml
 from worlds import World, run_torchrun
 
@@ -127,14 +124,6 @@ def test_a_dataset_at_a_url_and_a_cache_that_is_too_small(tmp_path: Path) -> Non
     assert delivered(remote, 60) == delivered(here, 60)
     assert remote.identity == here.identity, "a run may move from one to the other"
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 3
-
-
-@pytest.fixture
-def alone() -> Iterator[Rank]:
-    """A world of one rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Rank(0, 1, 0, torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def test_another_dataset_is_refused_with_the_difference(tmp_path: Path, alone: Rank) -> None:
