@@ -47,9 +47,7 @@ def train(config: BaseRunConfig, task: Task[Any], rank: Rank) -> None:
 def _run_steps(trainer: Trainer, stop: StopSignal) -> None:
     settings = trainer.config.train
     if settings.spike_threshold and trainer.run.checkpoint is None:
-        trainer.save(
-            wait=True, validation={}
-        )  # a spike before the first checkpoint needs somewhere to go back to
+        trainer.save(wait=True, validation={})  # an early spike needs somewhere to go back to
     reported, values = trainer.step, {}
     while trainer.step < settings.steps:
         update = trainer.train_step()
