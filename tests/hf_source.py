@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from token_sets import write_tokens
 from torch import nn
 
 from megavrc import checkpoint
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
@@ -80,20 +80,14 @@ def make_tokens(
     extra: dict[str, float] | None = None,
 ) -> Path:
     """Every clip of one colour has the same tokens: something to learn in a few steps."""
-    tar = folder / "shards" / shard_name(split, 0, 1)
     clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
-    with ShardWriter(tar, shape, 64) as shard:
-        for number, caption in enumerate(CAPTIONS):
-            fields = {"caption": caption, "label": None, "source": "s"} | (extra or {})
-            shard.add(f"{number:016x}-0000000", clips[number % 3], fields)
-        shard.commit(plan_sha256="p")
-    info = {"kind": "video", "shape": list(shape), "vocab": 64, "image_source": "clip", "classes": None}
-    done = read_done(tar, "p")
-    assert done is not None
-    write_shard_manifest(
-        folder, info | {"tokenizer": {"name": "t", "sha256": tokenizer}}, [listed(split, done)]
-    )
-    return folder
+    fields = {"label": None, "source": "s"} | (extra or {})
+    samples = [
+        (f"{number:016x}-0000000", clips[number % 3], {"caption": caption} | fields)
+        for number, caption in enumerate(CAPTIONS)
+    ]
+    info = {"kind": "video", "image_source": "clip", "classes": None}
+    return write_tokens(folder, {split: [samples]}, shape, 64, tokenizer, **info)
 
 
 def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> Path:

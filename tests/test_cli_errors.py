@@ -1,9 +1,6 @@
 """A user's mistake ends in one line on stderr that names what is wrong, and exit code 2; never in a traceback."""
 
 import json
-import os
-import runpy
-import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -12,35 +9,16 @@ import pytest
 import torch
 import yaml
 from forked import run_forked
+from scripts import run_script
+from tiny import TINY, save_tokenizer
 
 from megavrc.config import run_command
 from megavrc.generation.evaluate_clips import drift, redundancy
 from megavrc.hf.convert import build, read_run, write_folder
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video import write_mp4
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = OmniTokenizerConfig(
-    width=16,
-    heads=2,
-    dim_head=8,
-    enc_block="t",
-    dec_block="t",
-    temporal_depth=1,
-    window=2,
-    codes=32,
-    code_dim=4,
-)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, script: str, *options: object) -> int:
-    """A command in this process: its exit code. Any other exception is the traceback that must not happen."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-    monkeypatch.setattr(os, "_exit", sys.exit)  # how pretraining ends
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return int(exit_.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +40,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "broken.mp4").write_bytes(b"not a video" * 100)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        OmniTokenizer(OmniTokenizerNet(CONFIG)).save(folder / f"tokenizer{seed}")
-    with pytest.MonkeyPatch.context() as patch:
-        options = ["--manifest", folder / "manifest.jsonl", "--tokenizer", folder / "tokenizer0"]
-        for step in (["plan", *options, "--size", 32], ["run"], ["finalize"]):
-            assert run(patch, "tools/tokenize_videos.py", *step, "--out", folder / "tokens") == 0
-        assert (
-            run(patch, "tools/tokenize_videos.py", "plan", *options, "--size", 32, "--out", folder / "todo")
-            == 0
-        )
+    options = ["--manifest", folder / "manifest.jsonl", "--size", 32]
+    options += ["--tokenizer", save_tokenizer(folder / "tokenizer0")]
+    save_tokenizer(folder / "tokenizer1", seed=1)
+    for step in (["plan", *options], ["run"], ["finalize"]):
+        assert run_script("tools/tokenize_videos.py", *step, "--out", folder / "tokens") == 0
+    assert run_script("tools/tokenize_videos.py", "plan", *options, "--out", folder / "todo") == 0
     TextTokenizer.train(["a red square moves left", "a blue circle"] * 10, folder / "tokenizer.model", 64)
     config = {
         "run_dir": str(folder / "run"),
@@ -81,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "layers": 1,
             "heads": 1,
             "width": 16,
-            "vocab": CONFIG.codes,
+            "vocab": TINY.codes,
             "grid": 4,
             "condition": {"slots": 8, "vocab": TextTokenizer(folder / "tokenizer.model").vocab},
         },
@@ -255,22 +228,18 @@ TRAINED_MISTAKES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_line_and_exit_code_2(
-    mistake: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_line_and_exit_code_2(mistake: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, options, words = MISTAKES[mistake]
     capsys.readouterr()
-    assert run(monkeypatch, script, *options.replace("{}", str(world)).split()) == 2
+    assert run_script(script, *options.replace("{}", str(world)).split()) == 2
     check_line(capsys.readouterr().err, words.replace("{}", str(world)))
 
 
 @pytest.mark.parametrize("mistake", TRAINED_MISTAKES)
-def test_with_a_trained_model(
-    mistake: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_a_trained_model(mistake: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, options, words = TRAINED_MISTAKES[mistake]
     capsys.readouterr()
-    assert run(monkeypatch, script, *options.replace("{}", str(trained)).split()) == 2
+    assert run_script(script, *options.replace("{}", str(trained)).split()) == 2
     check_line(capsys.readouterr().err, words.replace("{}", str(trained)))
 
 

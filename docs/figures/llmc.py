@@ -11,7 +11,7 @@ from megavrc.files import read_json
 from megavrc.reduction import METHODS
 from megavrc.results import markdown, read_result
 from megavrc.vlm.accuracy import WHOLE
-from megavrc.vlm.findings import budgets, findings, measured_cases, named
+from megavrc.vlm.findings import Case, budgets, cases_of, findings, measured_cases, named
 from megavrc.vlm.mini import FOLDER
 from megavrc.vlm.questions import ANSWERS, TYPES, Kind
 from megavrc.vlm.report import joint_figure, redundancy_figure, turns_figure
@@ -19,8 +19,6 @@ from megavrc.vlm.report import joint_figure, redundancy_figure, turns_figure
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, RESULTS = ROOT / "docs/images", ROOT / "benchmarks/results/llmc"
 FIGURES = ("llmc_redundancy.svg", "llmc_turns.svg", "llmc_joint.svg")
-
-Case = dict[str, Any]
 
 
 def percent(value: Case) -> str:
@@ -45,10 +43,6 @@ def mini_vlm(_: str) -> str:
         for name in TYPES[kind]
     ]
     return markdown(["right answers, %", "trained", "chance", "steps", "seed"], rows)
-
-
-def cases_of(result: Any, kind: str) -> list[Case]:
-    return [case for case in result["cases"] if case["config"]["kind"] == kind]
 
 
 def unreduced(accuracy: Any, kind: Kind) -> Iterator[list[str]]:

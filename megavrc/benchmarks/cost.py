@@ -121,8 +121,9 @@ def floor_seconds(model: VRC, batch: int, guidance: float, bandwidth: float) -> 
     return (weights * len(passes) + a_row * sum(passes)) / bandwidth
 
 
-def memory_bandwidth(device: str, size: int = 2**30) -> float:
+def memory_bandwidth(device: str) -> float:
     """Bytes a second of the faster of summing and copying a GiB, the best of a few tries."""
+    size = 2**30
     source = torch.zeros(size // 4, device=device)
     target, now, best = torch.empty_like(source), clock(device), 0.0
     for _ in range(5):

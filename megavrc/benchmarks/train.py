@@ -41,17 +41,8 @@ METRICS = {  # name -> (what a round calls it, unit)
     "first": ("first", "nats"),
     "later": ("later", "nats"),
 }
-COLUMNS = [
-    "clips",
-    "tokens",
-    "flops",
-    "mfu",
-    "memory",
-    "planned",
-    "data_wait",
-    "stall",
-    "out_of_memory",
-]  # printed
+# Those that are printed.
+COLUMNS = ["clips", "tokens", "flops", "mfu", "memory", "planned", "data_wait", "stall", "out_of_memory"]
 MODELS: tuple[Literal["segment", "token"], ...] = ("segment", "token")
 NO_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|SIGKILL|exitcode: -9"

@@ -43,19 +43,9 @@ from megavrc.files import (
 log = logging.getLogger(__name__)
 
 FORMAT = "megavrc-shards 1"
-LISTED = {
-    "name": str,
-    "count": int,
-    "bytes": int,
-    "sha256": str,
-    "index_sha256": str,
-}  # of a shard, in manifests
-STAMP = {
-    "plan_sha256": str,
-    "failed": int | None,
-    "width": int | None,
-    "cut": int | None,
-}  # in done files, too
+# Of a shard: in manifests, and in done files too.
+LISTED = {"name": str, "count": int, "bytes": int, "sha256": str, "index_sha256": str}
+STAMP = {"plan_sha256": str, "failed": int | None, "width": int | None, "cut": int | None}
 PROOF = "proof"  # in dataset.json: how many samples were compared with their videos, or why none were
 WITHOUT = "without"  # there too: how many videos of a split have no caption, how many no label
 BLOCK = 512  # tar pads headers and members to this many bytes

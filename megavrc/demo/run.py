@@ -16,7 +16,7 @@ from megavrc.config import command
 from megavrc.demo.comparison import write_comparison
 from megavrc.demo.report import read_scores, write_report
 from megavrc.demo.scenes import finish_scenes, scene_steps
-from megavrc.demo.steps import ROOT, Step, run_steps, training_options
+from megavrc.demo.steps import ROOT, Step, model_steps, run_steps
 from megavrc.errors import UserError, check_least
 from megavrc.files import check_format, read_object, write_json
 from megavrc.model import Sampling, SamplingSettings
@@ -100,10 +100,7 @@ def what_now(run: Path) -> list[tuple[str, str]]:
 def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     """The commands of the demo in their order."""
     python = sys.executable
-    launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
-    manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
-    prompts = max(1, round(part * PROMPTS))
-    options = {name: training_options(file, part, seed, processes) for name, file in CONFIGS.items()}
+    manifest, prompts = run / "data" / "manifest.jsonl", max(1, round(part * PROMPTS))
     return [
         Step(
             "make clips",
@@ -111,59 +108,18 @@ def demo_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
             + [f"--val={prompts}", f"--heldout={HELDOUT}", f"--processes={processes}"],
             manifest,
         ),
-        Step(
-            "train the video tokenizer",
-            [*launch, "pretrain/pretrain_tokenizer.py", "--config=pretrain/configs/demo_tokenizer.yaml"]
-            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", *options["tokenizer"]],
-            tokenizer / "complete.json",
-        ),
-        Step(
-            "tokenize the clips",
-            [
-                python,
-                "tools/tokenize_videos.py",
-                "all",
-                f"--manifest={manifest}",
-                f"--tokenizer={tokenizer / 'model'}",
-            ]
-            + [f"--out={tokens}", "--size=64", "--clips_per_shard=512", f"--workers={processes}"],
-            tokens / "image" / "manifest.json",  # written after that of the video tokens
-        ),
-        Step(
-            "train VRC in two stages, convert",
-            ["bash", "pretrain/two_stage.sh"],
-            run / "hf" / "config.json",
-            {
-                "RUN": str(run),
-                "PYTHON": python,
-                "NPROC": str(processes),
-                "CAPTIONS": str(manifest),
-                "IMAGE_OPTIONS": shlex.join(options["stage1"]),
-                "VIDEO_OPTIONS": shlex.join(options["stage2"]),
-            },
-        ),
+        *model_steps(run, "VRC", CONFIGS, part, seed, processes),
         Step(
             "generate clips",
-            [
-                python,
-                "tools/generate.py",
-                f"--model={run / 'hf'}",
-                f"--out={run / 'samples'}",
-                f"--seed={seed}",
-            ]
-            + ["--prompt", *EXAMPLES],
+            [python, "tools/generate.py", f"--model={run / 'hf'}", f"--out={run / 'samples'}"]
+            + [f"--seed={seed}", "--prompt", *EXAMPLES],
             run / "samples" / "sheet.png",
         ),
         Step(
             "measure alignment",
             [python, "tools/evaluate.py", "alignment", f"--model={run / 'hf'}", f"--manifest={manifest}"]
-            + [
-                f"--prompts={prompts}",
-                f"--first_temperature={TEMPERATURES[0]}",
-                f"--later_temperature={TEMPERATURES[1]}",
-                f"--seed={1000 * seed}",
-                f"--json={run / 'alignment.json'}",
-            ],
+            + [f"--prompts={prompts}", f"--seed={1000 * seed}", f"--json={run / 'alignment.json'}"]
+            + [f"--first_temperature={TEMPERATURES[0]}", f"--later_temperature={TEMPERATURES[1]}"],
             run / "alignment.json",
         ),
         Step(

@@ -10,7 +10,7 @@ import torch
 
 from megavrc.config import CONFIGS as SHIPPED
 from megavrc.demo.report import curves, facts
-from megavrc.demo.steps import ROOT, Step, read_timing, training_options
+from megavrc.demo.steps import ROOT, Step, model_steps, read_timing
 from megavrc.errors import UserError
 from megavrc.files import write_atomic
 from megavrc.generation.folder import load_folder
@@ -43,48 +43,22 @@ MOVING = "real clips, the paper's sampler and refinement side by side, moving, u
 
 def scene_steps(run: Path, part: float, seed: int, processes: int) -> list[Step]:
     """The commands of the demo in their order."""
-    python = sys.executable
-    launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
-    manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
     prompts = max(8, round(part * PROMPTS))
-    options = {name: training_options(file, part, seed, processes) for name, file in CONFIGS.items()}
-    stages = {
-        "RUN": str(run),
-        "PYTHON": python,
-        "NPROC": str(processes),
-        "CAPTIONS": str(manifest),
-        "IMAGE_CONFIG": str(CONFIGS["stage1"]),
-        "VIDEO_CONFIG": str(CONFIGS["stage2"]),
-        "IMAGE_OPTIONS": shlex.join(options["stage1"]),
-        "VIDEO_OPTIONS": shlex.join(options["stage2"]),
-    }
+    stages = {"IMAGE_CONFIG": str(CONFIGS["stage1"]), "VIDEO_CONFIG": str(CONFIGS["stage2"])}
     return [
         Step(
             "make clips",
-            [python, "tools/make_scenes.py", f"--out={run / 'data'}", f"--clips={round(part * CLIPS)}"]
+            [
+                sys.executable,
+                "tools/make_scenes.py",
+                f"--out={run / 'data'}",
+                f"--clips={round(part * CLIPS)}",
+            ]
             + ["--kind=single", "--told=0.5", f"--val={prompts}", "--test=0", "--heldout=0"]
             + [f"--processes={processes}"],
-            manifest,
+            run / "data" / "manifest.jsonl",
         ),
-        Step(
-            "train the video tokenizer",
-            [*launch, "pretrain/pretrain_tokenizer.py", f"--config={CONFIGS['tokenizer']}"]
-            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", *options["tokenizer"]],
-            tokenizer / "complete.json",
-        ),
-        Step(
-            "tokenize the clips",
-            [python, "tools/tokenize_videos.py", "all", f"--manifest={manifest}", f"--out={tokens}"]
-            + [f"--tokenizer={tokenizer / 'model'}", "--size=64", "--clips_per_shard=512"]
-            + [f"--workers={processes}"],
-            tokens / "image" / "manifest.json",  # written after that of the video tokens
-        ),
-        Step(
-            "train VRC with refinement in two stages, convert",
-            ["bash", "pretrain/two_stage.sh"],
-            run / "hf" / "config.json",
-            stages,
-        ),
+        *model_steps(run, "VRC with refinement", CONFIGS, part, seed, processes, stages),
         *(score_step(run, name, passes, prompts, seed) for name, passes in SAMPLERS.items()),
     ]
 

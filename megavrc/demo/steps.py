@@ -3,7 +3,9 @@
 import os
 import shlex
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,56 @@ def read_timing(path: Path) -> list[dict[str, Any]]:
     if not isinstance(steps, list):
         raise UserError(f"{path}: expected a list of steps, got {steps!r:.40}")
     return [check_fields(path, step, {"step": str, "command": str, "seconds": float}) for step in steps]
+
+
+def model_steps(
+    run: Path,
+    model: str,
+    configs: dict[str, Path],
+    part: float,
+    seed: int,
+    processes: int,
+    more: Mapping[str, str] | None = None,
+) -> list[Step]:
+    """From the clips of RUN/data to a converted model: video tokenizer, tokens, two stages.
+
+    Args:
+        model: what is trained, for the reader.
+        configs: files of the runs `tokenizer`, `stage1` and `stage2`.
+        part, seed, processes: see `training_options`.
+        more: further variables of two_stage.sh.
+    """
+    python = sys.executable
+    launch = [python, "-m", "megavrc.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}"]
+    manifest, tokenizer, tokens = run / "data" / "manifest.jsonl", run / "tokenizer", run / "tokens"
+    options = {name: training_options(file, part, seed, processes) for name, file in configs.items()}
+    stages = {
+        **{"RUN": str(run), "PYTHON": python, "NPROC": str(processes), "CAPTIONS": str(manifest)},
+        **(more or {}),
+        "IMAGE_OPTIONS": shlex.join(options["stage1"]),
+        "VIDEO_OPTIONS": shlex.join(options["stage2"]),
+    }
+    return [
+        Step(
+            "train the video tokenizer",
+            [*launch, "pretrain/pretrain_tokenizer.py", f"--config={configs['tokenizer']}"]
+            + [f"--run_dir={tokenizer}", f"--data.path={manifest}", *options["tokenizer"]],
+            tokenizer / "complete.json",
+        ),
+        Step(
+            "tokenize the clips",
+            [python, "tools/tokenize_videos.py", "all", f"--manifest={manifest}", f"--out={tokens}"]
+            + [f"--tokenizer={tokenizer / 'model'}", "--size=64", "--clips_per_shard=512"]
+            + [f"--workers={processes}"],
+            tokens / "image" / "manifest.json",  # written after that of the video tokens
+        ),
+        Step(
+            f"train {model} in two stages, convert",
+            ["bash", "pretrain/two_stage.sh"],
+            run / "hf" / "config.json",
+            stages,
+        ),
+    ]
 
 
 def training_options(config_file: Path, part: float, seed: int, processes: int) -> list[str]:

@@ -1,14 +1,17 @@
-"""A mistake that only some ranks meet ends all of them, with the same words."""
+"""What one rank finds, all ranks know: mistakes that only some of them meet, and what the main one decides."""
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from megavrc.distributed.env import Rank
 from megavrc.errors import UserError
 from megavrc.files import user_error
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -33,3 +36,13 @@ def same_error_on_all_ranks(rank: Rank) -> Iterator[None]:
     dist.all_gather_object(everyones, mine)
     for first in filter(None, everyones):
         raise first
+
+
+def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
+    """Run `decide` on the main rank and give every rank its result, or its UserError (collective)."""
+    outcome: list[Any] = [None]
+    with same_error_on_all_ranks(rank):
+        if rank.main:
+            outcome[0] = decide()
+    dist.broadcast_object_list(outcome, src=0)
+    return outcome[0]

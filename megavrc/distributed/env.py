@@ -27,9 +27,8 @@ from megavrc.errors import UserError
 log = logging.getLogger("megavrc")
 
 ASK = 60.0  # seconds after which absent ranks are named, again and again
-PORTS = range(
-    20000, 30000
-)  # below the kernel's ephemeral range, so no outgoing connection holds one by chance
+# Below the kernel's ephemeral range, so no outgoing connection holds one by chance.
+PORTS = range(20000, 30000)
 
 
 @dataclass(frozen=True)

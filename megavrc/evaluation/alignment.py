@@ -4,7 +4,7 @@ The detector sees pixels only. Everything it measures scales with the size of th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from megavrc.evaluation.clip_source import ClipSource, first, read_whole, source
 from megavrc.evaluation.quality import mean_psnr
 from megavrc.evaluation.scene_fit import pieces
 from megavrc.evaluation.statistics import MetricReport, clustered_share, share_difference
-from megavrc.progress import progress as shown
+from megavrc.progress import progress
 from megavrc.results import case
 from megavrc.video.shapes import (
     CANVAS,
@@ -35,6 +35,7 @@ MIN_COSINE = 0.8  # with the nearest colour; neighbours of the palette are at 0.
 MIN_IOU = 0.5  # with the nearest template, mean over frames
 MIN_TRAVEL = 6.0  # nominal pixels between first and last frames; true clips travel 24
 DRAWS = 1000  # of the bootstrap
+BATCH = 24  # clips that are reconstructed or generated together
 AREAS = {"square": 4.0, "circle": np.pi, "triangle": 2.0}  # at r = 1
 
 
@@ -168,7 +169,7 @@ def measure_alignment(clips: ClipSource, real: ClipSource | None = None) -> Metr
     cases, sources = [], [clips, *([real] if real else [])]
     for source in sources:
         wanted = [_asked(source, index) for index in range(len(source.clips))]
-        found = [detect(read_whole(source, index)) for index in shown(range(len(wanted)), source.name)]
+        found = [detect(read_whole(source, index)) for index in progress(range(len(wanted)), source.name)]
         drawn, columns = wholes(source), _columns(found, wanted)
         metrics = {name: clustered_share(values, drawn, DRAWS) for name, values in columns.items()}
         cases.append(case(source.name, metrics, {"clips": len(found), "prompts_or_videos": len({*drawn})}))
@@ -219,8 +220,6 @@ def evaluate(
     temperatures: tuple[float, float] = (0.7, 0.5),
     guidance: float = 1.0,
     seed: int = 0,
-    batch: int = 24,
-    progress: Callable[..., Any] = lambda starts, label, total, units: starts,
 ) -> Report:
     """Score real, reconstructed and generated clips.
 
@@ -236,8 +235,6 @@ def evaluate(
         guidance: classifier-free guidance of all generated clips; unless it is 1, the set `unguided` repeats
             `generated` without it.
         seed: clip i is generated with the seed `seed` + i.
-        batch: clips that are reconstructed or generated together.
-        progress: wraps the starts of batches: (starts, label, clips, units=clips of a batch by its start).
 
     Returns:
         Report with the scores `real`, `reconstructed` (and its PSNR against `real`), `generated`, `generated_t1`
@@ -247,8 +244,8 @@ def evaluate(
     wanted, clips = [combination for combination, _ in real], np.stack([frames for _, frames in real])
 
     def run(function: Callable[[int, int], Clips], total: int, label: str) -> Clips:
-        starts = progress(range(0, total, batch), label, total, units=lambda i: min(batch, total - i))
-        return np.concatenate([function(i, min(i + batch, total)) for i in starts])
+        starts = progress(range(0, total, BATCH), label, total, units=lambda i: min(BATCH, total - i))
+        return np.concatenate([function(i, min(i + BATCH, total)) for i in starts])
 
     def generated(combinations: Sequence[Combination], how: tuple[float, float, float], label: str) -> Clips:
         def one_batch(start: int, end: int) -> Clips:
@@ -276,8 +273,7 @@ def evaluate(
     return Report(scores, [example for name in shown for example in _examples(name, *shown[name])])
 
 
-def _examples(
-    name: str, combinations: Sequence[Combination], clips: Clips, count: int = 6
-) -> list[tuple[str, Frames]]:
-    chosen = np.linspace(0, len(clips) - 1, min(count, len(clips))).astype(int)
+def _examples(name: str, combinations: Sequence[Combination], clips: Clips) -> list[tuple[str, Frames]]:
+    """Six clips of a set, evenly spread, under what they were asked for."""
+    chosen = np.linspace(0, len(clips) - 1, min(6, len(clips))).astype(int)
     return [(f"{name}: {caption(combinations[i])}", clips[i]) for i in chosen]

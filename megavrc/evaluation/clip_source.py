@@ -134,9 +134,22 @@ def made_with(source: ClipSource) -> dict[str, Any]:
     return found
 
 
-def read_whole(source: ClipSource, index: int, size: int | None = None) -> Frames:
+def read_whole(source: ClipSource, index: int) -> Frames:
     """All frames of a clip."""
-    return source.read(index, range(source.length(index)), size)
+    return source.read(index, range(source.length(index)))
+
+
+def frame_range(frames: int, stride: int) -> range:
+    """Numbers of `frames` frames of a clip, from its first one on."""
+    return range(0, (frames - 1) * stride + 1, stride)
+
+
+def read_at(source: ClipSource, index: int, wanted: range, size: int | None = None) -> Frames:
+    """Frames `wanted` of a clip, resized to `size`; UserError, naming it, where it is too short."""
+    if (length := source.length(index)) <= wanted[-1]:
+        key = source.clips[index].key
+        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
+    return source.read(index, wanted, size)
 
 
 def check_readable(*sources: ClipSource) -> None:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_model import Captions, Embeddings
-from megavrc.evaluation.clip_source import ClipSource, first, pairs, source_facts, video_of, wholes
+from megavrc.evaluation.clip_source import (
+    ClipSource,
+    first,
+    frame_range,
+    pairs,
+    read_at,
+    source_facts,
+    video_of,
+    wholes,
+)
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import (
     MetricReport,
@@ -64,12 +73,13 @@ def similarities(
     Raises:
         UserError: a clip without a caption, one that is too short or cannot be read.
     """
-    frames = [
-        _frames(source, index, model, wanted) for index in progress(range(len(source.clips)), source.name)
-    ]
+
+    def embedded(clips: ClipSource, indices: Sequence[int]) -> list[Embeddings]:
+        return [model.frames(read_at(clips, index, wanted)) for index in progress(indices, clips.name)]
+
+    frames = embedded(source, range(len(source.clips)))
     if real is not None:
-        partners = pairs(source, real)
-        targets = [_frames(real, index, model, wanted) for index in progress(partners, real.name)]
+        targets = embedded(real, pairs(source, real))
         names, cut = [clip.key for clip in source.clips], 0
     else:
         if silent := [clip.key for clip in source.clips if not clip.prompt]:
@@ -84,13 +94,6 @@ def similarities(
     own = np.array([_cosine(a, b) for a, b in zip(frames, targets, strict=True)])
     other = np.array([_cosine(a, targets[index]) for a, index in zip(frames, others, strict=True)])
     return Similarities(own, other, others == np.arange(len(others)), cut)
-
-
-def _frames(source: ClipSource, index: int, model: Embedder, wanted: range) -> Embeddings:
-    if source.length(index) <= wanted[-1]:
-        key, length = source.clips[index].key, source.length(index)
-        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
-    return model.frames(source.read(index, wanted))
 
 
 def _other(names: list[str], videos: list[str], index: int) -> int:
@@ -126,7 +129,7 @@ def measure_clipsim(
     Raises:
         UserError: see `similarities`.
     """
-    wanted = range(0, (frames - 1) * stride + 1, stride)
+    wanted = frame_range(frames, stride)
     if mode == "video" and real is None:
         raise UserError("--mode video: give --real, the clips to compare with")
     sources = [clips, *([against] if against else []), *([real] if real and mode == "text" else [])]

@@ -92,8 +92,11 @@ def _names(source: ClipSource, layout: Layout) -> list[str]:
     clips = source.clips
     if layout == "npz":
         return [f"clip_{index:06d}" for index in range(len(clips))]
-    given = _prompt_names(source) if layout == "vbench" else [clip.key for clip in clips]
-    names = given if layout == "vbench" else [key.replace("/", "_") for key in given]
+    if layout == "vbench":
+        given = names = _prompt_names(source)
+    else:
+        given = [clip.key for clip in clips]
+        names = [key.replace("/", "_") for key in given]
     bad = [key for key, name in zip(given, names, strict=True) if not (_is_path(key) and _is_name(name))]
     if bad:
         raise UserError(
@@ -110,16 +113,12 @@ def _prompt_names(source: ClipSource) -> list[str]:
         raise UserError(
             f"{source.name}: {len(silent)} clips have no prompt ({first(silent)}): give --planned"
         )
-    counts: Counter[str] = Counter()
+    counts: Counter[str | None] = Counter()
     names = []
     for clip in source.clips:
-        names.append(f"{clip.prompt}-{counts[_prompt(clip)]}.mp4")
-        counts[_prompt(clip)] += 1
+        names.append(f"{clip.prompt}-{counts[clip.prompt]}.mp4")
+        counts[clip.prompt] += 1
     return names
-
-
-def _prompt(clip: PlannedClip) -> str:
-    return str(clip.prompt)
 
 
 def _is_path(key: str) -> bool:

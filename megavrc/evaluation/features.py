@@ -156,16 +156,11 @@ def _key(source: ClipSource, windows: list[Window], size: int | None, detector: 
 
 
 def _stored(path: Path, count: int) -> Features | None:
+    """The features of a file; None where they must be computed."""
     try:
         with np.load(path, allow_pickle=False) as content:
             features: Features = content["features"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-    ):  # not there, or damaged: computed anew
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged
         return None
     return features if features.ndim == 2 and len(features) == count else None
 

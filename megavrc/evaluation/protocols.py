@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, PlannedClip, Within, first, video_of
+from megavrc.evaluation.clip_source import (
+    ClipSource,
+    Frames,
+    PlannedClip,
+    Within,
+    first,
+    frame_range,
+    video_of,
+)
 from megavrc.files import sha256_json
 from megavrc.video.manifest import fraction
 from megavrc.video.read import Crop
@@ -196,7 +204,7 @@ def _window(protocol: FVDProtocol, length: int, text: str) -> range:
 
 def measured_windows(source: ClipSource, protocol: FVDProtocol) -> list[Window]:
     """The beginning of every clip; UserError, naming them, where some are too short."""
-    wanted = range(0, (protocol.frames - 1) * protocol.stride + 1, protocol.stride)
+    wanted = frame_range(protocol.frames, protocol.stride)
     lengths = [source.length(index) for index in range(len(source.clips))]
     short = [clip.key for clip, length in zip(source.clips, lengths, strict=True) if length <= wanted[-1]]
     if short:

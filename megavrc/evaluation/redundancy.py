@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource, Frames, source_facts, wholes
+from megavrc.evaluation.clip_source import ClipSource, Frames, frame_range, read_at, source_facts, wholes
 from megavrc.evaluation.frechet import Array
 from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
 from megavrc.progress import progress
@@ -18,7 +17,7 @@ Encode = Callable[[Frames], NDArray[np.int64]]  # a clip to the ids of its laten
 
 MODES: tuple[GopMode, ...] = ("ippp", "paper")
 BLOCK = 16  # pixels, of a macroblock
-ORANGE, GAP = (255, 140, 0), 6  # of the picture of what stays: RGB; pixels between frames
+ORANGE, GAP, LINE = (255, 140, 0), 6, 2  # of the picture of what stays: RGB; pixels between frames, of a line
 SAME = 2  # grey levels that the pixels of an unchanged block may be apart
 
 
@@ -38,27 +37,27 @@ class ClipRedundancy(NamedTuple):
     equal: Array
 
 
-def unchanged_blocks(frames_THWC: Frames, block: int = BLOCK, same: int = SAME) -> NDArray[np.bool_]:
+def unchanged_blocks(frames_THWC: Frames) -> NDArray[np.bool_]:
     """Blocks that are as in the frame before, bool [T - 1, rows, columns]; edges that fill no block do not count."""
     _, height, width, _ = frames_THWC.shape
-    rows, columns = height // block, width // block
-    pixels = frames_THWC[:, : rows * block, : columns * block].astype(np.int16)
+    rows, columns = height // BLOCK, width // BLOCK
+    pixels = frames_THWC[:, : rows * BLOCK, : columns * BLOCK].astype(np.int16)
     apart = np.abs(np.diff(pixels, axis=0)).max(axis=-1)
-    blocks = apart.reshape(len(apart), rows, block, columns, block).max(axis=(2, 4))
-    unchanged: NDArray[np.bool_] = blocks <= same
+    blocks = apart.reshape(len(apart), rows, BLOCK, columns, BLOCK).max(axis=(2, 4))
+    unchanged: NDArray[np.bool_] = blocks <= SAME
     return unchanged
 
 
-def outlined(frames_THWC: Frames, width: int = 2) -> Frames:
-    """The frames side by side, [H, W', 3]; orange lines of `width` pixels surround what is as in the frame before."""
+def outlined(frames_THWC: Frames) -> Frames:
+    """The frames side by side, [H, W', 3]; orange lines surround what is as in the frame before."""
     pictures = frames_THWC.copy()
     for picture, same in zip(pictures[1:], unchanged_blocks(frames_THWC), strict=True):
         inside = np.kron(same, np.ones((BLOCK, BLOCK), bool))
-        around = np.pad(inside, width)
+        around = np.pad(inside, LINE)
         core = inside.copy()
-        for shift in (-width, width):  # what is still inside one line further to each side
+        for shift in (-LINE, LINE):  # what is still inside one line further to each side
             for axis in (0, 1):
-                core &= np.roll(around, shift, axis)[width:-width, width:-width]
+                core &= np.roll(around, shift, axis)[LINE:-LINE, LINE:-LINE]
         picture[: len(inside), : inside.shape[1]][inside & ~core] = ORANGE
     gap = np.full((frames_THWC.shape[1], GAP, 3), 255, np.uint8)
     strip: Frames = np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=1)
@@ -97,10 +96,8 @@ def measure_redundancy(
         UserError: a clip that is too short, cannot be read, or that the tokenizer does not take.
     """
     places = progress(range(len(source.clips)), source.name)
-    found = [
-        clip_redundancy(frames_from_start(source, index, frames, stride, size), crf, encode)
-        for index in places
-    ]
+    wanted = frame_range(frames, stride)
+    found = [clip_redundancy(read_at(source, index, wanted, size), crf, encode) for index in places]
     n, raw = len(found), np.array([one.raw for one in found])
     drawn, cases = wholes(source), []
 
@@ -142,17 +139,6 @@ def measure_redundancy(
         "seed": seed,
     }
     return MetricReport(cases, {}, protocol)
-
-
-def frames_from_start(
-    source: ClipSource, index: int, frames: int, stride: int, size: int | None = None
-) -> Frames:
-    """The first frames of a clip at a stride, perhaps resized; UserError where it is too short."""
-    wanted = range(0, (frames - 1) * stride + 1, stride)
-    if source.length(index) <= wanted[-1]:
-        key, length = source.clips[index].key, source.length(index)
-        raise UserError(f"{source.name}: clip {key} has {length} frames, {wanted[-1] + 1} are needed")
-    return source.read(index, wanted, size)
 
 
 def _equal_ids(ids_THW: NDArray[np.int64]) -> Array:

@@ -213,8 +213,6 @@ def _share(templates_THW: NDArray[np.float32], known_THW: Mask) -> Array:
     totals = np.maximum(templates_THW.sum(axis=(1, 2)), 1e-6)
     return np.asarray((templates_THW * known_THW).sum(axis=(1, 2)) / totals, float)
 
-    """Where it is in frames that do not show it: between its known places, or on as it last went; through walls."""
-
 
 def _straight(centre_T2: Array) -> Array:
     """Where it is in frames that do not show it: between its known places, or on as it last went; through walls."""

@@ -48,13 +48,7 @@ def score_modes(
         measure = variation if each_once else excess_variation
         excess = [measure(counts) for counts in tables if counts.sum()]
         other = np.any(wholes[:, untold] < 0, axis=1).astype(float)
-        rows.append(
-            (
-                np.mean(excess) if excess else np.nan,
-                len(wholes) / len(modes),
-                mean(other),
-            )
-        )
+        rows.append((np.mean(excess) if excess else np.nan, len(wholes) / len(modes), mean(other)))
     if not rows:
         raise ValueError("no first frames to score")
     names = ("modes", "modes_whole", "modes_other")

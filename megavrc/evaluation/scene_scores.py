@@ -24,6 +24,7 @@ from megavrc.evaluation.scene_tracks import (
     permanence,
     whole,
 )
+from megavrc.evaluation.statistics import resamples
 from megavrc.video.scenes import Object, Scene
 
 Array = NDArray[np.float64]
@@ -56,14 +57,10 @@ class SceneScore:
         said, rng = self._said(), np.random.default_rng(seed)
         if not len(said):
             return self.mean, self.mean
-        times = rng.multinomial(
-            len(said), np.full(len(said), 1 / len(said)), size=draws
-        )  # that each is drawn
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", RuntimeWarning
-            )  # a point of a curve on which no clip says anything
-            low, high = np.nanquantile(_weighted(times.astype(float), said), (0.025, 0.975), axis=0)
+        with warnings.catch_warnings():  # of a point of a curve on which no clip says anything
+            warnings.simplefilter("ignore", RuntimeWarning)
+            means = _weighted(resamples(len(said), draws, rng), said)
+            low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
         return low, high
 
     def to_dict(self) -> dict[str, Any]:

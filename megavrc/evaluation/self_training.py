@@ -38,9 +38,8 @@ from megavrc.results import case, median_of
 Clips = NDArray[np.uint8]  # [N, T, H, W, 3]
 Targets = NDArray[np.float32]  # [N, words]
 
-RARE = (
-    0.05  # share of clips from which on a word, or its absence, teaches something; a pixel's place does not
-)
+RARE = 0.05  # share of clips from which on a word, or its absence, teaches something
+BATCH = 32  # clips whose features are computed at once
 LEARNING_RATE = 2e-3
 BLUR = 1 / 40  # standard deviation, of the width
 BLURS = 0.5, 2.0  # of that, in training
@@ -173,9 +172,9 @@ def self_network(trained: ClipConvolutions, real_NTHWC: Clips, seed: int = 0) ->
     return SelfNetwork(networks, plain.mean(axis=0), plain.std(axis=0).clip(1e-8), frames, size)
 
 
-def features_of(network: SelfNetwork, clips_NTHWC: Clips, batch: int = 32) -> Features:
+def features_of(network: SelfNetwork, clips_NTHWC: Clips) -> Features:
     """Features of many clips, [N, d]."""
-    parts = [network(clips_NTHWC[start : start + batch]) for start in range(0, len(clips_NTHWC), batch)]
+    parts = [network(clips_NTHWC[start : start + BATCH]) for start in range(0, len(clips_NTHWC), BATCH)]
     return np.concatenate(parts)
 
 

@@ -130,9 +130,7 @@ def best_linear(frames_BHWD: Tensor, side: int) -> Compress:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         width = min(frames_BHWD.shape[-1], *blocks.shape)
-        searched = min(
-            2 * width, *blocks.shape
-        )  # randomised: more directions than wanted make the first ones exact
+        searched = min(2 * width, *blocks.shape)  # randomised: more than wanted make the first ones exact
         matrix = torch.svd_lowrank(blocks - centre, searched, niter=8)[2][:, :width]
 
     def compress(x_BHWD: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from megavrc.generation.folder import load_folder
 from megavrc.hardware import check_device
 from megavrc.model import Sampling, SamplingSettings
 from megavrc.model.sampling import PLAUSIBILITY
-from megavrc.progress import progress
+from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, contact_sheet, count_frames, read_clip, write_png
 from megavrc.video.manifest import read_manifest
 from megavrc.video.shapes import Combination
@@ -82,13 +82,6 @@ def alignment(
     loaded = load_folder(model, device)
     entries = _all_entries(manifest)
 
-    def reconstruct(clips: Clips) -> Clips:
-        tokenizer = loaded.video_tokenizer
-        try:
-            return tokenizer.decode(tokenizer.encode(torch.from_numpy(clips))).cpu().numpy()
-        except ValueError as error:
-            raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
-
     def generate(texts: list[str], seeds: list[int], first: float, later: float, scale: float) -> Clips:
         more = guided if scale == guidance else {}  # the set `unguided` is without any
         settings = checked_settings(first, later, scale, **always, **more)
@@ -96,7 +89,7 @@ def alignment(
 
     report = evaluate(
         real=[(combination, read_videos(manifest, path)) for combination, path in entries["val"]],
-        reconstruct=reconstruct,
+        reconstruct=lambda clips: reconstruct(loaded.video_tokenizer, clips, manifest),
         generate=generate,
         trained=sorted({combination for combination, _ in entries["train"]}),
         heldout=sorted({combination for combination, _ in entries["heldout"]}),
@@ -104,7 +97,6 @@ def alignment(
         temperatures=(first_temperature, later_temperature),
         guidance=guidance,
         seed=seed,
-        progress=progress,
     )
     for name, scores in report.scores.items():
         print(f"{name:14s}{_row(scores)}")
@@ -152,6 +144,14 @@ def checked_settings(first: float, later: float, guidance: float, **more: Any) -
         return SamplingSettings(Sampling(first), Sampling(later), guidance, **more)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def reconstruct(tokenizer: OmniTokenizer, clips: Clips, manifest: Path) -> Clips:
+    """The clips of a manifest, encoded and decoded; UserError where the tokenizer does not take them."""
+    try:
+        return tokenizer.decode(tokenizer.encode(torch.from_numpy(clips))).cpu().numpy()
+    except ValueError as error:
+        raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
 
 
 def _all_entries(manifest: Path) -> dict[str, list[tuple[Combination, str]]]:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError, check_least
 from megavrc.evaluation.clip_model import ClipModel
-from megavrc.evaluation.clip_source import Frames, source_facts, wholes
+from megavrc.evaluation.clip_source import Frames, frame_range, read_at, source_facts, wholes
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
 from megavrc.evaluation.drift import SHARES, measure_drift
 from megavrc.evaluation.export_clips import Layout, export_clips
-from megavrc.evaluation.redundancy import Encode, frames_from_start, measure_redundancy, outlined
+from megavrc.evaluation.redundancy import Encode, measure_redundancy, outlined
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.files import check_picture_place
 from megavrc.generation.clip_sources import open_source
@@ -176,7 +176,7 @@ def redundancy(
     encode = encoder(video) if video else None
     report = measure_redundancy(source, frames, stride, crf, encode, draws, seed, size)
     if picture:
-        write_png(picture, outlined(frames_from_start(source, 0, frames, stride, size)))
+        write_png(picture, outlined(read_at(source, 0, frame_range(frames, stride), size)))
     if video:
         report.protocol["tokenizer"] = video.sha256
     publish_report("redundancy", report, {"clips": clips, "tokenizer": tokenizer}, json, device)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError, check_least
-from megavrc.evaluation.clip_source import ClipSource, Part, first, source_facts, wholes
+from megavrc.evaluation.clip_source import ClipSource, Part, first, frame_range, source_facts, wholes
 from megavrc.evaluation.copying import measure_copying
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.generation.clip_sources import open_source
@@ -70,16 +70,14 @@ def measure_model_copying(
     if not folder.model.config.frames:
         raise UserError(f"{model}: a model of images has no later frames")
     count = len(source.clips) if n is None else min(n, len(source.clips))
-    rows, length = (
-        source.clips[:count],
-        1 + folder.model.config.frames * folder.video_tokenizer.config.temporal_patch,
-    )
+    rows = source.clips[:count]
+    length = 1 + folder.model.config.frames * folder.video_tokenizer.config.temporal_patch
     by_class = folder.model.config.condition.is_class
     if silent := [row.key for row in rows if (row.label if by_class else row.prompt) is None]:
         what = "label" if by_class else "caption"
         raise UserError(f"{source.name}: {len(silent)} clips have no {what} ({first(silent)})")
     side = folder.pipeline.side
-    wanted = range(0, (length - 1) * stride + 1, stride)
+    wanted = frame_range(length, stride)
     clips = [source.read(index, wanted, side) for index in progress(range(count), source.name)]
     conditions = [(row.label if by_class else row.prompt) for row in rows]
 

@@ -15,7 +15,7 @@ from megavrc.evaluation.scene_modes import score_modes
 from megavrc.evaluation.scene_scores import SceneScore, score_scenes
 from megavrc.files import sha256_file
 from megavrc.generation.clip_sources import open_source
-from megavrc.generation.evaluate import checked_settings, read_videos
+from megavrc.generation.evaluate import checked_settings, read_videos, reconstruct
 from megavrc.generation.evaluate_clips import check_outputs
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.hardware import check_device
@@ -91,7 +91,7 @@ def scenes(
         video = OmniTokenizer.from_checkpoint(tokenizer, device)
     sets = {"real": read_clips(manifest, [path for _, path, _ in rows])}
     if video:
-        sets["reconstructed"] = reconstruct(video, sets["real"], batch, manifest)
+        sets["reconstructed"] = reconstruct_all(video, sets["real"], batch, manifest)
     if folder:
         captions, seeds = [caption for caption, _, _ in rows], range(seed, seed + len(rows))
         sets["from_first_frame"] = make_set(folder, captions, seeds, settings, batch, sets["real"][:, 0])
@@ -180,15 +180,10 @@ def _stacked(name: str, keys: Sequence[str], clips: list[NDArray[np.uint8]]) -> 
     return np.stack(clips)
 
 
-def reconstruct(tokenizer: OmniTokenizer, clips: Clips, batch: int, manifest: Path) -> Clips:
-    """The clips, encoded and decoded."""
-    made = []
-    for part in batches(len(clips), batch, "reconstruct"):
-        try:
-            made.append(tokenizer.decode(tokenizer.encode(torch.from_numpy(clips[part]))).cpu().numpy())
-        except ValueError as error:
-            raise UserError(f"{manifest}: clips that the video tokenizer does not take: {error}") from None
-    return np.concatenate(made)
+def reconstruct_all(tokenizer: OmniTokenizer, clips: Clips, batch: int, manifest: Path) -> Clips:
+    """The clips, encoded and decoded batch by batch."""
+    parts = batches(len(clips), batch, "reconstruct")
+    return np.concatenate([reconstruct(tokenizer, clips[part], manifest) for part in parts])
 
 
 def make_set(
@@ -247,7 +242,7 @@ def every_future(
     """
     for _, _, scene in chosen.values():
         clips = [render_scene(scene.moved(motions), *shape) for motions in scene.futures]
-        yield scene, list(reconstruct(video, np.stack(clips), batch, manifest))
+        yield scene, list(reconstruct_all(video, np.stack(clips), batch, manifest))
 
 
 def batches(total: int, batch: int, label: str) -> Iterator[slice]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.evaluation.clip_source import ClipSource
+from megavrc.evaluation.clip_source import ClipSource, frame_range, read_at
 from megavrc.evaluation.statistics import MetricReport
 from megavrc.evaluation.token_redundancy import Compress, best_linear, measure_token_redundancy
 from megavrc.generation.folder import Folder
@@ -24,14 +24,9 @@ def token_grids(source: ClipSource, folder: Folder, frames: int, stride: int) ->
     patch = folder.video_tokenizer.config.temporal_patch
     if frames <= patch or (frames - 1) % patch:
         raise UserError(f"--frames: {frames}; token grids take 1 + {patch} k, such as {1 + 4 * patch}")
-    wanted, ids = range(0, (frames - 1) * stride + 1, stride), []
+    wanted, ids = frame_range(frames, stride), []
     for index in progress(range(len(source.clips)), "tokens"):
-        if source.length(index) <= wanted[-1]:
-            key = source.clips[index].key
-            raise UserError(
-                f"{source.name}: clip {key} has {source.length(index)} frames, {wanted[-1] + 1} are needed"
-            )
-        pixels = torch.from_numpy(np.ascontiguousarray(source.read(index, wanted, folder.pipeline.side)))
+        pixels = torch.from_numpy(np.ascontiguousarray(read_at(source, index, wanted, folder.pipeline.side)))
         try:
             ids.append(folder.video_tokenizer.encode(pixels[None])[0])
         except ValueError as error:

@@ -196,9 +196,7 @@ def _request(
         frames=frames,
         overlap=overlap,
     )
-    folder.stream_request(
-        request, by_frame=False
-    )  # refuses what cannot be, and does no work until it is read
+    folder.stream_request(request, by_frame=False)  # refuses what cannot be; works only when it is read
     return request
 
 

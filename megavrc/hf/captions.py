@@ -29,10 +29,10 @@ def example_prompt(captions: Iterable[str], text: TextTokenizer, slots: int) -> 
     return ""
 
 
-def example_prompts(captions: Iterable[str], text: TextTokenizer, slots: int, count: int = 6) -> list[str]:
-    """The first different captions that the model takes."""
+def example_prompts(captions: Iterable[str], text: TextTokenizer, slots: int) -> list[str]:
+    """The first six different captions that the model takes."""
     usable = (prompt for prompt in captions if prompt.strip() and len(text.ids(prompt)) < slots)
-    return list(dict.fromkeys(usable))[:count]
+    return list(dict.fromkeys(usable))[:6]
 
 
 def frame_rate(state: dict[str, Any]) -> float | None:

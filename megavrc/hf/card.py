@@ -9,11 +9,8 @@ from megavrc.files import read_lines_of_json, read_object
 from megavrc.model import ModelConfig
 from megavrc.model.omnitokenizer import OmniTokenizerConfig
 
-LOSSES = {
-    "loss": "final loss",
-    "first": "of the first frame",
-    "later": "of the later frames",
-}  # in metrics.jsonl
+# Names in metrics.jsonl.
+LOSSES = {"loss": "final loss", "first": "of the first frame", "later": "of the later frames"}
 LICENSE = """The Python files of this folder are part of megavrc and under the Apache License 2.0
 (https://www.apache.org/licenses/LICENSE-2.0).
 

@@ -40,9 +40,7 @@ SAMPLING_DEFAULTS = {
     "guidance": 1.0,
     "plausibility": PLAUSIBILITY,
 }
-REFINED_DEFAULTS = {
-    "later_passes": [8]
-}  # of a model with refinement: in the first later frame, where choices are
+REFINED_DEFAULTS = {"later_passes": [8]}  # with refinement: in the first later frame, where choices are
 
 
 @dataclass(frozen=True)

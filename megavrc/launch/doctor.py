@@ -32,11 +32,8 @@ DESCRIPTION = (
 State = Literal["ok", "note", "warn", "FAIL"]  # note: absent and not required
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
-MODULES = {
-    "pillow": "PIL",
-    "protobuf": "google.protobuf",
-    "pyyaml": "yaml",
-}  # where the module is not named like the package
+# Where the module is not named like the package.
+MODULES = {"pillow": "PIL", "protobuf": "google.protobuf", "pyyaml": "yaml"}
 OPTIONAL = {
     "triton": "fused kernels on NVIDIA GPUs",
     "flash_attn": "the flash attention backend",

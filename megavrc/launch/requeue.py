@@ -19,14 +19,8 @@ from megavrc.files import check_fields, read_lines_of_json, read_object, read_re
 log = logging.getLogger("megavrc")
 
 MAX_STALLS = 3  # stays in a row without progress
-FIELDS = {
-    "job": str,
-    "restart": int,
-    "nodes": str,
-    "exit_code": int,
-    "step": int,
-    "time": float,
-}  # of an attempt
+# Of an attempt.
+FIELDS = {"job": str, "restart": int, "nodes": str, "exit_code": int, "step": int, "time": float}
 STOPPED = (0, EXIT_STOPPED)  # exit codes after a signal, of training and of tokenization
 
 

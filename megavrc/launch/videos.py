@@ -15,6 +15,7 @@ from megavrc.video.listing import list_folder
 from megavrc.video.manifest import Entry, from_list
 
 FRAMES = ClipSettings.frames  # of a clip, unless another number is asked for
+NAMED = 3  # files that a line names
 DECODING_S = 60  # spent on decoding videos to their end; of the others the first frame is decoded
 MAX_WITHOUT = TokenDataConfig.max_incomplete  # training refuses more samples without a caption
 
@@ -76,8 +77,8 @@ def _files(files: list[Path]) -> Iterator[Line]:
             yield Line(kind, f"{len(said)} files, left out later", "note", _few(said))
 
 
-def _few(said: list[str], most: int = 3) -> str:
-    return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
+def _few(said: list[str]) -> str:
+    return "; ".join(said[:NAMED]) + (f"; and {len(said) - NAMED} more" if len(said) > NAMED else "")
 
 
 def _captions(path: Path, entries: list[Entry]) -> Line:

@@ -49,7 +49,7 @@ def errors(values: Sequence[Metric], scale: float = 1) -> list[list[float]] | No
     ]
 
 
-def dots(axis: Any, xs: Sequence[float], values: Sequence[Metric], style: Series, label: str = "") -> None:
+def dots(axis: Any, xs: Sequence[float], values: Sequence[Metric], style: Series) -> None:
     """Points with error bars, joined."""
     axis.errorbar(
         xs,
@@ -60,7 +60,7 @@ def dots(axis: Any, xs: Sequence[float], values: Sequence[Metric], style: Series
         linestyle=style.line,
         markersize=4,
         capsize=2,
-        label=label or style.label,
+        label=style.label,
     )
 
 

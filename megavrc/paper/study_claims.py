@@ -163,9 +163,9 @@ def crossed(by_seed: Sequence[Array], draws: int = DRAWS) -> Spread:
     return Spread(float(np.nanmean(table_SN, dtype=float)), float(low), float(high), float(p))
 
 
-def share_of(by_seed: Sequence[Array], whole_N: Array, draws: int = DRAWS) -> tuple[float, float, float]:
+def share_of(by_seed: Sequence[Array], whole_N: Array) -> tuple[float, float, float]:
     """A mean over seeds and clips over that of other values of the same clips, and its 95% interval; see `crossed`."""
-    means, wholes = (_means(np.stack(values).astype(np.float32), draws) for values in (by_seed, [whole_N]))
+    means, wholes = (_means(np.stack(values).astype(np.float32), DRAWS) for values in (by_seed, [whole_N]))
     told = (wholes > 0) & ~np.isnan(means)
     low, high = np.quantile(means[told] / wholes[told], (LEVEL / 2, 1 - LEVEL / 2))
     return float(np.nanmean(np.stack(by_seed)) / np.nanmean(whole_N)), float(low), float(high)
@@ -192,11 +192,11 @@ def _resamples(n: int, draws: int, seed: int) -> Array:
     return resamples(n, draws, np.random.default_rng(seed)).astype(np.float32)
 
 
-def holm(ps: Sequence[float], tests: int = TESTED, level: float = LEVEL) -> list[bool]:
-    """Which of some p-values are significant when `tests` are made in all (Holm 1979); those not made count as 1."""
+def holm(ps: Sequence[float]) -> list[bool]:
+    """Which of some p-values are significant when TESTED are made in all (Holm 1979); those not made count as 1."""
     passed, alive = [False] * len(ps), True
     for rank, place in enumerate(np.argsort(ps)):
-        alive = alive and ps[place] <= level / (tests - rank)
+        alive = alive and ps[place] <= LEVEL / (TESTED - rank)
         passed[place] = alive
     return passed
 

@@ -63,9 +63,8 @@ def _row(runs: Runs, row: Row, ceiling: Ceiling, itself: bool = False) -> dict[s
             metrics[name] = _share(cell, found, whole)
         elif whole:
             facts[name] = row.missing(" --tune" if "tuned" in kind else " --samples")
-    return case(
-        row.label, metrics, facts | {"seeds": "" if itself else seeds_of(seeds)}
-    )  # the same clips in all seeds
+    facts |= {"seeds": "" if itself else seeds_of(seeds)}  # the same clips in all seeds
+    return case(row.label, metrics, facts)
 
 
 def _share(cell: Cell, found: dict[int, tuple[Array, str]], whole: tuple[Array, str]) -> Metric:

@@ -14,13 +14,8 @@ from torch import Tensor, nn
 
 from megavrc.errors import UserError
 
-STAGES = (
-    (0, 2),
-    (5, 7),
-    (10, 12, 14),
-    (17, 19, 21),
-    (24, 26, 28),
-)  # torchvision's numbers of the convolutions
+# Torchvision's numbers of the convolutions.
+STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 EPS = 1e-10
 UNREADABLE = (

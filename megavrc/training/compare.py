@@ -23,13 +23,8 @@ REFERENCE_FORMAT = 1
 # What depends on the machine and its load, not on what is trained.
 MACHINE = {"time", "clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%", "memory_GiB"}
 MACHINE |= {"checkpoint_stall_s", "checkpoint_failures", "start"}
-WHERE = (
-    "run_dir",
-    "init_from",
-    "data.path",
-    "data.text_tokenizer",
-    "data.video_tokenizer",
-)  # not what a run is
+# Where files lie, not what a run is.
+WHERE = ("run_dir", "init_from", "data.path", "data.text_tokenizer", "data.video_tokenizer")
 
 
 @dataclass(frozen=True)

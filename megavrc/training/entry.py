@@ -27,12 +27,9 @@ from megavrc.training.watchdog import LostRank, exit_code_of
 
 C = TypeVar("C", bound=BaseRunConfig)
 
-
-# keys that everyone needs
-FIRST = tuple(
-    "config run_dir init_from data.path data.video_tokenizer data.size train.steps train.global_batch "
-    "train.micro_batch train.precision seed".split()
-)
+# Keys that everyone needs, which --help has first: those of every task, and those of VRC and the video tokenizer.
+FIRST_OF_LOOP = ("train.steps", "train.global_batch", "train.micro_batch", "train.precision", "seed")
+FIRST = ("config", "run_dir", "init_from", "data.path", "data.video_tokenizer", "data.size", *FIRST_OF_LOOP)
 
 
 def pretrain_vrc(argv: list[str]) -> NoReturn:
@@ -79,9 +76,8 @@ def pretrain(
         with contextlib.suppress(OSError):  # of a log on a full disk, which changes no exit code
             traceback.print_exc()
         code = 1
-    if code == EXIT_USER and (
-        note := os.environ.get("MEGAVRC_MISTAKE")
-    ):  # for the batch script: docs/slurm.md
+    note = os.environ.get("MEGAVRC_MISTAKE")  # of the batch script: docs/slurm.md
+    if code == EXIT_USER and note:
         with contextlib.suppress(OSError):
             open(note, "w").close()
     for stream in (sys.stdout, sys.stderr):

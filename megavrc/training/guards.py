@@ -64,9 +64,7 @@ class Guards:
     def __init__(self, train: TrainConfig, run_dir: Path, rank: Rank) -> None:
         self._train, self._run_dir, self._rank = train, run_dir, rank
         self.rollbacks = self._skipped_in_a_row = 0
-        self._losses: deque[float] = deque(
-            maxlen=train.spike_window
-        )  # of applied steps, means over all samples
+        self._losses: deque[float] = deque(maxlen=train.spike_window)  # of applied steps, means over samples
 
     @property
     def recent_losses(self) -> list[float]:

@@ -46,9 +46,7 @@ def take_steps(trainer: Trainer, stop: StopSignal) -> None:
     """The steps that are left, and what happens once in a while between them (collective)."""
     settings = trainer.config.train
     if settings.spike_threshold and trainer.run.checkpoint is None:
-        trainer.save(
-            wait=True, validation={}
-        )  # a spike before the first checkpoint needs somewhere to go back to
+        trainer.save(wait=True, validation={})  # an early spike needs somewhere to go back to
     reported, values = trainer.step, {}
     trainer.clock.lap()  # what came before, and the wait for other ranks, is no time of training
     while trainer.step < settings.steps:

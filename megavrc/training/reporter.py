@@ -12,10 +12,8 @@ from megavrc.files import append_line, read_lines_of_json, write_atomic
 
 log = logging.getLogger("megavrc")
 
-DETAIL, BOUNDS = (
-    "frame_",
-    ("_low", "_high"),
-)  # metrics whose names begin or end so are not in the terminal's line
+# The terminal's line has no metrics whose names begin or end so.
+DETAIL, BOUNDS = "frame_", ("_low", "_high")
 
 
 class Reporter:

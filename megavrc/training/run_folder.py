@@ -11,10 +11,9 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
@@ -29,7 +28,7 @@ from megavrc.checkpoint import (
     write_record,
 )
 from megavrc.config import drop_retired, dump_yaml, to_dict
-from megavrc.distributed import Rank, same_error_on_all_ranks
+from megavrc.distributed import Rank, main_rank_decides, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import DENIED, PASSING, check_fields, patiently, write_json
 from megavrc.hardware import revision
@@ -38,7 +37,6 @@ from megavrc.training.saving import Saver, check_space
 from megavrc.training.state import TrainingState
 
 log = logging.getLogger("megavrc")
-T = TypeVar("T")
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
 
@@ -196,16 +194,6 @@ class RunFolder:
     def complete(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished; on the main rank."""
         write_json(self.complete_file, {"time": time.time(), **summary})
-
-
-def main_rank_decides(decide: Callable[[], T], rank: Rank) -> T:
-    """Run `decide` on the main rank and give every rank its result, or its UserError."""
-    outcome: list[Any] = [None]
-    with same_error_on_all_ranks(rank):
-        if rank.main:
-            outcome[0] = decide()
-    dist.broadcast_object_list(outcome, src=0)
-    return outcome[0]
 
 
 def _refuse_other_ranks(config: BaseRunConfig, identity: dict[str, Any], rank: Rank) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megavrc.checkpoint import read_weights
 from megavrc.errors import UserError
@@ -57,10 +58,7 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
         UserError: that run is unfinished, or does not fit; the first reason is named.
     """
     path = Path(source)
-    is_run = (path / "run.json").is_file()
-    if is_run and not (path / "complete.json").is_file():
-        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
-    weights, state = read_weights(path)
+    weights, state = starting_weights(path)
     next_stage = _check(model, facts, state, path)
     mine = model.state_dict()
     parts = {name.partition(".")[0] for name in weights}
@@ -82,6 +80,20 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
     return {"loaded": sorted(expected), "fresh": fresh}
 
 
+def starting_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and state.json of what `init_from` names; UserError where that is a run that is not finished."""
+    if (path / "run.json").is_file() and not (path / "complete.json").is_file():
+        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
+    return read_weights(path)
+
+
+def check_model_fields(path: Path, theirs: dict[str, Any], mine: dict[str, Any], free: set[str]) -> None:
+    """UserError for the first field of the model, but the `free` ones, that was another in the run at `path`."""
+    for key in sorted(mine.keys() - free):
+        if theirs[key] != mine[key]:
+            raise UserError(f"init_from: model.{key} was {theirs[key]!r} in {path}, it is {mine[key]!r} here")
+
+
 def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path) -> bool:
     """Whether stage 2 starts from stage 1; UserError if weights of `state` cannot be loaded into `model`."""
     where = f"init_from: {path}: state.json"
@@ -94,9 +106,7 @@ def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path)
     theirs, mine = dict(state["identity"]["model"]), model.config.to_dict()
     for config in (theirs, mine):
         config["condition"] = {key: value for key, value in config["condition"].items() if key != "drop"}
-    for key in sorted(mine.keys() - free):
-        if theirs[key] != mine[key]:
-            raise UserError(f"init_from: model.{key} was {theirs[key]!r} in {path}, it is {mine[key]!r} here")
+    check_model_fields(path, theirs, mine, free)
     for key, what in (
         ("video_tokenizer", "images were tokenized by another video tokenizer"),
         ("text_tokenizer", "captions were read with another text tokenizer"),

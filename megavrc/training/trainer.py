@@ -22,13 +22,7 @@ from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import BaseRunConfig
 from megavrc.training.engine import Engine, Update
 from megavrc.training.guards import BadStep, Guards
-from megavrc.training.metrics import (
-    Clock,
-    Meter,
-    by_rank,
-    slow_ranks,
-    utilisation,
-)
+from megavrc.training.metrics import Clock, Meter, by_rank, slow_ranks, utilisation
 from megavrc.training.reporter import Reporter
 from megavrc.training.run_folder import RunFolder
 from megavrc.training.schedule import learning_rate
@@ -39,11 +33,10 @@ from megavrc.training.watchdog import Watchdog
 
 log = logging.getLogger("megavrc")
 
-STATE = (
-    {"updates": int, "skipped": int}
-    | dict.fromkeys(("rollbacks", "data_offset"), int | None)
-    | {"losses": list[float] | None}
-)  # of a checkpoint that training goes on from
+STATE = {  # of a checkpoint that training goes on from
+    **{"updates": int, "skipped": int},
+    **{"rollbacks": int | None, "data_offset": int | None, "losses": list[float] | None},
+}
 
 
 class Trainer:

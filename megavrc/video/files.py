@@ -17,22 +17,8 @@ from megavrc.video.errors import VideoError, reason, stage
 
 # Names of FFmpeg's demuxers. None of them opens another file or host (`mov` only if it is told to); it must stay so.
 CONTAINERS = (
-    *(
-        "mov",
-        "matroska",
-        "avi",
-        "mpegts",
-        "mpeg",
-        "flv",
-        "asf",
-        "ogg",
-        "mxf",
-        "nut",
-        "dv",
-        "rm",
-        "wtv",
-        "ivf",
-    ),
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut"),
+    *("dv", "rm", "wtv", "ivf"),
     *("gif", "apng", "yuv4mpegpipe", "mjpeg", "jpeg_pipe"),
     *("h264", "hevc", "vvc", "av1", "obu", "m4v", "mpegvideo", "vc1"),  # bare streams
 )

@@ -29,11 +29,7 @@ NAMES = {  # of keys in the tables of others, the best first; case does not matt
 }
 MAX_CLASSES = 1_000_000  # their names are listed up to the highest label
 MAX_NUMBER = 1e9  # of seconds or rates: above, there is no video (nor a float, for integers of JSON)
-NUMBERS = {
-    "start": "seconds",
-    "end": "seconds",
-    "fps": "frames a second",
-}  # optional numeric keys of an entry
+NUMBERS = {"start": "seconds", "end": "seconds", "fps": "frames a second"}  # optional keys of an entry
 
 
 def read_manifest(path: Path) -> list[Entry]:

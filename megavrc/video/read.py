@@ -81,9 +81,7 @@ def read_clip(
     kept, length = _collect(path, wanted, size, crop)
     if start >= length or (short == "skip" and wanted[-1] >= length):
         raise VideoError(path, "short", f"{length} frames, frame {wanted[-1]} is needed")
-    if (
-        wanted[-1] >= length and length - 1 not in kept
-    ):  # the last frame lies between two strides: read it too
+    if wanted[-1] >= length and length - 1 not in kept:  # the last frame lies between two strides
         kept |= _collect(path, [length - 1], size, crop)[0]
     return stack_pictures(path, [kept[min(index, length - 1)] for index in wanted])
 

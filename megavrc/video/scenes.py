@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.video.shapes import COLOURS, DIRECTIONS
+from megavrc.video.shapes import COLOURS, DIRECTIONS, signed_distance
 
 Array = NDArray[np.float32]
 
@@ -303,25 +303,19 @@ def _free(point: NDArray[np.float64], low: int, high: int) -> bool:
 def object_distance(shape: str, x: Array, y: Array, r: float) -> Array:
     """Distance of points (x, y), relative to the centre, from the outline of `shape`; negative inside.
 
-    Square: half side r. Circle: radius r. Triangle: isosceles, apex up, width and height 2r. Plus: two bars 2r long
-    and 0.6r wide. Ring: radii r and 0.55r. At outer corners it is a lower bound.
+    Plus: two bars 2r long and 0.6r wide. Ring: radii r and 0.55r. Others: see `signed_distance`. At outer corners it is
+    a lower bound.
     """
 
     def box(width: float, height: float) -> Array:
         return np.maximum(np.abs(x) - np.float32(width), np.abs(y) - np.float32(height))
 
-    if shape == "square":
-        return box(r, r)
-    if shape == "circle":
-        return np.sqrt(x * x + y * y) - np.float32(r)
-    if shape == "triangle":
-        return np.maximum(y - np.float32(r), (2 * np.abs(x) - y - np.float32(r)) / np.float32(5**0.5))
     if shape == "plus":
         return np.minimum(box(r, PLUS_ARM * r), box(PLUS_ARM * r, r))
     if shape == "ring":
         middle, half = (1 + RING_HOLE) / 2 * r, (1 - RING_HOLE) / 2 * r
         return np.abs(np.sqrt(x * x + y * y) - np.float32(middle)) - np.float32(half)
-    raise ValueError(f"shape {shape!r} is unknown; choose from {', '.join(SHAPES)}")
+    return signed_distance(shape, x, y, r)
 
 
 def coverage(shape: str, radius: float, centres: NDArray[np.float64], size: int = 64) -> Array:

@@ -20,10 +20,8 @@ from megavrc.video.read import Crop, FrameDecoder, Frames, decoding, frame_pixel
 
 SLACK = 1e-3  # seconds; files may round times to milliseconds
 TICK = 1e-6  # seconds; frames are told apart by their times in this unit
-INDEXED = {
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "matroska,webm",
-}  # say when each frame is shown, and jump to where they are told
+# Containers that say when each frame is shown, and jump to where they are told.
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 UNTIMED = {"avi"}  # knows the order of decoding only, and where a picture stays for longer
 
 

@@ -2,9 +2,8 @@
 
 import av
 
-CONTRACT = (
-    "3"  # of docs/tokenization.md, "Formats"; count it up when some videos give other pixels than before
-)
+# Of docs/tokenization.md, "Formats"; count it up when some videos give other pixels than before.
+CONTRACT = "3"
 LIBRARIES = ("libavcodec", "libavformat", "libswscale")
 
 

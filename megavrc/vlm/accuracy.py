@@ -43,13 +43,9 @@ class Asked:
         rows = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
         groups = [str(row) for row in rows[chosen]]
         found = mean_estimate(values[chosen].astype(float), DRAWS, groups=groups)
-        by_seed = [
-            float(part[mask].mean())
-            for seed in dict.fromkeys(self.seeds.tolist())
-            if (mask := chosen[self.seeds == seed]).any() and (part := values[self.seeds == seed]) is not None
-        ]
-        value = as_metric(found, int(chosen.sum()), "share")
-        return value | {"by_seed": by_seed}
+        of_seeds = [self.seeds == seed for seed in dict.fromkeys(self.seeds.tolist())]
+        by_seed = [float(values[own][chosen[own]].mean()) for own in of_seeds if chosen[own].any()]
+        return as_metric(found, int(chosen.sum()), "share") | {"by_seed": by_seed}
 
     def metrics(self, whole: "Asked") -> dict[str, Metric]:
         """Accuracy as a whole, by turn, of detail and gist, of each type; what is lost against `whole`, paired.

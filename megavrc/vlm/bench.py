@@ -22,7 +22,7 @@ from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_meth
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
-from megavrc.vlm.joint import joint_cases
+from megavrc.vlm.joint import GROUP, joint_cases
 from megavrc.vlm.mini import FOLDER, trained_kinds
 from megavrc.vlm.questions import TURNS, TYPES, Conversation, Kind, conversation
 from megavrc.vlm.report import write_llmc_report
@@ -247,8 +247,8 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
         "interval": f"95%, bootstrap of conversations, {DRAWS} draws; by_seed: one value a seed",
         "times": "CPU seconds (on a GPU: of its clock, waited for), median and range of rounds in turn",
-        "bits": "simulated: weights rounded to nearest, groups of 32 (the largest below that divide a layer), the "
-        "head untouched; no byte is saved",
+        "bits": f"simulated: weights rounded to nearest, groups of {GROUP} (the largest below that divide a layer), "
+        "the head untouched; no byte is saved",
     }
     return result("megavrc compress_vlm bench", config, cases, protocol=protocol)
 

@@ -16,8 +16,6 @@ LITTLE = 0.05
 """The loss of accuracy that is called little."""
 
 Case = dict[str, Any]
-
-
 Verdict = Literal["holds", "does not hold", "open"]
 
 
@@ -32,6 +30,11 @@ class BenchFinding(NamedTuple):
 def findings(accuracy: Result, joint: Result) -> list[BenchFinding]:
     """All three, in their order."""
     return [of_redundancy(accuracy), of_turns_and_detail(accuracy), of_compression(joint)]
+
+
+def cases_of(result: Result, kind: str) -> list[Case]:
+    """All cases of pictures or of clips."""
+    return [case for case in result["cases"] if case["config"]["kind"] == kind]
 
 
 def measured_cases(result: Result, kind: str = "", selection: str = "fresh") -> list[Case]:
@@ -57,18 +60,16 @@ def of_redundancy(accuracy: Result) -> BenchFinding:
         votes = []
         for keep in budgets(measured_cases(accuracy, "video")):
             cases = [case for case in measured_cases(accuracy, "video") if budget_of(case) == keep]
-            spatial = least([case for case in of_kind(cases, "spatial") if not alone or by_frame(case)])
-            temporal = least([*of_kind(cases, "temporal")])
+            spatial = least(case for case in of_kind(cases, "spatial") if not alone or by_frame(case))
+            temporal = least(of_kind(cases, "temporal"))
             if spatial is None or temporal is None:
                 continue
             first, second = spatial["metrics"]["lost_all"], temporal["metrics"]["lost_all"]
-            apart = (
-                "temporal"
-                if ends(second)[1] < ends(first)[0]
-                else "spatial"
-                if ends(first)[1] < ends(second)[0]
-                else ""
-            )
+            apart = ""
+            if ends(second)[1] < ends(first)[0]:
+                apart = "temporal"
+            elif ends(first)[1] < ends(second)[0]:
+                apart = "spatial"
             votes.append(apart)
             better = f"{apart} ones lose less" if apart else "their intervals touch"
             why.append(
@@ -173,11 +174,7 @@ def of_compression(joint: Result) -> BenchFinding:
     """The finding on tokens x bits: how far both go at little loss, and whether the losses add."""
     claim, why, reached = "Fewer tokens and fewer bits together: extreme compression at little loss", [], []
     for kind in ("image", "video"):
-        cases = [
-            case
-            for case in joint["cases"]
-            if case["config"]["kind"] == kind and "lost_all" in case["metrics"]
-        ]
+        cases = [case for case in cases_of(joint, kind) if "lost_all" in case["metrics"]]
         fine = [case for case in cases if ends(case["metrics"]["lost_all"])[1] <= LITTLE]
         if not cases:
             continue
@@ -227,7 +224,7 @@ def guided_by_prompt(case: Case) -> bool:
     return METHODS[case["config"]["method"]].guided
 
 
-def least(cases: list[Case]) -> Case | None:
+def least(cases: Iterable[Case]) -> Case | None:
     """The case that loses least."""
     return min(cases, key=lambda case: lost(case, "all"), default=None)
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ from megavrc.vlm.prompts import (
     without_pixels,
 )
 from megavrc.vlm.tower import encoded_with, tower_refusal
-from megavrc.vlm.visual import FAMILIES, PIXELS, FrozenSelection, Placed, placed_in_prompt
+from megavrc.vlm.visual import FAMILIES, PIXELS, Placed, Selection, placed_in_prompt
 
 
 @dataclass
@@ -173,10 +174,10 @@ class ReducedModel:
         self.model, self.request = model, request
         depth = model.config.get_text_config().num_hidden_layers
         self.seen = VisualTokens(request.method.name, [0] * depth, calibrated=bool(request.method.calibrated))
-        self.frozen = FrozenSelection() if request.selection == "frozen" else None
+        self.selection = Selection(request.selection == "frozen")
         self.inner: Inner | None = None
         if request.method.place == "llm":
-            self.inner = Inner(model, request.method, request.positions, request.options, self.frozen)
+            self.inner = Inner(model, request.method, request.positions, request.options, self.selection)
             schedule(request.method, request.keep, 1000, depth, self.inner.stages[0])  # refuses early
         self.generate: Any = None
         self.inside = False  # of `generate`, whose forward passes have their inputs already
@@ -253,8 +254,7 @@ class ReducedModel:
             sorted((item for item in items if item.row == row), key=lambda item: int(item.columns[0]))
             for row in range(len(ids))
         ]
-        if self.frozen is not None:
-            self.frozen.check(rows)
+        self.selection.check(rows)
         rest = {**without_pixels(inputs), "mm_encoder_outputs": outputs}
         positions = position_ids(self.model, ids, mask, inputs)
         if self.inner is not None:
@@ -274,6 +274,12 @@ class ReducedModel:
         self.seen.add(len(columns), layer_counts(counts, len(columns), inner.depth))
         return Picture(columns, counts)
 
+    def select(self, item: Placed, ids: Tensor) -> Reduction:
+        """The tokens left of a picture; `ids` are the words of its prompt."""
+        method = self.request.method
+        text = self.model.get_input_embeddings()(ids) if "text" in method.needs else None
+        return item.visual.reduced(method, self.request.keep, text, self.request.options)
+
     def fewer_features(
         self,
         outputs: dict[str, Any],
@@ -283,15 +289,9 @@ class ReducedModel:
         stay: Tensor,
     ) -> None:
         """Reduce the pictures of the encoder's outputs, and the columns of the prompts that `stay`, in place."""
-        method, embed = self.request.method, self.model.get_input_embeddings()
         left: dict[int, Reduction] = {}
         for number, item in ((number, item) for row in rows for number, item in enumerate(row)):
-            found = self.frozen.found.get((item.row, number, 0)) if self.frozen is not None else None
-            if found is None:
-                text = embed(texts[item.row]) if "text" in method.needs else None
-                found = item.visual.reduced(method, self.request.keep, text, self.request.options)
-            if self.frozen is not None:
-                self.frozen.found[item.row, number, 0] = found
+            found = self.selection.of(item.row, number, 0, partial(self.select, item, texts[item.row]))
             left[id(item)] = found
             stay[item.row, item.columns] = False
             stay[item.row, item.columns[found.index]] = True

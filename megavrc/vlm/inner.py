@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from megavrc.errors import UserError
-from megavrc.reduction import Method, Tokens, reduce_tokens, score
+from megavrc.reduction import Method, Reduction, Tokens, reduce_tokens, score
 from megavrc.vlm.attention import Heard, listener, listening
 from megavrc.vlm.prompts import cache_of, left_padded, renumbered
-from megavrc.vlm.visual import FrozenSelection
+from megavrc.vlm.visual import Selection
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Inner:
         method: Method,
         positions: str,
         options: dict[str, Any],
-        frozen: FrozenSelection | None,
+        selection: Selection,
     ) -> None:
         self.llm = model.model.language_model
         self.depth = len(self.llm.layers)
@@ -98,7 +98,7 @@ class Inner:
         if any(kind not in (None, "full_attention") for kind in windows):
             raise UserError(f"{method.name} acts inside the LLM, and layers of this one see a sliding window")
         self.plan: InnerPlan | None = None
-        self.frozen = frozen
+        self.selection = selection
         self.heard: Heard | None = None
 
     @contextmanager
@@ -169,13 +169,8 @@ class Inner:
             prompt = row // (rows // len(plan.pictures))  # beams share one
             for number, picture in enumerate(plan.pictures[prompt]):
                 here = now.at(row, picture.columns)
-                key = (prompt, number, stage)
-                found = self.frozen.found.get(key) if self.frozen is not None else None
-                if found is None:
-                    tokens = self.tokens(now, hidden, row, picture, number)
-                    found = reduce_tokens(tokens, self.method.name, picture.counts[stage], **self.options)
-                    if self.frozen is not None:
-                        self.frozen.found[key] = found
+                select = partial(self.select, stage, now, hidden, row, picture, number)
+                found = self.selection.of(prompt, number, stage, select)
                 hidden[row, here[found.index]] = found.features
                 now.sizes[row, number] = found.size
                 stay[row, here] = False
@@ -217,8 +212,10 @@ class Inner:
             cosines, sines = self.llm.rotary_emb(hidden, positions)
         return Columns(prompt, positions, (cosines, sines), now.sizes)
 
-    def tokens(self, now: Columns, hidden: Tensor, row: int, picture: Picture, number: int) -> Tokens:
-        """One picture as the method sees it."""
+    def select(
+        self, stage: int, now: Columns, hidden: Tensor, row: int, picture: Picture, number: int
+    ) -> Reduction:
+        """The tokens left of one picture from layer `stage` on."""
         plan, heard, needs = self.plan, self.heard, self.method.needs
         assert plan is not None and heard is not None
         prompt = row // (len(hidden) // len(plan.pictures))
@@ -243,7 +240,8 @@ class Inner:
         if "keys" in needs:
             keys = heard.key[row].transpose(0, 1).flatten(1)
             known |= {"keys": keys[here], "text": hidden[row, text], "text_keys": keys[text]}
-        return Tokens(hidden[row, here], size=now.sizes.get((row, number)), **known)
+        tokens = Tokens(hidden[row, here], size=now.sizes.get((row, number)), **known)
+        return reduce_tokens(tokens, self.method.name, picture.counts[stage], **self.options)
 
     def remember(self, cache: Any, stage: int) -> None:
         """Record the columns that the cache will hold from this layer on."""

@@ -17,6 +17,7 @@ from megavrc.vlm.questions import Conversation
 STORED = 16
 """Bits of a weight that nothing is done to."""
 HEAD = ("lm_head",)
+GROUP = 32  # inputs with one scale
 
 
 def joint_cases(
@@ -27,7 +28,6 @@ def joint_cases(
     formats: Iterable[str],
     turns: int,
     batch: int,
-    group_size: int = 32,
 ) -> list[dict[str, Any]]:
     """A case for each method (and none) with each number format (and none), paired with the model as it is."""
     kind = next(iter(sets.values()))[0].kind
@@ -45,7 +45,7 @@ def joint_cases(
                 if number_format not in done:
                     done.clear()
                     subject.model = model  # so that the copy before is gone
-                    done[number_format] = rounded(model, number_format, group_size)
+                    done[number_format] = rounded(model, number_format)
                 subject.model, bits = done[number_format]
                 answers = asked(subject, sets, cell, turns, batch)
             except (torch.OutOfMemoryError, TooLarge):  # the copy with rounded weights is a second model
@@ -63,17 +63,17 @@ def joint_cases(
     return found
 
 
-def rounded(model: Any, number_format: str, group_size: int) -> tuple[Any, float]:
+def rounded(model: Any, number_format: str) -> tuple[Any, float]:
     """A copy of the model whose linear layers compute with rounded weights, and the bits a weight; the head stays.
 
-    Layers that the groups do not divide have the largest groups below that do.
+    Layers that groups of GROUP do not divide have the largest groups below that do.
     """
     if number_format == "none":
         return model, float(STORED)
     other = copy.deepcopy(model)
     layers = linear_layers(other, HEAD)
     sizes = {
-        name: max(size for size in range(1, group_size + 1) if layer.in_features % size == 0)
+        name: max(size for size in range(1, GROUP + 1) if layer.in_features % size == 0)
         for name, layer in layers.items()
     }
     total = 0.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from megavrc.data.order import InOrder
 from megavrc.files import sha256_file
 from megavrc.training.config import BaseRunConfig
-from megavrc.training.entry import FIRST, pretrain
+from megavrc.training.entry import FIRST_OF_LOOP, pretrain
 from megavrc.training.tasks.base import Samples
 from megavrc.vlm.alignment import begin_aligned
 from megavrc.vlm.mini import VISUAL, configuration, dialogue, new_mini, pixel_inputs, pixels
@@ -131,5 +131,5 @@ def answer_logits(model: Any, ids: Tensor, pixels_BTCHW: Tensor, kind: Kind) -> 
 
 def pretrain_vlm(argv: list[str]) -> NoReturn:
     """Train the mini-VLM; the finished one is in `<run_dir>/model`."""
-    first = ("config", "run_dir", "kind", "tower_steps", "blind", *FIRST[6:])
+    first = ("config", "run_dir", "kind", "tower_steps", "blind", *FIRST_OF_LOOP)
     pretrain(MiniRunConfig, lambda config, rank: MiniTask(config), argv, "megavrc pretrain_vlm", first)

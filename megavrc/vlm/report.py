@@ -17,7 +17,17 @@ from megavrc.results import Result, read_result, shown
 from megavrc.video.sheet import clip_grid, contact_sheet
 from megavrc.video.write import write_png
 from megavrc.vlm.accuracy import WHOLE
-from megavrc.vlm.findings import Case, budget_of, budgets, findings, guided_by_prompt, measured_cases, named
+from megavrc.vlm.findings import (
+    Case,
+    budget_of,
+    budgets,
+    cases_of,
+    findings,
+    guided_by_prompt,
+    lost,
+    measured_cases,
+    named,
+)
 from megavrc.vlm.questions import TYPES, Kind, conversation
 
 GROUPS = ("baseline", "spatial", "temporal", "both", "in the LLM")
@@ -28,7 +38,7 @@ def write_llmc_report(folder: Path) -> Path:
     """Write `report.html` into a folder of the benchmark's result files, and return its path."""
     files = {name: read_result(folder / f"{name}.json") for name in ("accuracy", "costs", "joint", "kept")}
     accuracy, joint = files["accuracy"], files["joint"]
-    kinds = [kind for kind in TYPES if any(case["config"]["kind"] == kind for case in accuracy["cases"])]
+    kinds = [kind for kind in TYPES if cases_of(accuracy, kind)]
     drawn = (redundancy_figure(accuracy), turns_figure(accuracy), joint_figure(joint))
     page = render(
         Path(__file__).with_name("report.html"),
@@ -72,12 +82,8 @@ def accuracy_figure(accuracy: Result, kinds: Sequence[Kind]) -> str:
             axis.annotate(name, own[0], fontsize=6, textcoords="offset points", xytext=(-4, 0), ha="right")
         for group in dict.fromkeys(group_of(named(case)) for case in cases):
             axis.plot([], [], color=HUES[group], label=group)
-        for case in accuracy["cases"]:
-            if (
-                case["config"]["kind"] == kind
-                and named(case) in (WHOLE, "black")
-                and "all" in case["metrics"]
-            ):
+        for case in cases_of(accuracy, kind):
+            if named(case) in (WHOLE, "black") and "all" in case["metrics"]:
                 axis.axhline(share(case, "all"), color="#999999", linewidth=0.8, linestyle=":")
         axis.set(
             title=f"{kind}: accuracy against layer-weighted budget",
@@ -94,22 +100,16 @@ def redundancy_figure(accuracy: Result) -> str:
     figure, (left, right) = panels(2, columns=2, width=4.6, height=3.4)
     clips, pictures = measured_cases(accuracy, "video"), measured_cases(accuracy, "image")
     for group in GROUPS:
-        chosen = [case for case in clips if group_of(named(case)) == group]
-        line = [
-            (keep, mean_loss([case for case in chosen if budget_of(case) == keep], "all"))
-            for keep in budgets(chosen)
-        ]
-        if line:
-            left.plot(*zip(*line, strict=True), marker="o", color=HUES[group], label=group)
+        draw_losses(
+            left, [case for case in clips if group_of(named(case)) == group], "all", HUES[group], group
+        )
     left.set(title="clips: lost, mean of methods", xlabel="keep", ylabel="accuracy lost")
-    theirs = {(named(case), budget_of(case)): share(case, "lost_all") for case in clips}
+    theirs = {(named(case), budget_of(case)): lost(case, "all") for case in clips}
     for case in pictures:
         key = (named(case), budget_of(case))
         if key in theirs:
-            right.scatter(share(case, "lost_all"), theirs[key], s=12, color=HUES[group_of(key[0])])
+            right.scatter(lost(case, "all"), theirs[key], s=12, color=HUES[group_of(key[0])])
     right.set(title="the same method on both", xlabel="lost on pictures", ylabel="lost on clips")
-    if clips:
-        left.legend(fontsize=7)
     return svg(figure)
 
 
@@ -118,13 +118,7 @@ def turns_figure(accuracy: Result) -> str:
     figure, (left, right) = panels(2, columns=2, width=4.6, height=3.2)
     pictures = measured_cases(accuracy, "image")
     for number, part in enumerate(("detail", "gist")):
-        line = [
-            (keep, mean_loss([case for case in pictures if budget_of(case) == keep], part))
-            for keep in budgets(pictures)
-        ]
-        if line:
-            left.plot(*zip(*line, strict=True), marker="o", color=COLOURS[number], label=part)
-            left.legend(fontsize=7)
+        draw_losses(left, pictures, part, COLOURS[number], part)
     left.set(title="pictures: lost, mean of methods", xlabel="keep", ylabel="accuracy lost")
     for number, selection in enumerate(("fresh", "frozen")):
         guided = [case for case in measured_cases(accuracy, selection=selection) if guided_by_prompt(case)]
@@ -146,10 +140,8 @@ def joint_figure(joint: Result) -> str:
         for number, bits in enumerate(formats):
             dots = [
                 (share(case, "compression"), share(case, "all"))
-                for case in joint["cases"]
-                if case["config"]["kind"] == kind
-                and case["config"]["simulated"] == bits
-                and "all" in case["metrics"]
+                for case in cases_of(joint, kind)
+                if case["config"]["simulated"] == bits and "all" in case["metrics"]
             ]
             if dots:
                 label = "16 bits" if bits == "none" else f"{bits}, simulated"
@@ -160,12 +152,20 @@ def joint_figure(joint: Result) -> str:
     return svg(figure)
 
 
+def draw_losses(axis: Any, cases: Sequence[Case], part: str, colour: str, label: str) -> None:
+    """A line through what methods lose of a part at each budget, their mean; nothing without cases."""
+    if keeps := budgets(cases):
+        means = [mean_loss([case for case in cases if budget_of(case) == keep], part) for keep in keeps]
+        axis.plot(keeps, means, marker="o", color=colour, label=label)
+        axis.legend(fontsize=7)
+
+
 def share(case: Case, name: str) -> float:
     return float(case["metrics"][name]["value"])
 
 
 def mean_loss(cases: Sequence[Case], part: str) -> float:
-    values = [share(case, f"lost_{part}") for case in cases if f"lost_{part}" in case["metrics"]]
+    values = [lost(case, part) for case in cases if f"lost_{part}" in case["metrics"]]
     return fmean(values) if values else float("nan")
 
 
@@ -200,29 +200,23 @@ def unreduced_rows(accuracy: Result) -> list[Row]:
 
 def accuracy_rows(accuracy: Result, kind: Kind) -> list[Row]:
     """One row a method, budget and selection."""
-    parts = (
-        "budget",
-        "all",
-        "lost_all",
-        "lost_detail",
-        "lost_gist",
-        "lost_turn_1",
-        "lost_turn_2",
-        "lost_turn_3",
-    )
+    losses = ("all", "detail", "gist", "turn_1", "turn_2", "turn_3")
+    parts = ("budget", "all", *(f"lost_{part}" for part in losses))
     return [
         {
             "method": named(case),
             "keep": wanted_keep(case),
             "selection": case["config"].get("selection", ""),
-            "refused": case.get("facts", {}).get("refused", ""),
-            "cells": {
-                part: shown(case["metrics"][part]) if part in case["metrics"] else "" for part in parts
-            },
+            **table_cells(case, parts),
         }
-        for case in accuracy["cases"]
-        if case["config"]["kind"] == kind
+        for case in cases_of(accuracy, kind)
     ]
+
+
+def table_cells(case: Case, parts: Sequence[str]) -> Row:
+    """The metrics of a case as a table shows them, empty where it has none, and why it was refused."""
+    values = {part: shown(case["metrics"][part]) if part in case["metrics"] else "" for part in parts}
+    return {"refused": case.get("facts", {}).get("refused", ""), "cells": values}
 
 
 def wanted_keep(case: Case) -> str:
@@ -233,7 +227,7 @@ def wanted_keep(case: Case) -> str:
 
 def cost_rows(costs: Result, kind: Kind) -> list[Row]:
     """One row a method and batch size, with how many times as long as the unreduced model it takes."""
-    own = [case for case in costs["cases"] if case["config"]["kind"] == kind]
+    own = cases_of(costs, kind)
     whole = {case["config"]["batch"]: share(case, "total") for case in own if named(case) == WHOLE}
     return [
         {
@@ -249,16 +243,7 @@ def cost_rows(costs: Result, kind: Kind) -> list[Row]:
 def joint_rows(joint: Result) -> list[Row]:
     """One row a cell of the grid."""
     parts = ("budget", "bits", "compression", "all", "lost_all")
-    return [
-        {
-            **case["config"],
-            "refused": case.get("facts", {}).get("refused", ""),
-            "cells": {
-                part: shown(case["metrics"][part]) if part in case["metrics"] else "" for part in parts
-            },
-        }
-        for case in joint["cases"]
-    ]
+    return [{**case["config"], **table_cells(case, parts)} for case in joint["cases"]]
 
 
 # --- what is kept -------------------------------------------------------------------------------------------------
@@ -266,7 +251,7 @@ def joint_rows(joint: Result) -> list[Row]:
 
 def kept_picture(kept: Result, kind: Kind, folder: Path) -> Markup:
     """The first test conversation's picture or clip under each method: dropped tokens are dark."""
-    cases = [case for case in kept["cases"] if case["config"]["kind"] == kind]
+    cases = cases_of(kept, kind)
     seed = kept["config"]["seeds"][0]
     frames = conversation(kind, "test", seed, 0).frames
     rows = [("as it is", frames), *((named(case), masked(frames, case["facts"]["kept"])) for case in cases)]

@@ -5,6 +5,7 @@ budget: they hold places, not pictures.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -163,17 +164,26 @@ def placed_in_prompt(
     return found
 
 
-class FrozenSelection:
-    """The selection of the first turn of a conversation, for later ones."""
+class Selection:
+    """The tokens of each picture that stay: selected anew each turn, or, frozen, as in a conversation's first turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool) -> None:
+        self.frozen = frozen
         self.found: dict[tuple[int, int, int], Reduction] = {}
-        "by row, number of the picture in it, and layer of the LLM (0: before it)"
         self.features: dict[tuple[int, int], Tensor] = {}
 
+    def of(self, row: int, number: int, layer: int, select: Callable[[], Reduction]) -> Reduction:
+        """What `select` returns for a picture, by its number in the row, before a layer of the LLM (0: before it)."""
+        if not self.frozen:
+            return select()
+        key = (row, number, layer)
+        if key not in self.found:
+            self.found[key] = select()
+        return self.found[key]
+
     def check(self, rows: list[list[Placed]]) -> None:
-        """UserError where a picture of a later turn is another than in the first."""
-        for row, items in enumerate(rows):
+        """UserError where the selection is frozen and a picture of a later turn is another than in the first."""
+        for row, items in enumerate(rows if self.frozen else ()):
             for number, item in enumerate(items):
                 now = item.visual.features
                 first = self.features.setdefault((row, number), now)

@@ -59,13 +59,11 @@ def layer_positions(model: Any) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def kept_places(
-    subject: Subject, conversations: Sequence[Conversation], reduced: Reduced, turn: int = 0
-) -> Tensor:
+def kept_places(subject: Subject, conversations: Sequence[Conversation], reduced: Reduced) -> Tensor:
     """[L, B, N] bool: which visual tokens each layer of a mini-VLM sees, the newline of a clip left out."""
     total = visual_tokens(conversations[0].kind)
     with reduced.applied(subject.model), layer_positions(subject.model) as seen:
-        subject.model.generate(**subject.inputs(conversations, turn), max_new_tokens=1, do_sample=False)
+        subject.model.generate(**subject.inputs(conversations, 0), max_new_tokens=1, do_sample=False)
     kept = torch.zeros(len(seen), len(conversations), total, dtype=torch.bool)
     for layer, positions in enumerate(seen):
         for row, found in enumerate(positions.expand(len(conversations), -1)):

@@ -198,9 +198,8 @@ def _write_pairs(
 ) -> list[ClipPair]:
     """Write two files a pair, under names that are drawn; those of attention come last."""
     found = []
-    spread = {
-        place * len(chosen) // attention: place % 2 for place in range(attention)
-    }  # of either model in turn
+    # Checks of attention, spread over the pairs: of either model in turn.
+    spread = {place * len(chosen) // attention: place % 2 for place in range(attention)}
     checks = []
     for place, row in enumerate(progress(chosen, f"{len(chosen)} pairs")):
         clips = [source.read(place, range(alike.frames), alike.size) for source in sources]
@@ -217,9 +216,8 @@ def _write_pairs(
 def _write_both(one: Frames, other: Frames, alike: Alike, fps: float, folder: Path) -> tuple[str, str]:
     names, clips = [], [enlarge(clip, alike.scale) for clip in (one, other)]
     for left, right in (clips, clips[::-1]):
-        until = (
-            alike.second_at - BLOCK - alike.width
-        )  # between the clips their edges go on: no seam to encode
+        # Between the clips their edges go on: no seam to encode.
+        until = alike.second_at - BLOCK - alike.width
         parts = [left, left[:, :, -1:].repeat(until, 2), right[:, :, :1].repeat(BLOCK, 2), right]
         names.append(secrets.token_hex(TOKEN))
         write_mp4(folder / f"{names[-1]}.mp4", np.concatenate(parts, axis=2), fps)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +9,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scripts import evaluate
+from tiny import TINY
 
 from megavrc.benchmarks.speed import token_baseline
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import FORMAT_VERSION
 from megavrc.generation.keymap import to_folder
 from megavrc.model import VRC, ConditionConfig, ModelConfig
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.model.omnitokenizer import OmniTokenizerNet
 from megavrc.results import read_result
 from megavrc.tokenizers import TextTokenizer
 from megavrc.video import write_mp4
 from megavrc.video.scenes import render_scene, scene
 from megavrc.video.shapes import COMBINATIONS, Combination, caption, clip
 
-ROOT = Path(__file__).resolve().parents[2]
-VIDEO = OmniTokenizerConfig(
-    width=16, heads=2, dim_head=8, enc_block="t", dec_block="t", temporal_depth=1, codes=32, code_dim=4
-)
 SPLITS = {"train": COMBINATIONS[:3], "val": COMBINATIONS[:2], "heldout": COMBINATIONS[3:5]}
 
 
@@ -49,27 +45,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = TextTokenizer.train(map(caption, COMBINATIONS), world / "model" / "tokenizer.model")
     condition = ConditionConfig(slots=48, vocab=text.vocab)
     config = ModelConfig(layers=1, heads=1, width=16, vocab=32, grid=4, condition=condition)
-    parts = {"vrc": VRC(config).state_dict(), "video_tokenizer": OmniTokenizerNet(VIDEO).state_dict()}
+    parts = {"vrc": VRC(config).state_dict(), "video_tokenizer": OmniTokenizerNet(TINY).state_dict()}
     save_file(to_folder(parts), world / "model" / "model.safetensors")
     described = {"model_type": "vrc", "format_version": FORMAT_VERSION}
-    described |= {"vrc": config.to_dict(), "video_tokenizer": VIDEO.to_dict()}
+    described |= {"vrc": config.to_dict(), "video_tokenizer": TINY.to_dict()}
     (world / "model" / "config.json").write_text(json.dumps(described))
     return world
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-    return int(exit_.value.code or 0)
-
-
-def test_alignment(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alignment(world: Path, tmp_path: Path) -> None:
     results = []
     for number in range(2):
         paths = ("--json", tmp_path / f"{number}.json", "--sheet", tmp_path / "sheet.png")
         options = ("--model", world / "model", "--manifest", world / "manifest.jsonl", "--prompts", 6)
-        assert run(monkeypatch, "alignment", *options, *paths) == 0
+        assert evaluate("alignment", *options, *paths) == 0
         results.append(json.loads((tmp_path / f"{number}.json").read_text()))
     assert results[0] == results[1]
     assert {name: scores["n"] for name, scores in results[0].items()} == {
@@ -105,7 +94,7 @@ def scenes_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.jsonl"
 
 
-def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path) -> None:
     load_folder(world / "model").video_tokenizer.save(tmp_path / "tokenizer")
     results = {}
     for name in ("model", "tokenizer"):
@@ -113,7 +102,7 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
         outputs = ("--json", tmp_path / f"{name}.json", "--sheet", tmp_path / "sheet.png")
         options = ["--manifest", scenes_manifest, "--n", 1, "--batch", 2]
         options += ["--draws", 2] if name == "model" else []
-        assert run(monkeypatch, "scenes", *options, f"--{name}", given, *outputs) == 0
+        assert evaluate("scenes", *options, f"--{name}", given, *outputs) == 0
         results[name] = read_result(tmp_path / f"{name}.json")
     sets, alone = (
         {row["name"]: row["metrics"] for row in results[name]["cases"]} for name in ("model", "tokenizer")
@@ -132,12 +121,10 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch:
     assert [name for name in sets["real"] if name.startswith("whole_by_latent/")][-1] == "whole_by_latent/4"
     assert results["model"]["protocol"]["clips"] == 1 and results["model"]["versions"]["scipy"]
     assert np.asarray(Image.open(tmp_path / "sheet.png")).std() > 5
-    assert run(monkeypatch, "scenes", *options, "--tokenizer", tmp_path / "tokenizer", "--draws", 2) == 2
+    assert evaluate("scenes", *options, "--tokenizer", tmp_path / "tokenizer", "--draws", 2) == 2
 
 
-def test_clips_of_any_program(
-    world: Path, scenes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_of_any_program(world: Path, scenes_manifest: Path, tmp_path: Path) -> None:
     """The detectors of shapes and of scenes on clips in a file, which know them by caption or key."""
     made = [
         clip(0, number, (combination,), size=32)[1] for number, combination in enumerate(COMBINATIONS[:4])
@@ -147,7 +134,7 @@ def test_clips_of_any_program(
     ]  # the last is not shown
     np.savez(tmp_path / "shapes.npz", clips=np.stack(made), prompts=np.array(said))
     options = ("--clips", tmp_path / "shapes.npz", "--json", tmp_path / "shapes.json")
-    assert run(monkeypatch, "alignment", *options) == 0
+    assert evaluate("alignment", *options) == 0
     found = read_result(tmp_path / "shapes.json")["cases"][0]["metrics"]
     assert found["all"]["value"] == 0.75 and found["all"]["low"] < 0.75 < found["all"]["high"]
     assert found["whole"]["value"] == 1 and found["all"]["n"] == 4
@@ -157,7 +144,7 @@ def test_clips_of_any_program(
     prompts = np.array([each.caption for each in shown][::-1])
     np.savez(tmp_path / "scenes.npz", clips=np.stack(frames), prompts=prompts)
     options = (scenes_manifest, "--clips", tmp_path / "scenes.npz", "--json", tmp_path / "scenes.json")
-    assert run(monkeypatch, "scenes", *options) == 0
+    assert evaluate("scenes", *options) == 0
     found = read_result(tmp_path / "scenes.json")
     [source] = found["protocol"]["sources"]
     assert source["n"] == 3 and source["storage"] == "npz" and source["sha256"]
@@ -176,7 +163,7 @@ def test_a_page_of_all_metrics(world: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("MEGAVRC_I3D", raising=False)
     real = f"{world / 'captioned.jsonl'}:train"
     out = tmp_path / "page"
-    assert run(monkeypatch, "all", real, world / "model", out, "--draws", 20) == 0
+    assert evaluate("all", real, world / "model", out, "--draws", 20) == 0
     page = (out / "metrics.md").read_text()
     for name in ("drift", "alignment", "redundancy", "copying"):
         assert f"## {name}: " in page and read_result(out / f"{name}.json")["cases"]
@@ -185,7 +172,7 @@ def test_a_page_of_all_metrics(world: Path, tmp_path: Path, monkeypatch: pytest.
     assert page.count("## Not measured") == 1 and "- `fvd`: --i3d: needed" in page
     assert "- `clipsim`: --clip: needed" in page and "- `scenes`: " in page
     assert read_result(out / "alignment.json")["cases"][0]["metrics"]["all"]["n"] == 3
-    assert run(monkeypatch, "all", real, tmp_path / "nowhere", out) == 2
+    assert evaluate("all", real, tmp_path / "nowhere", out) == 2
 
 
 def test_a_page_of_all_metrics_asks_for_as_many_clips_as_its_protocol(
@@ -195,16 +182,14 @@ def test_a_page_of_all_metrics_asks_for_as_many_clips_as_its_protocol(
     for name in ("MEGAVRC_CLIP", "MEGAVRC_I3D"):
         monkeypatch.delenv(name, raising=False)
     options = ("--draws", 20, "--change", "n=2")
-    assert (
-        run(monkeypatch, "all", f"{scenes_manifest}:val", world / "model", tmp_path / "page", *options) == 0
-    )
+    assert evaluate("all", f"{scenes_manifest}:val", world / "model", tmp_path / "page", *options) == 0
     assert "Made for 2 of 3 real clips" in (tmp_path / "page" / "metrics.md").read_text()
     for name in ("drift", "scenes"):
         sources = read_result(tmp_path / "page" / f"{name}.json")["protocol"]["sources"]
         assert [each["n"] for each in sources] == [2, 2]
 
 
-def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed(world: Path, tmp_path: Path) -> None:
     options = (
         "--model",
         world / "model",
@@ -215,13 +200,13 @@ def test_speed(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--json",
         tmp_path / "speed.json",
     )
-    assert run(monkeypatch, "speed", *options) == 0
+    assert evaluate("speed", *options) == 0
     result = read_result(tmp_path / "speed.json")
     seconds = {row["name"]: row["metrics"]["seconds"] for row in result["cases"]}
     wanted = seconds["token"]["value"] / seconds["segment"]["value"]
     assert result["metrics"]["token / segment"]["value"] == pytest.approx(wanted)
     assert len(seconds["token"]["samples"]) == seconds["token"]["n"] == 5
-    assert run(monkeypatch, "speed", *options[:2], *options[4:]) == 0  # of the model alone
+    assert evaluate("speed", *options[:2], *options[4:]) == 0  # of the model alone
     result = read_result(tmp_path / "speed.json")
     assert [row["name"] for row in result["cases"]] == ["segment"] and not result["metrics"]
 
@@ -243,7 +228,6 @@ def test_mistakes(
     world: Path,
     scenes_manifest: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "plain.jsonl").write_text('{"path": "a.mp4", "split": "val"}\n')
@@ -274,6 +258,6 @@ def test_mistakes(
         (("scenes", "--manifest", scenes_manifest, "--n", 0), "at least 1"),
         (("scenes", "--manifest", scenes_manifest, "--tokenizer", tmp_path / "none"), "no video tokenizer"),
     ):
-        assert run(monkeypatch, *options) == 2
+        assert evaluate(*options) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1

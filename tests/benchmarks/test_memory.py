@@ -1,20 +1,17 @@
 """Memory as planned: its parts against what generation and training really hold."""
 
 import dataclasses
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import evaluate
 
 from megavrc.benchmarks.generate_cases import CHANGES
 from megavrc.benchmarks.memory import inference_bytes
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.results import read_result
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("prediction", ["segment", "token"])
@@ -28,14 +25,8 @@ def test_keys_and_values_are_those_of_generation(prediction: str, keep: bool) ->
     assert inference_bytes(config, 3, size=4)["cache"] == held
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "memory", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-        return int(exit_.value.code or 0)
-
-    assert run("--preset", "debug", "--train_batch", 64, "--json", tmp_path / "m.json") == 0
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("memory", "--preset", "debug", "--train_batch", 64, "--json", tmp_path / "m.json") == 0
     found = read_result(tmp_path / "m.json")
     vrc, token = found["cases"]
     assert vrc["facts"]["how"] == token["facts"]["how"] == found["protocol"]["how"] == "planned"
@@ -43,7 +34,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert found["metrics"]["debug: VRC / token, training"]["value"] < 1
     capsys.readouterr()
     for words in (("--batch", 0), ("--preset", "bb"), ("--device", "tpu")):
-        assert run(*words) == 2
+        assert evaluate("memory", *words) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

@@ -1,13 +1,15 @@
 """Small token datasets with known content, and damage to them."""
 
+import itertools
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from token_sets import write_tokens
 
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
+from megavrc.data.shards import listed, read_done, shard_name, write_shard_manifest
 from megavrc.data.text_features import FORMAT, FeatureWriter, features_folder
 
 SHAPE = (5, 2, 3)
@@ -35,20 +37,12 @@ def make_dataset(
     folder: Path, counts: tuple[int, ...] = (7, 0, 4), split: str = "train", first: int = 0, **info: Any
 ) -> Path:
     """Samples `first`, `first` + 1, ... in shards of these sizes."""
-    shards, number = [], first
-    for place, count in enumerate(counts):
-        tar = folder / "shards" / shard_name(split, place, len(counts))
-        with ShardWriter(tar, SHAPE, VOCAB) as shard:
-            for _ in range(count):
-                shard.add(key_of(number), ids_of(number), fields_of(number))
-                number += 1
-            shard.commit(plan_sha256="p")
-        done = read_done(tar, "p")
-        assert done is not None
-        shards.append(listed(split, done))
-    usual = {"kind": "video", "shape": list(SHAPE), "vocab": VOCAB, "tokenizer": TOKENIZER}
-    write_shard_manifest(folder, {**usual, "image_source": "image", **info}, shards)
-    return folder
+    numbers = itertools.count(first)
+    shards = [
+        [(key_of(each), ids_of(each), fields_of(each)) for each in itertools.islice(numbers, count)]
+        for count in counts
+    ]
+    return write_tokens(folder, {split: shards}, SHAPE, VOCAB, **info)
 
 
 def make_features(tokens: TokenDataset) -> Path:

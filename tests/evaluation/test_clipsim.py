@@ -1,8 +1,6 @@
 """CLIPSIM with tiny CLIP models: one with random weights, and one whose answer is known."""
 
 import math
-import runpy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from clip_folders import save_clip
 from clip_sets import changed, frozen, shapes
 from numpy.typing import NDArray
+from scripts import evaluate
 from transformers import CLIPModel
 
 from megavrc.errors import UserError
@@ -21,8 +20,6 @@ from megavrc.evaluation.clip_source import PlannedClip
 from megavrc.evaluation.clipsim import measure_clipsim, similarities
 from megavrc.results import read_result
 from megavrc.user_files import UserFile
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +138,6 @@ def test_one_caption_has_no_control() -> None:
     assert "1 clips have no other" in report.lines[0]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-    return int(exit_.value.code or 0)
-
-
 def test_command(
     random_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,11 +147,11 @@ def test_command(
     np.savez(tmp_path / "mute.npz", clips=np.stack(source.arrays))
     a = tmp_path / "a.npz"
     options = ["--clip", random_clip, "--json", tmp_path / "c.json"]
-    assert run(monkeypatch, "clipsim", a, "--against", a, "--real", a, *options) == 0
+    assert evaluate("clipsim", a, "--against", a, "--real", a, *options) == 0
     found = read_result(tmp_path / "c.json")
     assert found["metrics"]["clipsim: second - first"]["value"] == 0
     assert found["protocol"]["clip"]["sha256"] == UserFile(random_clip).sha256
-    assert run(monkeypatch, "clipsim", a, "--mode", "video", "--real", a, *options) == 0
+    assert evaluate("clipsim", a, "--mode", "video", "--real", a, *options) == 0
     assert read_result(tmp_path / "c.json")["cases"][0]["metrics"]["clipsim"]["value"] == pytest.approx(1)
     monkeypatch.delenv("MEGAVRC_CLIP", raising=False)
     capsys.readouterr()
@@ -172,6 +162,6 @@ def test_command(
         ((a, "--mode", "video", *options), "--real"),
         ((a, "--frames", 0, *options), "--frames"),
     ):
-        assert run(monkeypatch, "clipsim", *words) == 2
+        assert evaluate("clipsim", *words) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and said in lines[0]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clip_sets import changed, frozen, noisy, save_network, shapes, shuffled
+from scripts import evaluate
 from torch import Tensor, nn
 
 from megavrc.errors import UserError
@@ -31,7 +30,6 @@ from megavrc.files import sha256_file
 from megavrc.results import read_result
 from megavrc.user_files import UserFile
 
-ROOT = Path(__file__).resolve().parents[2]
 CUSTOM = protocol_of("custom", changes=["n=48", "place=start"])
 
 
@@ -313,13 +311,6 @@ def test_copies_of_clips_are_counted(detector: Detector) -> None:
 # --- the command -----------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-    return int(exit_.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
@@ -333,14 +324,13 @@ def test_commands(
     files: Path,
     network: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sets = [files / "real.npz", files / "made.npz", "--planned", files / "plan.jsonl", "--i3d", network]
     options = ["--change", "size=none", "real_stride=1", "--features", tmp_path / "f", "--draws", 40]
-    assert run(monkeypatch, "fvd", *sets, *options, "--json", tmp_path / "fvd.json") == 0
+    assert evaluate("fvd", *sets, *options, "--json", tmp_path / "fvd.json") == 0
     stored = sorted((tmp_path / "f").iterdir())
-    assert run(monkeypatch, "kvd", *sets, *options, "--json", tmp_path / "kvd.json") == 0
+    assert evaluate("kvd", *sets, *options, "--json", tmp_path / "kvd.json") == 0
     assert sorted((tmp_path / "f").iterdir()) == stored  # shared
     found = read_result(tmp_path / "fvd.json")
     protocol = {field.name for field in dataclasses.fields(FVDProtocol)} | {"resize", "selected_by"}
@@ -357,7 +347,7 @@ def test_commands(
     }
     assert "fvd" not in capsys.readouterr().out.lower()
     assert read_result(tmp_path / "kvd.json")["cases"][0]["metrics"]["kernel_unknown"]["n"] == 16
-    assert run(monkeypatch, "fvd", "--selfcheck", "--i3d", network) == 1
+    assert evaluate("fvd", "--selfcheck", "--i3d", network) == 1
     assert "another file than the published I3D" in capsys.readouterr().out
 
 
@@ -388,6 +378,6 @@ def test_mistakes_end_in_one_line(
     monkeypatch.delenv("MEGAVRC_I3D", raising=False)
     options, words = MISTAKES[mistake]
     words_of = options.replace("{}", str(files)).replace("NET", str(network)).split()
-    assert run(monkeypatch, *words_of) == 2
+    assert evaluate(*words_of) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and words.replace("{}", str(files)) in lines[0]

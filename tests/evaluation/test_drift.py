@@ -1,7 +1,5 @@
 """Each planted fault moves its own score and no other; what codec, pixels and tokens say of redundancy."""
 
-import runpy
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from clip_sets import Frames, changed, fading, frozen, looping, noisy, shapes, shuffled
 from scipy.ndimage import gaussian_filter
+from scripts import evaluate
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
@@ -21,7 +20,6 @@ from megavrc.results import read_result
 from megavrc.video import write_mp4
 from megavrc.video.h264 import coded_frames, payload
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIPS = shapes(12)
 
 
@@ -238,22 +236,13 @@ def test_clips_that_fade_in_from_black_say_nothing_of_contrast_beside_the_first_
     assert not {"contrast/8", "sharpness/8"} & {*measure_drift(black).cases[0]["metrics"]}
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, options)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-    return int(exit_.value.code or 0)
-
-
-def test_commands_on_clips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_on_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = tmp_path / "clips.npz"
     np.savez(clips, clips=np.stack(CLIPS.arrays))
-    assert run(monkeypatch, "drift", clips, clips, "--json", tmp_path / "d.json") == 0
+    assert evaluate("drift", clips, clips, "--json", tmp_path / "d.json") == 0
     assert read_result(tmp_path / "d.json")["cases"][0]["metrics"]["frozen"]["n"] == 12
     drawn = ("--picture", tmp_path / "r.png")
-    assert run(monkeypatch, "redundancy", clips, "--json", tmp_path / "r.json", *drawn) == 0
+    assert evaluate("redundancy", clips, "--json", tmp_path / "r.json", *drawn) == 0
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert len(read_result(tmp_path / "r.json")["cases"]) == 3
     capsys.readouterr()
@@ -265,6 +254,6 @@ def test_commands_on_clips(
         (("redundancy", clips, "--tokenizer", tmp_path / "none"), "no video tokenizer"),
         (("redundancy",), "required: clips"),
     ):
-        assert run(monkeypatch, *words) == 2
+        assert evaluate(*words) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and said in lines[0]

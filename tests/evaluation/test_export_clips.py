@@ -2,21 +2,19 @@
 
 import os
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clip_sets import shapes
 from PIL import Image
+from scripts import evaluate
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_files import ArrayClips, open_clips
 from megavrc.evaluation.clip_source import PlannedClip, read_whole
 from megavrc.evaluation.export_clips import export_clips
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIPS = shapes(3)
 
 
@@ -104,11 +102,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
 
-def test_export_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_command(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", clips=np.stack(CLIPS.arrays))
     for out, code in (("a.mp4s", 0), ("a.mp4s", 2)):
         words = ["export", tmp_path / "a.npz", tmp_path / out, "--layout", "frames"]
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-        assert (exit_.value.code or 0) == code
+        assert evaluate(*words) == code

@@ -2,22 +2,19 @@
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hf_source import CAPTIONS
+from scripts import evaluate
 
 from megavrc.generation.evaluate_clips import encoder
 from megavrc.generation.evaluate_copying import token_bits
 from megavrc.generation.folder import load_folder
 from megavrc.results import read_result
 from megavrc.video import write_mp4
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def clip(seed: int) -> np.ndarray:
@@ -42,15 +39,7 @@ def test_bits_are_those_of_the_loss(folder: Path) -> None:
     assert moved.tolist() == [False, False, True, True]  # frames after the changed one, and no frame before
 
 
-def test_copying_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "copying", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-        return int(exit_.value.code or 0)
-
+def test_copying_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = np.stack([clip(seed) for seed in range(3)])
     np.savez(tmp_path / "a.npz", clips=clips, prompts=np.array(CAPTIONS[:3]))
     np.savez(tmp_path / "mute.npz", clips=clips)
@@ -60,12 +49,14 @@ def test_copying_command(
     (tmp_path / "bad" / "b.mp4").write_bytes(b"no video")
     rows = [{"id": key, "path": f"{key}.mp4", "caption": CAPTIONS[0]} for key in "ab"]
     (tmp_path / "bad" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run(folder, tmp_path / "a.npz", "--json", tmp_path / "c.json") == 0
+    assert evaluate("copying", folder, tmp_path / "a.npz", "--json", tmp_path / "c.json") == 0
     (row,) = read_result(tmp_path / "c.json")["cases"]
     assert row["metrics"]["bits_changed"]["n"] == 3 and row["metrics"]["bits_changed"]["unit"] == "bits"
     slow = np.repeat(clips, 2, axis=1)
     np.savez(tmp_path / "slow.npz", clips=slow, prompts=np.array(CAPTIONS[:3]))
-    assert run(folder, tmp_path / "slow.npz", "--stride", 2, "--json", tmp_path / "s.json") == 0
+    assert (
+        evaluate("copying", folder, tmp_path / "slow.npz", "--stride", 2, "--json", tmp_path / "s.json") == 0
+    )
     again = read_result(tmp_path / "s.json")
     assert again["cases"][0]["metrics"] == row["metrics"] and again["protocol"]["stride"] == 2
     capsys.readouterr()
@@ -76,6 +67,6 @@ def test_copying_command(
         ((tmp_path, tmp_path / "a.npz"), "config.json"),
         ((folder, tmp_path / "a.npz", "--n", 0), "--n"),
     ):
-        assert run(*words) == 2
+        assert evaluate("copying", *words) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and said in lines[0]

@@ -2,18 +2,16 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import yaml
+from token_sets import write_tokens
 
 from megavrc.checkpoint import read
-from megavrc.data.shards import ShardWriter, read_done, shard_name, write_shard_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = "pretrain/pretrain_vrc.py"
@@ -21,21 +19,12 @@ PRETRAIN = "pretrain/pretrain_vrc.py"
 
 def make_tokens(folder: Path, count: int = 37, frames: int = 2, grid: int = 4, vocab: int = 32) -> Path:
     """A finished dataset of random clips with two classes."""
-    tar = folder / "shards" / shard_name("train", 0, 1)
-    rng = np.random.default_rng(0)
-    shape = (frames, grid, grid)
-    with ShardWriter(tar, shape, vocab) as shard:
-        for number in range(count):
-            fields = {"caption": None, "label": number % 2, "source": "s"}
-            shard.add(f"{number:016x}-0000000", rng.integers(0, vocab, shape), fields)
-        shard.commit(plan_sha256="p")
-    done = read_done(tar, "p")
-    assert done is not None
-    entry = {key: done[key] for key in ("name", "count", "bytes", "sha256", "index_sha256")}
-    info: dict[str, Any] = {"kind": "video", "shape": list(shape), "vocab": vocab, "image_source": "image"}
-    info |= {"tokenizer": {"name": "t", "sha256": "a" * 64}, "classes": ["a", "b"]}
-    write_shard_manifest(folder, info, [{"split": "train", **entry}])
-    return folder
+    rng, shape = np.random.default_rng(0), (frames, grid, grid)
+    samples = [
+        (f"{i:016x}-0000000", rng.integers(0, vocab, shape), {"caption": None, "label": i % 2, "source": "s"})
+        for i in range(count)
+    ]
+    return write_tokens(folder, {"train": [samples]}, shape, vocab, classes=["a", "b"])
 
 
 def write_config(folder: Path, tokens: Path, run: str, steps: int, **train: Any) -> Path:
@@ -70,14 +59,6 @@ def launch(*words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment(**more), cwd=ROOT
     )
-
-
-def tool(monkeypatch: pytest.MonkeyPatch, script: str, *words: str | Path) -> int:
-    """A command in this process: its exit code."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return int(exit_.value.code or 0)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

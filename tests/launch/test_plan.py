@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, tool
+from runs import ROOT
+from scripts import run_script
 
 from megavrc import checkpoint
 from megavrc.config import load_config, run_command
@@ -255,12 +256,10 @@ CONFIGS = ROOT / "pretrain" / "configs"
 HARDWARE = sorted((CONFIGS / "hardware").glob("*.yaml"))
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, script = f"--config={CONFIGS / 'video_1.2b.yaml'}", "tools/plan_run.py"
     words = ["--gpu=h100", "--gpus=8", f"--json={tmp_path / 'plan.json'}", "--", config]
-    assert tool(monkeypatch, script, *words) == 0
+    assert run_script(script, *words) == 0
     shown = capsys.readouterr().out
     assert "1,293.9M" in shown and re.search(r"micro-batch +1 +2 +4 +8 ", shown)
     assert len(re.findall(r"ZeRO stage [123] +(\d+\.\d +){4}8, with activation checkpointing", shown)) == 3
@@ -269,10 +268,10 @@ def test_the_command(
     assert plan["metrics"]["disk/checkpoints/bytes"]["unit"] == "B"
     assert plan["metrics"]["parameters/body"]["value"] == 1_130_457_088
     assert plan["metrics"]["memory/total"]["unit"] == "B" and plan["protocol"]["problems"] == []
-    assert tool(monkeypatch, script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2
+    assert run_script(script, "--gpu=l4", "--check", "--", config, "--train.micro_batch=96") == 2
     said = capsys.readouterr().err
     assert "memory: " in said and said.count("\n") == 1
-    assert tool(monkeypatch, script, "--gpu=l4") == 2
+    assert run_script(script, "--gpu=l4") == 2
     assert "required: --config FILE" in capsys.readouterr().err
 
 

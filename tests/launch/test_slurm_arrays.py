@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cluster import missing, processes, running_cluster, wait_for
 from held import Held
 from runs import ROOT
+from tiny import save_tokenizer
 
 from megavrc.launch.requeue import attempts, attempts_file
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.result import finalize
-from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import write_mp4
 from megavrc.video.listing import list_folder
 from megavrc.video.manifest import write_manifest
@@ -36,20 +34,7 @@ def sources(tmp_path: Path) -> tuple[Path, Path]:
         folder.mkdir(exist_ok=True)
         write_mp4(folder / f"{number}.mp4", random.integers(0, 256, (18, 32, 32, 3), np.uint8))
     write_manifest(folder / "manifest.jsonl", list_folder(folder, folder / "manifest.jsonl").entries)
-    torch.manual_seed(0)
-    config = OmniTokenizerConfig(
-        width=16,
-        heads=2,
-        dim_head=8,
-        enc_block="t",
-        dec_block="t",
-        temporal_depth=1,
-        window=2,
-        codes=32,
-        code_dim=4,
-    )
-    OmniTokenizer(OmniTokenizerNet(config)).save(tmp_path / "tokenizer")
-    return folder / "manifest.jsonl", tmp_path / "tokenizer"
+    return folder / "manifest.jsonl", save_tokenizer(tmp_path / "tokenizer")
 
 
 def shards(out: Path) -> dict[str, bytes]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PRETRAIN, ROOT, make_tokens, tool, write_config
+from runs import PRETRAIN, ROOT, make_tokens, write_config
+from scripts import run_script
 
 import megavrc
 from megavrc.distributed import Rank
@@ -37,7 +38,7 @@ def test_examples_are_what_the_tool_renders(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert tool(monkeypatch, TOOL, *example_command(script)) == 0
+    assert run_script(TOOL, *example_command(script)) == 0
     assert capsys.readouterr().out == script.read_text()
     assert subprocess.run(["bash", "-n", script]).returncode == 0, "not valid shell"
 
@@ -64,13 +65,12 @@ def test_there_are_examples_for_three_sizes() -> None:
 )
 def test_mistakes_are_named_before_the_queue(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     named: str,
 ) -> None:
     config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
-    assert tool(monkeypatch, TOOL, "render", *(option.format(config=config) for option in options)) == 2
+    assert run_script(TOOL, "render", *(option.format(config=config) for option in options)) == 2
     said = capsys.readouterr().err
     assert named in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -78,22 +78,17 @@ def test_mistakes_are_named_before_the_queue(
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "10:30", "a\tb"])
 def test_folders_that_slurm_cannot_carry_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     config = write_config(tmp_path, tmp_path / "tokens", name, 5)
-    assert (
-        tool(monkeypatch, TOOL, "render", "--", PRETRAIN, f"--config={config.rename(tmp_path / 'c.yaml')}")
-        == 2
-    )
+    assert run_script(TOOL, "render", "--", PRETRAIN, f"--config={config.rename(tmp_path / 'c.yaml')}") == 2
     said = capsys.readouterr().err
     assert "a job's folder cannot have" in said and said.count("\n") == 1
 
 
-def test_an_unbalanced_quote_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unbalanced_quote_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
-    assert tool(monkeypatch, TOOL, "render", '--sbatch=--foo "', "--", PRETRAIN, f"--config={config}") == 2
+    assert run_script(TOOL, "render", '--sbatch=--foo "', "--", PRETRAIN, f"--config={config}") == 2
     said = capsys.readouterr().err
     assert "--sbatch" in said and "No closing quotation" in said and said.count("\n") == 1
 
@@ -107,12 +102,10 @@ def test_a_mistake_before_there_are_heartbeats_leaves_word(tmp_path: Path) -> No
     assert done.returncode == 2 and note.is_file()
 
 
-def test_render_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_render_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, make_tokens(tmp_path / "tokens"), "run", 5)
     words = ["--gpus=2", "--", PRETRAIN, f"--config={config}", "--train.steps", "7"]
-    assert tool(monkeypatch, TOOL, "render", *words) == 0
+    assert run_script(TOOL, "render", *words) == 0
     assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -130,9 +123,9 @@ def test_without_slurm_it_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     config = write_config(tmp_path, tmp_path / "tokens", "run", 5)
-    assert tool(monkeypatch, TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 2
+    assert run_script(TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 2
     assert "no sbatch here" in capsys.readouterr().err
-    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={tmp_path}") == 2
+    assert run_script(TOOL, "requeue", f"--run_dir={tmp_path}") == 2
     assert "was never submitted" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -308,13 +301,13 @@ def test_status_and_requeue_by_hand_bear_damaged_files(
     attempts_file(run).write_text('{"job": ')
     (run / "checkpoints" / "step-00000120").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("")
-    assert tool(monkeypatch, TOOL, "status", f"--run_dir={run}") == 0
+    assert run_script(TOOL, "status", f"--run_dir={run}") == 0
     assert "step       120 saved\n" in capsys.readouterr().out
     (run / "complete.json").write_text("{}")
-    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 2
+    assert run_script(TOOL, "requeue", f"--run_dir={run}") == 2
     assert "is complete" in capsys.readouterr().err
     stay(run, 85)
-    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 0, "the last stay failed"
+    assert run_script(TOOL, "requeue", f"--run_dir={run}") == 0, "the last stay failed"
     assert "submitted job 9" in capsys.readouterr().out
     (run / "complete.json").write_text("{}")  # finished without SLURM
-    assert tool(monkeypatch, TOOL, "requeue", f"--run_dir={run}") == 2
+    assert run_script(TOOL, "requeue", f"--run_dir={run}") == 2

@@ -1,5 +1,6 @@
 """Text features: the encoder's numbers, beside the tokens with the same keys, whatever happens to the tasks."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -16,11 +17,12 @@ import torch
 import webdataset
 from encoders import make_encoder
 from jobs import files
+from token_sets import Sample, write_tokens
 from transformers import AutoTokenizer, T5EncoderModel
 
 from megavrc.config import run_command
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import DataError, ShardWriter, done_path, read_done, shard_name, write_shard_manifest
+from megavrc.data.shards import DataError, done_path, shard_name
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
@@ -36,25 +38,20 @@ def caption_of(number: int) -> str | None:
     return [f"a {colour} square moves left", "circle", None, f"video number {number}", ""][number % 5]
 
 
+def sample(kind: str, number: int) -> Sample:
+    fields = {"caption": caption_of(number), "label": None, "source": "s"}
+    return f"{number:016x}-{kind[0]}", np.full((1, 2, 2), number % 8), fields
+
+
 def make_tokens(out: Path, counts: dict[str, dict[str, tuple[int, ...]]] = COUNTS) -> Path:
     """Finished datasets, as a tokenization job leaves them."""
     for kind, splits in counts.items():
-        shards, number = [], 0
-        for split, sizes in splits.items():
-            for place, size in enumerate(sizes):
-                tar = out / kind / "shards" / shard_name(split, place, len(sizes))
-                with ShardWriter(tar, (1, 2, 2), 8) as writer:
-                    for _ in range(size):
-                        fields = {"caption": caption_of(number), "label": None, "source": "s"}
-                        writer.add(f"{number:016x}-{kind[0]}", np.full((1, 2, 2), number % 8), fields)
-                        number += 1
-                    writer.commit(plan_sha256="p")
-                done = read_done(tar, "p") or {}
-                kept = ("name", "count", "bytes", "sha256", "index_sha256")
-                shards.append({"split": split, **{key: done[key] for key in kept}})
-        tokenizer = {"name": "tiny", "sha256": "a" * 64}
-        info = {"kind": kind, "shape": [1, 2, 2], "vocab": 8, "tokenizer": tokenizer}
-        write_shard_manifest(out / kind, info, shards)
+        numbers = itertools.count()
+        shards = {
+            split: [[sample(kind, each) for each in itertools.islice(numbers, size)] for size in sizes]
+            for split, sizes in splits.items()
+        }
+        write_tokens(out / kind, shards, (1, 2, 2), 8, kind=kind)
     return out
 
 

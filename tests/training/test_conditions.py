@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from token_sets import write_tokens
 
 from megavrc.data.blend import TokenBlend
 from megavrc.data.dataset import TokenDataset
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
 from megavrc.hf.card import training_rows
@@ -26,21 +26,14 @@ Given = tuple[str | None, int | None]
 
 def dataset(folder: Path, given: Sequence[Given], classes: list[str] | None = None, shards: int = 2) -> str:
     """Images of one token with these captions and labels."""
-    entries = []
-    for number in range(shards):
-        tar = folder / "shards" / shard_name("train", number, shards)
-        with ShardWriter(tar, (1, 8, 8), 512) as shard:
-            for index, (caption, label) in enumerate(given[number::shards]):
-                fields = {"caption": caption, "label": label}
-                shard.add(f"{number}-{index}", np.zeros((1, 8, 8), np.int64), fields)
-            shard.commit(plan_sha256="")
-        done = read_done(tar, "")
-        assert done is not None
-        entries.append(listed("train", done))
-    info: dict[str, Any] = {"kind": "image", "shape": [1, 8, 8], "vocab": 512, "image_source": "image"}
-    info |= {"tokenizer": {"name": "t", "sha256": "a" * 64}, "classes": classes}
-    write_shard_manifest(folder, info, entries)
-    return str(folder)
+    parts = [
+        [
+            (f"{number}-{index}", np.zeros((1, 8, 8), np.int64), {"caption": caption, "label": label})
+            for index, (caption, label) in enumerate(given[number::shards])
+        ]
+        for number in range(shards)
+    ]
+    return str(write_tokens(folder, {"train": parts}, (1, 8, 8), 512, classes=classes))
 
 
 def run(folder: Path, paths: Sequence[str], condition: ConditionConfig, **data: Any) -> RunConfig:

@@ -1,20 +1,18 @@
 """The data section of a run's configuration: blends, shuffles, damage, addresses, other datasets refused."""
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 import yaml
+from token_sets import Sample, write_tokens
 from worlds import World, run_torchrun
 
 from megavrc.config import dump_yaml, load_config
-from megavrc.data.shards import ShardWriter, listed, read_done, shard_name, write_shard_manifest
+from megavrc.data.shards import shard_name
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
@@ -26,24 +24,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_images(
-    folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, tokenizer: str = "a", **more: Any
+    folder: Path, counts: tuple[int, ...] = (6, 6), seed: int = 0, tokenizer: str = "a", **info: Any
 ) -> Path:
-    entries = []
-    for number, count in enumerate(counts):
-        tar = folder / "shards" / shard_name("train", number, len(counts))
-        with ShardWriter(tar, (1, 8, 8), 512) as shard:
-            for sample in range(count):
-                ids = np.random.default_rng([seed, number, sample]).integers(0, 512, (1, 8, 8))
-                shard.add(f"{folder.name}-{number}-{sample}", ids, {"caption": None, "label": 0})
-            shard.commit(plan_sha256="")
-        done = read_done(tar, "")
-        assert done is not None
-        entries.append(listed("train", done))
-    info = {"kind": "image", "shape": [1, 8, 8], "vocab": 512, "image_source": "image"}
-    write_shard_manifest(
-        folder, {**info, "tokenizer": {"name": "t", "sha256": tokenizer * 64}, **more}, entries
-    )
-    return folder
+    shape = (1, 8, 8)
+
+    def sample(shard: int, number: int) -> Sample:
+        ids = np.random.default_rng([seed, shard, number]).integers(0, 512, shape)
+        return f"{folder.name}-{shard}-{number}", ids, {"caption": None, "label": 0}
+
+    shards = [[sample(shard, number) for number in range(count)] for shard, count in enumerate(counts)]
+    return write_tokens(folder, {"train": shards}, shape, 512, tokenizer * 64, **info)
 
 
 def write_config(folder: Path, data: dict[str, Any], **more: Any) -> Path:
@@ -161,14 +151,6 @@ def test_a_dataset_at_a_url_and_a_cache_that_is_too_small(tmp_path: Path) -> Non
     assert delivered(remote, 60) == delivered(here, 60)
     assert remote.identity == here.identity, "a run may move from one to the other"
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 3
-
-
-@pytest.fixture
-def alone() -> Iterator[Rank]:
-    """A world of one rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Rank(0, 1, 0, torch.device("cpu"))
-    dist.destroy_process_group()
 
 
 def test_another_dataset_is_refused_with_the_difference(tmp_path: Path, alone: Rank) -> None:

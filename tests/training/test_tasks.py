@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from token_sets import Sample, write_tokens
 from videos import make_videos
 from worlds import ROOT, environment
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import load_config
-from megavrc.data.shards import DataError, ShardWriter, read_done, shard_name, write_shard_manifest
+from megavrc.data.shards import DataError, shard_name
 from megavrc.distributed import Rank
 from megavrc.errors import UserError
 from megavrc.files import read_json
@@ -42,22 +43,13 @@ def make_tokens(
 ) -> Path:
     shape = (frames, 8, 8)
     rng = np.random.default_rng(0)
-    shards = []
-    for split in splits:
-        tar = folder / "shards" / shard_name(split, 0, 1)
-        with ShardWriter(tar, shape, 512) as shard:
-            for number in range(12):
-                fields = {"caption": CAPTIONS[number % 3], "label": label, "source": "s"}
-                shard.add(f"{number:016x}-{split}", rng.integers(0, 512, shape), fields)
-            shard.commit(plan_sha256="p")
-        done = read_done(tar, "p")
-        assert done is not None
-        kept = ("name", "count", "bytes", "sha256", "index_sha256")
-        shards.append({"split": split, **{key: done[key] for key in kept}})
-    info: dict[str, Any] = {"kind": "video" if frames > 1 else "image", "shape": list(shape), "vocab": 512}
-    info |= {"tokenizer": {"name": "t", "sha256": tokenizer}, "image_source": "image", "classes": None}
-    write_shard_manifest(folder, info, shards)
-    return folder
+
+    def sample(number: int, split: str) -> Sample:
+        fields = {"caption": CAPTIONS[number % 3], "label": label, "source": "s"}
+        return f"{number:016x}-{split}", rng.integers(0, 512, shape), fields
+
+    shards = {split: [[sample(number, split) for number in range(12)]] for split in splits}
+    return write_tokens(folder, shards, shape, 512, tokenizer, classes=None)
 
 
 def text_tokenizer(folder: Path) -> str:

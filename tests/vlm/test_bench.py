@@ -229,7 +229,7 @@ def test_layers_that_groups_do_not_divide_have_smaller_ones() -> None:
     """As those of 3420 and 4304 inputs in towers of Qwen2.5-VL and SigLIP; the bits are the mean over weights."""
     names = {"wide": (64, 4), "odd": (36, 4), "lm_head": (64, 8)}
     model = torch.nn.ModuleDict({name: torch.nn.Linear(*size) for name, size in names.items()})
-    found, bits = rounded(model, "int4", 32)
+    found, bits = rounded(model, "int4")
     for name, size in (("wide", 32), ("odd", 18)):
         assert torch.equal(found[name].weight, round_weight(model[name].weight, "int4", size))
     assert torch.equal(found["lm_head"].weight, model["lm_head"].weight)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -26,20 +25,8 @@ from megavrc.web.clip_maker import ALWAYS, MORE, clip_maker, side_by_side, strea
 from megavrc.web.demo_page import build_page, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DONE = "17 of 17 frames"
 SCALE = 448 // 16  # that the page enlarges the tiny model's pixels by
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as control:
-        opened = control.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def open_page(browser: Any, port: int) -> Any:
@@ -85,7 +72,6 @@ def port(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int
         yield number
 
 
-@needs_browser
 def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(folder, browser, port, tmp_path) -> None:
     for _ in range(8):  # the clip takes half a second: a busy browser may draw several of its states at once
         page = open_page(browser, port)
@@ -118,7 +104,6 @@ def test_a_clip_appears_frame_by_frame_and_wrong_inputs_are_one_line(folder, bro
 
 
 @pytest.mark.slow
-@needs_browser
 def test_a_class_and_a_first_picture(browser, tmp_path) -> None:
     source = Source(tmp_path, ConditionConfig(kind="class", classes=3))
     folder = converted(source, tmp_path / "hf")
@@ -146,7 +131,6 @@ def test_a_class_and_a_first_picture(browser, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@needs_browser
 def test_who_waits_sees_that_and_everything_the_command_offers_is_there(folder, browser, tmp_path) -> None:
     mine = tmp_path / "<b>mine"  # texts of a folder are texts
     mine.mkdir()
@@ -202,7 +186,6 @@ def set_number(page: Any, label: str, value: int) -> None:
     page.keyboard.press("Tab")
 
 
-@needs_browser
 def test_html_in_a_prompt_is_text_and_who_cannot_wait_is_told(browser, port) -> None:
     page = open_page(browser, port)
     page.get_by_label("Prompt").fill("<img src=http://127.0.0.1:9/x.png><b>bold</b>" * 9)

@@ -1,8 +1,6 @@
 """The page of a blind study in headless Chromium."""
 
-import shutil
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +12,7 @@ from megavrc.web.user_study_report import open_answers
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 PIXELS = "canvases.map(c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data])"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as control:
-        opened = control.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def open_page(context: Any, server: Server, link: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megavrc.distributed import Rank, same_error_on_all_ranks
+from megavrc.distributed import Rank, main_rank_decides, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import check_fields, check_format, read_object, sha256_json, write_json
 from megavrc.progress import progress
@@ -55,9 +55,7 @@ class TrainingClips:
         array = cache / f"clips-{self.sha256[:16]}.npy"
         index = array.with_suffix(".json")
         shape = (len(entries), config.frames, config.size, config.size, 3)
-        with same_error_on_all_ranks(rank):
-            whole = not rank.main or _read_cache(array, index, shape) is not None
-        if not _on_main_rank(whole, rank):
+        if not main_rank_decides(lambda: _read_cache(array, index, shape) is not None, rank):
             _decode_together(entries, self._root, config, array, index, rank)
         with same_error_on_all_ranks(rank):
             found = _read_cache(array, index, shape)
@@ -151,13 +149,6 @@ def _read_cache(array: Path, index: Path, shape: tuple[int, ...]) -> tuple[dict[
         log.warning(DAMAGED, array, "its index does not fit")
         return None
     return decoded, clips
-
-
-def _on_main_rank(answer: bool, rank: Rank) -> bool:
-    """The main rank's answer, so that all ranks do the same."""
-    answers = [answer]
-    dist.broadcast_object_list(answers, src=0)
-    return answers[0]
 
 
 def _decode_together(

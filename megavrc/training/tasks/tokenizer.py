@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megavrc.checkpoint import read_weights
 from megavrc.config import to_dict
 from megavrc.data.order import Order
 from megavrc.distributed import Rank, same_error_on_all_ranks, seed_for
@@ -22,6 +21,7 @@ from megavrc.tokenizers.objective import TokenizerObjective
 from megavrc.tokenizers.omnitokenizer import RUN_EXPORT
 from megavrc.tokenizers.perceptual import Perceptual
 from megavrc.training.previews import write_preview
+from megavrc.training.stages import check_model_fields, starting_weights
 from megavrc.training.tasks.base import Samples
 from megavrc.training.tasks.clips import TrainingClips, window
 from megavrc.training.tasks.tokenizer_config import TokenizerRunConfig
@@ -155,9 +155,7 @@ def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
         UserError: that run is unfinished, or its network is another.
     """
     path = Path(config.init_from)
-    if (path / "run.json").is_file() and not (path / "complete.json").is_file():
-        raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
-    weights, state = read_weights(path)
+    weights, state = starting_weights(path)
     check_fields(f"init_from: {path}: state.json", state, {"identity": dict, "config": dict})
     theirs, mine = state["identity"], dataclasses.asdict(config.model)
     if theirs.get("stage") != "tokenizer":
@@ -168,9 +166,7 @@ def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
         model = dataclasses.asdict(OmniTokenizerConfig.from_dict(theirs["model"]))
     except ValueError as error:
         raise UserError(f"init_from: {path}: {error}") from None
-    for key in mine.keys() - (FREE if images else set()):
-        if model[key] != mine[key]:
-            raise UserError(f"init_from: model.{key} was {model[key]!r} in {path}, it is {mine[key]!r} here")
+    check_model_fields(path, model, mine, FREE if images else set())
     loaded = {name[4:]: tensor for name, tensor in weights.items() if name.startswith("net.")}
     net.load_state_dict(inflate(loaded, config.model, config.init_inflation) if images else loaded)
     made = f", clip weights made of those for images ({config.init_inflation})" if images else ""

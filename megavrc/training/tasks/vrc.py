@@ -65,10 +65,11 @@ class VRCTask:
         if self.evaluate_every:
             from megavrc.training.tasks.evaluation import open_evaluation  # a second of imports
 
-            samples = Samples(self.source, InOrder(len(self.source)), len(self.source))
-            samples = next(iter(self.validation.values()), samples)
-            given = samples, self.video_tokenizer, bool(self.max_damaged)
-            self.evaluation = open_evaluation(config.evaluation, model, *given)
+            trained_on = Samples(self.source, InOrder(len(self.source)), len(self.source))
+            samples = next(iter(self.validation.values()), trained_on)
+            self.evaluation = open_evaluation(
+                config.evaluation, model, samples, self.video_tokenizer, bool(self.max_damaged)
+            )
         self.identity = {
             "stage": config.stage,
             "seed": config.seed,
