@@ -120,7 +120,7 @@ class TokenBlend:
         first = parts[0]
         self.parts, self.info, self.shape, self.vocab = list(parts), first.info, first.shape, first.vocab
         for part in parts[1:]:
-            check_alike("data.blend", first, part, "image_source", *["classes"] * classes)
+            check_same_kind("data.blend", first, part, "image_source", *["classes"] * classes)
         self.address = ", ".join(part.address for part in parts)
         self._firsts = [0, *itertools.accumulate(len(part) for part in parts)]
         self._features = [TextFeatures(part) for part in parts] if features else None
@@ -170,7 +170,7 @@ def _encoder(features: Sequence[TextFeatures]) -> tuple[str, int]:
     return features[0].info["encoder"]["sha256"], features[0].width
 
 
-def check_alike(
+def check_same_kind(
     key: str, first: TokenDataset | TokenBlend, second: TokenDataset | TokenBlend, *more: str
 ) -> None:
     """Refuse two datasets whose samples are not of one kind, or that differ in `more` of dataset.json.

@@ -27,9 +27,7 @@ REPEATED = 0.25  # of the change between neighbours: what a loop's frames may di
 FADED = 0.8  # of the first frames' contrast or sharpness
 MIN_FRAMES = 5
 LEAST = 1e-6  # of what is divided by
-FLAT = (
-    1.0  # grey levels: a first frame of less contrast is no measure of later ones (black, before a fade-in)
-)
+FLAT = 1.0  # grey levels of contrast; a first frame of less is no measure of later ones (black, before a fade-in)
 UNITS = {"motion": "share", "from_first": "levels", "contrast": "", "sharpness": ""}  # of curves
 SHARES = ("frozen", "looping", "fading", "blurring")  # of clips
 

@@ -33,7 +33,9 @@ def make_images(
         return f"{folder.name}-{shard}-{number}", ids, {"caption": None, "label": 0}
 
     shards = [[sample(shard, number) for number in range(count)] for shard, count in enumerate(counts)]
-    return write_tokens(folder, {"train": shards}, shape, 512, tokenizer * 64, **info)
+    return write_tokens(
+        folder, {"train": shards}, shape, **{"vocab": 512, **info}, tokenizer_sha256=tokenizer * 64
+    )
 
 
 def write_config(folder: Path, data: dict[str, Any], **more: Any) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megavrc.data.blend import BlendOrder, TokenBlend, check_alike
+from megavrc.data.blend import BlendOrder, TokenBlend, check_same_kind
 from megavrc.data.dataset import ShardReader, TokenDataset
 from megavrc.data.mirror import Mirror, is_remote
 from megavrc.data.order import InOrder, Order, SampleOrder, WindowOrder
@@ -61,7 +61,7 @@ def open_validation(
         if not chosen.path and not chosen.blend:
             chosen = replace(chosen, path=config.path, blend=config.blend)
         source, key = _open(config, chosen, None, condition), f"data.validation.{name}"
-        check_alike(key, training, source, *["classes"] * condition.is_class)
+        check_same_kind(key, training, source, *["classes"] * condition.is_class)
         if known := [part.address for part in source.parts if part.identity in seen]:
             raise UserError(f"{key}: split {chosen.split!r} of {known[0]} is what is trained on")
         if source.text_encoder != training.text_encoder:
