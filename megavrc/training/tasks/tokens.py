@@ -53,8 +53,8 @@ def open_validation(
         training: samples that are trained on.
 
     Raises:
-        UserError: as `open_training`; a set of samples that are trained on, or of another kind, shape or tokenizer, of
-            other classes, or with features of another encoder.
+        UserError: as `open_training`; a set of another kind, shape, tokenizer or classes, or with features of another
+            encoder.
     """
     sets, seen = {}, [part.identity for part in training.parts]
     for name, chosen in config.validation.items():
@@ -63,7 +63,12 @@ def open_validation(
         source, key = _open(config, chosen, None, condition), f"data.validation.{name}"
         check_same_kind(key, training, source, *["classes"] * condition.is_class)
         if known := [part.address for part in source.parts if part.identity in seen]:
-            raise UserError(f"{key}: split {chosen.split!r} of {known[0]} is what is trained on")
+            log.warning(
+                "%s: split %s of %s is trained on; its loss says nothing of other clips",
+                key,
+                chosen.split,
+                known[0],
+            )
         if source.text_encoder != training.text_encoder:
             raise UserError(f"{key}: its text features were made by another encoder")
         orders = [InOrder(len(part)) for part in source.parts]
