@@ -167,14 +167,16 @@ def test_the_price_tells_the_first_later_frame_from_the_others(tmp_path: Path) -
 
 
 def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: Path) -> None:
-    write_cases(tmp_path, "gameplay-vrc", 0, {"bits val 1000": ["60 90 20", "50 80 20"]})
+    vrc = {"bits val 500": ["60 94 24", "50 84 24"], "bits val 1000": ["60 90 20", "50 80 20"]}
+    write_cases(tmp_path, "gameplay-vrc", 0, vrc)
+    write_cases(tmp_path, "gameplay-rate1", 0, {"bits val 500": ["60 93 23", "50 83 23"]})
     token = {"bits val 500": ["60 95 20", "50 90 20"], "bits val 1000": ["60 70 20", "50 70 20"]}
     write_cases(tmp_path, "gameplay-token", 0, token)
     refine = {"bits val 1000": ["60 99 29", "50 89 29"], "bits val refined 1000": ["60 80 29", "50 70 29"]}
     write_cases(tmp_path, "gameplay-refine", 0, refine)
     rows = list(gameplay(read_study(tmp_path)))
     found = [row["metrics"]["bits"]["value"] for row in rows if row["metrics"]]
-    assert found == pytest.approx([90, 15, -7.5, 18, -1])
+    assert found == pytest.approx([90, 15, -7.5, 0.5, -1.5, 2, 18, -1])
     assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 2
 
 
