@@ -2,7 +2,7 @@
 
 Notable: state dict keys and shapes are those of the published video VQ checkpoints, quirks included. The first frame
 has its own patch embedding and pixel head, so a clip is 1 + 4k frames and an image is a clip of one frame. There is no
-absolute position, and the per-patch input norm removes gain and offset of every patch.
+absolute position, and the per-patch input norm removes gain and offset of every patch (`patch_norm`).
 """
 
 import dataclasses
@@ -31,6 +31,8 @@ class OmniTokenizerConfig:
         enc_block: spatial encoder layers, one letter each: `t` full attention, `w` window attention.
         dec_block: spatial decoder layers, likewise.
         temporal_depth: temporal layers of the encoder, and of the decoder.
+        patch_norm: normalise the pixels of each patch before they are projected, as the published models do; its
+            brightness and contrast are lost there. No published checkpoint goes without.
         temporal_encoder: give the encoder temporal layers. Without them, and with an `enc_block` of `w`
             alone, the ids of a latent frame are a function of its own pixels (the position generator of `t`
             sees two frames back), and where nothing changes they repeat. No published checkpoint is of this
@@ -51,6 +53,7 @@ class OmniTokenizerConfig:
     enc_block: str = "ttww"
     dec_block: str = "tttt"
     temporal_depth: int = 4
+    patch_norm: bool = True
     temporal_encoder: bool = True
     window: int = 8
     codes: int = 8192
@@ -88,10 +91,11 @@ class OmniTokenizerConfig:
             yield f"dim_head must be a multiple of 4 (two-axis RoPE), got {self.dim_head}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types. `temporal_encoder`, the youngest field, is left out at its default: hashes cover this."""
+        """Plain JSON types. The two youngest fields are left out at their default: hashes cover this."""
         content = dataclasses.asdict(self)
-        if self.temporal_encoder:
-            del content["temporal_encoder"]
+        for name in ("temporal_encoder", "patch_norm"):
+            if content[name]:
+                del content[name]
         return content
 
     @classmethod
@@ -154,8 +158,8 @@ class PixelEncoder(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.patch, self.temporal_patch = config.patch, config.temporal_patch
-        self.to_patch_emb_first_frame = _embedding(3 * config.patch**2, config.width)
-        self.to_patch_emb = _embedding(3 * config.patch**2 * config.temporal_patch, config.width)
+        self.to_patch_emb_first_frame = _embedding(3 * config.patch**2, config)
+        self.to_patch_emb = _embedding(3 * config.patch**2 * config.temporal_patch, config)
         self.enc_spatial_transformer = _spatial(config, config.enc_block)
         self.enc_temporal_transformer = _temporal(config) if config.temporal_encoder else nn.Identity()
 
@@ -250,9 +254,11 @@ def to_pixels(x_BTHWP: Tensor, frames: int, patch: int) -> Tensor:
     return joined.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _embedding(features: int, width: int) -> nn.Sequential:
-    norms = nn.LayerNorm(features, eps=EPS), nn.LayerNorm(width, eps=EPS)
-    return nn.Sequential(nn.Identity(), norms[0], nn.Linear(features, width), norms[1])
+def _embedding(features: int, config: OmniTokenizerConfig) -> nn.Sequential:
+    of_pixels = nn.LayerNorm(features, eps=EPS) if config.patch_norm else nn.Identity()
+    return nn.Sequential(
+        nn.Identity(), of_pixels, nn.Linear(features, config.width), nn.LayerNorm(config.width, eps=EPS)
+    )
 
 
 def _spatial(config: OmniTokenizerConfig, blocks: str) -> Transformer:

@@ -28,10 +28,12 @@ def inflate(weights: dict[str, Tensor], config: OmniTokenizerConfig, how: Inflat
         Another state dict; nothing is changed in place.
     """
     frames, pixels = config.temporal_patch, config.patch**2
-    # Slots of the embedding: 1 norm over the pixels, 2 linear, 3 norm over the width.
+    # Slots of the embedding: 1 norm over the pixels (with patch_norm), 2 linear, 3 norm over the width.
     repeated = {"1.weight": 0, "1.bias": 0, "2.weight": 1}
     result = dict(weights)
-    for slot in ("1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias"):
+    for slot in ("1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias")[
+        2 * (not config.patch_norm) :
+    ]:
         image = weights[f"{EMBEDDING}_first_frame.{slot}"]
         if slot in repeated:
             image = _repeat(image, repeated[slot], frames, pixels)

@@ -16,13 +16,13 @@ from megavrc.paper.measured import SMOKE
 from megavrc.paper.study import digest, study, write_study
 from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import read_study
-from megavrc.paper.study_tables import Costs, price
+from megavrc.paper.study_tables import Costs, gameplay, price
 from megavrc.report.figures import save
 from megavrc.results import page_text, read_result, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
-TABLES = ("runs", "clips", "claims", "bits", "probes", "shares", "table1", "table2", "table4")
+TABLES = ("runs", "clips", "claims", "bits", "gameplay", "probes", "shares", "table1", "table2", "table4")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,18 @@ def test_the_price_tells_the_first_later_frame_from_the_others(tmp_path: Path) -
         columns = ("bits", "first_later", "others")
         assert [row["metrics"][column]["value"] for column in columns] == pytest.approx(expected)
     assert token["facts"] == {"seeds": 1}
+
+
+def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: Path) -> None:
+    write_cases(tmp_path, "gameplay-vrc", 0, {"bits val 1000": ["60 90 20", "50 80 20"]})
+    token = {"bits val 500": ["60 95 20", "50 90 20"], "bits val 1000": ["60 70 20", "50 70 20"]}
+    write_cases(tmp_path, "gameplay-token", 0, token)
+    refine = {"bits val 1000": ["60 99 29", "50 89 29"], "bits val refined 1000": ["60 80 29", "50 70 29"]}
+    write_cases(tmp_path, "gameplay-refine", 0, refine)
+    rows = list(gameplay(read_study(tmp_path)))
+    found = [row["metrics"]["bits"]["value"] for row in rows if row["metrics"]]
+    assert found == pytest.approx([90, 15, -7.5, 18, -1])
+    assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 2
 
 
 def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:

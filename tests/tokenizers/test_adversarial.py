@@ -1,5 +1,6 @@
 """Discriminators, perceptual distance, SSIM, resolution scaling, restart of codes: each alone, then on two ranks."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.evaluation.quality import mean_psnr
-from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet, to_patches
 from megavrc.tokenizers.discriminators import PatchDiscriminator, gan_terms
 from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import ObjectiveConfig, TokenizerObjective, mean_over_ranks
@@ -247,6 +248,16 @@ def test_inflation(how: str) -> None:
     net.to_latents(still)
     alike = torch.allclose(embedded["x"][:, 0], embedded["x"][:, 1], atol=1e-4)
     assert alike == (how == "still"), "only `still` gives a clip without motion the embeddings of its image"
+
+
+def test_inflation_without_a_norm_of_patches() -> None:
+    config = dataclasses.replace(objective().net.config, patch_norm=False)
+    net = OmniTokenizerNet(config)
+    net.load_state_dict(inflate(net.state_dict(), config, "average"))
+    still = (torch.rand(1, 3, 1, 32, 32) - 0.5).expand(-1, -1, 5, -1, -1)
+    image = net.encoder.to_patch_emb_first_frame(to_patches(still[:, :, :1], 1, config.patch))
+    of_clip = net.encoder.to_patch_emb(to_patches(still[:, :, 1:], config.temporal_patch, config.patch))
+    torch.testing.assert_close(of_clip, image.expand(-1, 1, -1, -1, -1))
 
 
 def run(model: TokenizerObjective, first: int = 0, last: int = STEPS, part: slice = slice(None)) -> None:

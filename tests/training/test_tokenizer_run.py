@@ -63,5 +63,6 @@ def test_the_joint_stage_starts_from_the_image_stage(world: dict[str, Any]) -> N
     ):
         assert (made - image[key.format("_first_frame")]).abs().max() < 0.02, "five small steps away"
     assert "model.codes was 16" in world["refused"][0] and "nothing.pth" in world["refused"][1]
+    assert "model.patch_norm was True" in world["refused"][2]
     tokenizer = OmniTokenizer.from_checkpoint(world["root"] / "whole" / "model")
     assert tokenizer.encode(torch.zeros(1, 5, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2, 4, 4)

@@ -53,9 +53,9 @@ def runs(root: Path, rank: Rank) -> dict[str, Any]:
     whole = run(root, "whole", 5, rank, *joint)
     run(root, "parts", 3, rank, *joint)
     parts = run(root, "parts", 5, rank, *joint)
-    for words in (["--model.codes=32"], ["--objective.vgg=nothing.pth"]):
+    for other in ("--model.codes=32", "--objective.vgg=nothing.pth", "--model.patch_norm=false"):
         try:
-            run(root, "refused", 1, rank, *joint, *words)
+            run(root, f"refused{len(refused)}", 1, rank, *joint, other)
         except UserError as error:
             refused.append(str(error))
     return {

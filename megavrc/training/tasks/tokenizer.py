@@ -1,5 +1,6 @@
 """Training of the video tokenizer on decoded clips and single frames of them."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from megavrc.data.order import Order
 from megavrc.distributed import Rank, same_error_on_all_ranks, seed_for
 from megavrc.errors import UserError
 from megavrc.files import check_fields
-from megavrc.model.omnitokenizer import OmniTokenizerNet
+from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.tokenizers.inflation import inflate
 from megavrc.tokenizers.objective import TokenizerObjective
@@ -158,16 +159,18 @@ def start_from_run(net: OmniTokenizerNet, config: TokenizerRunConfig) -> None:
         raise UserError(f"init_from: {path} is not finished; finish it, or name one of its checkpoints")
     weights, state = read_weights(path)
     check_fields(f"init_from: {path}: state.json", state, {"identity": dict, "config": dict})
-    theirs, mine = state["identity"], config.model.to_dict()
+    theirs, mine = state["identity"], dataclasses.asdict(config.model)
     if theirs.get("stage") != "tokenizer":
         raise UserError(f"init_from: {path} is not a run of pretrain_tokenizer.py")
     schedule, frames = theirs["frames_schedule"], state["config"]["data"]["frames"]
     images = all(turns in (1, [1]) for turns in schedule.values()) if schedule else frames == 1
+    try:  # with the fields that `to_dict` leaves out
+        model = dataclasses.asdict(OmniTokenizerConfig.from_dict(theirs["model"]))
+    except ValueError as error:
+        raise UserError(f"init_from: {path}: {error}") from None
     for key in mine.keys() - (FREE if images else set()):
-        if theirs["model"][key] != mine[key]:
-            raise UserError(
-                f"init_from: model.{key} was {theirs['model'][key]!r} in {path}, it is {mine[key]!r} here"
-            )
+        if model[key] != mine[key]:
+            raise UserError(f"init_from: model.{key} was {model[key]!r} in {path}, it is {mine[key]!r} here")
     loaded = {name[4:]: tensor for name, tensor in weights.items() if name.startswith("net.")}
     net.load_state_dict(inflate(loaded, config.model, config.init_inflation) if images else loaded)
     made = f", clip weights made of those for images ({config.init_inflation})" if images else ""
