@@ -199,11 +199,15 @@ def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
     refined = replace(plain, kind="bits val refined")
     yield _bits(runs, "the token model", 2, token)
     yield _bits(runs, "VRC minus the token model", 2, vrc, token)
-    yield _bits(runs, "the same at equal FLOPs: the token model at step 500", 2, vrc, replace(token, checkpoint=500))
+    yield _bits(
+        runs, "the same at equal FLOPs: the token model at step 500", 2, vrc, replace(token, checkpoint=500)
+    )
     yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 2, plain, vrc)
     yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 2, refined, vrc)
     yield _bits(runs, "VRC with stage 1 minus without, equal steps", 2, vrc, without)
-    yield _bits(runs, "the same at equal FLOPs: without at step 1500", 2, vrc, replace(without, checkpoint=1500))
+    yield _bits(
+        runs, "the same at equal FLOPs: without at step 1500", 2, vrc, replace(without, checkpoint=1500)
+    )
 
 
 def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:
