@@ -12,6 +12,9 @@ from megavrc.errors import UserError
 from megavrc.results import Metric, Result, case, circumstances, metric, publish_tables, read_result, result
 
 LEVEL = 0.95
+NO_SPREAD = (
+    "cannot be told: on both sides all seeds gave one number, and so few do not show that none would differ"
+)
 # Of a protocol: what a training changes, and what says how a number was drawn. All else must be alike.
 FREE = {"sources", "measured", "real", "model", "tokenizer", "interval", "remarks", "seed", "note", "wrong"}
 
@@ -42,7 +45,8 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
         one, two = ([found[name] for found in side] for side in values)
         facts = {"first": mean(one), "second": mean(two)}
         found = difference_of_means(one, two)
-        cases.append(case(name, {"second - first": found}, facts | {"differs": not _holds_0(found)}))
+        known = {"differs": not found["low"] <= 0 <= found["high"]} if "low" in found else {"note": NO_SPREAD}
+        cases.append(case(name, {"second - first": found}, facts | known))
     protocol = {"interval": "95%, Welch's t over training seeds", "first": len(first), "second": len(second)}
     config = {"first": [str(path) for path in first], "second": [str(path) for path in second]}
     publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
@@ -104,17 +108,13 @@ def _values(content: Result) -> dict[str, float]:
 
 
 def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Metric:
-    """second - first with Welch's 95% interval (unequal variances)."""
+    """second - first with Welch's 95% interval (unequal variances); without one where no side has a spread."""
     gap = mean(second) - mean(first)
     parts = [variance(side) / len(side) for side in (first, second)]
     error = math.sqrt(sum(parts))
     if not error:
-        return metric(gap, n=min(len(first), len(second)), low=gap, high=gap)
+        return metric(gap, n=min(len(first), len(second)))
     each = ((part, len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
     degrees = sum(parts) ** 2 / sum(part**2 / free for part, free in each)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
     return metric(gap, n=min(len(first), len(second)), low=gap - reach, high=gap + reach)
-
-
-def _holds_0(found: Metric) -> bool:
-    return bool(found["low"] <= 0 <= found["high"])

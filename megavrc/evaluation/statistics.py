@@ -105,6 +105,39 @@ def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, see
     return as_metric(found if prompts > 1 else found._replace(low=0.0, high=1.0), len(hits_N), "share")
 
 
+def crossed_mean(
+    values_N: Sequence[float] | NDArray[Any],
+    ways: Sequence[Sequence[str]],
+    least: float = 0.0,
+    unit: str = "share",
+) -> Metric:
+    """The mean of answers from `least` to 1, with an interval that holds for other prompts and other raters too.
+
+    The variances clustered by either way add up, and the quantile is Student's of the fewer units: Cameron, Gelbach
+    and Miller 2011 without the last term, that of single answers, which both hold: never too narrow for it. Where all
+    answers are equal there is no spread, and the interval is the exact one of as many as the fewer units. One unit
+    says nothing of others: there is none.
+
+    Args:
+        ways: for each answer its prompt, and for each its rater.
+    """
+    from scipy import stats
+
+    values = np.asarray(values_N, np.float64)
+    n, mean = len(values), float(values.mean())
+    sums = [np.bincount(group_places(way), values - mean) for way in ways]
+    fewest = min(map(len, sums))
+    if fewest < 2:
+        return metric(mean, unit, n)
+    if np.ptp(values):
+        variance = sum(len(of) / (len(of) - 1) * float((of**2).sum()) for of in sums) / n**2
+        variance = max(variance, float(values.var()) / (n - 1))  # sums may cancel out
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, fewest - 1)) * math.sqrt(variance)
+    else:
+        reach = (1 - ((1 - LEVEL) / 2) ** (1 / fewest)) * max(mean - least, 1 - mean)
+    return metric(mean, unit, n, max(least, mean - reach), min(1.0, mean + reach))
+
+
 def sign_test(first: int, second: int) -> float:
     """The two-sided probability of a split as uneven as `first` to `second`, or more so, among equals."""
     from scipy import stats  # a second of imports, of every rank too

@@ -322,7 +322,7 @@ def fig9(found: Measured) -> Exhibit:
                 names[place] += f"; measured: {name}"
         answers = content["metrics"].get("answers", {}).get("value")
         made.notes.append(
-            f"Measured: {first} (left) against {second} (right), {answers} answers; 95% interval over prompts."
+            f"Measured: {first} (left) against {second} (right), {answers} answers; intervals over prompts and raters."
         )
     made.figure = stacked_shares(rows, names)
     made.notes.append(

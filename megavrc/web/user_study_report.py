@@ -8,10 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from megavrc.errors import UserError
-from megavrc.evaluation.statistics import as_metric, clustered_share, mean_estimate, share_metric, sign_test
+from megavrc.evaluation.statistics import crossed_mean, sign_test
 from megavrc.files import check_picture_place, read_lines, write_atomic
 from megavrc.report.figures import save, stacked_shares
 from megavrc.results import Metric, case, check_result_place, metric, publish_tables, result
@@ -21,7 +19,6 @@ from megavrc.web.user_study_answers import Answers, GivenAnswer
 Kind = Literal["pair", "repeat", "attention"]
 Shares = dict[str, Metric]
 CHOICES = ("first", "tie", "second")
-FEWEST_DRAWS = 100
 LEVEL = 0.05  # of the sign test
 TITLES = {"consistency": "Video consistency", "text_match": "Video-text matching"}
 COLUMNS = (
@@ -134,24 +131,18 @@ def report_study(
     json: Path | None = None,
     figure: Path | None = None,
     keep_inattentive: bool = False,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> None:
     """Report the answers to a blind study: which model is preferred, and how sure that is.
 
     Raters who miss an attention pair are left out. Each question has the shares of answers that prefer a model or see
-    none better, with intervals over prompts, and the sign test over prompts.
+    none better, with intervals over prompts and raters, and the sign test over prompts.
 
     Args:
         study: folder written by megavrc user_study build.
         json: file to write the result to.
         figure: figure to write, FILE.svg or FILE.png.
         keep_inattentive: count raters who miss an attention pair too.
-        draws: draws of the bootstrap.
-        seed: seed of the bootstrap.
     """
-    if draws < FEWEST_DRAWS:
-        raise UserError(f"--draws: {draws}, at least {FEWEST_DRAWS}")
     check_result_place(json)
     if figure:
         check_picture_place(figure)
@@ -162,7 +153,7 @@ def report_study(
     pairs = [row for row in counted if row.kind == "pair"]
     if not pairs:
         raise UserError(f"{study}: {_none_count(rows, missed)}")
-    cases = [_case(question, pairs, counted, draws, seed) for question in found.questions]
+    cases = [_case(question, pairs, counted) for question in found.questions]
     whole = {
         "answers": metric(len(pairs)),
         "prompts": metric(len({_prompt(row) for row in pairs})),
@@ -176,7 +167,8 @@ def report_study(
         "keep_inattentive": keep_inattentive,
     }
     protocol = found.protocol | {
-        "low, high": f"95% interval, bootstrap over prompts, {draws} draws; of repeat_agreement Wilson's",
+        "low, high": "95% interval over prompts and raters: the sum of the variances clustered by either, Student's t "
+        "of the fewer; where all answers are equal the exact one of the fewer",
         "sign_test": "two-sided, of prompts: each is that model's which most of its answers prefer",
     }
     for name, row in zip(found.questions, cases, strict=True):
@@ -200,48 +192,50 @@ def _none_count(rows: Sequence[OpenAnswer], missed: set[int]) -> str:
     )
 
 
-def _case(
-    question: str, pairs: Sequence[OpenAnswer], counted: Sequence[OpenAnswer], draws: int, seed: int
-) -> dict[str, Any]:
+def _case(question: str, pairs: Sequence[OpenAnswer], counted: Sequence[OpenAnswer]) -> dict[str, Any]:
     """A row of the result: what the answers to a question say."""
-    said = np.array([row.choices[question] for row in pairs])
-    prompts = [_prompt(row) for row in pairs]
-    metrics = {choice: clustered_share(said == choice, prompts, draws, seed) for choice in CHOICES}
-    score = (said == "first").astype(np.float64) - (said == "second")
-    metrics["first_minus_second"] = as_metric(mean_estimate(score, draws, seed, prompts), len(pairs), "share")
+
+    def mean(rows: Sequence[OpenAnswer], values: Sequence[float], least: float = 0.0) -> Metric:
+        return crossed_mean(values, ([_prompt(row) for row in rows], [str(row.rater) for row in rows]), least)
+
+    said = [row.choices[question] for row in pairs]
+    metrics = {choice: mean(pairs, [one == choice for one in said]) for choice in CHOICES}
+    score = [(one == "first") - (one == "second") for one in said]
+    metrics["first_minus_second"] = mean(pairs, score, least=-1.0)
     sums: Counter[str] = Counter()
-    for prompt, value in zip(prompts, score, strict=True):
-        sums[prompt] += int(value)
+    for row, value in zip(pairs, score, strict=True):
+        sums[_prompt(row)] += value
     won = [sum(total > 0 for total in sums.values()), sum(total < 0 for total in sums.values())]
     metrics["sign_test"] = metric(sign_test(*won), "", sum(won))
     decided = [row for row in pairs if row.choices[question] != "tie"]
     if decided:
-        sides = np.array([row.choices[question] == row.video_1 for row in decided])
-        metrics["video_1"] = clustered_share(sides, [_prompt(row) for row in decided], draws, seed)
+        metrics["video_1"] = mean(decided, [row.choices[question] == row.video_1 for row in decided])
     before = {(row.rater, row.key): row for row in pairs}
     again = [row for row in counted if row.kind == "repeat" and (row.rater, row.key) in before]
     if again:
         same = [row.choices[question] == before[row.rater, row.key].choices[question] for row in again]
-        metrics["repeat_agreement"] = share_metric(same)
+        metrics["repeat_agreement"] = mean(again, same)
     return case(question, metrics, {"prompts_won": won})
 
 
 def _prompt(row: OpenAnswer) -> str:
-    """What a bootstrap draws as a whole: several clips of one prompt are one."""
+    """What an interval takes for one: several clips of one prompt are one."""
     return row.key if row.prompt is None else row.prompt
 
 
 def _verdict(metrics: Shares, names: Sequence[str]) -> str:
     gap, sign = metrics["first_minus_second"], metrics["sign_test"]["value"]
-    if gap.get("low", -1) <= 0 <= gap.get("high", 1):  # of one prompt there is no interval
+    if "low" not in gap:
+        said = "no preference is shown: one rater, or one prompt, says nothing of others, so there is no interval"
+    elif gap["low"] <= 0 <= gap["high"]:
         said = "no preference is shown: 0 lies in the interval of first_minus_second"
-    elif sign >= LEVEL:  # of few prompts a bootstrap is too sure
+    elif sign >= LEVEL:
         said = f"no preference is shown: prompts may split so by chance, sign_test {sign:.2g}"
     else:
         preferred = names[gap["value"] < 0]
         said = f"{preferred} is preferred: 0 lies outside the interval of first_minus_second, sign_test {sign:.2g}"
     side = metrics.get("video_1")
-    if side and not side["low"] <= 0.5 <= side["high"]:
+    if side and not side.get("low", 0) <= 0.5 <= side.get("high", 1):
         said += (
             f"; of the two places, raters prefer video {1 if side['value'] > 0.5 else 2} (sides are balanced)"
         )

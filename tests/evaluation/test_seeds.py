@@ -20,7 +20,9 @@ def test_as_welch_and_right_in_95_percent() -> None:
     sides = rng.normal(0, 1, (300, 2, 3)) * [[[1], [2]]]
     inside = [f["low"] <= 0 <= f["high"] for f in (difference_of_means(*pair) for pair in sides.tolist())]
     assert 0.92 <= np.mean(inside) <= 0.995
-    assert difference_of_means([1, 1], [2, 2])["low"] == 1
+    assert difference_of_means([1, 1], [0.99, 0.99]) == metric(
+        0.99 - 1, n=2
+    )  # equal readings show no spread of 0
 
 
 def save(path: Path, value: float, name: str = "fvd", **protocol: object) -> Path:
@@ -35,7 +37,8 @@ def test_seeds_of_two_ways(tmp_path: Path) -> None:
     seeds(first, second, tmp_path / "s.json")
     rows = {row["name"]: row for row in read_result(tmp_path / "s.json")["cases"]}
     assert rows["fvd"]["metrics"]["second - first"]["value"] == 10 and rows["fvd"]["facts"]["differs"]
-    assert not rows["real against real: fvd"]["facts"]["differs"]
+    same = rows["real against real: fvd"]["facts"]
+    assert "differs" not in same and "cannot be told: on both sides all seeds gave one number" in same["note"]
     for sides, words in (((first[:1], second), "at least two"), ((first, first), "stands there twice")):
         with pytest.raises(UserError, match=words):
             seeds(*sides)

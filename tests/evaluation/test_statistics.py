@@ -10,6 +10,7 @@ from megavrc.evaluation.statistics import (
     apart,
     as_metric,
     clustered_share,
+    crossed_mean,
     difference,
     distance_estimates,
     estimate,
@@ -152,6 +153,36 @@ def test_shares_of_answers_are_as_sure_as_their_prompts_are_many() -> None:
     assert one == {"value": 0.7, "unit": "share", "n": 10, "low": 0, "high": 1}
     nothing = clustered_share(np.zeros(300, bool), groups, 200)
     assert nothing == share_metric(np.zeros(50)) | {"n": 300} and nothing["high"] > 0.06
+
+
+def test_means_hold_for_other_raters_and_prompts() -> None:
+    """6 raters who lean each their own way (sd 0.7 logits), 50 prompts likewise: over prompts alone 0 is often out."""
+    rng, wrong, found = np.random.default_rng(0), np.zeros(2), 0
+    prompts, raters = [f"{i % 50}" for i in range(300)], [f"{i // 50}" for i in range(300)]
+    for preference in [0.0] * 150 + [1.5] * 50:
+        logits = preference + 0.7 * rng.standard_normal((6, 1)) + 0.7 * rng.standard_normal(50)
+        votes = np.where(rng.random((6, 50)) < 1 / (1 + np.exp(-logits)), 1.0, -1.0).ravel()
+        one = crossed_mean(votes, (prompts, raters), -1)
+        if preference:
+            found += one["low"] > 0
+        else:
+            wrong += [not one["low"] <= 0 <= one["high"], apart(mean_estimate(votes, 100, 0, prompts))]
+    assert wrong[0] <= 7 and wrong[1] >= 38, wrong  # of 150
+    assert found >= 42, found  # of 50
+
+
+def test_means_of_answers_worked_by_hand() -> None:
+    values, ways = np.array([1, 1, 1, 0.0]), (["a", "b", "a", "b"], ["x", "x", "y", "y"])
+    found = crossed_mean(values, ways)
+    assert found == {"value": 0.75, "unit": "share", "n": 4, "low": 0, "high": 1}  # of 2 units: t is 12.7
+    tenth = crossed_mean(
+        np.tile(values, 100) / 10, [[f"{i // 4 % 5}{u}" for i, u in enumerate(way * 100)] for way in ways]
+    )
+    # 10 units of either way; 5 of them with 40 x 0.025, 5 with 40 x -0.025: 2 x (10/9 x 10 x 1) / 400^2
+    assert tenth["high"] - 0.075 == pytest.approx(2.262157 * math.sqrt(2 * 10 / 9 * 10 / 400**2))
+    turns = crossed_mean([1, 0, 0, 0, 1, 0, 0, 0, 1], ("aaabbbccc", "xyzxyzxyz"), -1)
+    # no unit differs from another, answers do: t of 2 degrees x the error of 9 of them
+    assert turns["low"] == pytest.approx(1 / 3 - 4.302653 * math.sqrt(2 / 9 / 8))
 
 
 def test_the_sign_test() -> None:
