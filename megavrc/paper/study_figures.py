@@ -46,10 +46,11 @@ def drawn(runs: Runs, costs: Costs) -> Iterator[tuple[str, Any]]:
 
 
 def _bits(runs: Runs) -> Any:
-    """Bits of a validation clip by training step: the first frame, the later ones."""
+    """Bits of a validation clip by training step: the first frame, the later ones; of `scenes`, one scale for all."""
     figure, axes = panels(2, columns=2)
+    scenes = {name: seeds for name, seeds in runs.items() if name.startswith("scenes-")}
     for part, axis in zip(("first", "later"), axes, strict=True):
-        for place, (name, seeds) in enumerate(runs.items()):
+        for place, (name, seeds) in enumerate(scenes.items()):
             if part == "later" and "stage1" in name and "without" not in name:
                 continue  # images: one frame
             points = [

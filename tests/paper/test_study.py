@@ -174,7 +174,11 @@ def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: P
     write_cases(tmp_path, "gameplay-token", 0, token)
     refine = {"bits val 1000": ["60 99 29", "50 89 29"], "bits val refined 1000": ["60 80 29", "50 70 29"]}
     write_cases(tmp_path, "gameplay-refine", 0, refine)
-    rows = list(gameplay(read_study(tmp_path)))
+    runs = read_study(tmp_path)
+    assert not any(
+        axis.has_data() for axis in dict(drawn(runs, Costs(tmp_path)))["bits"].axes
+    )  # of `scenes` alone
+    rows = list(gameplay(runs))
     found = [row["metrics"]["bits"]["value"] for row in rows if row["metrics"]]
     assert found == pytest.approx([90, 15, -7.5, 0.5, -1.5, 2, 18, -1])
     assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 2
