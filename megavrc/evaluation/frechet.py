@@ -121,13 +121,13 @@ def kernel_distance(x_ND: Features, y_ND: Features) -> float:
 
 def discrepancy(x_ND: Array, y_MD: Array, weights_RN: Array, weights_RM: Array) -> Array:
     """The unbiased estimate, [R], each sample counted as often as a row of weights says; never a pair of a sample with
-    itself."""
+    itself; nan where a row counts one sample alone, which has no pair."""
     within: Array = np.zeros(len(weights_RN))
     for z, weights in ((x_ND, weights_RN), (y_MD, weights_RM)):
         pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
         itself = ((z**2).sum(axis=1) / z.shape[1] + 1) ** 3
         total = _kernel_sum(z, z, weights, weights) - weights**2 @ itself
-        within = within + total / pairs.clip(min=1e-12)
+        within = within + np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)
     across = _kernel_sum(x_ND, y_MD, weights_RN, weights_RM)
     return within - 2 * across / (weights_RN.sum(axis=1) * weights_RM.sum(axis=1))
 

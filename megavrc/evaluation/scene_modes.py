@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from megavrc.evaluation.scene_detector import Frames, detect_scene
-from megavrc.evaluation.scene_scores import SceneScore, reflects
+from megavrc.evaluation.scene_scores import SHARES, SceneScore, reflects
 from megavrc.evaluation.scene_tracks import first_motion, frozen, mean, whole
 from megavrc.video.scenes import MOTIONS, Scene
 from megavrc.video.shapes import DIRECTIONS
@@ -53,7 +53,7 @@ def score_modes(
         raise ValueError("no first frames to score")
     names = ("modes", "modes_whole", "modes_other")
     return {
-        name: SceneScore(np.array(column, float))
+        name: SceneScore(np.array(column, float), name in SHARES)
         for name, column in zip(names, zip(*rows, strict=True), strict=True)
     }
 

@@ -24,11 +24,26 @@ from megavrc.evaluation.scene_tracks import (
     permanence,
     whole,
 )
-from megavrc.evaluation.statistics import resamples
+from megavrc.evaluation.statistics import NORMAL, resamples
 from megavrc.video.scenes import Object, Scene
 
 Array = NDArray[np.float64]
 
+SHARES = {  # 0 or 1, or of the objects of a clip
+    *(
+        "count",
+        "colour",
+        "shape",
+        "direction",
+        "speed",
+        "whole",
+        "whole_by_latent",
+        "permanence",
+        "frozen",
+        "all",
+    ),
+    *("modes_whole", "modes_other"),
+}
 LATENT = 4  # frames of a latent frame, but the first, which is one
 
 
@@ -38,9 +53,11 @@ class SceneScore:
 
     Attributes:
         values: [clips] or, for a curve, [clips, points]; nan where a clip says nothing.
+        share: each value is a share: where all are 0 or all are 1 the interval is Wilson's, a bootstrap sees no spread.
     """
 
     values: Array
+    share: bool = False
 
     @property
     def n(self) -> int:
@@ -61,6 +78,9 @@ class SceneScore:
             warnings.simplefilter("ignore", RuntimeWarning)
             means = _weighted(resamples(len(said), draws, rng), said)
             low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
+        if self.share:
+            edge = NORMAL**2 / (np.sum(~np.isnan(said), axis=0) + NORMAL**2)
+            low, high = np.where(self.mean == 1, 1 - edge, low), np.where(self.mean == 0, edge, high)
         return low, high
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +101,10 @@ def score_scenes(clips: Iterable[Frames], scenes: Sequence[Scene]) -> dict[str, 
     columns = [clip_scores(frames, scene) for frames, scene in zip(clips, scenes, strict=True)]
     if not columns:
         raise ValueError("no clips to score")
-    return {name: SceneScore(np.array([column[name] for column in columns], float)) for name in columns[0]}
+    return {
+        name: SceneScore(np.array([column[name] for column in columns], float), name in SHARES)
+        for name in columns[0]
+    }
 
 
 def clip_scores(frames_THWC: Frames, scene: Scene) -> dict[str, float | Array]:

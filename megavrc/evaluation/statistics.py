@@ -25,6 +25,7 @@ from megavrc.evaluation.frechet import (
 from megavrc.results import Metric, metric
 
 LEVEL = 0.95
+SAID = 0.75  # of the draws must have a value: of two samples half are one of them alone
 POWER = 0.8  # with which a difference of EFFECT is to be found
 EFFECT = 0.05  # of the value
 ELEMENTS = 2**24  # of an array, about
@@ -47,15 +48,15 @@ class Estimate(NamedTuple):
 
 
 def estimate(value: float, draws: Array, centred: bool = False) -> Estimate:
-    """A value with the quantiles of its draws; its interval is not known, nan, where there are none.
+    """A value with the quantiles of its draws; its interval is not known, nan, where a quarter of them says nothing.
 
     Args:
         centred: move the draws to the value first. Drawn anew, a Frechet distance is larger than it was (a sample
             that is drawn twice spans no new dimension): the draws say how far it spreads, not where it is.
     """
-    if not len(draws):
-        return Estimate(value, math.nan, math.nan, draws)
-    draws = draws + (value - draws.mean()) if centred else draws
+    if np.isfinite(draws).sum() <= SAID * len(draws):
+        return Estimate(value, math.nan, math.nan, draws[:0])
+    draws = draws + (value - np.nanmean(draws)) if centred else draws
     low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Estimate(value, float(low), float(high), draws)
 

@@ -91,15 +91,14 @@ def says(found: Found) -> bool:
 
 
 def spread_metric(found: Found, unit: str = "") -> Metric:
-    """The mean over seeds and clips as a metric, with its interval: of none or all of the clips, Wilson's."""
+    """The mean over seeds and clips that say something as a metric, with its interval: of none or all, Wilson's."""
     spread = spread_of(found)
-    n = sum(len(clips) for clips, _ in found.values())
+    said = [int(np.sum(~np.isnan(clips))) for clips, _ in found.values()]
     low, high = spread.low, spread.high
     if not unit and spread.value in (0, 1):
-        said = min(np.sum(~np.isnan(clips)) for clips, _ in found.values())
-        share = share_metric(np.full(said, spread.value))
+        share = share_metric(np.full(min(filter(None, said)), spread.value))
         low, high = share["low"], share["high"]
-    return metric(spread.value, unit, n, low, high)
+    return metric(spread.value, unit, sum(said), low, high)
 
 
 def seeds_of(counts: Sequence[int]) -> str:

@@ -36,6 +36,13 @@ def panels(
     return figure, list(axes.flat[:count])
 
 
+def legend(axes: Any, handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
+    """A legend of names as they are, whoever chose them: no formula, nothing hidden for its _."""
+    made = axes.legend(handles, [str(place) for place in range(len(names))], **options)
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)
+
+
 SHARE_COLOURS = ("#2b6cb0", "#e2e8f0", "#f0b27a")  # dark, light and middle in grey too
 
 
@@ -77,18 +84,8 @@ def stacked_shares(rows: Mapping[str, Sequence[Mapping[str, Any]]], names: Seque
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.5), xlabel="answers, %; lines: 95% intervals")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    legend = axes.legend(
-        axes.containers[: len(names)],
-        [str(place) for place in range(len(names))],
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=len(names),
-        columnspacing=1,
-    )
-    for text, name in zip(
-        legend.get_texts(), names, strict=True
-    ):  # as they are: no formula, nothing hidden for its _
-        text.set(text=name, parse_math=False)
+    bars = axes.containers[: len(names)]
+    legend(axes, bars, names, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
     return figure
 
 

@@ -258,13 +258,13 @@ def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None
 
 def draw_curves(a: Curves, b: Curves, keys: list[str], path: Path) -> None:
     """Both runs over the steps, a panel for each metric."""
-    from megavrc.report.figures import panels, save
+    from megavrc.report.figures import legend, panels, save
 
     figure, axes = panels(len(keys))
     for axis, key in zip(axes, keys, strict=True):
         for run, style in ((a, "-"), (b, "--")):
-            axis.plot(*zip(*run.values(key).items(), strict=True), style, label=str(run.path))
+            axis.plot(*zip(*run.values(key).items(), strict=True), style)
         axis.set_title(key)
         axis.set_xlabel("step")
-    axes[0].legend(fontsize=8)
+    legend(axes[0], axes[0].get_lines(), [str(a.path), str(b.path)], fontsize=8)
     save(figure, path)

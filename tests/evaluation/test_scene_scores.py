@@ -11,8 +11,10 @@ import scene_faults as faults
 from megavrc.evaluation.scene_detector import detect_scene
 from megavrc.evaluation.scene_modes import excess_variation, expected_variation, score_modes
 from megavrc.evaluation.scene_motion import fit_motion, folded
+from megavrc.evaluation.scene_scores import SHARES as ALL_SHARES
 from megavrc.evaluation.scene_scores import SceneScore, match, score_scenes
 from megavrc.evaluation.scene_tracks import kept_area
+from megavrc.evaluation.statistics import share_metric
 from megavrc.video import read_clip, write_mp4
 from megavrc.video.scenes import COLOURS, Scene, SceneSettings, positions, render_scene, scene
 
@@ -258,6 +260,21 @@ def test_intervals() -> None:
     assert score.n == 100 and score.mean == 0.5 and 0.35 < low < 0.45 and 0.55 < high < 0.65
     assert SceneScore(np.array([np.nan])).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
     assert SceneScore(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]
+
+
+def test_shares_of_no_or_all_clips_are_not_known_to_a_digit() -> None:
+    values = np.array([[0, 1, 0.5], [0, 1, 1], [0, np.nan, 0]])
+    low, high = SceneScore(values, share=True).interval()
+    none, both = share_metric([0, 0, 0]), share_metric([1, 1])
+    assert high[:2] == pytest.approx([none["high"], 1]) and low[:2] == pytest.approx([0, both["low"]])
+    assert 0 <= low[2] < 0.5 < high[2] <= 1
+    assert SceneScore(np.zeros(3)).interval() == (0, 0), "pixels are no share"
+    shown = sample("corner", 2)
+    scores = score_scenes([render_scene(scene) for scene in shown], shown)
+    assert scores["all"].to_dict()["low"] == pytest.approx(both["low"]) and scores["all"].mean == 1
+    assert scores["frozen"].to_dict()["high"] == pytest.approx(share_metric([0, 0])["high"])
+    modes = score_modes([(scene, [render_scene(scene)]) for scene in shown])
+    assert ALL_SHARES == {name for name, score in (scores | modes).items() if score.share}
 
 
 def test_an_object_that_is_not_there_at_first_has_no_area_to_keep() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megavrc.evaluation.distances import Sets, compare_sets
+from megavrc.evaluation.frechet import discrepancy
 from megavrc.evaluation.statistics import (
     apart,
     as_metric,
@@ -79,6 +80,27 @@ def test_the_interval_of_a_distance_is_that_of_its_prompts() -> None:
     assert held(names) > 0.85 > 0.75 > held(100)
     few = distance_estimates([sets[0][0]], [str(i) for i in range(100)], 100, 20)[0]
     assert few[:3] == distance_estimates([sets[0][0]], 100, 100, 20)[0][:3]  # each clip its own prompt
+
+
+def test_a_kernel_distance_of_two_clips_has_no_interval() -> None:
+    """A draw of one clip alone has no pair: it counted as if its pairs were unlike, and moved all the others."""
+    rng = np.random.default_rng(0)
+    x, real = rng.standard_normal((3, 4)), rng.standard_normal((40, 4))
+    (two,) = distance_estimates([poly_distance(x[:2], real)], 2, 40, 200)
+    assert "low" not in as_metric(two, 2) and math.isnan(two.error) and not apart(difference(two, two))
+    three, again = distance_estimates([poly_distance(x, real), poly_distance(x + 1, real)], 3, 40, 400)
+    assert 10 < np.isnan(three.draws).sum() < 90 and three.low < three.value < three.high  # one in nine
+    assert np.nanmean(three.draws) == pytest.approx(three.value)
+    assert math.isfinite(difference(again, three).low)
+    weights = np.array([[3.0, 0, 0], [2, 1, 0]])
+    alone, pair = discrepancy(x, real, weights, np.ones((2, 40)))
+    within = (
+        (x[0] @ x[1]) / 4 + 1
+    ) ** 3  # the one pair of two different clips, the other pair is of the same
+    across = 2 * ((weights[1] @ (x @ real.T / 4 + 1) ** 3).sum()) / 120
+    real_pairs = (real @ real.T / 4 + 1) ** 3
+    both = (real_pairs.sum() - np.trace(real_pairs)) / (40 * 39)
+    assert math.isnan(alone) and pair == pytest.approx(within + both - across)
 
 
 def test_means() -> None:

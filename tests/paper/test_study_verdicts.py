@@ -239,6 +239,10 @@ def test_none_of_the_clips_is_not_known_to_a_digit() -> None:
     none = spread_metric({seed: (np.zeros(512), "k") for seed in range(3)})
     assert none["value"] == none["low"] == 0 and none["high"] == pytest.approx(0.0074, abs=1e-3)
     assert spread_metric({0: (np.zeros(512), "k")}, "bits")["high"] == 0, "bits are no share"
+    some = {seed: (np.array([0, 1, np.nan]), "k") for seed in range(2)}
+    assert spread_metric(some)["n"] == 4, "a clip that says nothing is none"
+    one = spread_metric({0: (np.zeros(512), "k"), 1: (np.full(512, np.nan), "k")})
+    assert one == none | {"n": 512}, "nor is such a seed"
 
 
 def test_a_row_says_how_many_seeds_its_numbers_have() -> None:

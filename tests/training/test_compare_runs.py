@@ -8,7 +8,7 @@ import pytest
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
-from megavrc.training.compare import compare_runs, read_curves, relative_difference
+from megavrc.training.compare import Curves, compare_runs, draw_curves, read_curves, relative_difference
 
 
 def make_run(folder: Path, losses: dict[int, float], lr: float = 0.1, speed: float = 1.0) -> Path:
@@ -84,6 +84,14 @@ def test_a_reference_stands_for_the_run_and_names_no_machine(runs: dict[str, Pat
     assert "secret" not in text and str(tmp_path) not in text and "clips/s" not in text
     header = json.loads(text.splitlines()[0])["reference"]
     assert header["world_size"] == 2 and header["config"]["optimizer.lr"] == 0.1
+
+
+def test_a_plot_names_both_runs_as_they_are_called(tmp_path: Path) -> None:
+    """A legend hides names that begin with _, and takes what stands between two $ for a formula."""
+    one, two = (Curves(Path(name), {1: {"loss": 1.0}, 2: {"loss": 2.0}}, {}, {}) for name in ("_a", "b$x^{$"))
+    draw_curves(one, two, ["loss"], tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "<!-- _a -->" in drawn and "<!-- b$x^{$ -->" in drawn
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
