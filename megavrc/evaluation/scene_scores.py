@@ -29,21 +29,9 @@ from megavrc.video.scenes import Object, Scene
 
 Array = NDArray[np.float64]
 
-SHARES = {  # 0 or 1, or of the objects of a clip
-    *(
-        "count",
-        "colour",
-        "shape",
-        "direction",
-        "speed",
-        "whole",
-        "whole_by_latent",
-        "permanence",
-        "frozen",
-        "all",
-    ),
-    *("modes_whole", "modes_other"),
-}
+# Scores that are 0 or 1, or shares of the objects of a clip.
+SHARES = {"count", "colour", "shape", "direction", "speed", "whole", "whole_by_latent", "permanence"}
+SHARES |= {"frozen", "all", "modes_whole", "modes_other"}
 LATENT = 4  # frames of a latent frame, but the first, which is one
 
 

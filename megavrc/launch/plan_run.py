@@ -52,8 +52,9 @@ def plan_run(
             raise UserError(f"--{name} {value}: a number from 0 on")
     if clips is not None and clips < 1:
         raise UserError(f"--clips {clips}: at least 1")
-    kind = GPU(gpu, "", tflops, gib_memory)
-    if not (tflops and gib_memory):
+    if tflops and gib_memory:
+        kind = GPU(gpu, "", tflops, gib_memory)
+    else:
         known = gpu_named(gpu)
         kind = replace(known, tflops=tflops or known.tflops, gib=gib_memory or known.gib)
     train = settings.train

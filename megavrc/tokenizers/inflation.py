@@ -31,9 +31,8 @@ def inflate(weights: dict[str, Tensor], config: OmniTokenizerConfig, how: Inflat
     # Slots of the embedding: 1 norm over the pixels (with patch_norm), 2 linear, 3 norm over the width.
     repeated = {"1.weight": 0, "1.bias": 0, "2.weight": 1}
     result = dict(weights)
-    for slot in ("1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias")[
-        2 * (not config.patch_norm) :
-    ]:
+    norm = ("1.weight", "1.bias") if config.patch_norm else ()
+    for slot in (*norm, "2.weight", "2.bias", "3.weight", "3.bias"):
         image = weights[f"{EMBEDDING}_first_frame.{slot}"]
         if slot in repeated:
             image = _repeat(image, repeated[slot], frames, pixels)
