@@ -91,19 +91,30 @@ def mean_estimate(
     return estimate(float(values.mean()), weights @ sums / (weights @ counts))
 
 
-def clustered_share(hits_N: NDArray[Any], groups: Sequence[str], draws: int, seed: int = 0) -> Metric:
-    """A share of answers, each 0 or 1, with the bootstrap interval over the prompts, `groups`, that they are about.
+def clustered_share(
+    values_N: Sequence[float] | NDArray[Any],
+    groups: Sequence[str],
+    draws: int,
+    seed: int = 0,
+    least: float = 0.0,
+) -> Metric:
+    """A mean of answers from `least` to 1, with the bootstrap interval over the prompts, `groups`, that they are about.
 
-    A bootstrap sees no spread where all are 0 or all are 1: the interval is then Wilson's, of as many as there are
-    prompts; so it is where each answer has a prompt of its own. Nor does it with one prompt, which says nothing of
-    others: the interval is then from 0 to 1.
+    A bootstrap sees no spread where all prompts are alike. Of as many, another may be so often as Wilson's interval of
+    none says, and as far from them as can be: of answers that are all 0 or 1 that is Wilson's of the prompts; so is it
+    where each answer, 0 or 1, has a prompt of its own. Answers of one prompt that differ say nothing of others: their
+    interval is all that can be.
     """
-    if 1 < len({*groups}) == len(hits_N):
-        return share_metric(hits_N)
-    found, prompts = mean_estimate(hits_N, draws, seed, groups), len({*groups})
-    if found.value in (0, 1):
-        return share_metric(np.full(prompts, found.value)) | {"n": len(hits_N)}
-    return as_metric(found if prompts > 1 else found._replace(low=0.0, high=1.0), len(hits_N), "share")
+    values, places = np.asarray(values_N, np.float64), group_places(groups)
+    prompts = int(places.max()) + 1
+    if least == 0 and 1 < prompts == len(values) and np.isin(values, (0, 1)).all():
+        return share_metric(values)
+    means = np.bincount(places, values) / np.bincount(places)
+    if np.ptp(means) > 1e-12:
+        return as_metric(mean_estimate(values, draws, seed, groups), len(values), "share")
+    mean = float(values.mean())
+    other = 1.0 if prompts == 1 and np.ptp(values) else NORMAL**2 / (prompts + NORMAL**2)
+    return metric(mean, "share", len(values), mean - other * (mean - least), mean + other * (1 - mean))
 
 
 def crossed_mean(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megavrc.evaluation.statistics import MetricReport, as_metric, mean_estimate
+from megavrc.evaluation.statistics import MetricReport, as_metric, clustered_share, mean_estimate
 from megavrc.progress import progress
 from megavrc.reduction import METHODS, Reduction, Tokens, reduce_tokens, token_count
 from megavrc.results import case, metric
@@ -27,7 +27,7 @@ PROTOCOL = {
     "found_again": "ids that are the nearest embedding of what is rebuilt",
     "place_bits": "a token: which tokens stay and, where that depends on content, into which the others go",
     "blocks": "compressed cells, and the least-squares linear map back, fitted on other clips",
-    "interval": "95%, bootstrap of prompts or videos",
+    "interval": "95%, bootstrap of prompts or videos; of shares that are equal in all of them, as wide as Wilson's",
 }
 
 
@@ -170,13 +170,14 @@ def measure_token_redundancy(
         groups: the video or prompt of each clip measured, which are drawn as wholes (default: each clip is one).
     """
     cases, lines, embedding = [], [], embedding_VD.float()
+    drawn = groups or [str(index) for index in range(len(ids_CTHW))]
 
     def row(name: str, share: float, curve: list[Row], kind: str) -> None:
         error, again, bits = zip(*curve, strict=True)
         metrics = {
             "keep": metric(share, "share"),
-            "error": as_metric(mean_estimate(error, draws, seed, groups), len(curve), "share"),
-            "found_again": as_metric(mean_estimate(again, draws, seed, groups), len(curve), "share"),
+            "error": as_metric(mean_estimate(error, draws, seed, drawn), len(curve), "share"),
+            "found_again": clustered_share(again, drawn, draws, seed),
             "place_bits": metric(sum(bits) / len(curve), "bits", len(curve)),
         }
         cases.append(case(f"{name} {share:.4g}", metrics, method=name, kind=kind))
@@ -192,7 +193,7 @@ def measure_token_redundancy(
         decoder = BlockDecoder(compress, frames)
         row(name, 1 / rate, [_block_row(decoder, ids, embedding) for ids in ids_CTHW], "blocks")
     equal = (ids_CTHW[:, 1:] == ids_CTHW[:, :-1]).flatten(1).double().mean(1).cpu().numpy()
-    repeated = as_metric(mean_estimate(equal, draws, seed, groups), len(equal), "share")
+    repeated = clustered_share(equal, drawn, draws, seed)
     protocol = PROTOCOL | {
         "clips": len(ids_CTHW),
         "fitted_on": len(fit_CTHW),

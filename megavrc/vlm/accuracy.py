@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.evaluation.statistics import as_metric, mean_estimate
+from megavrc.evaluation.statistics import clustered_share
 from megavrc.progress import progress
 from megavrc.reduction import METHODS
 from megavrc.results import Metric, case, metric
@@ -36,21 +36,24 @@ class Asked:
     seeds: Array
     budgets: list[float]
 
-    def share(self, values: Array, chosen: Array) -> Metric | None:
-        """Mean of `values` [N, turns] where `chosen`, its 95% interval (bootstrap of conversations), each seed's."""
+    def share(self, values: Array, chosen: Array, least: float = 0.0) -> Metric | None:
+        """Mean of `values` [N, turns], `least` to 1, where `chosen`, its 95% interval (bootstrap of conversations),
+        each seed's.
+        """
         if not chosen.any():
             return None
         rows = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
         groups = [str(row) for row in rows[chosen]]
-        found = mean_estimate(values[chosen].astype(float), DRAWS, groups=groups)
+        found = clustered_share(values[chosen], groups, DRAWS, least=least)
         of_seeds = [self.seeds == seed for seed in dict.fromkeys(self.seeds.tolist())]
         by_seed = [float(values[own][chosen[own]].mean()) for own in of_seeds if chosen[own].any()]
-        return as_metric(found, int(chosen.sum()), "share") | {"by_seed": by_seed}
+        return found | {"by_seed": by_seed}
 
     def metrics(self, whole: "Asked") -> dict[str, Metric]:
         """Accuracy as a whole, by turn, of detail and gist, of each type; what is lost against `whole`, paired.
 
-        All but the types themselves without the types that `whole` answers below the goal.
+        All but the types themselves without the types that `whole` answers below the goal. Of `whole` itself nothing
+        is lost, and that has no interval.
         """
         turns = np.broadcast_to(np.arange(self.right.shape[1]), self.right.shape)
         judged = ~np.isin(self.types, whole.left_out())
@@ -61,7 +64,10 @@ class Asked:
         parts |= {name: self.types == name for name in self.names}
         lost = whole.right.astype(float) - self.right
         found = {name: self.share(self.right, chosen) for name, chosen in parts.items()}
-        found |= {f"lost_{name}": self.share(lost, chosen) for name, chosen in parts.items()}
+        for name, chosen in parts.items():
+            found[f"lost_{name}"] = loss = self.share(lost, chosen, -1.0)
+            if loss and self is whole:
+                del loss["low"], loss["high"]
         budget = metric(
             float(np.mean(self.budgets)), "share", len(self.budgets), min(self.budgets), max(self.budgets)
         )

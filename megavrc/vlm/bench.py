@@ -245,7 +245,8 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "answers": "first words of greedy decoding; earlier turns hold the right answers",
         "paired": f"lost_* is the accuracy of the {WHOLE} model less the method's, question by question",
         "left_out": f"types that the {WHOLE} model answers below {GOAL:.0%} count in no sum",
-        "interval": f"95%, bootstrap of conversations, {DRAWS} draws; by_seed: one value a seed",
+        "interval": f"95%, bootstrap of conversations, {DRAWS} draws; as wide as Wilson's where all are alike; "
+        "by_seed: one value a seed",
         "times": "CPU seconds (on a GPU: of its clock, waited for), median and range of rounds in turn",
         "bits": f"simulated: weights rounded to nearest, groups of {GROUP} (the largest below that divide a layer), "
         "the head untouched; no byte is saved",

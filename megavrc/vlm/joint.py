@@ -47,7 +47,8 @@ def joint_cases(
                     subject.model = model  # so that the copy before is gone
                     done[number_format] = rounded(model, number_format)
                 subject.model, bits = done[number_format]
-                answers = asked(subject, sets, cell, turns, batch)
+                unchanged = number_format == "none" and cell.method is None
+                answers = whole if unchanged else asked(subject, sets, cell, turns, batch)
             except (torch.OutOfMemoryError, TooLarge):  # the copy with rounded weights is a second model
                 found.append(case(label, {}, {"refused": "a second model does not fit into memory"}, **how))
                 continue

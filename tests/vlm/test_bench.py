@@ -51,6 +51,11 @@ def test_shares_are_paired_and_without_types_below_the_goal() -> None:
     assert found["lost_all"]["low"] < 0.25 < found["lost_all"]["high"] and found["lost_colour"]["n"] == 20
     assert found["lost_all"]["by_seed"] == [0.5, 0.0] and found["budget"]["value"] == 0.25
     assert found["lost_digit"]["value"] == 0 and found["lost_gist"]["value"] == 0.25
+    # digits are as before in all 20 conversations: another may lose or win one, as often as Wilson says of 0 of 20
+    assert found["lost_digit"]["high"] == -found["lost_digit"]["low"] == pytest.approx(0.1611, abs=1e-4)
+    alone = whole.metrics(whole)
+    assert alone["colour"]["low"] == pytest.approx(1 - 0.1611, abs=1e-4) and alone["colour"]["high"] == 1
+    assert "low" not in alone["lost_colour"]  # against itself
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -116,24 +121,32 @@ def test_the_verdict_on_detail_and_turns() -> None:
         selection="frozen",
     )
     both = {**first, "cases": [*first["cases"], *frozen["cases"]]}
-    assert of_turns_and_detail(both).verdict == "holds"
+
+    def verdict(content: Any, seeds: int = 2) -> str:
+        for row in content["cases"]:
+            for value in row["metrics"].values():
+                value["by_seed"] = [value["value"]] * seeds
+        return of_turns_and_detail(content).verdict
+
+    assert verdict(both) == "holds"
+    assert verdict(both, seeds=1) == "open"  # one set of conversations says nothing of others
     frozen["cases"][0]["metrics"]["lost_turn_3"] = metric(0.1, "share")
-    assert of_turns_and_detail(both).verdict == "open"
+    assert verdict(both) == "open"
     first["cases"][0]["metrics"]["lost_detail"] = metric(0.1, "share")
-    assert of_turns_and_detail(both).verdict == "does not hold"
-    assert of_turns_and_detail(first).verdict == "open"  # of later turns nothing is known
+    assert verdict(both) == "does not hold"
+    assert verdict(first) == "open"  # of later turns nothing is known
 
 
 def test_one_conversation_has_no_interval_and_leaves_findings_open() -> None:
     cases = made(("video", "divprune", 0.25, {"lost_all": 0.3}), ("video", "dycoke", 0.25, {"lost_all": 0.1}))
-    grid = [
-        case("x", shares(lost_all=0.0, budget=0.5), kind="video", method="pool", keep=0.5, simulated="int4")
-    ]
+    both = shares(lost_all=0.0, budget=0.5) | {"compression": metric(8)}
+    grid = [case("x", both, kind="video", method="pool", keep=0.5, simulated="int4")]
     for row in (*cases["cases"], *grid):
         row["metrics"]["lost_all"] = metric(row["metrics"]["lost_all"]["value"], "share", 1)
     found = of_redundancy(cases)
     assert found.verdict == "open" and "10.0 points: their intervals touch" in found.why[0]
-    assert "nothing stays within 5 points for certain" in of_compression(result("made", {}, grid)).why[0]
+    joint = of_compression(result("made", {}, grid))
+    assert joint.verdict == "open" and "nothing stays within 5 points for certain" in joint.why[0]
 
 
 def test_seeds_that_disagree_leave_a_verdict_open() -> None:
@@ -171,6 +184,8 @@ def test_the_verdict_on_both_together_counts_tokens_times_bits() -> None:
     assert (
         of_compression(result("made", {}, [*cells, cell("pool", "int4", 8, 0.3)])).verdict == "does not hold"
     )
+    unsure = [*cells, cell("pool", "int4", 8, 0.055)]  # 4.5 to 6.5 points
+    assert of_compression(result("made", {}, unsure)).verdict == "open"
 
 
 def test_answers_are_compared_without_case_articles_and_marks() -> None:
