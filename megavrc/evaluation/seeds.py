@@ -15,6 +15,7 @@ LEVEL = 0.95
 NO_SPREAD = (
     "cannot be told: on both sides all seeds gave one number, and so few do not show that none would differ"
 )
+INTERVAL = "95%, Welch's t over training seeds; the spread of a side whose seeds gave one number is that of the other"
 # Of a protocol: what a training changes, and what says how a number was drawn. All else must be alike.
 FREE = {"sources", "measured", "real", "model", "tokenizer", "interval", "remarks", "seed", "note", "wrong"}
 
@@ -47,7 +48,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
         found = difference_of_means(one, two)
         known = {"differs": not found["low"] <= 0 <= found["high"]} if "low" in found else {"note": NO_SPREAD}
         cases.append(case(name, {"second - first": found}, facts | known))
-    protocol = {"interval": "95%, Welch's t over training seeds", "first": len(first), "second": len(second)}
+    protocol = {"interval": INTERVAL, "first": len(first), "second": len(second)}
     config = {"first": [str(path) for path in first], "second": [str(path) for path in second]}
     publish_tables(result("evaluate seeds", config, cases, {}, protocol), json)
 
@@ -108,13 +109,18 @@ def _values(content: Result) -> dict[str, float]:
 
 
 def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Metric:
-    """second - first with Welch's 95% interval (unequal variances); without one where no side has a spread."""
-    gap = mean(second) - mean(first)
-    parts = [variance(side) / len(side) for side in (first, second)]
-    error = math.sqrt(sum(parts))
-    if not error:
-        return metric(gap, n=min(len(first), len(second)))
-    each = ((part, len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
-    degrees = sum(parts) ** 2 / sum(part**2 / free for part, free in each)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
-    return metric(gap, n=min(len(first), len(second)), low=gap - reach, high=gap + reach)
+    """second - first with Welch's 95% interval (unequal variances); without one where no side has a spread.
+
+    Where one side has none, which few equal seeds do not show to be so, that of the other stands for both.
+    """
+    gap, sides = mean(second) - mean(first), (first, second)
+    spreads = [variance(side) for side in sides]
+    if not any(spreads):
+        return metric(gap, n=min(map(len, sides)))
+    parts = [(own or max(spreads)) / len(side) for own, side in zip(spreads, sides, strict=True)]
+    free = [len(side) - 1 for own, side in zip(spreads, sides, strict=True) if own]
+    degrees = free[0]
+    if all(spreads):
+        degrees = sum(parts) ** 2 / sum(part**2 / each for part, each in zip(parts, free, strict=True))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(sum(parts))
+    return metric(gap, n=min(map(len, sides)), low=gap - reach, high=gap + reach)

@@ -23,6 +23,9 @@ def test_as_welch_and_right_in_95_percent() -> None:
     assert difference_of_means([1, 1], [0.99, 0.99]) == metric(
         0.99 - 1, n=2
     )  # equal readings show no spread of 0
+    # nor do they beside others: both spread by 0.01, of 2 degrees of freedom
+    half = difference_of_means([1, 1, 1], [0.96, 0.97, 0.98])
+    assert half["high"] + 0.03 == pytest.approx(4.302653 * 0.01 * (2 / 3) ** 0.5) and half["low"] < -0.06
 
 
 def save(path: Path, value: float, name: str = "fvd", **protocol: object) -> Path:
