@@ -9,6 +9,7 @@ behind the value (a range or an interval: `protocol` says which) and are absent 
 where they were not kept; `facts` are what was seen of a case that is no number.
 """
 
+import json as jsonlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,9 +143,9 @@ def check_result_place(path: str | Path | None) -> None:
 
 
 def write_result(path: str | Path, content: Result) -> None:
-    """Write a result file atomically, where `check_result_place` lets it."""
+    """Write a result file atomically, where `check_result_place` lets it; NaN and infinities, no JSON, as null."""
     check_result_place(path)
-    write_json(path, content)
+    write_json(path, jsonlib.loads(jsonlib.dumps(content), parse_constant=lambda _: None))
 
 
 # --- table -----------------------------------------------------------------------------------------------------
@@ -310,17 +311,13 @@ def _apart(first: Metric, second: Metric) -> bool:
 
 def circumstances(first: Result, second: Result) -> list[tuple[str, Any, Any]]:
     """Other differences: (key, first, second) of machine, versions, revision, command, config and protocol."""
-    mine, theirs = dict(_flat(first)), dict(_flat(second))
+    parts = ("machine", "versions", "revision", "command", "config", "protocol")
+    mine, theirs = (dict(_leaves("", {part: found[part] for part in parts})) for found in (first, second))
     return [
         (key, mine.get(key), theirs.get(key))
         for key in dict.fromkeys([*mine, *theirs])
         if mine.get(key) != theirs.get(key)
     ]
-
-
-def _flat(content: Result) -> Iterator[tuple[str, Any]]:
-    for key in ("machine", "versions", "revision", "command", "config", "protocol"):
-        yield from _leaves(key, content[key])
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -329,7 +326,7 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
         return
     for name, inner in value.items():
-        yield from _leaves(f"{key}.{name}", inner)
+        yield from _leaves(f"{key}.{name}" if key else name, inner)
 
 
 # --- commands --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ MACHINE = {"time", "clips/s", "tokens/s", "TFLOP/s/rank", "mfu_%", "data_wait_%"
 MACHINE |= {"checkpoint_stall_s", "checkpoint_failures", "start"}
 # Where files lie, not what a run is.
 WHERE = ("run_dir", "init_from", "data.path", "data.text_tokenizer", "data.video_tokenizer")
+NOT_FINITE = {"note": "one of the runs is not finite at some step: there is no largest or mean difference"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _result(rows: list[dict[str, Any]], changed: dict[str, list[Any]], tolerance
         case(
             row["key"],
             {name: metric(row[name], "", row["steps"]) for name in ("max", "mean")},
-            {"first_step_beyond": row["first_beyond"]},
+            {"first_step_beyond": row["first_beyond"]} | ({} if math.isfinite(row["max"]) else NOT_FINITE),
         )
         for row in rows
     ]

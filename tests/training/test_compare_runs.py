@@ -109,7 +109,11 @@ def test_values_that_are_not_finite() -> None:
 
 
 def test_a_run_that_turned_nan_is_not_the_same(runs: dict[str, Path], tmp_path: Path) -> None:
-    assert compared(runs["a"], make_run(tmp_path / "nan", {10: 4.0, 20: float("nan")}), "--tolerance=9") == 1
+    turned, file = make_run(tmp_path / "nan", {10: 4.0, 20: float("nan")}), tmp_path / "d.json"
+    assert compared(runs["a"], turned, "--tolerance=9", f"--json={file}") == 1
+    found = json.loads(file.read_text(), parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    assert found["differences"][0]["max"] is None and found["cases"][0]["metrics"]["mean"]["value"] is None
+    assert "not finite" in found["cases"][0]["facts"]["note"]
 
 
 def test_half_a_last_line_is_left_out(runs: dict[str, Path]) -> None:
