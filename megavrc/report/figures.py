@@ -1,12 +1,26 @@
 """Figures with matplotlib: one style, written as PNG or SVG, or put into a page."""
 
 import io
+import logging
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
+log = logging.getLogger("megavrc")
+
+# What may have the letters of names that matplotlib's own font has not, as far as a machine has it.
+FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+)
+FONTS += ("Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Noto Emoji", "Symbola")
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#4a5568")
 STYLE = {
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
@@ -25,10 +39,13 @@ def panels(
     """A figure and `count` axes in rows of up to `columns`, each `width` x `height` inches, in `text` points."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.font_manager import fontManager
 
     columns = min(columns, count)
     rows = -(-count // columns)
-    matplotlib.rcParams.update(STYLE)
+    known = fontManager.get_font_names()
+    fonts = ["DejaVu Sans", *(name for name in FONTS if name in known)]
+    matplotlib.rcParams.update(STYLE | {"font.family": fonts})
     matplotlib.rcParams.update({"font.size": text, "axes.titlesize": text + 1})
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     for empty in axes.flat[count:]:
@@ -115,6 +132,18 @@ def svg(figure: Any) -> str:
 def _write(figure: Any, target: Any, kind: str) -> None:
     import matplotlib.pyplot as plt
 
-    figure.tight_layout()
-    figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.filterwarnings("always", "Glyph .* missing from font")
+        figure.tight_layout()
+        figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
+    lost: dict[str, None] = {}
+    for each in said:
+        if found := re.match(r"Glyph (\d+) .* missing from font", str(each.message)):
+            lost[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lost:
+        log.warning(
+            "a figure has boxes for %s: install a font for them (%s)", "".join(lost), ", ".join(FONTS)
+        )

@@ -10,13 +10,16 @@ from typing import Any
 
 import jinja2
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
 
 from megavrc import __version__
 from megavrc.demo.report import _seconds, write_report
 from megavrc.errors import UserError
 from megavrc.files import write_json
 from megavrc.model import ConditionConfig, ModelConfig, SamplingSettings
-from megavrc.report.figures import panels, save, stacked_shares, svg
+from megavrc.report.figures import FONTS, panels, save, stacked_shares, svg
 from megavrc.report.page import picture, render
 from megavrc.results import case, median_of, result, write_result
 
@@ -35,6 +38,43 @@ def test_a_figure_is_written_as_it_is_named_and_always_the_same(tmp_path: Path) 
         save(drawn(), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert svg(drawn()).startswith("<svg")
+
+
+def test_letters_that_no_font_has_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And where a machine has a font for them they are drawn with it."""
+
+    def drawn(name: str) -> str:
+        figure, (axis,) = panels(1)
+        axis.set_title(name)
+        caplog.clear()
+        return svg(figure)
+
+    drawn("runs/\ue000é\ue001\ue000")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("a figure has boxes for \ue000\ue001: install a font")
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 700))
+    pen.lineTo((700, 700))
+    pen.closePath()
+    names = [".notdef", "mine"]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({0xE000: "mine"})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (800, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": FONTS[0], "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "mine.ttf")
+    before = list(fontManager.ttflist)
+    try:
+        fontManager.addfont(tmp_path / "mine.ttf")
+        drawn("\ue000")
+    finally:
+        fontManager.ttflist[:] = before
+    assert not caplog.messages
 
 
 def test_a_bar_of_shares_is_as_long_as_they_are() -> None:
