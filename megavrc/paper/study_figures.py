@@ -9,7 +9,7 @@ import numpy as np
 from megavrc.paper.plots import COLUMN, GIB, TEXT
 from megavrc.paper.plots import TOKEN as TOKEN_STYLE
 from megavrc.paper.plots import VRC as VRC_STYLE
-from megavrc.paper.study_claims import SEEDS, Spread
+from megavrc.paper.study_claims import Spread
 from megavrc.paper.study_runs import Cell, values
 from megavrc.paper.study_tables import (
     RATES,
@@ -57,7 +57,7 @@ def _bits(runs: Runs) -> Any:
                 (step, spread_of(values(runs, Cell(name, step, "bits val", part))))
                 for step in checkpoints(seeds, "bits val")
             ]
-            _curve(axis, points, f"{name} ({len(seeds)} of {SEEDS} seeds)", place)
+            _curve(axis, points, f"{name} ({_seeds(len(seeds))})", place)
         axis.set_title(f"{part} frame" + "s" * (part == "later"))
         axis.set_xlabel("training steps of 8 clips")
         axis.locator_params(axis="x", nbins=5)
@@ -115,7 +115,11 @@ def _whole(runs: Runs) -> Any:
 
 
 def _row(name: str, step: int, passes: str, seeds: int) -> str:
-    return f"{name}{', several passes' if passes else ''}\nstep {step:,}, {seeds} of {SEEDS} seeds"
+    return f"{name}{', several passes' if passes else ''}\nstep {step:,}, {_seeds(seeds)}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" + "s" * (count != 1)
 
 
 def _across(axis: Any, points: dict[int, Metric], shift: int, filled: bool, label: str) -> None:

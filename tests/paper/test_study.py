@@ -143,9 +143,9 @@ def test_clips_in_one_pass_and_in_several_have_rows_of_their_own(tmp_path: Path)
     figure = dict(drawn(read_study(tmp_path / "runs"), Costs(tmp_path)))["whole"]
     rows = [label.get_text().split("\n") for label in figure.axes[0].get_yticklabels()]
     assert rows == [
-        ["scenes-refine", "step 16,000, 1 of 3 seeds"],
-        ["scenes-refine, several passes", "step 16,000, 1 of 3 seeds"],
-        ["scenes-vrc", "step 4,000, 1 of 3 seeds"],
+        ["scenes-refine", "step 16,000, 1 seed"],
+        ["scenes-refine, several passes", "step 16,000, 1 seed"],
+        ["scenes-vrc", "step 4,000, 1 seed"],
     ]
     points = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in figure.axes[0].containers}
     assert points == {
