@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
 from megavrc.files import check_format, sha256_json
@@ -141,17 +141,35 @@ class Answers:
         return True
 
     def all(self) -> list[GivenAnswer]:
-        """All answers, of each rater in the order of the items, raters in the order of their first answer."""
+        """All answers, of each rater in the order of the items, raters in the order of their first answer.
+
+        Raises:
+            UserError: a row that the server did not write.
+        """
         with self._open("begin") as base:
             rows = base.execute(
                 "select rater, position, pair, swapped, consistency, text_match, milliseconds, arrived "
-                "from answer join item using (rater, position) order by "
+                "from answer left join item using (rater, position) order by "
                 "(select min(arrived) from answer other where other.rater = answer.rater), rater, position"
             ).fetchall()
+        if wrong := [row for row in rows if not self._written(*row[2:])]:
+            raise UserError(
+                f"{self.study.answers}: the answer of rater {wrong[0][0]!r} at position {wrong[0][1]!r} is none that "
+                "the server wrote: delete its row of the table answer"
+            )
         return [
             GivenAnswer(rater, Item(position, pair, bool(swapped)), (first, second), took, arrived)
             for rater, position, pair, swapped, first, second, took, arrived in rows
         ]
+
+    def _written(self, pair: Any, swapped: Any, first: Any, second: Any, took: Any, arrived: Any) -> bool:
+        """Whether a row is as `items` and `add` write it; without an item it has no pair."""
+        return (
+            pair in range(len(self.study.pairs))
+            and swapped in (0, 1)
+            and {*(first, second)[: len(self.study.questions)]} <= {"1", "2", "tie"}
+            and all(isinstance(number, int | float) and 0 <= number < 1e11 for number in (took, arrived))
+        )
 
 
 def plan_of_rater(study: UserStudy, draw: random.Random) -> list[Item]:

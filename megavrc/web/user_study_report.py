@@ -103,7 +103,7 @@ def export_answers(study: Path, csv: Path) -> None:
         raise UserError(f"{csv}: is there and is no table of answers; choose another name, or delete it")
     found = read_user_study(study)
     rows = open_answers(found)
-    write_atomic(csv, table_of(found, rows).encode())
+    write_atomic(csv, table_of(found, rows).encode(errors="backslashreplace"))
     print(f"{csv}: {len(rows)} answers")
 
 

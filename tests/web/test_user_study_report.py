@@ -262,6 +262,38 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert "study.json" in refused("report", folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "answer set consistency = 'x'",
+        "answer set text_match = null",
+        "answer set milliseconds = 'abc'",
+        "answer set arrived = null",
+        "answer set rater = 'another'",
+        "item set pair = 99",
+        "item set pair = 'a'",
+    ],
+)
+def test_answers_edited_by_hand_are_one_line(tmp_path: Path, change: str) -> None:
+    study = study_of(tmp_path / "study", 2)
+    answer(study, 1, lambda *_: "first")
+    with sqlite3.connect(study.answers) as base:
+        base.execute(f"update {change} where position = 1")
+    for asked in (report_study, lambda folder: export_answers(folder, tmp_path / "x.csv")):
+        with pytest.raises(UserError, match="at position 1 is none that the server wrote: delete its row"):
+            asked(study.folder)
+
+
+@pytest.mark.parametrize("changed", [{"questions": ["text_match"]}, {"names": ["one", "one"]}])
+def test_a_study_edited_by_hand_is_one_line(tmp_path: Path, changed: dict[str, list[str]]) -> None:
+    study = study_of(tmp_path / "study", 2)
+    answer(study, 1, lambda *_: "first")
+    place = study.folder / "study.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | changed))
+    with pytest.raises(UserError, match="not two names, or no pairs or questions"):
+        report_study(study.folder)
+
+
 def test_drawn_answers_go_through_the_servers_own_rules(tmp_path: Path) -> None:
     study = study_of(tmp_path / "study", prompts=4)
     for _ in range(2):  # what is answered stays
