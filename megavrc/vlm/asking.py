@@ -22,6 +22,9 @@ from megavrc.vlm.hosts import calibrated, reduce
 from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
 from megavrc.vlm.questions import Conversation, Kind
 
+OTHERS = 16
+"""Conversations that thresholds are set on, and nothing is asked of."""
+
 
 class TooLarge(UserError):
     """A batch does not fit into memory."""
@@ -114,6 +117,15 @@ def ask(
             found.append(np.array(columns, dtype=bool).T)
             budgets.append(1.0 if seen is None else seen.keep)
     return np.concatenate(found), budgets
+
+
+def set_apart(conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+    """A conversation about each of every tenth picture, up to OTHERS, for thresholds; and those about all others."""
+    sources = [item.source or number for number, item in enumerate(conversations)]
+    first = dict(zip(reversed(sources), reversed(conversations), strict=True))
+    apart = list(dict.fromkeys(sources))[::10][:OTHERS]
+    asked = [item for source, item in zip(sources, conversations, strict=True) if source not in apart]
+    return [first[source] for source in apart], asked
 
 
 def fitted(subject: Subject, others: Sequence[Conversation], reduced: Reduced) -> Reduced:

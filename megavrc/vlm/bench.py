@@ -18,7 +18,16 @@ from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import Result, case, read_result, result, write_result
 from megavrc.vlm.accuracy import DRAWS, GOAL, WHOLE, accuracy_cases, asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, turns_of
+from megavrc.vlm.asking import (
+    OTHERS,
+    MiniSubject,
+    Reduced,
+    Subject,
+    fitted,
+    known_method,
+    set_apart,
+    turns_of,
+)
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.hosts import refusal
@@ -33,9 +42,6 @@ JOINT_KEEPS = (0.5, 0.25)
 FORMATS = ("int8", "int4", "int3")
 JOINT = ("pool", "divprune", "fastv", "pyramiddrop", "dycoke")
 """Methods of the grid tokens x bits, by default those of these that the family has."""
-
-OTHERS = 16
-"""Conversations that thresholds are set on, and nothing is asked of."""
 
 FILES = ("accuracy", "costs", "joint", "kept")
 Sets = Mapping[int, Sequence[Conversation]]
@@ -159,18 +165,17 @@ def of_checkpoint(
     kinds: Sequence[Kind] | None,
     most: int | None = None,
 ) -> list[Tested]:
-    """The kinds that there are questions for, `most` conversations of each; every tenth of all, up to a number, is one
-    of the others.
-    """
+    """The kinds that there are questions for, `most` conversations of each; others are as `set_apart` has them."""
     found: list[Tested] = []
     for kind in kinds or TYPES:
         chosen = [item for item in conversations if item.kind == kind]
-        others = chosen[::10][:OTHERS]
-        if asked_about := [item for item in chosen if item not in others]:
+        others, asked_about = set_apart(chosen)
+        if asked_about:
             found.append((subject, {0: asked_about[:most]}, others))
         elif chosen or kinds:
             raise UserError(
-                f"{len(chosen)} conversations about a {kind}: two are the least, as every tenth is kept for thresholds"
+                f"{len(chosen)} conversations about {len(others)} {kind}s: two {kind}s are the least, as every tenth "
+                "is kept for thresholds"
             )
     return found
 

@@ -1,7 +1,7 @@
 """A checkpoint that a user brings, and a file of questions: asked exactly as the mini-VLM is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class CheckpointSubject:
         self.name, self.longest, self.device = named_path(path).name, longest, device
 
     def inputs(self, conversations: Sequence[Conversation], turn: int) -> dict[str, Tensor]:
-        clips = [item.show for item in conversations if isinstance(item.show, ClipFrames)]
+        clips = [item.source for item in conversations if isinstance(item.source, ClipFrames)]
         return self.prompts([messages(item, turn) for item in conversations], clips)
 
     def prompts(self, chats: list[list[dict[str, Any]]], clips: Sequence["ClipFrames"]) -> dict[str, Tensor]:
@@ -100,8 +100,11 @@ def read_questions(path: Path, frames: int = 8) -> list[Conversation]:
         if not isinstance(turns, list) or not turns:
             raise UserError(f'{where}: no turns; "turns" is a list of questions')
         questions = tuple(_question(turn, where) for turn in turns)
-        show = partial(_picture, file, where) if kinds[0] == "image" else ClipFrames(file, frames, where)
-        found.append(Conversation(kinds[0], questions, show))
+        if kinds[0] == "image":
+            found.append(Conversation("image", questions, partial(_picture, file, where), file))
+        else:
+            clip = ClipFrames(file, frames, where)
+            found.append(Conversation("video", questions, clip, clip))
     if not found:
         raise UserError(f"{path}: no questions in it")
     return found
@@ -138,7 +141,7 @@ class ClipFrames:
 
     file: Path
     count: int
-    where: str
+    where: str = field(compare=False)
     "the line of the file of questions"
 
     def __call__(self) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
 from megavrc.vlm.accuracy import asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, turns_of
+from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, set_apart, turns_of
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.mini import FOLDER
@@ -87,11 +87,9 @@ def run_method(
         chosen = [item for item in read_questions(questions, frames) if item.kind == kind][:n]
     if not chosen:
         raise UserError(f"no conversations about a {kind} there")
-    others, chosen = chosen[::10], [item for number, item in enumerate(chosen) if number % 10]
+    others, chosen = set_apart(chosen)
     if not chosen:
-        raise UserError(
-            "one conversation is too few: every tenth is kept for thresholds, and not asked about"
-        )
+        raise UserError(f"one {kind} is too few: every tenth is kept for thresholds, and not asked about")
     turns = turns_of(chosen, turns)
     whole = asked(subject, {0: chosen}, Reduced(), turns, batch)
     try:

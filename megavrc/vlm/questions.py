@@ -9,7 +9,7 @@ before anything else, so all are equally likely. The split `test` holds other ob
 a picture at which place) and other digits (which stands in which quarter of which place) than `train`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -82,6 +82,8 @@ class Conversation:
     questions: tuple[Question, ...]
     show: Callable[[], NDArray[np.uint8]]
     "reads or draws the frames, which many conversations at a time would not fit into memory"
+    source: Hashable | None = None
+    "the file of the picture or clip, as the subject knows it"
 
     @property
     def frames(self) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
 from megavrc.vlm.asking import Reduced, ask, plain, turns_of
-from megavrc.vlm.bench import bench, of_checkpoint
+from megavrc.vlm.bench import bench, darkened, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
 from megavrc.vlm.joint import joint_cases
@@ -23,7 +25,8 @@ from megavrc.vlm.tiny import IMAGE
 
 
 def question_file(folder: Path, *lines: Any) -> Path:
-    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "a.png")
+    for name in {"a.png", *(line["image"] for line in lines if str(line.get("image")).startswith("p"))}:
+        Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / name)
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -99,7 +102,7 @@ def test_an_answer_of_an_article_or_a_mark_counts(answer: str, said: str) -> Non
 
 def test_a_checkpoint_of_the_user_is_asked_in_the_same_way(checkpoint: Path, tmp_path: Path) -> None:
     turns = [*TURNS, {"question": "is", "answer": "red"}]
-    asks = question_file(tmp_path, {"image": "a.png", "turns": turns}, {"image": "a.png", "turns": turns})
+    asks = question_file(tmp_path, {"image": "a.png", "turns": turns}, {"image": "p.png", "turns": turns})
     subject = CheckpointSubject(checkpoint, "cpu", longest=2)
     inputs = subject.inputs(read_questions(asks), 1)
     assert (inputs["input_ids"][0] == IMAGE).sum() == 64
@@ -141,12 +144,18 @@ def test_frames_of_a_clip_are_those_that_were_chosen_with_their_times(
     asks = question_file(tmp_path, {"video": "a.mp4", "turns": TURNS}, {"video": "a.mp4", "turns": TURNS})
     subject = CheckpointSubject(checkpoint, "cpu")
     subject.processor = recorder = Recorder()
-    subject.inputs(read_questions(asks, frames=5), 0)
+    known = read_questions(asks, frames=5)
+    subject.inputs(known, 0)
     shown = recorder.chats[1][0]["content"][0]["video"]
     assert len(shown) == 5 and shown[-1].mean() > shown[0].mean() + 100
     assert recorder.kwargs["do_sample_frames"] is False
     times = {"total_num_frames": 20, "fps": 10.0, "frames_indices": [0, 5, 10, 14, 19]}
     assert recorder.kwargs["video_metadata"] == [times, times]
+    subject.inputs([replace(item, show=partial(darkened, item)) for item in known], 0)
+    assert recorder.kwargs["video_metadata"] == [
+        times,
+        times,
+    ]  # a black clip is asked about in the same prompt
     subject.inputs(read_questions(question_file(tmp_path, line_of())), 0)
     assert recorder.kwargs == {"padding": True}
 
@@ -164,15 +173,15 @@ def test_turns_that_not_all_conversations_have_are_told(tmp_path: Path) -> None:
 def test_too_few_conversations_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     subject = CheckpointSubject(checkpoint, "cpu")
     one = read_questions(question_file(tmp_path, line_of()))
-    with pytest.raises(UserError, match="1 conversations about a image: two are the least"):
-        of_checkpoint(subject, one, None)
-    with pytest.raises(UserError, match="0 conversations about a video"):
+    with pytest.raises(UserError, match="2 conversations about 1 images: two images are the least"):
+        of_checkpoint(subject, one + one, None)  # of the picture whose threshold was set on it
+    with pytest.raises(UserError, match="0 conversations about 0 videos"):
         of_checkpoint(subject, one + one, ["video"])
-    [(_, sets, others)] = of_checkpoint(subject, one + read_questions(tmp_path / "questions.jsonl"), None)
-    assert len(sets[0]) == len(others) == 1
-    twelve = read_questions(question_file(tmp_path, *[line_of(answer=f"w{number}") for number in range(12)]))
+    lines = [line_of(answer=f"w{number}") | {"image": f"p{number // 2}.png"} for number in range(24)]
+    twelve = read_questions(question_file(tmp_path, *lines))
     [(_, sets, others)] = of_checkpoint(subject, twelve, None, 3)
-    assert [item.questions[0].answer for item in sets[0]] == ["w1", "w2", "w3"] and len(others) == 2
+    assert [item.questions[0].answer for item in sets[0]] == ["w2", "w3", "w4"]
+    assert [item.questions[0].answer for item in others] == ["w0", "w20"]
 
 
 @pytest.mark.parametrize("option", ["seeds", "mini"])
