@@ -12,6 +12,7 @@ where they were not kept; `facts` are what was seen of a case that is no number.
 import json as jsonlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -295,7 +296,8 @@ def _metrics(content: Result) -> Iterator[tuple[str, Metric]]:
     """All that have a value."""
     named = [("", content["metrics"]), *((f"{row['name']}: ", row["metrics"]) for row in content["cases"])]
     for start, metrics in named:
-        yield from ((start + name, value) for name, value in metrics.items() if value["value"] is not None)
+        known = {name: value for name, value in metrics.items() if abs(value["value"] or 0) < inf}
+        yield from ((start + name, value) for name, value in known.items() if value["value"] is not None)
 
 
 def _bounds(value: Metric) -> tuple[float, float]:

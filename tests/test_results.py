@@ -110,6 +110,12 @@ def test_numbers_differ_when_their_spreads_do_not_touch() -> None:
     assert [item.apart for item in differences(one, far)] == [True, False]
 
 
+def test_what_is_not_finite_is_alone() -> None:
+    """As null is: a run that diverged is not within the spread of another."""
+    fine, lost = (result("c", {}, [], {"loss": metric(value, "", 3, 1, 2)}) for value in (1.5, float("nan")))
+    assert not differences(fine, lost) and len(differences(fine, fine)) == 1
+
+
 def test_a_comparison_says_what_else_differs(tmp_path: Path) -> None:
     one, two = made([1.0, 3.0]), made([5.0, 6.0], rounds=9)
     two["machine"] = two["machine"] | {"cpu": "another"}
