@@ -119,7 +119,7 @@ def difference_of_means(first: Sequence[float], second: Sequence[float]) -> Metr
         return metric(gap, n=min(map(len, sides)))
     parts = [(own or max(spreads)) / len(side) for own, side in zip(spreads, sides, strict=True)]
     free = [len(side) - 1 for own, side in zip(spreads, sides, strict=True) if own]
-    degrees = free[0]
+    degrees = float(free[0])
     if all(spreads):
         degrees = sum(parts) ** 2 / sum(part**2 / each for part, each in zip(parts, free, strict=True))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * math.sqrt(sum(parts))

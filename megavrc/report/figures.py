@@ -13,14 +13,9 @@ import matplotlib
 log = logging.getLogger("megavrc")
 
 # What may have the letters of names that matplotlib's own font has not, as far as a machine has it.
-FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "Droid Sans Fallback",
-)
-FONTS += ("Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Noto Emoji", "Symbola")
+FONTS: tuple[str, ...] = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei")
+FONTS += ("Droid Sans Fallback", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")
+FONTS += ("Noto Emoji", "Symbola")
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#4a5568")
 STYLE = {
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
