@@ -16,7 +16,7 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, total_over_ranks
-from megavrc.files import check_fields
+from megavrc.files import check_fields, sha256_json
 from megavrc.hardware import peak_memory
 from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import BaseRunConfig
@@ -208,6 +208,8 @@ class Trainer:
         losses = [value for name, value in validation.items() if name.endswith("/loss")]
         if losses:
             progress["validation_loss"] = statistics.fmean(losses)
+            sets = {name: [samples.identity, samples.count] for name, samples in self.task.validation.items()}
+            progress["validation_sets"] = sha256_json(sets)
         with self.clock.excluded():
             write = self.saver.save_and_wait if wait else self.saver.save
             write(self.step, self.run.describe(progress))

@@ -13,11 +13,16 @@ from megavrc.data.stream import Source
 
 @dataclass(frozen=True)
 class Samples:
-    """A set to measure the loss on: the samples at the first `count` positions of an order."""
+    """A set to measure the loss on: the samples at the first `count` positions of an order.
+
+    Attributes:
+        identity: JSON that says which these are; losses on other ones are not compared.
+    """
 
     source: Source
     order: SampleOrder
     count: int
+    identity: Any = None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
