@@ -160,6 +160,7 @@ class Trainer:
         """A line of metrics about the last `steps` steps, and `more` of them (collective)."""
         self.run.check_ours()
         means = self.meter.means()
+        tokens = means.pop("tokens", self.task.tokens)
         seconds, waiting, own = self.clock.lap()
         clips = steps * self.config.train.global_batch / seconds
         values = {
@@ -167,7 +168,7 @@ class Trainer:
             "lr": learning_rate(self.step - 1, self.config.train.steps, self.config.optimizer),
             "grad_norm": update.grad_norm,
             "clips/s": clips,
-            "tokens/s": clips * self.task.tokens,
+            "tokens/s": clips * tokens,
             **utilisation(clips / self.rank.world_size * self.task.flops, self.device_name),
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
