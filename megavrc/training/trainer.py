@@ -36,6 +36,7 @@ log = logging.getLogger("megavrc")
 STATE = {  # of a checkpoint that training goes on from
     **{"updates": int, "skipped": int},
     **{"rollbacks": int | None, "data_offset": int | None, "losses": list[float] | None},
+    "skipped_in_a_row": int | None,
 }
 
 
@@ -59,7 +60,7 @@ class Trainer:
             task.initialise(core)
         prepare_blocks(task.blocks(core), config.train)
         self.engine = Engine(core, task.loss, config.train, config.optimizer, rank, config.deepspeed)
-        self.guards = Guards(config.train, run.path, rank)
+        self.guards = Guards(config.train, run.path, rank, run.start)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
             self.guards.rollbacks = run.checkpoint.state.get("rollbacks", 0)
@@ -93,7 +94,7 @@ class Trainer:
         if missing:
             log.warning("%s has no %s", checkpoint.path, ", ".join(sorted(missing)))
         self.step, self.skipped = checkpoint.step, checkpoint.state["skipped"]
-        self.guards.restore(checkpoint.state.get("losses", []))
+        self.guards.restore(checkpoint.state.get("losses", []), checkpoint.state.get("skipped_in_a_row", 0))
 
     def _open(self) -> None:
         """Data and reports from this step on."""
@@ -202,6 +203,7 @@ class Trainer:
         progress = {
             "updates": self.engine.updates,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.guards.skipped_in_a_row,
             "rollbacks": self.guards.rollbacks,
             "data_offset": self.data_offset,
             "losses": self.guards.recent_losses,
