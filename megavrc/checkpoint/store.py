@@ -121,7 +121,8 @@ class Retention:
     Attributes:
         last: so many of the newest.
         every: interval in steps of the checkpoints that stay for good (0: none).
-        best: the one with the lowest "validation_loss" in its state, if any has one.
+        best: the one with the lowest "validation_loss" in its state, if any has one, of those on the newest's
+            "validation_sets" (which old ones do not name).
     """
 
     last: int
@@ -163,9 +164,9 @@ class Retention:
             _remove(folder)
 
     def _best(self, candidates: list[Path]) -> list[Path]:
-        losses = {folder: _validation_loss(folder) for folder in candidates} if self.best else {}
-        known = {folder: loss for folder, loss in losses.items() if loss is not None}
-        return [min(known, key=known.__getitem__)] if known else []
+        known = [(folder, *found) for folder in candidates if self.best and (found := _validation(folder))]
+        losses = {folder: loss for folder, loss, sets in known if sets in (None, known[0][2])}
+        return [min(losses, key=losses.__getitem__)] if losses else []
 
 
 def occupied(store: Path) -> int:
@@ -174,14 +175,17 @@ def occupied(store: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _validation_loss(folder: Path) -> float | None:
+def _validation(folder: Path) -> tuple[float, Any] | None:
+    """The loss, and what tells the sets that it is on; None where there is none."""
     try:
         state = read_json(folder / "state.json")
     except (UserError, OSError):
         return None  # a damaged one
     loss = state.get("validation_loss") if isinstance(state, dict) else None
     # NaN would be below and above all others.
-    return loss if isinstance(loss, int | float) and math.isfinite(loss) else None
+    if not isinstance(loss, int | float) or not math.isfinite(loss):
+        return None
+    return loss, state.get("validation_sets")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ log = logging.getLogger("megavrc")
 ASK = 60.0  # seconds after which absent ranks are named, again and again
 # Below the kernel's ephemeral range, so no outgoing connection holds one by chance.
 PORTS = range(20000, 30000)
+MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def connect(
         device: of this rank (default: the GPU of its local rank, or the CPU where there is none).
 
     Raises:
-        UserError: see `discover`; or the first rank's address does not resolve.
+        UserError: see `discover`; the first rank's address does not resolve, or one of the five variables has a value
+            that cannot be.
         AbsentRank: not all ranks came, or the first one cannot listen because its port is taken. A rank that came and
             is then lost, before `Rank.roll_call` ends, ends this process: exit code 85.
     """
@@ -170,7 +172,9 @@ def connect(
         socket.getaddrinfo(address, None)
     except OSError:  # torch would try until the timeout
         raise UserError(f"MASTER_ADDR: {address!r} does not resolve on {socket.gethostname()}") from None
-    rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    world_size = _number("WORLD_SIZE", 1, MOST_RANKS)
+    rank, local_rank = _number("RANK", 0, world_size - 1), _number("LOCAL_RANK", 0, MOST_RANKS)
+    _number("MASTER_PORT", 0, 65535)
     if device is None or (device.type == "cuda" and device.index is None):
         gpus = torch.cuda.device_count()
         device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
@@ -197,6 +201,16 @@ def connect(
             if roll_call and is_communication(error):
                 roll_call.wait_for_verdict()
             raise
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """The value of an environment variable, which a person may have set."""
+    value = os.environ[name]
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or not least <= int(value) <= most:
+        raise UserError(
+            f"{name}={value} in the environment: expected an integer from {least} to {most}; correct or unset it"
+        )
+    return int(value)
 
 
 def _meet(rank: int, world_size: int, deadline: float, serves: bool | None = None) -> Store:

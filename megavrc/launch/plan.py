@@ -85,7 +85,7 @@ def make_plan(model: ModelConfig, job: Job) -> dict[str, Any]:
                 "bytes": job.checkpoints * checkpoint,
                 "files": job.checkpoints * _checkpoint_files(network, job),
             },
-            "tokens": None if job.clips is None else _tokens_on_disk(model, job.clips),
+            **_shards(model, job.clips),
         },
     }
 
@@ -151,10 +151,20 @@ def _checkpoint_files(network: VRC, job: Job) -> int:
     return len(shards) + 2  # state.json, manifest.json
 
 
-def _tokens_on_disk(model: ModelConfig, samples: int) -> dict[str, int]:
-    """Shards of the default size; of the two tar members of a sample the JSON takes one block."""
+def _shards(model: ModelConfig, samples: int | None) -> dict[str, dict[str, int] | None]:
+    """Of tokens; and of text features, if the model reads them: as many of every caption as it has slots for."""
+    condition = model.condition
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (1 + model.frames, model.grid, model.grid)}
+    if condition.features:
+        shapes["text_features"] = (condition.slots - 1, condition.feature_dim)
+    return {
+        name: None if samples is None else _on_disk(model, samples, shape) for name, shape in shapes.items()
+    }
+
+
+def _on_disk(model: ModelConfig, samples: int, shape: tuple[int, ...]) -> dict[str, int]:
+    """Shards of the default size, of arrays of 2 bytes; of the two tar members of a sample the JSON takes one block."""
     settings = ClipSettings()
-    shape = (1 + model.frames, model.grid, model.grid)
     blocks = 4 + (len(npy_header(shape)) + 2 * math.prod(shape) - 1) // BLOCK
     of_a_shard = settings.clips_per_shard * (1 if model.frames else settings.images_per_video)
     shards = -(-samples // of_a_shard)

@@ -146,10 +146,11 @@ def plan_table(plan: dict[str, Any], job: Job) -> list[str]:
 
 
 def _disk(disk: dict[str, Any]) -> Iterator[str]:
-    kept, tokens = disk["checkpoints"], disk["tokens"]
+    kept = disk["checkpoints"]
     yield f"disk           {gib(kept['bytes'])} in {kept['files']:,} files: {kept['count']} checkpoints at once at most"
-    if tokens:
-        yield f"               {gib(tokens['bytes'])} in {tokens['files']:,} files: token shards"
+    for name, what in {"tokens": "token shards", "text_features": "text features, at most"}.items():
+        if shards := disk.get(name):
+            yield f"               {gib(shards['bytes'])} in {shards['files']:,} files: {what}"
 
 
 def _micro_batches(plan: dict[str, Any], job: Job) -> Iterator[str]:

@@ -10,7 +10,7 @@ from megavrc.errors import UserError
 from megavrc.progress import progress
 from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.vrc_config import TokenDataConfig
-from megavrc.video import VideoError, count_frames, probe
+from megavrc.video import VideoError, count_frames, probe, read_clip
 from megavrc.video.listing import list_folder
 from megavrc.video.manifest import Entry, from_list
 
@@ -59,12 +59,11 @@ def _files(files: list[Path]) -> Iterator[Line]:
     problems: dict[str, list[str]] = {"missing": [], "damaged": [], "short": []}
     opened, until = 0, time.monotonic() + DECODING_S
     for file in progress(files, "decode"):
+        whole = time.monotonic() < until
+        opened += not whole
         try:
-            if time.monotonic() < until:
-                frames = count_frames(file)
-            else:
-                opened += 1
-                frames = probe(file).frames or FRAMES  # some files do not say
+            read_clip(file, 0, 1)  # colours that are not read (HDR) show in a picture only
+            frames = count_frames(file) if whole else probe(file).frames or FRAMES  # some files do not say
             if frames < FRAMES:
                 problems["short"].append(f"{file}: {frames} frames, a clip has {FRAMES}")
         except VideoError as error:

@@ -3,6 +3,7 @@
 A multiplication and an addition are two operations; norms, activations and softmax, under one percent, are left out.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ def forward_flops(config: ModelConfig) -> dict[str, int]:
     """Operations of the training forward pass of one clip, by part of the model; `attention` is the two products of
     queries, keys and values. Parts that multiply no matrices are left out.
     """
-    with torch.device("meta"):  # shapes only
-        model = VRC(config)
+    with torch.device("meta"):  # shapes only; all layers are alike, so one is counted
+        model = VRC(dataclasses.replace(config, layers=1, refine_layer=0))
     counts: dict[str, int] = {}
 
     def counter(part: str) -> Any:
@@ -35,6 +36,7 @@ def forward_flops(config: ModelConfig) -> dict[str, int]:
     model(*meta_batch(config, 1), backend="rects")
     parts = ("all",) if config.keep_first_frame or not config.has_segments else ("first", "later")
     pairs = sum(model.plan(part)[2].area for part in parts)
+    counts["trunk"] *= config.layers
     counts["attention"] = config.layers * 2 * 2 * pairs * config.width
     return counts
 

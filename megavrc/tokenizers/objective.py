@@ -166,13 +166,15 @@ class TokenizerObjective(nn.Module):
         detached = {name: value.detach() for name, value in metrics.items()}
         return loss, detached | self.codebook_metrics()
 
-    def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
-        """The clips at this step's resolution, which is the same on all ranks."""
+    def side(self, size: int, step: int) -> int:
+        """Side of the frames at this step, in pixels, if they come with `size`; the same on all ranks."""
         scales = self.config.scales
         if not scales:
-            return x_BCTHW
-        scale = scales[int(torch.randint(len(scales), (), generator=self._generator(step)))]
-        side = round(x_BCTHW.shape[-1] * scale)
+            return size
+        return round(size * scales[int(torch.randint(len(scales), (), generator=self._generator(step)))])
+
+    def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
+        side = self.side(x_BCTHW.shape[-1], step)
         if side == x_BCTHW.shape[-1]:
             return x_BCTHW
         frames = F.interpolate(

@@ -152,8 +152,8 @@ class BaseRunConfig:
         seed: seed of weights, data order, dropout and condition dropout.
         train: the loop.
         optimizer: AdamW and its schedule.
-        deepspeed: options passed on to DeepSpeed; they must not contradict what is derived from `train`. DeepSpeed
-            says nothing of a section that it does not know, only of names within one.
+        deepspeed: options passed on to DeepSpeed, which must have them; they must not contradict what is derived
+            from `train`.
     """
 
     run_dir: str

@@ -5,6 +5,7 @@ on ZeRO; a step with a non-finite gradient on any rank is skipped on all of them
 """
 
 import contextlib
+import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ class Engine:
         rank: Rank,
         passthrough: dict[str, Any] | None = None,
     ) -> None:
-        config = deepspeed_config(train, rank, passthrough or {})
+        config = _Asked(deepspeed_config(train, rank, passthrough or {}))
         deepspeed = _import_deepspeed(rank)
         self.core, self.train = core.to(rank.device), train
         self.accumulation: int = config["gradient_accumulation_steps"]
@@ -84,6 +85,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=objective, optimizer=self._adamw, config=config, dist_init_required=False
             )
+        config.refuse_unread()
         if train.zero == 3:
             # ZeRO fetches parameters for the forward of their module; small ones are also used outside (type rows).
             for parameter in self._parameters.values():
@@ -186,6 +188,32 @@ class Engine:
         return self._engine.device
 
 
+class _Asked(dict[str, Any]):
+    """A configuration that notes which keys are asked for, as DeepSpeed says nothing of those that it does not know."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.names: set[Any] = set()  # shared with shallow copies
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(name)
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+    def refuse_unread(self) -> None:
+        """UserError if there are keys that nobody has asked for."""
+        for name in self.keys() - self.names:
+            near = difflib.get_close_matches(str(name), map(str, self.names), n=1)
+            hint = f", did you mean {near[0]}?" if near else "; drop it"
+            raise UserError(f"deepspeed.{name}: DeepSpeed has no such option{hint}")
+
+
 def deepspeed_config(train: TrainConfig, rank: Rank, passthrough: dict[str, Any]) -> dict[str, Any]:
     """DeepSpeed's JSON, derived from ours, with the user's additions. Raises UserError where they contradict."""
     if train.global_batch % (rank.world_size * train.micro_batch):
@@ -227,7 +255,10 @@ def _refuse_contradictions(derived: dict[str, Any], given: dict[str, Any], where
 @contextlib.contextmanager
 def _its_refusals(deepspeed: Any, passthrough: dict[str, Any] | None) -> Iterator[None]:
     """What DeepSpeed says of the user's additions, as a UserError; without additions it is no mistake of the user."""
-    refusals = (ValueError, TypeError, AssertionError, deepspeed.runtime.zero.utils.ZeRORuntimeException)
+    refusals = (
+        *(ValueError, TypeError, AssertionError, deepspeed.runtime.config.DeepSpeedConfigError),
+        deepspeed.runtime.zero.utils.ZeRORuntimeException,
+    )
     try:
         yield
     except refusals as error:

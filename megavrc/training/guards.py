@@ -56,14 +56,16 @@ class Guards:
         train: `spike_threshold`, `spike_window`, `spike_rollbacks`.
         run_dir: gets audit.jsonl.
         rank: of this process.
+        start: number of this start of the run; in every line of audit.jsonl.
 
     Attributes:
         rollbacks: how often the run has gone back to a checkpoint.
+        skipped_in_a_row: steps before this one that were skipped, since the last that was not.
     """
 
-    def __init__(self, train: TrainConfig, run_dir: Path, rank: Rank) -> None:
-        self._train, self._run_dir, self._rank = train, run_dir, rank
-        self.rollbacks = self._skipped_in_a_row = 0
+    def __init__(self, train: TrainConfig, run_dir: Path, rank: Rank, start: int = 1) -> None:
+        self._train, self._run_dir, self._rank, self._start = train, run_dir, rank, start
+        self.rollbacks = self.skipped_in_a_row = 0
         self._losses: deque[float] = deque(maxlen=train.spike_window)  # of applied steps, means over samples
 
     @property
@@ -71,9 +73,10 @@ class Guards:
         """The losses that the next one is compared with: part of a run's state."""
         return list(self._losses)
 
-    def restore(self, recent_losses: Iterable[float]) -> None:
+    def restore(self, recent_losses: Iterable[float], skipped_in_a_row: int = 0) -> None:
         self._losses.clear()
         self._losses.extend(recent_losses)
+        self.skipped_in_a_row = skipped_in_a_row
 
     def judge(self, step: int, applied: bool, losses: list[Tensor], samples: list[int]) -> BadStep | None:
         """Judge a step (collective, unless all is well and spikes are not looked for).
@@ -90,7 +93,7 @@ class Guards:
             Diverged: too many steps were skipped in a row, or the run has gone back too often.
         """
         if applied:
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
             if not self._train.spike_threshold:
                 return None
         everyones = by_rank(torch.stack(losses).tolist(), self._rank)
@@ -131,8 +134,8 @@ class Guards:
         ranks = [rank for rank, each in enumerate(losses) if not all(map(math.isfinite, each))]
         reason = f"non-finite loss on ranks {ranks}" if ranks else "non-finite gradient"
         self._audit(BadStep(step, reason, losses, samples), "skipped")
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MAX_SKIPPED:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MAX_SKIPPED:
             raise Diverged(
                 f"{MAX_SKIPPED} steps in a row had non-finite losses or gradients; audit.jsonl names their samples; "
                 "resume with a lower optimizer.lr"
@@ -150,7 +153,8 @@ class Guards:
             for rank, (mine, theirs) in enumerate(zip(found.losses, samples, strict=True))
         ]
         line = {"step": found.step, "event": event, "reason": found.reason, **more, "ranks": ranks}
+        line |= {"time": time.time(), "start": self._start}
         try:
-            append_line(self._run_dir / "audit.jsonl", json.dumps(line | {"time": time.time()}))
+            append_line(self._run_dir / "audit.jsonl", json.dumps(line))
         except OSError as error:
             log.warning("audit.jsonl cannot be written (%s): %s", error, json.dumps(line))

@@ -16,7 +16,7 @@ from torch import Tensor
 from megavrc.checkpoint import Checkpoint
 from megavrc.data.stream import Stream
 from megavrc.distributed import Rank, fault, seed_for, total_over_ranks
-from megavrc.files import check_fields
+from megavrc.files import check_fields, sha256_json
 from megavrc.hardware import peak_memory
 from megavrc.training.compile_blocks import prepare_blocks
 from megavrc.training.config import BaseRunConfig
@@ -36,6 +36,7 @@ log = logging.getLogger("megavrc")
 STATE = {  # of a checkpoint that training goes on from
     **{"updates": int, "skipped": int},
     **{"rollbacks": int | None, "data_offset": int | None, "losses": list[float] | None},
+    "skipped_in_a_row": int | None,
 }
 
 
@@ -59,7 +60,7 @@ class Trainer:
             task.initialise(core)
         prepare_blocks(task.blocks(core), config.train)
         self.engine = Engine(core, task.loss, config.train, config.optimizer, rank, config.deepspeed)
-        self.guards = Guards(config.train, run.path, rank)
+        self.guards = Guards(config.train, run.path, rank, run.start)
         if run.checkpoint is not None:
             self._restore(run.checkpoint)
             self.guards.rollbacks = run.checkpoint.state.get("rollbacks", 0)
@@ -93,7 +94,7 @@ class Trainer:
         if missing:
             log.warning("%s has no %s", checkpoint.path, ", ".join(sorted(missing)))
         self.step, self.skipped = checkpoint.step, checkpoint.state["skipped"]
-        self.guards.restore(checkpoint.state.get("losses", []))
+        self.guards.restore(checkpoint.state.get("losses", []), checkpoint.state.get("skipped_in_a_row", 0))
 
     def _open(self) -> None:
         """Data and reports from this step on."""
@@ -160,6 +161,7 @@ class Trainer:
         """A line of metrics about the last `steps` steps, and `more` of them (collective)."""
         self.run.check_ours()
         means = self.meter.means()
+        tokens = means.pop("tokens", self.task.tokens)
         seconds, waiting, own = self.clock.lap()
         clips = steps * self.config.train.global_batch / seconds
         values = {
@@ -167,7 +169,7 @@ class Trainer:
             "lr": learning_rate(self.step - 1, self.config.train.steps, self.config.optimizer),
             "grad_norm": update.grad_norm,
             "clips/s": clips,
-            "tokens/s": clips * self.task.tokens,
+            "tokens/s": clips * tokens,
             **utilisation(clips / self.rank.world_size * self.task.flops, self.device_name),
             "data_wait_%": 100 * waiting,
             "skipped": float(self.skipped),
@@ -201,6 +203,7 @@ class Trainer:
         progress = {
             "updates": self.engine.updates,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.guards.skipped_in_a_row,
             "rollbacks": self.guards.rollbacks,
             "data_offset": self.data_offset,
             "losses": self.guards.recent_losses,
@@ -208,6 +211,8 @@ class Trainer:
         losses = [value for name, value in validation.items() if name.endswith("/loss")]
         if losses:
             progress["validation_loss"] = statistics.fmean(losses)
+            sets = {name: [samples.identity, samples.count] for name, samples in self.task.validation.items()}
+            progress["validation_sets"] = sha256_json(sets)
         with self.clock.excluded():
             write = self.saver.save_and_wait if wait else self.saver.save
             write(self.step, self.run.describe(progress))

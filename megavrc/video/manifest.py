@@ -81,10 +81,10 @@ def read_captions(path: Path, split: str | None = None) -> list[str]:
 
 
 def _caption(path: Path, number: int, fields: Entry) -> str:
-    caption = fields.get("caption") or ""
-    if not isinstance(caption, str):
+    caption = fields.get("caption")
+    if not isinstance(caption, str | None):
         raise UserError(f"{path} line {number}: caption must be a string or null, got {caption!r:.60}")
-    return caption
+    return caption or ""
 
 
 def _named(path: Path, number: int, fields: Entry) -> Entry:
@@ -105,12 +105,18 @@ def _named(path: Path, number: int, fields: Entry) -> Entry:
 def _entry(path: Path, number: int, fields: Entry) -> Entry:
     if not isinstance(fields.get("path"), str) or not fields["path"].strip():
         raise UserError(f'{path} line {number}: expected an object with "path", a string that names a file')
-    part = "-".join("" if fields.get(key) is None else str(fields[key]) for key in ("start", "end"))
-    own = fields["path"] if part == "-" else f"{fields['path']}#{part}"
-    entry = {"id": own, "caption": None, "label": None, "split": "train", **fields}
+    usual = {"id": _own_id(fields), "caption": None, "label": None, "split": "train"}
+    entry = {**usual, **fields}
+    entry |= {key: value for key, value in usual.items() if entry[key] is None}  # null is an absent value
     if problem := _problem(entry):
         raise UserError(f"{path} line {number}: {problem}")
     return entry
+
+
+def _own_id(fields: Entry) -> str:
+    """The id of an entry that names none."""
+    part = "-".join("" if fields.get(key) is None else str(fields[key]) for key in ("start", "end"))
+    return fields["path"] if part == "-" else f"{fields['path']}#{part}"
 
 
 def _problem(entry: Entry) -> str | None:
@@ -137,11 +143,17 @@ def _problem(entry: Entry) -> str | None:
 
 
 def _check_unique(path: Path, entries: list[Entry]) -> None:
-    seen: set[str] = set()
+    """UserError if two entries have one id, or none of their own and one video, however its path is spelled."""
+    seen: dict[Any, str] = {}
     for entry in entries:
-        if entry["id"] in seen:
-            raise UserError(f"{path}: id {entry['id']!r} stands there twice; ids must be unique")
-        seen.add(entry["id"])
+        keys: list[Any] = [entry["id"]]
+        if entry["id"] == _own_id(entry):
+            keys.append((os.path.normpath(entry["path"]), entry.get("start") or 0, entry.get("end")))
+        for key in keys:
+            if key in seen:
+                other = f", also as {seen[key]!r}" * (seen[key] != entry["id"])
+                raise UserError(f"{path}: id {entry['id']!r} stands there twice{other}; ids must be unique")
+            seen[key] = entry["id"]
 
 
 def _check_classes(path: Path, entries: list[Entry]) -> None:
@@ -215,7 +227,9 @@ def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: 
             )
         entry = _entry(table, number, _typed(table, number, fields) if kind == ".csv" else fields)
         entries.append(
-            entry if fields.get("split") else entry | {"split": split_of(entry["path"], val_fraction)}
+            entry
+            if fields.get("split")
+            else entry | {"split": split_of(os.path.normpath(entry["path"]), val_fraction)}
         )
     if not entries:
         raise UserError(f"{table}: holds no videos")

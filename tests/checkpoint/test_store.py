@@ -258,6 +258,17 @@ def scored(store: Path, losses: dict[int, float | None], retention: Retention) -
     return steps(store)
 
 
+def test_the_best_is_the_best_on_the_validation_sets_of_the_newest(tmp_path: Path) -> None:
+    losses = {1: (3.0, "a"), 2: (4.0, "a"), 3: (9.0, "b"), 4: (8.0, "b"), 5: (8.5, "b")}
+    there = []
+    for step, (loss, sets) in losses.items():
+        state = {"validation_loss": loss, "validation_sets": sets}
+        folder = write(tmp_path, step, {"model": {"w": torch.ones(1)}}, state, keep=99)
+        Retention(last=1).apply(folder)
+        there.append(steps(tmp_path))
+    assert there == [[1], [1, 2], [3], [4], [4, 5]]
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 11):
         commit(tmp_path, step, keep=2)

@@ -202,3 +202,24 @@ def test_a_signal_only_sets_a_flag(number: signal.Signals) -> None:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RANK": "a"},
+        {"RANK": "2"},
+        {"WORLD_SIZE": ""},
+        {"WORLD_SIZE": "0"},
+        {"MASTER_PORT": "99999"},
+        {"LOCAL_RANK": "-1"},
+    ],
+)
+def test_variables_that_cannot_be_are_named(wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RANK": "0", "WORLD_SIZE": "2", **wrong})
+    [(name, value)] = wrong.items()
+    with (
+        pytest.raises(UserError, match=f"^{name}={value} in the environment: expected an integer"),
+        connect(),
+    ):
+        raise AssertionError("it connected")

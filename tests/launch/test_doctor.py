@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import write
 from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import save_file
 
@@ -130,7 +131,7 @@ def test_folders_are_looked_at(folder: Path, source: Source, tmp_path: Path) -> 
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A folder of videos of a person: one whole, one cut off, one short, and a table that names one more."""
+    """A folder of videos of a person: one whole, one cut off, one short, one HDR; a table that names one more."""
     folder = tmp_path / "videos"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
@@ -138,7 +139,8 @@ def mine(tmp_path: Path) -> Path:
         write_mp4(folder / f"{name}.mp4", noise[:frames])
     content = (folder / "cut.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
-    rows = "".join(f"{name}.mp4,it is {name}\n" for name in ("whole", "cut", "short", "gone"))
+    write(folder / "hdr.mp4", "BT.2020 limited", "yuv420p10le", count=20, color_trc=16)
+    rows = "".join(f"{name}.mp4,it is {name}\n" for name in ("whole", "cut", "short", "hdr", "gone"))
     (tmp_path / "captions.csv").write_text("file,caption\n" + rows)
     return tmp_path
 
@@ -146,10 +148,11 @@ def mine(tmp_path: Path) -> Path:
 def test_videos_are_looked_at_before_anything_is_made_of_them(mine: Path) -> None:
     table, folder = mine / "captions.csv", mine / "videos"
     found = {each.name: each for each in doctor.folder_lines(str(table), str(folder))}
-    assert found["usable"].found == "1 of 4 files" and found["usable"].advice == "decoded to the end"
+    assert found["usable"].found == "1 of 5 files" and found["usable"].advice == "decoded to the end"
     assert "cut.mp4: " in found["damaged"].advice and "gone.mp4: io: " in found["missing"].advice
+    assert "hdr.mp4: decode: frame 0: HDR (PQ) is not read" in found["damaged"].advice
     assert "short.mp4: 5 frames, a clip has 17" in found["short"].advice
-    assert found["captions"].found == "4 of 4 videos"
+    assert found["captions"].found == "5 of 5 videos"
     assert {each.state for each in found.values()} == {"ok", "note"}
     assert doctor.main([str(table), f"--folder={folder}"]) == 0, "what is left out harms nobody"
     assert doctor.main([str(table)]) == 1, "no video is there"
@@ -159,9 +162,9 @@ def test_videos_are_looked_at_before_anything_is_made_of_them(mine: Path) -> Non
 def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
     folder = mine / "videos"
     captions = doctor.folder_lines(str(folder))[-1]
-    assert (captions.state, captions.found) == ("warn", "0 of 3 videos")
+    assert (captions.state, captions.found) == ("warn", "0 of 4 videos")
     assert ".txt beside each video" in captions.advice
-    for name in ("whole", "cut", "short"):
+    for name in ("whole", "cut", "short", "hdr"):
         (folder / "run").mkdir(exist_ok=True)
         (folder / f"{name}.mp4").rename(folder / "run" / f"{name}.mp4")
     assert "kind class --model.condition.classes 1" in doctor.folder_lines(str(folder))[-1].advice
@@ -173,7 +176,7 @@ def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
 def test_of_many_videos_the_others_are_opened(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "DECODING_S", 0)
     usable = doctor.folder_lines(str(mine / "videos"))[1]
-    assert usable.advice == "of 3 one frame was decoded, of the others all"
+    assert usable.advice == "of 4 one frame was decoded, of the others all"
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(

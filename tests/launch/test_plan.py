@@ -14,6 +14,7 @@ from scripts import run_script
 from megavrc import checkpoint
 from megavrc.config import load_config, run_command
 from megavrc.data.shards import ShardWriter, shard_name
+from megavrc.data.text_features import FeatureWriter
 from megavrc.errors import UserError
 from megavrc.hardware import GPUS, gpu_named, gpu_of
 from megavrc.launch.memory import activations, count_saved, state_bytes
@@ -168,6 +169,20 @@ def test_token_shards_on_disk_are_as_one_that_is_written(name: str, tmp_path: Pa
     assert planned["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
     assert make_plan(model, job(clips=20481))["disk"]["tokens"]["files"] == 3 * (11 if model.frames else 2)
     assert make_plan(model, job())["disk"]["tokens"] is None
+    assert "text_features" not in make_plan(model, job())["disk"], "of a model of classes"
+
+
+def test_text_features_on_disk_are_as_those_that_are_written(tmp_path: Path) -> None:
+    model = ModelConfig(frames=0, condition=ConditionConfig(text="features", feature_dim=40, slots=9))
+    with FeatureWriter(tmp_path / shard_name("train", 0, 1)) as shard:
+        for number in range(300):
+            fields = {"caption": "a red square", "cut": False}
+            shard.add(f"{number:016x}-0000000", np.zeros((8, 40), np.float16), fields)
+        shard.commit()
+    planned = make_plan(model, job(clips=300))["disk"]["text_features"]
+    assert planned["files"] == len(list(tmp_path.iterdir()))
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert planned["bytes"] == pytest.approx(size, rel=0.1)
 
 
 def test_every_stage_and_micro_batch_is_as_if_configured() -> None:

@@ -111,20 +111,38 @@ def one_rank(root: Path, rank: Rank) -> dict[str, Any]:
         "refused_to_go_on": refused_to_go_on(root / "alone", rank),
         "samples": [sample for part in delivered for sample in part],
         "alone": metrics(root / "alone"),
+        "skipped_in_a_row": skipped_in_a_row(root / "nan", rank),
         "after_rollback": after_rollback(root / "rollback", rank),
         "after_a_slow_start": after_a_slow_start(root / "slow", rank),
     }
 
 
-def refused_to_go_on(folder: Path, rank: Rank) -> str:
-    """Why a finished run is not continued by a start with a mistake that building the engine finds."""
-    config = toy_config(folder, 12)
-    config.deepspeed = {"zero_optimization": {"no_such_key": 1}}
-    try:
-        train(config, ToyTask(), rank)
-    except UserError as error:
-        return str(error)
-    return ""
+def refused_to_go_on(folder: Path, rank: Rank) -> list[str]:
+    """Why a finished run is not continued by starts with a mistake that building the engine finds."""
+    found, config = [], toy_config(folder, 12)
+    for section, content in (
+        ("zero_optimization", {"no_such_key": 1}),
+        ("sparse_attention", {}),
+        ("zero_optimisation", {"stage": 1}),
+    ):
+        config.deepspeed = {section: content}
+        try:
+            train(config, ToyTask(), rank)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def skipped_in_a_row(folder: Path, rank: Rank) -> dict[int, int]:
+    """As starts count them that go on from step 6, and from step 3, which was skipped."""
+    found, config, task = {}, toy_config(folder), ToyTask()
+    for step, later in ((6, (9, 10)), (3, (6,))):
+        for number in later:
+            shutil.rmtree(folder / "checkpoints" / f"step-{number:08d}")
+        with contextlib.closing(RunFolder(config, task.identity, task.facts, rank)) as run:
+            with contextlib.closing(Trainer(config, task, run, rank, Watchdog(folder, rank, 0))) as trainer:
+                found[step] = trainer.guards.skipped_in_a_row
+    return found
 
 
 def after_rollback(folder: Path, rank: Rank) -> dict[str, float]:

@@ -14,6 +14,7 @@ from megavrc.config import dump_yaml
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.text_features import TextFeatures
 from megavrc.errors import UserError
+from megavrc.files import sha256_json
 from megavrc.hf.convert import read_run
 from megavrc.model import ConditionConfig, ModelConfig
 from megavrc.model.condition import FeatureEmbedding
@@ -68,6 +69,9 @@ def test_training_on_text_features_end_to_end(made: Path, tmp_path: Path) -> Non
     assert not torch.equal(plain.weights[name], averaged.weights[name])
     assert plain.state["facts"]["text_encoder"] == VRCTask(config).source.text_encoder
     assert plain.state["validation_loss"] == lines[-1]["val/held_out/loss"]
+    held_out = VRCTask(config).validation["held_out"]
+    assert held_out.identity, "which samples they are"
+    assert plain.state["validation_sets"] == sha256_json({"held_out": [held_out.identity, 5]})
 
 
 def test_a_batch_has_the_features_of_its_captions(made: Path, tmp_path: Path) -> None:

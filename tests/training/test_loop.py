@@ -67,8 +67,14 @@ def test_a_run_that_is_ended_before_its_last_checkpoint_says_how_far_it_was_trai
 
 
 def test_a_start_that_is_refused_leaves_a_finished_run_finished(worlds: dict[str, Any]) -> None:
-    refused = "deepspeed: DeepSpeed refuses zero_optimization: no_such_key: Extra inputs are not permitted"
-    assert worlds["refused_to_go_on1"] == refused
+    unknown, removed, misspelled = worlds["refused_to_go_on1"]
+    assert unknown == (
+        "deepspeed: DeepSpeed refuses zero_optimization: no_such_key: Extra inputs are not permitted"
+    )
+    assert removed.startswith("deepspeed: DeepSpeed refuses sparse_attention: ")
+    assert misspelled == (
+        "deepspeed.zero_optimisation: DeepSpeed has no such option, did you mean zero_optimization?"
+    )
     assert (worlds["root"] / "alone" / "complete.json").is_file()
 
 
@@ -96,6 +102,7 @@ def test_a_non_finite_step_is_skipped_and_counted(worlds: dict[str, Any]) -> Non
     assert [line["skipped"] for line in steps] == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
     assert "loss" not in steps[2]
     assert all(line["loss"] < 10 for line in steps if line["step"] != 3)
+    assert worlds["skipped_in_a_row1"] == {"6": 0, "3": 1}, "as starts from these steps count on"
 
 
 def test_another_world_size_goes_on_with_the_same_samples(worlds: dict[str, Any]) -> None:

@@ -43,6 +43,11 @@ def test_every_term_is_logged_in_the_steps_that_have_it(world: dict[str, Any]) -
         frame = {"adversarial_frame", "matching_frame", "discriminator_frame", "perceptual", "psnr", "ssim"}
         clip = {"adversarial_clip", "matching_clip", "discriminator_clip"}
         assert frame <= line.keys() and (clip <= line.keys()) == (line["step"] % 2 == 1)
+        grids = {4, 16}  # by the two scales
+        of_a_clip = {2 * cells for cells in grids} if line["step"] % 2 else grids
+        assert round(line["tokens/s"] / line["clips/s"], 3) in of_a_clip
+    for line in lines(world["root"] / "image"):  # two images of each clip
+        assert round(line["tokens/s"] / line["clips/s"], 3) in {8, 32}
 
 
 def test_features_are_not_in_the_checkpoint_and_discriminators_are(world: dict[str, Any]) -> None:

@@ -104,6 +104,22 @@ def test_parts_of_one_video(tmp_path: Path) -> None:
     ]
 
 
+def test_null_is_an_absent_value(tmp_path: Path) -> None:
+    absent = dict.fromkeys(("id", "caption", "label", "split", "start", "end", "fps", "class"))
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "a.mp4", **absent}))
+    [entry] = read_manifest(tmp_path / "m.jsonl")
+    assert (entry["id"], entry["split"], entry["caption"]) == ("a.mp4", "train", None)
+
+
+def test_all_spellings_of_a_path_are_in_one_split(tmp_path: Path) -> None:
+    spelled = [f"{dots}{name}.mp4" for name in "abcdefgh" for dots in ("", "./")]
+    rows = [{"path": path, "id": str(number)} for number, path in enumerate(spelled)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entries = from_list(tmp_path / "t.jsonl", tmp_path / "m.jsonl", None, 0.5)
+    splits = [entry["split"] for entry in entries]
+    assert splits[::2] == splits[1::2] and len(set(splits)) == 2
+
+
 def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
     text = "line separator \u2028, next line \x85, tab \t, break \n, \N{SNOWMAN}"
     entries: list[Entry] = [
@@ -128,6 +144,11 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
         ('{"path": "a"}\n{"path": "b", "caption": "\\ud83d \u00e9"}', r"line 2: \\ud83d is half a character"),
         ('{"path": "a", "x": {"y": ["\\udc00"]}}', r"line 1: \\udc00 is half a character"),
         ('{"path": "a"}\n{"path": "b", "id": "a"}', "id 'a' stands there twice"),
+        ('{"path": "a"}\n{"path": "./a"}', r"id '\./a' stands there twice, also as 'a'"),
+        (
+            '{"path": "b/a", "end": 2}\n{"path": "b/../b//a", "start": 0, "end": 2.0}',
+            r"id 'b/\.\./b//a#0-2\.0' stands there twice, also as 'b/a#-2'",
+        ),
         ('{"path": "a", "label": "x"}', "label must be an integer"),
         ('{"path": "a", "label": -1}', "label must be an integer from 0"),
         ('{"path": "a", "label": true}', "label must be an integer from 0"),

@@ -13,11 +13,16 @@ from megavrc.data.stream import Source
 
 @dataclass(frozen=True)
 class Samples:
-    """A set to measure the loss on: the samples at the first `count` positions of an order."""
+    """A set to measure the loss on: the samples at the first `count` positions of an order.
+
+    Attributes:
+        identity: JSON that says which these are; losses on other ones are not compared.
+    """
 
     source: Source
     order: SampleOrder
     count: int
+    identity: Any = None
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -39,7 +44,7 @@ class Task(Protocol[M]):
         source: samples by index.
         order: which of them stands at a position of the training.
         max_damaged: how many different damaged samples others may replace.
-        tokens: of one sample, for tokens per second.
+        tokens: of one sample, for tokens per second; a metric `tokens` of the loss, their mean, takes its place.
         flops: of training on one sample, forward and backward; 0 if they are not counted.
         identity: JSON that a run folder is bound to; another identity is another run.
         facts: JSON about data and tokenizers, kept in every checkpoint.

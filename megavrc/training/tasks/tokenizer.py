@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ class TokenizerTask:
             )
         self.source = TrainingClips(config.data, Path(config.run_dir) / "cache", rank)
         self.order, self.max_damaged = Order(len(self.source), seed_for(config.seed, "order")), 0
-        rows, columns = config.model.grid(config.data.size, config.data.size)
-        self.tokens = config.model.latent_frames(config.data.all_turns()[-1]) * rows * columns
-        self.flops = 0
+        self.tokens = self.flops = 0  # how many tokens depends on the step: a metric
         self.facts: dict[str, Any] = {}
         self.validation: dict[str, Samples] = {}
         self.identity = {
@@ -105,7 +104,15 @@ class TokenizerTask:
     def loss(
         self, module: TokenizerObjective, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return module(batch["clips"], step, batch["frame"])
+        loss, metrics = module(batch["clips"], step, batch["frame"])
+        return loss, metrics | {"tokens": loss.new_full((), self._tokens(module, batch["clips"], step))}
+
+    def _tokens(self, module: TokenizerObjective, clips_BTHWC: Tensor, step: int) -> int:
+        """Of the windows of one sample, as they are at this step."""
+        frames, model = clips_BTHWC.shape[1], self.config.model
+        side = module.side(self.config.data.size, step)
+        windows = self.config.data.images_per_clip if frames == 1 else 1
+        return windows * model.latent_frames(frames) * math.prod(model.grid(side, side))
 
     def preview(self, module: TokenizerObjective, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))

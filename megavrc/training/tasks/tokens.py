@@ -72,8 +72,9 @@ def open_validation(
         if source.text_encoder != training.text_encoder:
             raise UserError(f"{key}: its text features were made by another encoder")
         orders = [InOrder(len(part)) for part in source.parts]
-        order = BlendOrder(orders, [part.weight for part in _parts(chosen)])
-        sets[name] = Samples(source, order, min(chosen.samples, len(source)))
+        weights = [part.weight for part in _parts(chosen)]
+        count = min(chosen.samples, len(source))
+        sets[name] = Samples(source, BlendOrder(orders, weights), count, [source.identity, weights])
     return sets
 
 
