@@ -34,7 +34,7 @@ def alignment(
     later_guidance: float | None = None,
     plausibility: float = PLAUSIBILITY,
     speculative: int = 0,
-    later_passes: list[int] | None = None,
+    later_passes: list[int] | int | None = None,
     seed: int = 0,
     device: str = "auto",
     json: Path | None = None,
@@ -61,7 +61,8 @@ def alignment(
         later_guidance: guidance of the later frames (default: as guidance).
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
-        later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
+        later_passes: passes of each later frame, for a model with refinement: 8 1 1 1, where missing ones are 1; or one
+            number for all.
         seed: clip i is generated with the seed SEED + i.
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the scores to.
@@ -77,7 +78,7 @@ def alignment(
     if model is None or manifest is None:
         raise UserError("required: --model and --manifest, or --clips (see --help)")
     guided = {"later_guidance": later_guidance, "plausibility": plausibility}
-    always = {"speculative": speculative, "later_passes": later_passes or 1}
+    always = {"speculative": speculative, "later_passes": 1 if later_passes is None else later_passes}
     checked_settings(first_temperature, later_temperature, guidance, **always, **guided)  # before any work
     loaded = load_folder(model, device)
     entries = _all_entries(manifest)

@@ -43,7 +43,7 @@ def scenes(
     first_temperature: float = 1.0,
     later_temperature: float = 1.0,
     guidance: float = 1.0,
-    later_passes: list[int] | None = None,
+    later_passes: list[int] | int | None = None,
     draws: int = 0,
     seed: int = 0,
     batch: int = 16,
@@ -67,7 +67,8 @@ def scenes(
         first_temperature: sampling temperature of the first frame.
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
-        later_passes: passes of each later frame, for a model with refinement; missing ones are 1.
+        later_passes: passes of each later frame, for a model with refinement: 8 1 1 1, where missing ones are 1; or one
+            number for all.
         draws: clips drawn from each of eight first frames whose motion the caption does not tell, to see whether every
             future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.
@@ -78,7 +79,7 @@ def scenes(
         clips: clips of these captions to score, as for megavrc evaluate fvd; exactly the first N of the split.
     """
     check_outputs(json, sheet)
-    passes = later_passes or 1
+    passes = 1 if later_passes is None else later_passes
     settings = checked_settings(first_temperature, later_temperature, guidance, later_passes=passes)
     check_least(batch=(batch, 1), n=(1 if n is None else n, 1))
     if draws < 0 or (draws and model is None):

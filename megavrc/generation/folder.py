@@ -149,6 +149,8 @@ class Folder:
         Raises:
             UserError: inputs that do not fit the model.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size: {batch_size!r} is not a positive number")
         request, batches = self.request(prompt, label, **options), []
         for start in range(0, len(request), batch_size):
             ids = _user_error(self.pipeline.generate, request[start : start + batch_size], "ids")

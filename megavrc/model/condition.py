@@ -31,11 +31,13 @@ class Condition:
 
     @classmethod
     def of(cls, given: Any) -> "Condition":
-        """A condition from plain tensors too: `values`, or a pair of `values` and `real`."""
+        """A condition from plain tensors too: `values`, or a pair of `values` and `real`; ValueError for others."""
         if isinstance(given, Tensor):
             return cls(given)
         if isinstance(given, tuple):
             return cls(*given)
+        if not isinstance(getattr(given, "values", None), Tensor):
+            raise ValueError(f"condition: a {type(given).__name__} is neither a Condition nor its tensors")
         return cls(given.values, given.real)  # perhaps of the class in another copy of this file
 
     def __len__(self) -> int:

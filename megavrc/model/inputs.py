@@ -85,6 +85,11 @@ def prompt_list(prompt: Any) -> list[str]:
     wrong = [one for one in prompts if not isinstance(one, str)]
     if wrong or not prompts:
         raise ValueError(f"prompt: {wrong[0]!r:.60} is not a text" if wrong else "prompt: an empty list")
+    for text in prompts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"prompt {text!a:.60}: holds half a character; correct the text") from None
     return prompts
 
 
@@ -130,13 +135,7 @@ def first_frames(given: Any, clips: int, side: int | None) -> Tensor:
 
 def _pictures(given: Any) -> list[Tensor]:
     """One picture or a batch of them as uint8 [H, W, 3] each."""
-    if isinstance(given, (str, Path)):
-        try:
-            given = importlib.import_module("PIL.Image").open(given)
-            given.load()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"first_frame: {given}: not a picture that can be read ({error})") from None
-    if hasattr(given, "getbands"):  # PIL
+    if isinstance(given, (str, Path)) or hasattr(given, "getbands"):  # PIL
         given = _from_pil(given)
     tensor = as_tensor(given, "first_frame", "picture: give a path, a PIL image, an array or a tensor")
     shape = list(tensor.shape)
@@ -164,10 +163,16 @@ def as_tensor(given: Any, name: str, what: str) -> Tensor:
         raise ValueError(f"{name}: a {type(given).__name__} is no {what}") from None
 
 
-def _from_pil(image: Any) -> Tensor:
-    """As a viewer shows it: turned as its EXIF says, transparent parts white."""
-    shown = importlib.import_module("PIL.ImageOps").exif_transpose(image).convert("RGBA")
-    pillow = importlib.import_module("PIL.Image")
+def _from_pil(given: Any) -> Tensor:
+    """A file or a PIL image as a viewer shows it: turned as its EXIF says, transparent parts white."""
+    pillow, turned = (importlib.import_module(f"PIL.{name}") for name in ("Image", "ImageOps"))
+    try:
+        image = pillow.open(given) if isinstance(given, (str, Path)) else given
+        if image.mode[0] in "IF":  # converting would clip them
+            raise ValueError(f"not 8 bits a channel: mode {image.mode}")
+        shown = turned.exif_transpose(image).convert("RGBA")
+    except Exception as error:  # the readers of damaged files raise anything
+        raise ValueError(f"first_frame: {given}: not a picture that can be read ({error})") from None
     shown = pillow.alpha_composite(pillow.new("RGBA", shown.size, "white"), shown).convert("RGB")
     return torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(shown.height, shown.width, 3)
 

@@ -61,6 +61,11 @@ def write_sums(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
+def _are_ids(values: Tensor, count: int) -> bool:
+    """Whether they are among the ids 0..count - 1: others would end a process that computes on CUDA."""
+    return values.dtype in (torch.int32, torch.int64) and bool(((values >= 0) & (values < count)).all())
+
+
 class VRCForVideoGeneration(PreTrainedModel):
     """Generates video from text, a class label, a first frame or the beginning of a clip.
 
@@ -215,7 +220,10 @@ class VRCForVideoGeneration(PreTrainedModel):
         if sum(given is not None for given in (prompt, label, condition)) != 1:
             raise ValueError("give exactly one of prompt, label and condition")
         if condition is not None:
-            return Condition.of(condition)
+            rows, table = Condition.of(condition), getattr(self.vrc.condition, "table", None)
+            if table is not None and not _are_ids(rows.values, len(table.weight)):
+                raise ValueError(f"condition: ids are whole numbers from 0 to {len(table.weight) - 1}")
+            return rows
         config = self.vrc.config.condition
         kind = kind_of(config)
         wanted = {"label": "label", "features": "condition"}.get(kind.reads, "prompt")

@@ -72,7 +72,10 @@ class ClipRequest:
         if first_frame is not None:
             clip = first_frames(first_frame, len(rows), side)
         elif clip is not None:
-            clip = as_tensor(clip, "clip", "clip: give an array or a tensor, uint8 [B, 1 + 4k, H, W, 3]")
+            form = "uint8 [B, 1 + 4k, H, W, 3]"
+            clip = as_tensor(clip, "clip", f"clip: give an array or a tensor, {form}")
+            if clip.shape[:1] != (len(rows),):
+                raise ValueError(f"clip: shape {list(clip.shape)} for {len(rows)} clips, expected {form}")
         check_types({name: n for name, n in (("frames", frames), ("overlap", overlap)) if n is not None})
         seeds = seed_list(seed, len(rows))
         if settings is None:

@@ -65,13 +65,9 @@ def row_partial(config: ModelConfig) -> Partial:
 
 
 def kept_cells(cells: int, passes: int) -> list[int]:
-    """The number of cells known after each pass: few at first, all in the end (the cosine schedule of MaskGIT).
-
-    Raises:
-        ValueError: more passes than cells, or none.
+    """The number of cells known after each of 1 to `cells` passes: few at first, all in the end (the cosine schedule of
+    MaskGIT).
     """
-    if not 1 <= passes <= cells:
-        raise ValueError(f"passes: {passes} for {cells} cells, which take 1 to {cells}")
     kept = [0]
     for number in range(1, passes + 1):
         share = math.cos(math.pi / 2 * number / passes)
@@ -98,9 +94,12 @@ def frame_passes(config: ModelConfig, settings: SamplingSettings) -> list[int]:
         )
     if settings.row_passes > 1 and config.first_frame != "row":
         raise ValueError("row_passes: this model does not draw its first frame row by row")
-    kept_cells(config.grid, passes[0])
-    for count in passes[1:]:
-        kept_cells(config.tokens_per_frame, count)
+    for name, cells, most in (
+        ("row_passes", config.grid, passes[0]),
+        ("later_passes", config.tokens_per_frame, max(passes[1:], default=1)),
+    ):
+        if most > cells:
+            raise ValueError(f"{name}: {most} for {cells} cells, which take 1 to {cells}")
     return passes
 
 

@@ -8,7 +8,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -83,13 +84,16 @@ class SamplingSettings:
                 f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
                 f"got {self.speculative} and {self.draft!r}"
             )
-        given = self.later_passes
-        later = given if isinstance(given, list | tuple) else [given]
-        if not all(type(count) is int and count > 0 for count in (*later, self.row_passes)):
+        given: Any = self.later_passes
+        several = isinstance(given, list | tuple)
+        counts = [*given, self.row_passes] if several else [given, self.row_passes]
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in counts):
             raise ValueError(
                 "later_passes is a positive number or a list of them, row_passes a positive number; got "
                 f"{given!r} and {self.row_passes!r}"
             )
+        *later, self.row_passes = (int(n) for n in counts)  # of any library
+        self.later_passes = later if several else later[0]
 
     def guidance_of(self, frame: int) -> float:
         """The guidance of a latent frame."""

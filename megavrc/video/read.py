@@ -111,7 +111,10 @@ def read_picture(content: bytes, size: int | None = None, crop: Crop = "center")
         VideoError: stage "open" for bytes that are no picture, "decode" for a damaged one.
     """
     frame = av.VideoFrame.from_ndarray(read_pixels("the picture", io.BytesIO(content)), format="rgb24")
-    return _shown(frame, 1.0, VideoReformatter(), size, crop)
+    try:
+        return _shown(frame, 1.0, VideoReformatter(), size, crop)
+    except (av.FFmpegError, ValueError) as error:  # of one so narrow that no size fits
+        raise VideoError("the picture", "decode", reason(error)) from None
 
 
 def resize_frames(frames_THWC: Frames, size: int | None, crop: Crop = "center") -> Frames:

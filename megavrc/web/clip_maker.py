@@ -96,6 +96,7 @@ class ClipMaker:
         side: of a frame in pixels. window: frames that the model was trained for. patch: frames of a latent one.
         classes: names of a model's classes, empty for a model of prompts.
         own: the folder's sampling, by the names of ALWAYS and MORE.
+        rest: passes of the later frames after the first, of the folder's own.
     """
 
     folder: Folder
@@ -105,6 +106,7 @@ class ClipMaker:
     patch: int
     classes: tuple[str, ...]
     own: dict[str, float]
+    rest: tuple[int, ...]
 
     def __call__(
         self,
@@ -138,7 +140,7 @@ class ClipMaker:
             options = self._options(source, picture, video, video_frames, clips, number)
             options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
             if "later_passes" in options:
-                options["later_passes"] = [options["later_passes"]]
+                options["later_passes"] = [options["later_passes"], *self.rest]
             length = self._length(frames)
             about = self._about(source, length, given, options)
             for clip, strip, status in self._grow(files, length, options):
@@ -226,6 +228,9 @@ def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
     model, tokenizer = folder.model.config, folder.video_tokenizer.config
     if not model.condition.is_class and folder.text_tokenizer is None and folder.text_encoder is None:
         raise UserError(f"{folder.path}: this model needs its text encoder: give --text_encoder")
+    settings = sampling_settings(folder.sampling)
+    given = settings.later_passes
+    later = [given] * max(model.frames, 1) if isinstance(given, int) else [*given] or [1]
     return ClipMaker(
         folder,
         uploads,
@@ -233,7 +238,8 @@ def clip_maker(folder: Folder, uploads: Path) -> ClipMaker:
         window=1 + model.frames * tokenizer.temporal_patch,
         patch=tokenizer.temporal_patch,
         classes=tuple(folder.class_names),
-        own=_own(sampling_settings(folder.sampling)),
+        own=_own(settings) | {"later_passes": later[0]},
+        rest=tuple(later[1:]),
     )
 
 
@@ -242,8 +248,7 @@ def _own(settings: SamplingSettings) -> dict[str, float]:
     own = {f"{part}_{name}": getattr(each, name) for part, each in parts.items() for name in SAMPLING}
     whole = {name: getattr(settings, name) for name in ("plausibility", "speculative")}
     whole |= {"guidance": settings.guidance_of(0), "later_guidance": settings.guidance_of(1)}
-    later = settings.later_passes
-    return {**own, **whole, "later_passes": later if isinstance(later, int) else next(iter(later), 1)}
+    return {**own, **whole}
 
 
 def _path(file: Any) -> Any:

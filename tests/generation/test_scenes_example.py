@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from parsing import parsed
 from PIL import Image
 
 from megavrc.generation.folder import load_folder
@@ -34,3 +36,16 @@ def test_make_try(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     with Image.open(tmp_path / "runs" / "try" / "clips.gif") as picture:
         assert picture.n_frames == 17
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tools/generate.py", "--model=m", "--out=o", "--prompt=a"],
+        ["tools/evaluate.py", "alignment"],
+        ["tools/evaluate.py", "scenes", "--manifest=m"],
+    ],
+)
+def test_one_number_of_passes_is_of_all_frames(words: list[str]) -> None:
+    for given, expected in ((["8"], 8), (["8", "1"], [8, 1])):
+        assert parsed(words[0], [*words[1:], "--later_passes", *given])["later_passes"] == expected

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
+from megavrc.errors import UserError
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.model import ClipRequest
 from megavrc.model.clips import SAMPLING_OPTIONS
@@ -69,6 +70,11 @@ def test_a_picture_that_runs_backward() -> None:
     [
         ({"clip": "start.mp4"}, "clip: a str is no clip: give an array"),
         ({"clip": [Image.new("RGB", (8, 8))]}, "clip: a list is no clip: give an array"),
+        (
+            {"clip": torch.zeros(3, 5, 8, 8, 3, dtype=torch.uint8)},
+            r"clip: shape \[3, 5, 8, 8, 3\] for 1 clips",
+        ),
+        ({"clip": torch.tensor(3)}, r"clip: shape \[\] for 1 clips"),
         ({"frames": "17"}, "frames: '17' is not a whole number"),
         ({"frames": 33, "overlap": 5.0}, "overlap: 5.0 is not a whole number"),
     ],
@@ -105,12 +111,37 @@ def test_pictures_of_other_sizes_are_scaled_and_cut_to_the_middle() -> None:
         (object(), "a object is no picture"),
         ([], "an empty list"),
         (np.array(["a"]), "is no picture"),
+        (Image.new("I;16", (16, 16), 500), "not 8 bits a channel: mode I;16"),  # which converting clips
+        (Image.new("F", (16, 16), 0.5), "not 8 bits a channel: mode F"),
     ],
 )
 def test_what_is_no_picture_is_said_in_words(given, message) -> None:
     with pytest.raises(ValueError, match=message) as error:
         first_frames(given, 2, 16)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "bmp", "avif"])
+def test_a_damaged_picture_at_a_path_is_one_line_that_names_it(tmp_path, kind) -> None:
+    """Pillow's readers raise SyntaxError, RuntimeError, DecompressionBombError and more."""
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / f"first.{kind}"
+    Image.fromarray(PICTURE).save(path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for number in range(60):
+        bad = np.frombuffer(whole, np.uint8).copy()
+        bad[random.integers(0, len(bad), 5)] = random.integers(0, 256, 5)
+        if kind == "bmp" and number == 0:
+            bad[18:26] = 100  # its width and height: a bomb
+        path.write_bytes(bad[: random.integers(len(bad) // 2, 2 * len(bad))].tobytes())
+        try:
+            first_frames(path, 1, 16)
+        except ValueError as error:
+            assert str(error).startswith(f"first_frame: {path}: not a picture") and "\n" not in str(error)
+            refused += 1
+    assert refused
 
 
 @pytest.mark.parametrize("seed", [5, np.int64(5), np.uint8(5), torch.tensor(5), [5, 6], (5, np.int64(6))])
@@ -184,6 +215,7 @@ def test_outputs_in_other_forms(model) -> None:
         (b"dog", "prompt: b'dog' is not a text"),
         ({"a dog": 1}, "prompt: {'a dog': 1} is not a text"),
         (["a dog", None], "prompt: None is not a text"),
+        ("a \ud800", r"prompt 'a \\ud800': holds half a character"),
         (np.array(["a dog", "a cat"]), None),
         (iter(["a dog", "a cat"]), None),
     ],
@@ -195,6 +227,28 @@ def test_prompts_are_texts(model, loaded, prompt, said) -> None:
     for generate in (model.generate_video, loaded.generate):
         with pytest.raises(ValueError, match=said):
             generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("a dog", "a str is neither a Condition nor its tensors"),
+        ([[0] * 16], "a list is neither"),
+        (torch.zeros(1, 16), "ids are whole numbers from 0 to"),
+        (torch.full((1, 16), 10_000), "ids are whole numbers from 0 to"),
+        (torch.full((1, 16), -1), "ids are whole numbers from 0 to"),
+        (torch.zeros(1, 3, dtype=torch.long), "the condition has 3 slots, the model takes 16"),
+    ],
+)
+def test_what_is_no_condition(model, condition, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        model.generate_video(condition=condition)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2"])
+def test_batches_have_clips(loaded, size) -> None:
+    with pytest.raises(UserError, match=f"batch_size: {size!r} is not a positive number"):
+        loaded.generate(PROMPT, batch_size=size)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from models import build, generate, inputs
@@ -314,7 +315,8 @@ def test_passes_that_a_model_cannot_make_are_refused():
     for wrong, settings, message in (
         (simple, PASSES, "later_passes: this model was trained without refinement"),
         (model, SamplingSettings(later_passes=[1, 1, 2]), r"later_passes: \[1, 1, 2\] for 2 later frames"),
-        (model, SamplingSettings(later_passes=65), "passes: 65 for 64 cells"),
+        (model, SamplingSettings(later_passes=65), "later_passes: 65 for 64 cells"),
+        (refined("row"), SamplingSettings(row_passes=9), "row_passes: 9 for 8 cells"),
         (
             model,
             SamplingSettings(row_passes=2),
@@ -326,6 +328,9 @@ def test_passes_that_a_model_cannot_make_are_refused():
     for later in (0, [2, -1], [1.5], 1.5, "8", True, None):
         with pytest.raises(ValueError, match="later_passes is a positive number or a list of them"):
             SamplingSettings(later_passes=later)
+    numbers = SamplingSettings(later_passes=(np.int64(5), 2), row_passes=np.int32(3))  # of any library
+    assert numbers == ROWS and str(numbers) == str(ROWS)
+    assert SamplingSettings(later_passes=np.int64(4)) == SamplingSettings(later_passes=4)
     with pytest.raises(ValueError, match="known: this model has no refinement"):
         simple(*inputs(simple), known=torch.zeros(2, 3, 8, 8, dtype=torch.bool))
 

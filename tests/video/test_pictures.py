@@ -1,5 +1,6 @@
 """Pictures as videos of one frame, and the side data of frames: turned as they say, on white, in one line if not."""
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -140,6 +141,13 @@ def test_transparent_webm_is_white_there(tmp_path: Path, name: str) -> None:
     frames = read_clip(tmp_path / "a.webm", 0, 3, size=None)
     assert np.abs(frames[:, 16, 32] - [200.0, 30, 40]).max() < 8
     assert (frames[:, 48, 32] == 255).all()
+
+
+def test_a_picture_that_no_size_fits_is_one_line() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (60_000, 1)).save(file, "png")
+    with pytest.raises(VideoError, match="the picture: decode"):
+        read_picture(file.getvalue(), 64)
 
 
 def bomb(path: Path) -> Path:

@@ -5,6 +5,7 @@ import json
 import socket
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,9 @@ def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
     assert "Passes of the first later frame (1: VRC as in the paper)" in labels
     maker = clip_maker(folder, tmp_path)
     assert maker.own["later_passes"] == 8
+    for given, shown, rest in ((4, 4, [4] * 3), ([4, 2], 4, [2]), ([], 1, [])):  # the first is the slider
+        other = clip_maker(replace(folder, sampling={"later_passes": given}), tmp_path)
+        assert other.own["later_passes"] == shown and [*other.rest] == rest
 
     def made(passes: int) -> Any:
         inputs = ["a blue dog", None, 6, 1, 0.9, 0.9, None, 1, False, None, 5]
