@@ -175,10 +175,9 @@ def gap(cases: list[Case], part: str, other: str) -> Gap:
 def of_compression(joint: Result) -> BenchFinding:
     """The finding on tokens x bits: how far both go at little loss, and whether the losses add."""
     claim, why = "Fewer tokens and fewer bits together: extreme compression at little loss", []
-    reached, possible = (
-        [],
-        [],
-    )  # of each kind: times as far as one of the two, for certain; and as intervals let it be
+    # of each kind: times as far as one of the two, for certain; and as intervals let it be
+    reached: list[float] = []
+    possible: list[float] = []
     for kind in ("image", "video"):
         cases = [case for case in cases_of(joint, kind) if "lost_all" in case["metrics"]]
         if not cases:
