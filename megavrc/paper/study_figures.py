@@ -47,7 +47,7 @@ def drawn(runs: Runs, costs: Costs) -> Iterator[tuple[str, Any]]:
 
 def _bits(runs: Runs) -> Any:
     """Bits of a validation clip by training step: the first frame, the later ones; of `scenes`, one scale for all."""
-    figure, axes = panels(2, columns=2)
+    figure, axes = panels(2, columns=2, width=5.8)
     scenes = {name: seeds for name, seeds in runs.items() if name.startswith("scenes-")}
     for part, axis in zip(("first", "later"), axes, strict=True):
         for place, (name, seeds) in enumerate(scenes.items()):
@@ -63,8 +63,10 @@ def _bits(runs: Runs) -> Any:
         axis.locator_params(axis="x", nbins=5)
         axis.set_ylabel("bits a clip")
         axis.set_ylim(bottom=0)
-        if axis.has_data():
-            axis.legend(fontsize=8)
+    if axes[0].has_data():  # beside both: inside, so many names cover the curves
+        axes[1].legend(
+            *axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1), fontsize=8
+        )
     return figure
 
 

@@ -196,5 +196,7 @@ def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:
             numbers = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
             inside = [box for box in numbers if axis.bbox.x0 <= (box.x0 + box.x1) / 2 <= axis.bbox.x1]
             assert all(left.x1 + 2 < right.x0 for left, right in pairwise(inside))
+    [beside] = [axis.get_legend() for axis in figures["bits"].axes if axis.get_legend()]
+    assert beside.get_window_extent().x0 >= figures["bits"].axes[1].bbox.x1 - 1
     [legend] = [axis.get_legend() for axis in figures["whole"].axes if axis.get_legend()]
     assert legend.get_window_extent().y0 >= figures["whole"].axes[0].bbox.y1 - 1
