@@ -90,7 +90,8 @@ class Matrix:
             for _, group in groupby(ordered, lambda item: item[1]):
                 trainings = [(self._training(run, seed), runs[run]["set"]) for run, seed in group]
                 for training, name in trainings:
-                    jobs += [*self._steps(name), training, self._bits(training), *self._probes(training)]
+                    jobs += [*self._steps(name), training, self._bits(training), *self._everywhere(training)]
+                    jobs += self._probes(training)
                 for training, _ in trainings:
                     found = list(self._samples(training, samples, tune))
                     jobs += found
@@ -165,6 +166,12 @@ class Matrix:
     def _bits(self, training: StudyJob) -> StudyJob:
         words = [f"--checkpoints={self._chosen(training, 'checkpoints')}", *self._refined(training)]
         return self._measurement(training, "bits", "measure.py bits", words)
+
+    def _everywhere(self, training: StudyJob) -> Iterator[StudyJob]:
+        """Bits with as many passes in every later frame."""
+        if self._content["runs"][training.run].get("everywhere"):
+            words = [f"--count={self._content['passes']}"]
+            yield self._measurement(training, "passes", "measure.py passes", words)
 
     def _refined(self, training: StudyJob) -> list[str]:
         """How what a run with refinement draws is measured beside one pass."""

@@ -1,4 +1,4 @@
-"""What a finished run of the study is worth: `measure.py {captions,gate,bits,probes,tune,sample,score,judge,..}`."""
+"""What a finished run of the study is worth: `measure.py {captions,gate,bits,passes,probes,tune,sample,..}`."""
 
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,15 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
         json: gets them.
         later_passes: of a run with refinement, also the code length in so many passes, of its last checkpoint.
     """
-    config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
-    for chosen in config.data.validation.values():
-        chosen.samples = CLIPS
-    task = VRCTask(config)
+    task, model = _opened(run)
+    config = task.config
     kept = kept_checkpoints(run, config, checkpoints)
-    model = task.build()
-    assert isinstance(model, VRC)
     cases = []
     for step in kept:
-        model.load_state_dict(read_weights(checkpoint_folder(run, step), AVERAGE)[0])
-        model.eval()
+        _load(model, run, step)
         for name, samples in task.validation.items():
             label = f"{run.name} step {step}, {name}"
+            counted: list[tuple[list[int] | int, NDArray[np.float64]]]
             counted = [(1, clips(task, model, samples, label))]
             if later_passes and step == max(kept):
                 counted.append((later_passes, refined(task, model, samples, later_passes, label)))
@@ -114,6 +110,41 @@ def bits(run: Path, checkpoints: list[int], json: Path, later_passes: list[int] 
             "cases": cases,
         },
     )
+
+
+def passes(run: Path, count: int, json: Path) -> None:
+    """Measure the bits that each clip costs in several passes of every later frame, at the last checkpoint.
+
+    Args:
+        run: folder of a run with refinement.
+        count: passes of each later frame.
+        json: gets them.
+    """
+    task, model = _opened(run)
+    step = task.config.train.steps
+    _load(model, run, step)
+    cases = []
+    for name, samples in task.validation.items():
+        clip_bits = refined(task, model, samples, count, f"{run.name}, {name}")
+        cases.append({"checkpoint": step, "set": name, "later_passes": count} | _case(samples, clip_bits))
+    write_json(json, {"cases": cases})
+
+
+def _opened(run: Path) -> tuple[VRCTask, VRC]:
+    """A run's task, whose validation sets have at most CLIPS clips, and its model without trained weights."""
+    config = load_config(RunConfig, [f"--config={run / 'config.yaml'}"])
+    for chosen in config.data.validation.values():
+        chosen.samples = CLIPS
+    task = VRCTask(config)
+    model = task.build()
+    assert isinstance(model, VRC)
+    return task, model
+
+
+def _load(model: VRC, run: Path, step: int) -> None:
+    """Averaged weights of a checkpoint."""
+    model.load_state_dict(read_weights(checkpoint_folder(run, step), AVERAGE)[0])
+    model.eval()
 
 
 def _case(samples: Samples, clip_bits: NDArray[np.float64]) -> dict[str, Any]:
@@ -141,7 +172,7 @@ def clips(task: VRCTask, model: VRC, samples: Samples, label: str = "") -> NDArr
 
 
 def refined(
-    task: VRCTask, model: VRC, samples: Samples, later_passes: list[int], label: str = ""
+    task: VRCTask, model: VRC, samples: Samples, later_passes: list[int] | int, label: str = ""
 ) -> NDArray[np.float64]:
     """As `clips`, with later frames drawn in several passes; cells of the clip at place i in the order of seed i."""
     config = model.config
@@ -171,6 +202,13 @@ if __name__ == "__main__":
     from sheets import sheet
     from tuning import tune
 
-    steps = {"captions": captions, "gate": gate, "bits": bits, "probes": probes, "tune": tune}
+    steps = {
+        "captions": captions,
+        "gate": gate,
+        "bits": bits,
+        "passes": passes,
+        "probes": probes,
+        "tune": tune,
+    }
     steps |= {"sample": sample, "score": score, "judge": judge, "decode": decode, "sheet": sheet}
     command(steps)

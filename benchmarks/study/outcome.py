@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ def write_result(
     started = read_json(run / "run.json") if (run / "run.json").exists() else {"facts": {}, "starts": []}
     last: dict[str, Any] = started["starts"][-1] if started["starts"] else {}
     bits = read_json(measured / "bits.json") if (measured / "bits.json").exists() else None
+    everywhere = _cases_of(measured / "passes.json", "cases")
     judged, samples = (
         {
             path.stem: read_json(path)
@@ -67,7 +67,7 @@ def write_result(
         "attempts": attempts,
         "metrics": _metrics(bits, attempts.get(name, [])) if bits else {},
         "cases": [
-            *_bits_cases(bits),
+            *map(_bits_case, [*(bits["cases"] if bits else []), *everywhere]),
             *map(_probes_case, probes),
             *map(_tuning_case, tuning),
             *(_samples_case(*item) for item in samples.items()),
@@ -108,18 +108,19 @@ def _metrics(bits: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, 
     return metrics
 
 
-def _bits_cases(bits: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    for found in bits["cases"] if bits else []:
-        parts = {"total": found["total"], **{f"frame_{k}": part for k, part in enumerate(found["frames"])}}
-        metrics = {
-            name: results.metric(part["value"], "bits", found["n"], part["low"], part["high"])
-            for name, part in parts.items()
-        }
-        how = {name: found[name] for name in ("checkpoint", "set", "clips")}
-        how["later_passes"] = found.get("later_passes", 1)  # which measurements of before did not name
-        refined = " refined" if how["later_passes"] != 1 else ""
-        row = results.case(f"bits {found['set']}{refined} {found['checkpoint']}", metrics, **how)
-        yield {**row, "by_clip": found["by_clip"]}
+def _bits_case(found: dict[str, Any]) -> dict[str, Any]:
+    parts = {"total": found["total"], **{f"frame_{k}": part for k, part in enumerate(found["frames"])}}
+    metrics = {
+        name: results.metric(part["value"], "bits", found["n"], part["low"], part["high"])
+        for name, part in parts.items()
+    }
+    how = {name: found[name] for name in ("checkpoint", "set", "clips")}
+    how["later_passes"] = found.get("later_passes", 1)  # which measurements of before did not name
+    passes = (
+        "" if how["later_passes"] == 1 else " refined" + " everywhere" * isinstance(how["later_passes"], int)
+    )
+    row = results.case(f"bits {found['set']}{passes} {found['checkpoint']}", metrics, **how)
+    return {**row, "by_clip": found["by_clip"]}
 
 
 def _probes_case(found: dict[str, Any]) -> dict[str, Any]:

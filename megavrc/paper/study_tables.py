@@ -208,8 +208,17 @@ def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
     yield _bits(runs, "of it, compression: VRC, rate 4, minus rate 1", 2, vrc_500, rate1_500)
     yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 2, plain, vrc)
     yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 2, refined, vrc)
+    everywhere = replace(plain, kind="bits val refined everywhere")
+    yield _bits(runs, "the same in passes 8, 8, 8, 8, minus VRC", 2, everywhere, vrc)
     yield _bits(runs, "VRC with stage 1 minus without, equal steps", 2, vrc, without)
     yield _bits(runs, "the same at equal FLOPs: without at step 1500", 2, vrc, long)
+    small, large = (replace(vrc, run=f"gameplay-vrc-{width}") for width in (64, 192))
+    yield _bits(runs, "VRC of width 64 minus width 128", 2, small, vrc)
+    yield _bits(runs, "VRC of width 192 and 6 layers minus width 128 and 4", 2, large, vrc)
+    bare = replace(rate1_500, run="gameplay-rate1-identity")
+    yield _bits(runs, "rate 1 without convolutions minus rate 1, step 500", 2, bare, rate1_500)
+    matched = replace(token, run="gameplay-token-160")
+    yield _bits(runs, "the token model with VRC's parameters minus the token model", 2, matched, token)
 
 
 def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:

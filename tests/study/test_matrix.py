@@ -90,6 +90,13 @@ def test_clips_are_judged_by_the_token_model_of_another_seed() -> None:
     assert "scenes-token-0/judge-free-2250" not in jobs, "the last step's clips are judged"
 
 
+def test_bits_with_passes_in_every_later_frame_are_of_runs_whose_frames_are_all_open() -> None:
+    jobs = [job for job in Matrix(FILE, Path("work")).jobs() if job.name.endswith("/passes")]
+    assert [job.name for job in jobs] == [f"gameplay-refine-{seed}/passes" for seed in range(3)]
+    assert jobs[1].words[2:-1] == ["--run=work/runs/gameplay-refine-1", "--count=8"]
+    assert jobs[1].after == ["gameplay-refine-1"]
+
+
 def test_what_the_tokenizer_leaves_of_the_clips_is_scored_once_for_a_set() -> None:
     jobs = {job.name: job for job in Matrix(FILE, Path("work")).jobs(samples=True, tune=True)}
     found = [name for name in jobs if "reconstructed-" in name and not name.endswith("/ids")]

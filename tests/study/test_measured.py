@@ -132,6 +132,17 @@ def test_all_points_and_probes_are_in_the_result(tmp_path: Path) -> None:
     assert "noise" not in row["metrics"], "no clip says anything"
 
 
+@pytest.mark.parametrize(
+    ("passes", "name"), [(1, "val 4"), ([8, 1, 1, 1], "val refined 4"), (8, "val refined everywhere 4")]
+)
+def test_bits_are_named_by_their_passes(passes: Any, name: str) -> None:
+    part = {"value": 2.0, "low": 1.0, "high": 3.0}
+    found = {"checkpoint": 4, "set": "val", "clips": "k", "later_passes": passes, "n": 2, "total": part}
+    row = outcome._bits_case(found | {"frames": [part, part], "by_clip": ["1 1", "1 1"]})
+    assert row["name"] == f"bits {name}" and row["config"]["later_passes"] == passes
+    assert list(row["metrics"]) == ["total", "frame_0", "frame_1"]
+
+
 def test_the_worst_clips_have_the_fewest_whole_frames(tmp_path: Path) -> None:
     curves = {"whole_by_latent_0": "1 1 1 0", "whole_by_latent_1": "1 0 1 0", "whole": "1 0 1 0"}
     write_json(tmp_path / "scores.json", {"by_clip": curves})

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import measure
 import pytest
 import run as study
 import yaml
@@ -215,6 +216,16 @@ def test_p0_at_toy_size_with_a_stop_in_between(tmp_path: Path) -> None:
             nats = last[f"val/heldout/{f'frame_{frame}' if frame else 'first'}"]
             measured = cases["bits heldout 4"]["metrics"][f"frame_{frame}"]["value"]
             assert measured == pytest.approx(64 * nats / math.log(2), rel=1e-5)
+    once = {case["name"]: case["metrics"] for case in results["scenes-refine-0"]["cases"]}
+    totals = []
+    for count in (1, 2):  # passes in every later frame; one is the paper's
+        measure.passes(tmp_path / "runs" / "scenes-refine-0", count, tmp_path / "passes.json")
+        found = json.loads((tmp_path / "passes.json").read_text())["cases"]
+        totals.append([case["total"]["value"] for case in found])
+    assert totals[0] == pytest.approx(
+        [once[f"bits {split} 4"]["total"]["value"] for split in ("val", "heldout")], rel=1e-5
+    )
+    assert totals[1] != pytest.approx(totals[0], rel=1e-5)
     paired = [results[name]["cases"][0]["config"]["clips"] for name in ("scenes-vrc-0", "scenes-token-0")]
     assert paired[0] == paired[1], "they can be compared clip by clip"
     words = [sys.executable, "benchmarks/study/run.py", "status", f"--work={tmp_path}"]
