@@ -1,7 +1,6 @@
 """`megavrc COMMAND`: one table of all commands. Nothing is imported but what the command needs."""
 
 import io
-import os
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, cast
@@ -175,9 +174,6 @@ def main(name: str | None = None) -> NoReturn:
             sys.exit(EXIT_USER)
         del sys.argv[1]
     entry = entries[name]
-    if name == "convert_checkpoint":
-        # It compares bits of two processes, which Intel's MKL lets depend on where memory happens to lie.
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     try:
         if entry.reads_argv:
             sys.exit(cast(Function, load(entry.run))(sys.argv[1:]))

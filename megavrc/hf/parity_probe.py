@@ -29,8 +29,7 @@ def main(folder: str, exchange: Path) -> None:
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "vrc"
     model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
     condition = (given["condition"], given["real"]) if "real" in given else given["condition"]
-    with torch.no_grad():
-        got = dict(model(given["ids"], condition))
+    got: dict[str, torch.Tensor] = {}
     source: dict[str, Any] = {"condition": condition}
     if spec["prompts"]:
         source = {"prompt": spec["prompts"]}
@@ -42,6 +41,8 @@ def main(folder: str, exchange: Path) -> None:
     options = spec["sampling"] | {"seed": spec["seeds"], "clip": given.get("clip")}
     got["pixels"] = model.generate_video(**source, **options, on_frame=lambda _, ids: frames.append(ids))
     got["generated"] = torch.stack(frames, dim=1)
+    with torch.no_grad():  # after that, since it stores matrices anew
+        got |= dict(model(given["ids"], condition))
     save_file({name: value.clone() for name, value in got.items()}, exchange / "got.safetensors")
 
 
