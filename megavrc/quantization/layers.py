@@ -1,7 +1,7 @@
 """The layers of a module that are changed, and their inputs on calibration data."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,10 @@ class Calibration:
     samples: Sequence[Any]
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or not len(self.samples):
-            raise ValueError("calibration data needs a name and at least one sample")
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"calibration data needs a name, not {self.name!r:.60}")
+        if not isinstance(self.samples, Sized) or not len(self.samples):
+            raise ValueError("calibration data needs at least one sample, in a list")
 
 
 @dataclass
@@ -72,8 +74,10 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     Raises:
         ValueError: `skip` names a module that is not there, no layer is left, or a weight is packed or not finite.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a module of torch, not {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    skip = tuple(skip)
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     if unknown := [name for name in skip if name not in modules]:
         near = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"skip: no module is called {', '.join(unknown)}; modules at the top are: {near}")

@@ -35,8 +35,8 @@ def quantize(model: nn.Module, weights: Format, skip: Iterable[str] = ()) -> Qua
     Args:
         weights: `int8` (a scale for each output channel), `fp8` (e4m3, the same), `int4` (groups of 128 inputs; of
             bfloat16 weights on CUDA), `nf4` (groups of 64).
-        skip: Names of modules; nothing under them changes. Embeddings, convolutions, tied weights and subclasses of
-            `nn.Linear`, which may do more, never do.
+        skip: Names of modules, or one name; nothing under them changes. Embeddings, convolutions, tied weights and
+            subclasses of `nn.Linear`, which may do more, never do.
 
     Raises:
         ValueError: an unknown format, one that this device or installation cannot compute with, or what

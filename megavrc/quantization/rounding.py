@@ -1,5 +1,7 @@
 """Simulated rounding: tensors in, tensors of the same type and shape out, with the values that few bits can hold."""
 
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,9 @@ def grouped(x: Tensor, group_size: int | None) -> Tensor:
     """
     width = x.shape[-1]
     size = width if group_size is None else group_size
-    if size < 1 or width % size:
+    if not isinstance(size, SupportsIndex) or size < 1 or width % size:
         raise ValueError(
-            f"groups of {size} do not divide {width} inputs: choose a divisor of {width}, or none"
+            f"groups of {size!r:.60} do not divide {width} inputs: choose a divisor of {width}, or none"
         )
     return x.float().unflatten(-1, (width // size, size))
 
@@ -62,7 +64,7 @@ def round_cache(k: Tensor, v: Tensor, bits: int, group_size: int | None = None) 
         ValueError: other bits, or groups that do not divide head_dim.
     """
     if bits not in (8, 4):
-        raise ValueError(f"a cache of {bits} bits is not simulated: choose 8 or 4")
+        raise ValueError(f"a cache of {bits!r:.60} bits is not simulated: choose 8 or 4")
     return _between_extremes(k, bits, group_size), _between_extremes(v, bits, group_size)
 
 

@@ -11,7 +11,7 @@ from .gptq import round_gptq
 from .layers import Calibration, InputStatistics, linear_layers, observe
 from .rounding import LEVELS, SCALE_BITS, STORED_BITS, grouped, round_weight
 from .scaling import awq_scale, rotate_hadamard, round_scaled, smoothing_scale
-from .sparsity import zero_smallest, zero_wanda
+from .sparsity import check_share, zero_smallest, zero_wanda
 
 QUANTIZERS = {"rtn": False, "hadamard": False, "smoothquant": True, "awq": True, "gptq": True}
 """Method: whether it is fitted on calibration data."""
@@ -52,7 +52,8 @@ def simulate_quantization(
         weights: A format of `rounding.LEVELS`.
         group_size: How many inputs share a scale; None is one scale for each output channel.
         activations: The format of the layers' inputs, rounded by hooks as the module runs, or None.
-        skip: Names of modules; nothing under them changes. Embeddings, convolutions and tied weights never do.
+        skip: Names of modules, or one name; nothing under them changes. Embeddings, convolutions and tied weights
+            never do.
 
     Raises:
         ValueError: an unknown name, groups that do not divide a layer's inputs, missing or needless calibration data,
@@ -102,8 +103,7 @@ def simulate_sparsity(
         ValueError: as `simulate_quantization`, or a share outside [0, 1).
     """
     _check_method(method, PRUNERS, calibration)
-    if not 0 <= share < 1:
-        raise ValueError(f"a share of {share} of the weights cannot be zero: choose from 0 to below 1")
+    check_share(share)
     layers = linear_layers(model, skip)
     observed = observe(model, layers, calibration) if calibration else {}
     for name, layer in layers.items():
@@ -131,6 +131,8 @@ def _check_method(method: str, methods: dict[str, bool], calibration: Calibratio
         raise ValueError(f"unknown method {method!r}: choose from {', '.join(methods)}")
     if methods[method] and calibration is None:
         raise ValueError(f"{method} is fitted on inputs: give calibration data")
+    if not isinstance(calibration, Calibration | None):
+        raise ValueError(f"calibration is Calibration(name, samples), not {type(calibration).__name__}")
     if calibration and not methods[method]:
         raise ValueError(f"{method} uses no calibration data: give none")
 

@@ -7,6 +7,7 @@ keep = K / N; FastV at layer 2 of 32 has keep = (2 N + 30 K) / (32 N).
 
 import math
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 
 def layer_weighted(counts: Sequence[int], total: int) -> float:
@@ -16,8 +17,8 @@ def layer_weighted(counts: Sequence[int], total: int) -> float:
 
 def token_count(keep: float, total: int) -> int:
     """Tokens that `keep` of `total` is: the nearest whole number, at least 1."""
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep is a share above 0 and at most 1, not {keep}")
+    if not isinstance(keep, SupportsFloat) or not 0 < keep <= 1:
+        raise ValueError(f"keep is a share above 0 and at most 1, not {keep!r:.60}")
     return min(total, max(1, math.floor(keep * total + 0.5)))
 
 

@@ -3,9 +3,9 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import torch
 
@@ -66,11 +66,14 @@ class Method:
         parameters = list(inspect.signature(self.function).parameters.values())[2:]
         return {parameter.name: parameter.default for parameter in parameters}
 
-    def refuse_unknown(self, options: Iterable[str]) -> None:
-        """ValueError names options that the method has not."""
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """ValueError names options that the method has not, and what is no number where one is needed."""
         if unknown := set(options) - set(self.options):
             known = ", ".join(self.options) or "it has none"
             raise ValueError(f"{self.name} has no option {', '.join(sorted(unknown))}: {known}")
+        for name, value in options.items():
+            if isinstance(self.options[name], int | float) and not isinstance(value, SupportsFloat):
+                raise ValueError(f"{self.name}: {name} is a number, not {value!r:.60}")
 
     def describe(self) -> str:
         """All of it in lines for people."""
@@ -143,9 +146,9 @@ def register(
 
 def find_method(name: str) -> Method:
     """The method of that name; ValueError names the nearest."""
-    if name not in METHODS:
-        near = difflib.get_close_matches(name.lower(), METHODS, n=3) or sorted(METHODS)
-        raise ValueError(f"no method {name!r}: {', '.join(near)}")
+    if not isinstance(name, str) or name not in METHODS:
+        near = difflib.get_close_matches(str(name).lower(), METHODS, n=3) or sorted(METHODS)
+        raise ValueError(f"no method {name!r:.60}: {', '.join(near)}")
     return METHODS[name]
 
 
@@ -156,16 +159,18 @@ def reduce_tokens(tokens: Tokens, name: str, count: int, **options: Any) -> Redu
     field that is missing, a count out of reach, an unknown option, a temporal method without frames.
     """
     method = find_method(name)
+    if not isinstance(tokens, Tokens):
+        raise ValueError(f"{name} reduces Tokens(features, ..), not {type(tokens).__name__}")
     if (bad := tokens.not_finite()) is not None:
         raise ValueError(f"{bad} holds NaN or an infinity: nothing is reduced")
-    if not 1 <= count <= len(tokens):
-        raise ValueError(f"{name}: {count} of {len(tokens)} tokens cannot be kept")
+    if not isinstance(count, SupportsIndex) or not 1 <= count <= len(tokens):
+        raise ValueError(f"{name}: {count!r:.60} of {len(tokens)} tokens cannot be kept")
     for need in method.needs:
         if all(getattr(tokens, field) is None for field in need.split(" or ")):
             raise ValueError(f"{name} needs {need}, which the host does not give")
     if method.guided and tokens.text is not None and not len(tokens.text):
         raise ValueError(f"{name} is guided by the prompt, and this one has no words")
-    method.refuse_unknown(options)
+    method.check_options(options)
     if method.kind == "temporal" and tokens.shape[0] < 2:
         raise ValueError(f"{name} compares frames: it needs a clip, not an image")
     if count == len(tokens):
@@ -227,6 +232,11 @@ def schedule(method: Method, keep: float, total: int, depth: int = 1, earliest: 
     of them each leaves the same share of what it sees. What the first layers see counts, so a small `keep` may be out
     of reach: ValueError.
     """
+    if not isinstance(method, Method):
+        raise ValueError(f"schedule takes a method, as find_method gives it, not {method!r:.60}")
+    for what, number in (("total", total), ("depth", depth)):
+        if not isinstance(number, SupportsIndex) or number < 1:
+            raise ValueError(f"{what} is a whole number, at least 1, not {number!r:.60}")
     if method.place != "llm":
         return {0: token_count(keep, total)}
     token_count(keep, total)

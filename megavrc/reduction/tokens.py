@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -44,11 +47,15 @@ class Tokens:
     "[S, d]: their keys, as `keys`"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.features, Tensor):
+            raise ValueError(f"features must be a tensor [N, D], not {type(self.features).__name__}")
         if self.features.ndim != 2 or not len(self.features):
             raise ValueError(f"features must be [N, D] with N >= 1, not {list(self.features.shape)}")
         count = len(self.features)
-        if self.grid is not None and self.grid[0] * self.grid[1] * self.grid[2] != count:
-            raise ValueError(f"a grid of {self.grid} has not the {count} tokens of features")
+        if self.grid is not None and not _is_grid(self.grid, count):
+            raise ValueError(
+                f"a grid of {self.grid!r:.60} is not (T, H, W) of the {count} tokens of features"
+            )
         lengths = {name: len(value) for name in PER_TOKEN if (value := getattr(self, name)) is not None}
         if self.rater_rows is not None:
             lengths["rater_rows"] = self.rater_rows.shape[-1]
@@ -99,6 +106,12 @@ class Tokens:
             if isinstance(value, Tensor) and not torch.isfinite(value).all():
                 return field.name
         return None
+
+
+def _is_grid(grid: Any, count: int) -> bool:
+    """Whether it is three whole numbers whose product is `count`."""
+    sides = list(grid) if isinstance(grid, Iterable) else []
+    return len(sides) == 3 and all(isinstance(side, SupportsIndex) for side in sides) and prod(sides) == count
 
 
 @dataclass(frozen=True)

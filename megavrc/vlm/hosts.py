@@ -114,10 +114,12 @@ def reduce(
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
     token_count(keep, 1)
     request = Request(find_method(method), keep, positions, selection, options)
-    request.method.refuse_unknown(options)
-    tower = getattr(getattr(model.config, "vision_config", None), "model_type", "")
-    if why := refusal(model.config.model_type, request.method, tower):
-        raise UserError(f"{request.method.name} on {model.config.model_type}: {why}")
+    request.method.check_options(options)
+    config = getattr(model, "config", None)
+    family = getattr(config, "model_type", type(model).__name__)
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    if why := refusal(family, request.method, tower):
+        raise UserError(f"{request.method.name} on {family}: {why}")
     if (name := request.method.calibrated) and name not in options and keep < 1:
         raise UserError(
             f"{method} leaves what its threshold makes of a picture: give {name}, as `calibrated` finds it on others"
@@ -147,6 +149,7 @@ def calibrated(model: Any, method: str, keep: float, inputs: Iterable[dict[str, 
     For `reduce(.., **options)` on other inputs; {} for a method whose count is exact anyway, and nothing is run then.
     """
     found = find_method(method)
+    token_count(keep, 1)
     if not found.calibrated or keep == 1:
         return {}
     samples = []

@@ -130,7 +130,7 @@ def test_the_generator_is_a_module_like_any_other() -> None:
     torch.manual_seed(0)
     model = VRC(ModelConfig(preset="debug", condition=ConditionConfig(vocab=100)))
     before = hashes(model)
-    done = simulate_quantization(model, "rtn", "int8", skip=["head"])
+    done = simulate_quantization(model, "rtn", "int8", skip="head")
     assert changed(before, model) == {f"{name}.weight" for name in done.layers} and "head" not in done.layers
 
 
@@ -173,8 +173,14 @@ class Idle(Reader):
         ),
         (lambda m: simulate_sparsity(m, "wanda", 0.5), "wanda is fitted on inputs"),
         (lambda m: simulate_sparsity(m, "magnitude", 1.5), "cannot be zero"),
+        (lambda m: simulate_sparsity(m, "magnitude", "0.5"), "a share of '0.5'"),
+        (lambda m: simulate_quantization(m, "rtn", "int4", group_size="16"), "body.0: groups of '16' do not"),
+        (lambda m: simulate_quantization(m, "awq", "int4", calibration=[IDS]), r"is Calibration\(.*not list"),
+        (lambda m: simulate_quantization(None, "rtn", "int4"), "expected a module of torch, not NoneType"),
         (lambda m: Calibration(" ", [IDS]), "needs a name"),
+        (lambda m: Calibration(None, [IDS]), "needs a name, not None"),
         (lambda m: Calibration("nothing", []), "at least one sample"),
+        (lambda m: Calibration("a stream", iter([IDS])), "at least one sample, in a list"),
     ],
 )
 def test_mistakes_are_refused_and_change_nothing(call, message: str) -> None:  # type: ignore[no-untyped-def]

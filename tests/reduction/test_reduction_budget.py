@@ -1,6 +1,8 @@
 """The budget: one definition for methods before and inside the LLM."""
 
+import numpy as np
 import pytest
+import torch
 
 from megavrc.reduction import (
     METHODS,
@@ -63,9 +65,10 @@ def test_layers_scale_with_the_depth_and_start_where_the_host_can() -> None:
 
 def test_counts_are_the_nearest_whole_number() -> None:
     assert [token_count(keep, 10) for keep in (0.01, 0.14, 0.15, 0.25, 1)] == [1, 1, 2, 3, 10]
-    for keep in (0, -1, 1.01, float("nan")):
+    for keep in (0, -1, 1.01, float("nan"), "0.5", None, [0.5]):
         with pytest.raises(ValueError, match="keep is a share"):
-            token_count(keep, 10)
+            token_count(keep, 10)  # type: ignore[arg-type]
+    assert token_count(torch.tensor(0.5), 10) == token_count(np.float32(0.5), 10) == 5  # type: ignore[arg-type]
 
 
 def test_tower_schedule_takes_as_many_from_every_layer() -> None:

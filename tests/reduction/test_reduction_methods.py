@@ -8,7 +8,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from megavrc.reduction import METHODS, Reduction, Tokens, calibrate, find_method, reduce_tokens, register
+from megavrc.reduction import (
+    METHODS,
+    Reduction,
+    Tokens,
+    calibrate,
+    find_method,
+    reduce_tokens,
+    register,
+    schedule,
+)
 
 EXACT = [name for name, method in METHODS.items() if not method.calibrated]
 PICTURES = [name for name in EXACT if METHODS[name].kind != "temporal"]
@@ -193,14 +202,38 @@ def test_mistakes_are_told() -> None:
         reduce_tokens(tokens, "evs", 14)
     with pytest.raises(ValueError, match="cdpruner is guided by the prompt, and this one has no words"):
         reduce_tokens(replace(tokens, text=tokens.features[:0]), "cdpruner", 5)
-    with pytest.raises(ValueError, match="0 of 75 tokens"):
-        reduce_tokens(tokens, "random", 0)
+    for count in (0, 76, 2.5, "5", None):
+        with pytest.raises(ValueError, match=f"{count!r} of 75 tokens"):
+            reduce_tokens(tokens, "random", count)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cls has 4 entries for 75 tokens"):
         replace(tokens, cls=torch.ones(4))
-    with pytest.raises(ValueError, match="grid"):
-        replace(tokens, grid=(5, 3, 4))
+    for grid in ((5, 3, 4), (5, 15), (5.0, 3, 5), "535", 75):
+        with pytest.raises(ValueError, match=r"is not \(T, H, W\) of the 75 tokens"):
+            replace(tokens, grid=grid)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is a method fastv already"):
         register("again", "baseline", kind="both")(METHODS["fastv"].function)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda tokens: find_method(None), "no method None: bilinear"),
+        (lambda tokens: find_method(METHODS["fastv"]), r"no method Method\(name='fastv'"),
+        (lambda tokens: reduce_tokens(tokens.features, "random", 5), "random reduces Tokens.* not Tensor"),
+        (lambda tokens: reduce_tokens(tokens, "random", 5, seed="x"), "random: seed is a number, not 'x'"),
+        (lambda tokens: Tokens(tokens.features.numpy()), r"features must be a tensor \[N, D\], not ndarray"),
+        (
+            lambda tokens: schedule("fastv", 0.5, 75, 32),
+            "takes a method, as find_method gives it, not 'fastv'",
+        ),
+        (lambda tokens: schedule(METHODS["fastv"], 0.5, 0, 32), "total is a whole number, at least 1, not 0"),
+        (lambda tokens: schedule(METHODS["fastv"], 0.5, 75, "32"), "depth is a whole number.* not '32'"),
+        (lambda tokens: calibrate("prumerge", [tokens], "0.5"), "keep is a share .* not '0.5'"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_told(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call(clip())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.reduction import METHODS
+from megavrc.reduction import METHODS, find_method
 from megavrc.vlm import calibrated, reduce
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.tiny import END, FAMILIES, IMAGE, START, VIDEO, batch, prompt, tiny
@@ -256,6 +256,15 @@ def test_an_exception_leaves_nothing_and_wrong_inputs_are_refused() -> None:
         with pytest.raises(UserError, match="already"), reduce(model, "pool", keep=0.5):
             pass
 
+    for wrong, message in (
+        ((model, "pool", "0.5"), "keep is a share .* not '0.5'"),
+        ((model, find_method("pool"), 0.5), r"no method Method\(name='pool'"),
+        ((model.lm_head, "pool", 0.5), "pool on Linear: no such family here: llava"),
+    ):
+        with pytest.raises(ValueError, match=message), reduce(wrong[0], wrong[1], keep=wrong[2]):
+            pass
+    with pytest.raises(ValueError, match=r"keep is a share .* not '0.5'"):
+        calibrated(model, "prumerge", "0.5", [])  # type: ignore[arg-type]
     with pytest.raises(
         UserError, match="prumerge leaves what its threshold makes of a picture: give outlier"
     ):
