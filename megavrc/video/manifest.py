@@ -108,6 +108,8 @@ def _entry(path: Path, number: int, fields: Entry) -> Entry:
     usual = {"id": _own_id(fields), "caption": None, "label": None, "split": "train"}
     entry = {**usual, **fields}
     entry |= {key: value for key, value in usual.items() if entry[key] is None}  # null is an absent value
+    if entry.get("class") == "":  # as an empty cell of a table
+        entry["class"] = None
     if problem := _problem(entry):
         raise UserError(f"{path} line {number}: {problem}")
     return entry

@@ -111,6 +111,14 @@ def test_null_is_an_absent_value(tmp_path: Path) -> None:
     assert (entry["id"], entry["split"], entry["caption"]) == ("a.mp4", "train", None)
 
 
+def test_an_empty_class_is_none(tmp_path: Path) -> None:
+    entries: list[Entry] = [
+        {"id": str(label), "path": f"{label}.mp4", "label": label, "class": ""} for label in (0, 1)
+    ]
+    write_manifest(tmp_path / "m.jsonl", entries)
+    assert [entry["class"] for entry in read_manifest(tmp_path / "m.jsonl")] == [None, None]
+
+
 def test_all_spellings_of_a_path_are_in_one_split(tmp_path: Path) -> None:
     spelled = [f"{dots}{name}.mp4" for name in "abcdefgh" for dots in ("", "./")]
     rows = [{"path": path, "id": str(number)} for number, path in enumerate(spelled)]
@@ -342,6 +350,11 @@ def test_a_label_has_one_name_and_a_name_one_label(
 def test_classes_of_a_table_are_numbered_where_it_has_no_labels(tmp_path: Path) -> None:
     table = touch(tmp_path / "t.csv", "path,class\na.mp4,bike\nb.mp4,ball\nc.mp4,\nd.mp4,bike\n")
     assert [entry["label"] for entry in from_list(table, tmp_path / "o.jsonl")] == [1, 0, None, 1]
+    rows = [
+        {"path": f"{name}.mp4", "class": kind} for name, kind in (("a", "bike"), ("b", ""), ("c", "ball"))
+    ]
+    lines = touch(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [entry["label"] for entry in from_list(lines, tmp_path / "o.jsonl")] == [1, None, 0]
     touch(table, "path,label,class\na.mp4,5,bike\nb.mp4,,ball\n")
     assert [entry["label"] for entry in from_list(table, tmp_path / "o.jsonl")] == [5, None]
 
