@@ -140,7 +140,8 @@ class TokenizerObjective(nn.Module):
 
         Returns:
             The loss (the discriminators' included), and detached scalars: the terms without their weights, psnr (dB,
-            mean over clips), ssim, perplexity and usage of the codebook (moving averages over all ranks).
+            mean over clips), ssim, tokens of a clip, perplexity and usage of the codebook (moving averages over all
+            ranks).
         """
         x = self._rescaled(to_floats(clips_BTHWC), step)
         z = self.net.to_latents(x)
@@ -154,6 +155,7 @@ class TokenizerObjective(nn.Module):
         reconstruction = self._reconstruction(recon, x)
         loss = reconstruction + self.config.commitment * commitment
         metrics = {"reconstruction": reconstruction, "commitment": commitment}
+        metrics["tokens"] = loss.new_full((), z[0, ..., 0].numel())
         rows = torch.arange(len(x), device=x.device)
         frame_B = torch.zeros_like(rows) if frame_B is None else frame_B
         frames = x[rows, :, frame_B], recon[rows, :, frame_B].float()
@@ -166,15 +168,13 @@ class TokenizerObjective(nn.Module):
         detached = {name: value.detach() for name, value in metrics.items()}
         return loss, detached | self.codebook_metrics()
 
-    def side(self, size: int, step: int) -> int:
-        """Side of the frames at this step, in pixels, if they come with `size`; the same on all ranks."""
+    def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
+        """The clips at this step's scale, which is the same on all ranks."""
         scales = self.config.scales
         if not scales:
-            return size
-        return round(size * scales[int(torch.randint(len(scales), (), generator=self._generator(step)))])
-
-    def _rescaled(self, x_BCTHW: Tensor, step: int) -> Tensor:
-        side = self.side(x_BCTHW.shape[-1], step)
+            return x_BCTHW
+        scale = scales[int(torch.randint(len(scales), (), generator=self._generator(step)))]
+        side = round(x_BCTHW.shape[-1] * scale)
         if side == x_BCTHW.shape[-1]:
             return x_BCTHW
         frames = F.interpolate(

@@ -177,7 +177,8 @@ def test_learns_and_reports() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.8 * first
-    assert set(metrics) == {"reconstruction", "commitment", "psnr", "ssim", "perplexity", "usage"}
+    assert set(metrics) == {"reconstruction", "commitment", "psnr", "ssim", "tokens", "perplexity", "usage"}
+    assert metrics["tokens"] == model.net.encode(to_floats(frames))[0].numel()
     assert 1 <= metrics["perplexity"] <= 16 and 0 < metrics["usage"] <= 1
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class TokenizerTask:
             clips: uint8 [B, T, H, W, 3]. frame: long [B], one random frame of each.
         """
         frames = self.frames_at(items[0]["position"] // self.config.train.global_batch)
-        each = self.config.data.images_per_clip if frames == 1 else 1
+        each = self._windows(frames)
         clips = [self._window(item, frames, part, each) for item in items for part in range(each)]
         seeds = [seed_for(self.config.seed, "frame", item["position"]) for item in items for _ in range(each)]
         return {"clips": torch.stack(clips), "frame": torch.tensor([seed % frames for seed in seeds])}
@@ -105,14 +104,12 @@ class TokenizerTask:
         self, module: TokenizerObjective, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = module(batch["clips"], step, batch["frame"])
-        return loss, metrics | {"tokens": loss.new_full((), self._tokens(module, batch["clips"], step))}
+        windows = self._windows(batch["clips"].shape[1])
+        return loss, metrics | {"tokens": windows * metrics["tokens"]}  # of a sample
 
-    def _tokens(self, module: TokenizerObjective, clips_BTHWC: Tensor, step: int) -> int:
-        """Of the windows of one sample, as they are at this step."""
-        frames, model = clips_BTHWC.shape[1], self.config.model
-        side = module.side(self.config.data.size, step)
-        windows = self.config.data.images_per_clip if frames == 1 else 1
-        return windows * model.latent_frames(frames) * math.prod(model.grid(side, side))
+    def _windows(self, frames: int) -> int:
+        """Windows of a sample, if they have so many frames."""
+        return self.config.data.images_per_clip if frames == 1 else 1
 
     def preview(self, module: TokenizerObjective, folder: Path, step: int) -> None:
         count = min(self.config.preview.count, len(self.source))
