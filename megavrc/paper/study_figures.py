@@ -22,7 +22,7 @@ from megavrc.paper.study_tables import (
     spread_metric,
     spread_of,
 )
-from megavrc.report.figures import panels
+from megavrc.report.figures import COLOURS, panels
 from megavrc.results import Metric
 
 SIZES = {64: "scenes-vrc-64", 128: "scenes-vrc", 192: "scenes-vrc-192"}  # width -> run
@@ -65,7 +65,11 @@ def _bits(runs: Runs) -> Any:
         axis.set_ylim(bottom=0)
     if axes[0].has_data():  # beside both: inside, so many names cover the curves
         axes[1].legend(
-            *axes[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1), fontsize=8
+            *axes[0].get_legend_handles_labels(),
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            fontsize=8,
+            handlelength=3,
         )
     return figure
 
@@ -78,8 +82,8 @@ def _curve(axis: Any, points: list[tuple[int, Spread]], label: str, place: int) 
         bounds = np.array([[s.value - s.low, s.high - s.value] for s in spreads]).T
         style = {
             "color": f"C{place}",
-            "marker": "os^Dvp"[place % 6],
-            "linestyle": ("-", "--", ":")[place % 3],
+            "marker": "os^DvpXP*<>h"[place % 12],
+            "linestyle": ("-", "--", ":")[place // len(COLOURS) % 3],
         }
         axis.errorbar(steps, means, yerr=bounds, markersize=4, label=label, **style)
 

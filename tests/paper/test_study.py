@@ -200,3 +200,14 @@ def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:
     assert beside.get_window_extent().x0 >= figures["bits"].axes[1].bbox.x1 - 1
     [legend] = [axis.get_legend() for axis in figures["whole"].axes if axis.get_legend()]
     assert legend.get_window_extent().y0 >= figures["whole"].axes[0].bbox.y1 - 1
+
+
+def test_every_run_has_a_style_of_its_own(tmp_path: Path) -> None:
+    """In colour by colour and line, in grey by marker: more runs than there are colours."""
+    runs = [f"rate{rate}" for rate in (1, 4, 16, 64)] + ["refine", "refine-long", "token", "vrc", "vrc-long"]
+    for name in runs:
+        write_cases(tmp_path / "runs", f"scenes-{name}", 0, {"bits val 4000": ["60 90 90", "70 80 80"]})
+    axis = dict(drawn(read_study(tmp_path / "runs"), Costs(tmp_path)))["bits"].axes[0]
+    lines = [bars.lines[0] for bars in axis.containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(runs)
+    assert len({line.get_marker() for line in lines}) == len(runs)
