@@ -204,7 +204,8 @@ def _codec(stream: Any) -> Any:
 
 
 def _main_stream(path: str | Path, container: Any) -> Any:
-    """The stream that players show: no cover or thumbnail; a default one, the largest, the longest, the first."""
+    """The stream that players show: no cover or thumbnail; none of one frame, a default one, the largest, the longest,
+    the first."""
     streams = [
         stream
         for stream in container.streams.video
@@ -212,8 +213,12 @@ def _main_stream(path: str | Path, container: Any) -> Any:
     ]
     if not streams:
         raise VideoError(path, "open", "no video stream")
-    default = Disposition.default
-    return max(streams, key=lambda s: (bool(s.disposition & default), s.width * s.height, s.frames, -s.index))
+
+    def rank(stream: Any) -> tuple[bool, bool, int, int, int]:
+        default = bool(stream.disposition & Disposition.default)
+        return stream.frames != 1, default, stream.width * stream.height, stream.frames, -stream.index
+
+    return max(streams, key=rank)
 
 
 @contextmanager

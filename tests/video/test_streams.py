@@ -17,8 +17,9 @@ CASES = Path(__file__).parents[3] / "shared" / "cases"
 RATE = 25
 
 
-def write_streams(path: Path, *streams: tuple[int, int, Disposition]) -> Path:
-    """Grey videos of (width, grey level, disposition) in one file, half as high as wide."""
+def write_streams(path: Path, *streams: tuple[int, int, Disposition], still: int = 0) -> Path:
+    """Grey videos of (width, grey level, disposition) in one file, half as high as wide; that of width `still` has one
+    frame."""
     with av.open(str(path), "w") as container:
         made = []
         for width, level, disposition in streams:
@@ -29,7 +30,7 @@ def write_streams(path: Path, *streams: tuple[int, int, Disposition]) -> Path:
             stream.disposition = disposition
             made.append((stream, np.full((width // 2, width, 3), level, np.uint8)))
         for stream, picture in made:
-            for index in range(1 if stream.name == "png" else 3):
+            for index in range(1 if stream.name == "png" or stream.width == still else 3):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 frame.pts, frame.time_base = index, Fraction(1, RATE)
                 container.mux(stream.encode(frame))
@@ -62,6 +63,14 @@ def test_the_stream_that_players_show(
     assert probe(path)[:2] == (shown // 2, shown) and count_frames(path) == 3
     assert len(frame_times(path)) == 3
     assert np.array_equal(read_frames_at(path, frame_times(path).tolist()), clip)
+
+
+def test_a_picture_that_no_flag_calls_a_cover_is_not_the_video(tmp_path: Path) -> None:
+    """Put first into an mp4, as the picture of a song or a title is, it is the default stream, and larger."""
+    path = write_streams(tmp_path / "video.mp4", (96, 50, DEFAULT), (32, 200, NONE), still=96)
+    assert probe(path)[:2] == (16, 32) and count_frames(path) == 3
+    alone = write_streams(tmp_path / "still.mp4", (96, 50, DEFAULT), still=96)
+    assert probe(alone)[:2] == (48, 96) and count_frames(alone) == 1
 
 
 def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
