@@ -110,7 +110,7 @@ def time_formats(name: str, model: VRC, rounds: int) -> list[dict[str, Any]]:
 
             def step(sampler: Any = sampler, token: int = filled) -> None:
                 sampler.seek(token)
-                sampler.cells(token, token + 1, settings.first)
+                sampler.token(token, settings.first)
 
             def segment(sampler: Any = sampler) -> None:
                 sampler.seek(model.config.tokens_per_frame)

@@ -72,7 +72,7 @@ def sampled_phases(pipeline: VideoPipeline, request: ClipRequest, count: int) ->
             start = now()
             sampler.seek(1 + point)
             for token in range(1 + point, 1 + point + count):
-                sampler.cells(token, token + 1, request.settings.first)
+                sampler.token(token, request.settings.first)
             seconds.append((now() - start) / count)
         start = now()
         if config.has_segments:

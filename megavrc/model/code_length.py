@@ -27,7 +27,8 @@ def code_length(
     row_passes: int = 1,
     backend: str = "auto",
 ) -> Tensor:
-    """Nats of each frame, [B, 1 + F], teacher-forced; in eval mode the code length of what generation draws.
+    """Nats of each frame, [B, 1 + F], teacher-forced; in eval mode, with `feedback: tokens`, the code length of what
+    generation draws.
 
     Args:
         model: without guidance and filters.

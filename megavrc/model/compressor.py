@@ -5,6 +5,7 @@ ReLU, conv 1x1 and the decompressor transposed conv 4x4 stride 2, norm, ReLU, co
 two more stages; rate 1 has stride-1 3x3 convolutions on both sides.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -131,7 +132,8 @@ RESETTABLE = (
 def _norm(kind: str, width: int) -> nn.Module:
     if kind == "batch":
         return BatchNorm(width)
-    return nn.GroupNorm(min(32, width // 4), width) if kind == "group" else ChannelRMSNorm(width)
+    groups = math.gcd(min(32, width // 4), width)  # 32, but for narrow widths and those that 32 do not divide
+    return nn.GroupNorm(groups, width) if kind == "group" else ChannelRMSNorm(width)
 
 
 def _stages(config: CompressionConfig) -> int:

@@ -106,10 +106,10 @@ class Sampler:
         if self.settings.speculative:
             self._speculate(index, sampling)
             return
-        self.cells(start, start + 1, sampling)
+        self.token(start, sampling)
         if self.space.steps == "host":
             for token in range(start + 1, stop):
-                self.cells(token, token + 1, sampling)
+                self.token(token, sampling)
             return
         slots = self.config.condition.slots
         self.space.index.fill_(start + 1)
@@ -133,12 +133,12 @@ class Sampler:
         if self.on_speculation:
             self.on_speculation(index, passes)
 
-    def cells(self, start: int, stop: int, sampling: Sampling) -> None:
-        """One pass for a token from the one before it."""
-        if start:
-            self.decoder.push_raw(self.ids_BS[:, 2 * start - stop : start])
-        probs = probabilities(self.decoder.raw_logits(stop - start), sampling)
-        self.ids_BS[:, start:stop] = draw(probs, self.uniform_BS[:, start:stop])
+    def token(self, index: int, sampling: Sampling) -> None:
+        """One pass for a token, of all frames in a row, from the one before it."""
+        if index:
+            self.decoder.push_raw(self.ids_BS[:, index - 1 : index])
+        probs = probabilities(self.decoder.raw_logits()[:, 0], sampling)
+        self.ids_BS[:, index] = draw(probs, self.uniform_BS[:, index])
 
     def _token_on_device(self, keys: int, sampling: Sampling) -> None:
         """The same for a token at the position in `space.index`, which moves on: the body of a CUDA graph."""

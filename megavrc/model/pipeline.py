@@ -142,8 +142,12 @@ class VideoPipeline:
         window = 1 + config.frames * patch
         frames = window if request.frames is None else request.frames
         self._latent(frames)
-        if frames < 1 or (frames > window and (output == "ids" or window == 1)):
-            raise ValueError(f"frames: {frames} asked for, the model generates at most {window}")
+        if frames < 1:
+            raise ValueError(f"frames: {frames} is not a positive number")
+        if frames > window and (output == "ids" or window == 1):
+            longer = ": longer videos are pixels alone (stream; not output ids or on_frame)"
+            hint = longer if self.video_tokenizer is not None and window > 1 else ""
+            raise ValueError(f"frames: {frames} asked for, the model generates at most {window}{hint}")
         overlap = 1 + config.frames // 2 * patch if request.overlap is None else request.overlap
         if not 1 <= overlap < max(window, 2) or (overlap - 1) % patch:
             raise ValueError(f"overlap: {overlap}, expected 1 + {patch}k frames, fewer than {window}")

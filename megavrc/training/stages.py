@@ -62,6 +62,8 @@ def start_from(model: VRC, facts: dict[str, Any], source: str | Path) -> dict[st
     next_stage = _check(model, facts, state, path)
     mine = model.state_dict()
     parts = {name.partition(".")[0] for name in weights}
+    if not model.config.refine and parts & set(REFINES):
+        raise UserError(f"init_from: model.refine was True in {path}, it is False here")
     new = set(FRESH if next_stage else ()) | {part for part in REFINES if part not in parts}
     fresh = sorted(name for name in mine if name.partition(".")[0] in new)
     expected = mine.keys() - set(fresh)

@@ -105,7 +105,7 @@ def test_the_same_in_transformers(folder, loaded) -> None:
     chunks = list(model.stream_video(PROMPTS, seed=5, frames=25))
     assert all(torch.equal(one, other) for one, other in zip(chunks, expected, strict=True))
     assert model.generate_video(PROMPTS, seed=5, frames=25).shape[1] == 25
-    with pytest.raises(ValueError, match="frames: 25 asked for, the model generates at most 17"):
+    with pytest.raises(ValueError, match=r"frames: 25 asked for, .* at most 17: longer videos are pixels"):
         model.generate_video(PROMPTS, seed=5, frames=25, output="ids")
 
 

@@ -21,6 +21,12 @@ def test_shapes_go_down_and_up(rate, side, kind):
     assert Decompressor(config, 32)(small).shape == x.shape
 
 
+@pytest.mark.parametrize("width, groups", [(48, 12), (128, 32), (144, 16), (1280, 32)])
+def test_groups_divide_every_width_of_a_model(width, groups):
+    norm = Compressor(CompressionConfig(4, norm="group"), width).net[1]
+    assert norm.num_groups == groups and norm(torch.randn(1, width, 2, 2)).isfinite().all()
+
+
 @pytest.mark.parametrize("rate, stages", [(1, 1), (4, 1), (16, 2), (64, 3)])
 def test_layers_are_those_of_the_paper(rate, stages):
     """2-layer CNNs at rate 4, 3 and 4 layers at 16 and 64."""

@@ -303,7 +303,7 @@ def test_kernels_of_a_token_step(guidance):
     label = torch.zeros(1, dtype=torch.long, device="cuda")
     sampler = Sampler(Decoder(model, label, 1, guidance, space.memory), settings, space)
     sampler.take(None)
-    sampler.cells(0, 1, sampler.settings.first)
+    sampler.token(0, sampler.settings.first)
     space.index.fill_(1)
     sampler._token_on_device(256, sampler.settings.first)
     torch.cuda.synchronize()

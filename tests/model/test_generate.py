@@ -139,6 +139,8 @@ def test_impossible_requests_are_refused():
     ids, condition = inputs(model)
     with pytest.raises(ValueError, match="frames: 4 asked for, the model generates at most 3"):
         generate(model, condition, SamplingSettings(), [0, 1], frames=3)
+    with pytest.raises(ValueError, match="frames: 0 is not a positive number"):
+        generate(model, condition, SamplingSettings(), [0, 1], frames=-1)
     with pytest.raises(ValueError, match="beginning: ids"):
         generate(model, condition, SamplingSettings(), [0, 1], prefix=ids[:, :, :4])
     with pytest.raises(ValueError, match="beginning: ids that are not from 0 to"):
