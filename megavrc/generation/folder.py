@@ -233,6 +233,10 @@ def load_folder(
             raise UserError(
                 f"{path / TEXT_TOKENIZER}: {text.vocab} pieces, the model takes {condition.vocab}"
             )
+    names: list[str] = []
+    if condition.is_class:
+        where = f"{path}/config.json: id2label: "
+        names = _user_error(class_names, config.get("id2label"), condition.classes, prefix=where)
     encoder = None
     if text_encoder is not None:
         trained_with = config["training"].get("facts", {}).get("text_encoder")
@@ -257,7 +261,7 @@ def load_folder(
         encoder,
         read_sampling(path),
         quantize,
-        class_names(config.get("id2label"), condition.classes) if condition.is_class else (),
+        names,
     )
 
 
