@@ -113,9 +113,9 @@ def status(run_dir: Path) -> None:
     Args:
         run_dir: folder of the run (of tokenization: OUT).
     """
-    last = _last_submission(run_dir)
-    job = _read_job(last)["job"]
-    print(f"job        {job} (submission {last.name}): {_job_state(job) or 'not in the queue'}")
+    newest = _last_submission(run_dir)
+    job = _read_job(newest)["job"]
+    print(f"job        {job} (submission {newest.name}): {_job_state(job) or 'not in the queue'}")
     if (run_dir / "plan.json").is_file():
         print(f"progress   megavrc tokenize_videos status --out={run_dir}")
     else:
