@@ -110,14 +110,7 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
         name = find_name(argv[0] if argv else "", main, "subcommand")
         main, argv, prog = main[name], argv[1:], f"{prog} {name}"
     function = typing.cast(Function, load(main))
-    parameters = inspect.signature(function).parameters.values()
-    places = itertools.takewhile(
-        lambda item: Path in (item.annotation, *typing.get_args(item.annotation)), parameters
-    )
-    open_end = any(item.kind is item.VAR_POSITIONAL for item in parameters)
-    parser = _parser(prog)
-    parser.add_function_arguments(function, as_group=False)
-    options = Options(parser, [item.name for item in places], open_end)
+    options = options_of(function, prog)
     if wants_help(argv):
         print(help_text(prog, _summary(function), options))
         return 0
@@ -130,6 +123,18 @@ def _run(main: Main, argv: list[str], prog: str) -> int:
     return int(
         function(*words, **{name.removeprefix("\u200b"): value for name, value in values.items()}) or 0
     )
+
+
+def options_of(function: Function, prog: str) -> Options:
+    """The options of a command, from its function's signature."""
+    parameters = inspect.signature(function).parameters.values()
+    places = itertools.takewhile(
+        lambda item: Path in (item.annotation, *typing.get_args(item.annotation)), parameters
+    )
+    open_end = any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    parser = _parser(prog)
+    parser.add_function_arguments(function, as_group=False)
+    return Options(parser, [item.name for item in places], open_end)
 
 
 def load(main: Main) -> Function | Mapping[str, Any]:

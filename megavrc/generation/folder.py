@@ -16,7 +16,7 @@ from megavrc.generation.folder_format import CHECKSUMS, check_weights, fill, rea
 from megavrc.generation.keymap import from_folder
 from megavrc.generation.prompts import open_encoder, prompt_features
 from megavrc.hardware import check_device
-from megavrc.model import VRC, ClipRequest, ModelConfig, VideoPipeline
+from megavrc.model import VRC, ClipRequest, ConditionConfig, ModelConfig, VideoPipeline
 from megavrc.model.clips import (
     SAMPLING_OPTIONS,
     Label,
@@ -257,8 +257,17 @@ def load_folder(
         encoder,
         read_sampling(path),
         quantize,
-        class_names(config.get("id2label"), condition.classes) if condition.is_class else (),
+        _class_names(path, config, condition),
     )
+
+
+def _class_names(path: Path, config: dict[str, Any], condition: ConditionConfig) -> Sequence[str]:
+    """By number; none of a model without classes."""
+    if not condition.is_class:
+        return ()
+    where = f"{path}/config.json: id2label: "
+    names: list[str] = _user_error(class_names, config.get("id2label"), condition.classes, prefix=where)
+    return names
 
 
 def read_sampling(path: Path) -> dict[str, Any]:

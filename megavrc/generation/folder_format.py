@@ -8,12 +8,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, read_lines, sha256_file
+from megavrc.files import check_fields, check_format, read_json, read_lines, sha256_file
 
 MODEL_TYPE = "vrc"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")  # what others put in the place of WEIGHTS
+TRAINING = {"facts": dict, "step": int}  # as far as they are there
 CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
 
 
@@ -29,12 +30,16 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}/config.json: model_type is {found!r}, not {MODEL_TYPE!r}: not a converted VRC model"
         )
-    version = config.get("format_version")
+    where, version = f"{path}/config.json", config.get("format_version")
+    check_fields(where, config, {"id2label": dict | None})
     if version == 1:  # said nothing about the training
         return config | {"format_version": FORMAT_VERSION, "training": {}}
     if version is None:  # which only edited folders lack
-        raise UserError(f"{path}/config.json: format_version is missing: convert the run again")
-    check_format(f"{path}/config.json", version, FORMAT_VERSION)
+        raise UserError(f"{where}: format_version is missing: convert the run again")
+    check_format(where, version, FORMAT_VERSION)
+    check_fields(where, config, {"training": dict})
+    known = {name: kind for name, kind in TRAINING.items() if name in config["training"]}
+    check_fields(f"{where}: training", config["training"], known)
     return config
 
 

@@ -122,7 +122,7 @@ def import_omnitokenizer(checkpoint: Path, out: Path) -> None:
     """
     from megavrc.tokenizers import OmniTokenizer
 
-    if out.exists():
+    if out.exists() or out.is_symlink():  # also one that leads nowhere
         raise UserError(f"{out}: exists; choose another folder or remove it")
     tokenizer = OmniTokenizer.from_checkpoint(checkpoint)
     tokenizer.save(out)

@@ -146,7 +146,7 @@ def sampling_defaults(
 
 def refuse_existing(out: Path) -> None:
     """UserError if there is something already; NotADirectoryError below a file."""
-    if out.exists():
+    if out.exists() or out.is_symlink():  # also one that leads nowhere
         raise UserError(f"{out}: exists; choose another folder or remove it")
     if any(parent.exists() and not parent.is_dir() for parent in out.parents):  # said before any work
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(unfinished(out)))

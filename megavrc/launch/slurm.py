@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from megavrc.errors import UserError
@@ -84,6 +85,11 @@ class Resources:
         for name in ("nodes", "gpus", "tasks", "cpus", "array", "grace"):
             if getattr(self, name) < (name == "nodes"):
                 raise UserError(f"--{name}: {getattr(self, name)} is too small")
+        if self.grace >= _seconds(self.time):  # SLURM would signal a job as soon as it starts
+            raise UserError(
+                f"--grace: {self.grace} seconds before the end of --time {self.time} are before its begin; give a "
+                "smaller --grace or a longer --time"
+            )
 
     @property
     def tasks_per_node(self) -> int:
@@ -153,19 +159,36 @@ def render_script(words: list[str], run_dir: Path, here: Path, resources: Resour
     )
 
 
+def _seconds(time: str) -> float:
+    """A time limit of SLURM: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]; infinite for
+    what is none, and for 0."""
+    found = re.fullmatch(r"(\d+-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if found is None:
+        return inf
+    parts = [int(part) for part in found.groups()[1:] if part]
+    if not found[1] and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    days = int((found[1] or "0-")[:-1])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds or inf
+
+
 def _quoted(option: str) -> str:
     """As sbatch reads it: blanks, quotes and # count only in quotes, a backslash takes the next character as it is."""
     if re.fullmatch(r"[\w@%+=:,./-]*", option):
         return option
+    if "\n" in option:
+        raise UserError(f"{option!r}: an option of sbatch is one line; take the line feed out")
     return '"' + re.sub(r'(["\\])', r"\\\1", option) + '"'
 
 
 def new_submission(run_dir: Path) -> Path:
     """The folder of the next submission of a run, not made yet."""
-    return run_dir / "slurm" / str(len(submissions(run_dir)) + 1)
+    known = submissions(run_dir)
+    return run_dir / "slurm" / str(int(known[-1].name) + 1 if known else 1)
 
 
 def submissions(run_dir: Path) -> list[Path]:
     """Folders of the submissions of a run, oldest first."""
-    folders = [path for path in (run_dir / "slurm").glob("*") if path.name.isdigit()]
+    folders = [path for path in (run_dir / "slurm").glob("*") if path.name.isdecimal()]
     return sorted(folders, key=lambda path: int(path.name))

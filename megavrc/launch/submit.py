@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megavrc.config import dump_yaml, load_config
+from megavrc.config import dump_yaml, load_config, options_of
 from megavrc.errors import EXIT_CODES, UserError
 from megavrc.files import check_fields, check_format, read_object, write_json
 from megavrc.launch.requeue import (
@@ -57,16 +57,19 @@ def submit(*command: str, **resources: Any) -> None:
         )
     _refuse_second_job(run_dir)
     here = new_submission(run_dir)
-    revision = snapshot(here / "code")
-    if config is not None:
-        dump_yaml(config, here / "config.yaml")
-    script = here / "job.sbatch"
-    script.write_text(render_script(words, run_dir, here, wanted))
+    text = render_script(words, run_dir, here, wanted)
+    here.mkdir(parents=True)
     try:
-        _submit(script, {"command": list(command), "revision": revision})
-    except UserError:  # SLURM does not take it
-        shutil.rmtree(here)
+        revision = snapshot(here / "code")
+        if config is not None:
+            dump_yaml(config, here / "config.yaml")
+        script = here / "job.sbatch"
+        script.write_text(text)
+        job = _sbatch(script)
+    except BaseException:  # a full disk, Ctrl-C, or SLURM does not take it
+        shutil.rmtree(here, ignore_errors=True)
         raise
+    _note_job(script, job, {"command": list(command), "revision": revision})
 
 
 def requeue(run_dir: Path, exit_code: int | None = None) -> int:
@@ -82,9 +85,9 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
         if is_complete(run_dir, attempts(attempts_file(run_dir))):
             raise UserError(f"{run_dir}: is complete; raise train.steps and submit anew to go on")
         _refuse_second_job(run_dir)
-        if not (known := submissions(run_dir)):
-            raise UserError(f"{run_dir}: was never submitted")
-        _submit(known[-1] / "job.sbatch", _read_job(known[-1]))
+        last = _last_submission(run_dir)
+        script, known = last / "job.sbatch", _read_job(last)
+        _note_job(script, _sbatch(script), known)
         return 0
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -110,10 +113,9 @@ def status(run_dir: Path) -> None:
     Args:
         run_dir: folder of the run (of tokenization: OUT).
     """
-    if not (known := submissions(run_dir)):
-        raise UserError(f"{run_dir}: was never submitted")
-    job = _read_job(known[-1])["job"]
-    print(f"job        {job} (submission {known[-1].name}): {_job_state(job) or 'not in the queue'}")
+    newest = _last_submission(run_dir)
+    job = _read_job(newest)["job"]
+    print(f"job        {job} (submission {newest.name}): {_job_state(job) or 'not in the queue'}")
     if (run_dir / "plan.json").is_file():
         print(f"progress   megavrc tokenize_videos status --out={run_dir}")
     else:
@@ -146,7 +148,7 @@ def _understand(command: tuple[str, ...], resources: Resources) -> tuple[Path, l
     if [script, *command[1:2]] == TOKENIZATION:
         if not resources.array:
             raise UserError("tokenization is an array of tasks: give --array=N")
-        return _option(command, "--out"), [script, *command[1:]], None
+        return _tokenization_out(command[2:]), [script, *command[1:]], None
     known = ", ".join((*TRAINING, " ".join(TOKENIZATION)))
     raise UserError(f"after `--` comes one of: {known}; not {' '.join(command[:2]) or 'nothing'}")
 
@@ -174,19 +176,34 @@ def _training_config(script: str, options: tuple[str, ...], resources: Resources
     return config
 
 
-def _option(words: tuple[str, ...], name: str) -> Path:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == name or word.startswith(f"{name}="):
-            return Path(following if word == name else word.partition("=")[2])
-    raise UserError(f"{' '.join(words[:2])}: {name} is missing")
+def _tokenization_out(options: tuple[str, ...]) -> Path:
+    """The folder that its options name; UserError for options that the job would refuse."""
+    from megavrc.tokenization.job import run
+
+    try:
+        given, _ = options_of(run, "tokenize_videos run").parse(list(options))
+    except UserError as error:
+        raise UserError(f"tokenize_videos run: {error}") from None
+    out: Path = given.out
+    return out
+
+
+def _submitted(run_dir: Path) -> list[Path]:
+    """Its submissions that SLURM took, oldest first."""
+    return [folder for folder in submissions(run_dir) if (folder / JOB).is_file()]
+
+
+def _last_submission(run_dir: Path) -> Path:
+    if not (known := _submitted(run_dir)):
+        raise UserError(f"{run_dir}: was never submitted")
+    return known[-1]
 
 
 def _refuse_second_job(run_dir: Path) -> None:
-    for folder in submissions(run_dir):
-        if (folder / JOB).is_file():
-            job = _read_job(folder)["job"]
-            if state := _job_state(job):
-                raise UserError(f"{run_dir}: job {job} is {state}; `scancel {job}` first")
+    for folder in _submitted(run_dir):
+        job = _read_job(folder)["job"]
+        if state := _job_state(job):
+            raise UserError(f"{run_dir}: job {job} is {state}; `scancel {job}` first")
 
 
 def _read_job(folder: Path) -> dict[str, Any]:
@@ -196,13 +213,19 @@ def _read_job(folder: Path) -> dict[str, Any]:
 
 
 def _job_state(job: str) -> str:
-    """Such as RUNNING; empty when SLURM has none that waits or runs."""
+    """Such as RUNNING; empty when SLURM has none that waits or runs. UserError when it does not answer."""
     found = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T", check=False)
+    if found.returncode and "Invalid job id" not in found.stderr:  # said of jobs that it has forgotten
+        raise UserError(f"squeue: does not say whether job {job} is done: {' '.join(found.stderr.split())}")
     return ", ".join(sorted(set(found.stdout.split())))
 
 
-def _submit(script: Path, record: dict[str, Any]) -> None:
-    job = _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
+def _sbatch(script: Path) -> str:
+    """SLURM's number of the job."""
+    return _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
+
+
+def _note_job(script: Path, job: str, record: dict[str, Any]) -> None:
     now = time.time()
     write_json(script.with_name(JOB), {**record, "format": JOB_FORMAT, "job": job, "time": now})
     logs = script.parents[1]

@@ -2,10 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import check_format, read_json, write_atomic, write_json
+from megavrc.files import (
+    PICTURES,
+    check_format,
+    check_picture_place,
+    check_place,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from megavrc.paper import plots, sheets, tables
 from megavrc.paper.child import stop_on_signals
 from megavrc.paper.jobs import JobRunner, MatrixJob, hold
@@ -65,6 +74,7 @@ def _command(name: str) -> Callable[..., int]:
             raise UserError(f"--results {results}: no folder")
         names = list(EXHIBITS) if name == "all" else [name]
         folder = out or Path("runs/paper-smoke" if smoke else "runs/paper")
+        check_out(names, folder)
         places = Places(folder, data, processes, results)
         fine = run_missing(names, places, smoke) if run or smoke else True
         write_exhibits(names, places)
@@ -76,6 +86,17 @@ def _command(name: str) -> Callable[..., int]:
 
 COMMANDS: dict[str, Callable[..., Any]] = {name: _command(name) for name in EXHIBITS}
 COMMANDS |= {"study": study, "all": _command("all")}
+
+
+def check_out(names: list[str], out: Path) -> None:
+    """Before any work: UserError if a table, a figure or the report would replace another one's file."""
+    head = render(TEMPLATE, exhibits=[], smoke="").partition("<style>")[0]
+    check_place(out / "report.html", (head.encode(),), "report of megavrc reproduce")
+    for name in names:
+        title = f"# {'Table' if name.startswith('table') else 'Figure'} {name[-1]}. "
+        check_place(out / f"{name}.md", (title.encode(),), "page of megavrc reproduce")
+        for kind in PICTURES:
+            check_picture_place(out / f"{name}{kind}")
 
 
 def run_missing(names: list[str], places: Places, smoke: bool) -> bool:
@@ -171,7 +192,9 @@ def write_exhibit(exhibit: Exhibit, folder: Path, smoke: bool) -> Path:
         parts.append(f"![{exhibit.title}]({exhibit.name}.png)")
     parts += exhibit.notes
     if exhibit.missing:
-        again = f"`megavrc reproduce {exhibit.name} {'--smoke' if smoke else '--run'}`"
+        again = (
+            f"`megavrc reproduce {exhibit.name} {'--smoke' if smoke else '--run'} --out={quote(str(folder))}`"
+        )
         parts.append(
             f"## Missing\n\n{again} runs these commands and what they wait for, but no study of people:"
         )

@@ -25,7 +25,7 @@ def table1(found: Measured) -> Exhibit:
     }
     rows += [{"name": "real clips against real ones"} | floor] if floor else []
     made = found.exhibit("table1", "Table 1. Class to video: distance from real clips")
-    counts = ", ".join(f"{key} {least['n']}" for key, least in floor.items())
+    counts = ", ".join(f"{key} {least.get('n') or 'not known'}" for key, least in floor.items())
     made.notes += [f"Real against real: disjoint clips, N of each side: {counts}."] if floor else []
     return _beside_published(made, _titles(found, "dataset"), rows, found)
 

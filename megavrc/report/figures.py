@@ -10,6 +10,8 @@ from typing import Any
 
 import matplotlib
 
+from megavrc.files import check_picture_place
+
 log = logging.getLogger("megavrc")
 
 # What may have the letters of names that matplotlib's own font has not, as far as a machine has it.
@@ -110,8 +112,10 @@ def banner(figure: Any, words: str) -> None:
 
 
 def save(figure: Any, *paths: Path) -> None:
-    """Write a figure as the names end (.png, .svg), and close it."""
+    """Write a figure as the names end (.png, .svg), and close it; UserError for other endings, and where something else
+    than such a picture lies."""
     for path in paths:
+        check_picture_place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(figure, path, path.suffix[1:])
 

@@ -47,8 +47,10 @@ class Curves:
         return all(isinstance(line.get(name, 0.0), int | float) for line in self.lines.values())
 
     def values(self, key: str) -> dict[int, float]:
-        """Values by step, where the metric was written."""
-        return {step: line[key] for step, line in self.lines.items() if key in line}
+        """Values by step, where the metric was written as a number."""
+        return {
+            step: line[key] for step, line in self.lines.items() if isinstance(line.get(key), int | float)
+        }
 
 
 def read_curves(path: Path) -> Curves:
@@ -247,6 +249,8 @@ def save_reference(run: Curves, path: Path, keys: list[str], every: int) -> None
         raise UserError(f"--every {every}: must be at least 1")
     if path.exists() and not (path.is_file() and path.read_bytes().startswith(b'{"reference": ')):
         raise UserError(f"--save {path}: is there and is no reference; choose another name, or delete it")
+    if lost := [key for key in keys if not run.values(key)]:
+        raise UserError(f"--keys {lost[0]}: no metric of {run.path}; it has {', '.join(run.keys) or 'none'}")
     config = {key: value for key, value in run.config.items() if key not in WHERE}
     steps = [step for step in run.lines if step % every == 0 or step == max(run.lines)]
     kept = [

@@ -65,7 +65,7 @@ def build_study(
         fps: frames a second.
         seed: seed of the prompts drawn, and of generated clips where a model is given.
     """
-    if out.exists():
+    if out.exists() or out.is_symlink():  # also one that leads nowhere
         raise UserError(f"{out}: is there already; name another place")
     names = _names(first, second, names)
     one = open_source(first, planned, seed=seed)

@@ -272,6 +272,21 @@ def test_foreign_and_damaged_folders_are_one_line(copy, tmp_path) -> None:
     refused("model_type is 'llama'")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": None}, "config.json: training is None, expected dict"),
+        ({"training": {"facts": ["x"]}}, r"config\.json: training: facts is \['x'\], expected dict"),
+        ({"training": {"step": "6"}}, "config.json: training: step is '6', expected int"),
+        ({"id2label": ["ball"]}, r"config\.json: id2label is \['ball'\]"),
+    ],
+)
+def test_what_the_configuration_says_beside_the_model_has_its_type(copy, changes, said) -> None:
+    edit(copy / "config.json", **changes)
+    with pytest.raises(UserError, match=said):
+        load_folder(copy)
+
+
 def test_a_class_model_in_bf16_and_several_files(tmp_path) -> None:
     from megavrc.model.modeling_vrc import VRCForVideoGeneration
 
@@ -322,6 +337,9 @@ def test_classes_keep_their_names(tmp_path) -> None:
         "0000-label-1-seed0.mp4",
         "0001-label-0-seed1.mp4",
     }
+    edit(out / "config.json", id2label={"first": "ball"})
+    with pytest.raises(UserError, match=r"config\.json: id2label: .*'first'"):
+        load_folder(out)
 
 
 def test_a_class_that_is_called_like_a_number_is_meant_by_its_name(tmp_path):

@@ -136,8 +136,10 @@ def test_a_text_model_has_no_classes_and_an_existing_folder_is_kept(folder, tmp_
     with pytest.raises(UserError, match=r"classes: 5 for .*, a model conditioned on text"):
         from_hf(folder, tmp_path / "start", classes=5)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="exists; choose another"):
-        from_hf(folder, tmp_path)
+    (tmp_path / "astray").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path, tmp_path / "astray"):
+        with pytest.raises(UserError, match="exists; choose another"):
+            from_hf(folder, out)
 
 
 def flip_a_byte(folder: Path) -> None:

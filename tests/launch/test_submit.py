@@ -60,7 +60,17 @@ def test_there_are_examples_for_three_sizes() -> None:
         (["--", PRETRAIN, "--config={config}", "--train.stepz=1"], "stepz"),
         (["--array=2", "--", PRETRAIN, "--config={config}"], "--array"),
         (["--", "tools/tokenize_videos.py", "run", "--out=x"], "--array=N"),
-        (["--array=2", "--", "tools/tokenize_videos.py", "run"], "--out is missing"),
+        (["--array=2", "--", "tools/tokenize_videos.py", "run"], "tokenize_videos run: required: out"),
+        (
+            ["--array=2", "--", "tokenize_videos", "run", "x", "--thread=2"],
+            "unknown option --thread (did you",
+        ),
+        (["--name=a\nb", "--", PRETRAIN, "--config={config}"], "an option of sbatch is one line"),
+        (
+            ["--time=10", "--", PRETRAIN, "--config={config}"],
+            "--grace: 600 seconds before the end of --time 10",
+        ),
+        (["--time=0-0:05:00", "--grace=300", "--", PRETRAIN, "--config={config}"], "--grace: 300 seconds"),
     ],
 )
 def test_mistakes_are_named_before_the_queue(
@@ -91,6 +101,22 @@ def test_an_unbalanced_quote_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert run_script(TOOL, "render", '--sbatch=--foo "', "--", PRETRAIN, f"--config={config}") == 2
     said = capsys.readouterr().err
     assert "--sbatch" in said and "No closing quotation" in said and said.count("\n") == 1
+
+
+def test_time_limits_are_read_as_slurm_reads_them() -> None:
+    for time in ("", "UNLIMITED", "0", "11", "10:01", "00:10:01", "1-0", "0-1:00", "0-0:10:01"):
+        Resources(time=time)
+    for time in ("10", "10:00", "0:10:00", "0-0:10"):
+        with pytest.raises(UserError, match=f"--time {time} are before"):
+            Resources(time=time, grace=600)
+
+
+def test_the_folder_of_tokenization_may_stand_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["render", "--array=2", "--", "tokenize_videos", "run", str(tmp_path / "o p"), "--threads", "2"]
+    assert run_script(TOOL, *words) == 0
+    assert f"--run_dir='{tmp_path}/o p' --exit_code" in capsys.readouterr().out
 
 
 def test_a_mistake_before_there_are_heartbeats_leaves_word(tmp_path: Path) -> None:
@@ -311,3 +337,40 @@ def test_status_and_requeue_by_hand_bear_damaged_files(
     assert "submitted job 9" in capsys.readouterr().out
     (run / "complete.json").write_text("{}")  # finished without SLURM
     assert run_script(TOOL, "requeue", f"--run_dir={run}") == 2
+
+
+def test_a_submission_never_takes_the_folder_of_another(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
+    (run / "slurm" / "2").mkdir()  # the first was deleted
+    (run / "slurm" / "2" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    config = write_config(run.parent, run.parent / "tokens", "run", 5)
+    submit = ["submit", "--", PRETRAIN, f"--config={config}"]
+    (run.parent / "bin" / "sbatch").write_text("#!/bin/sh\necho full >&2; exit 1\n")
+    assert run_script(TOOL, *submit) == 2
+    assert [path.name for path in (run / "slurm").iterdir()] == ["2"], "and the refused one is gone"
+    (run.parent / "bin" / "sbatch").write_text("#!/bin/sh\necho 9\n")
+    assert run_script(TOOL, *submit) == 0
+    assert '"job": "9"' in (run / "slurm" / "3" / "job.json").read_text()
+    assert '"job": "7"' in (run / "slurm" / "2" / "job.json").read_text()
+    (run / "slurm" / "4").mkdir()  # of a submission that was killed
+    capsys.readouterr()
+    assert run_script(TOOL, "status", f"--run_dir={run}") == 0
+    assert "job        9 (submission 3)" in capsys.readouterr().out
+
+
+def test_a_queue_that_does_not_answer_is_no_empty_queue(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
+    (run / "slurm" / "1").mkdir()
+    (run / "slurm" / "1" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    squeue = run.parent / "bin" / "squeue"
+    squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Socket timed out >&2; exit 1\n")
+    for command in ("status", "requeue"):
+        assert run_script(TOOL, command, f"--run_dir={run}") == 2
+        assert "does not say whether job 7 is done: slurm_load_jobs error: Socket" in capsys.readouterr().err
+    squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2; exit 1\n")
+    assert run_script(TOOL, "status", f"--run_dir={run}") == 0
+    assert "not in the queue" in capsys.readouterr().out

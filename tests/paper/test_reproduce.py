@@ -336,6 +336,27 @@ def test_commands_have_help_and_refuse_nonsense(capsys: pytest.CaptureFixture[st
     assert "did you mean table" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["report.html", "table1.md", "fig4.png", "fig4.svg"])
+def test_a_file_of_someone_else_stays(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text("# Notes\n")
+    words = ["fig4" if name.startswith("fig") else "table1", "--smoke", f"--out={tmp_path}"]
+    assert run_command(COMMANDS, words, "megavrc reproduce") == 2
+    assert f"{name}: is there and is no" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name], "said before anything runs"
+    (tmp_path / name).unlink()
+    for _ in range(2):  # its own are replaced
+        assert run_command(COMMANDS, [words[0], f"--out={tmp_path}"], "megavrc reproduce") == 0
+    assert f"--run --out={tmp_path}`" in (tmp_path / f"{words[0]}.md").read_text()
+
+
+def test_a_count_that_is_not_known_is_said(places: Places) -> None:
+    path = places.results / "fvd-vrc-ffs-xl.json"
+    content = json.loads(path.read_text())
+    del content["cases"][1]["metrics"]["fvd"]["n"]
+    path.write_text(json.dumps(content))
+    assert "ffs not known, sky 5" in str(make("table1", places).notes)
+
+
 @pytest.mark.parametrize(
     ("name", "file", "damage", "said"),
     [

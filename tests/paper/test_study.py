@@ -173,6 +173,8 @@ def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: P
     token = {"bits val 500": ["60 95 20", "50 90 20"], "bits val 1000": ["60 70 20", "50 70 20"]}
     write_cases(tmp_path, "gameplay-token", 0, token)
     refine = {"bits val 1000": ["60 99 29", "50 89 29"], "bits val refined 1000": ["60 80 29", "50 70 29"]}
+    refine["bits val refined everywhere 1000"] = ["60 80 14", "50 70 14"]
+    write_cases(tmp_path, "gameplay-vrc-64", 0, {"bits val 1000": ["60 93 23", "50 83 23"]})
     write_cases(tmp_path, "gameplay-refine", 0, refine)
     runs = read_study(tmp_path)
     assert not any(
@@ -180,8 +182,8 @@ def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: P
     )  # of `scenes` alone
     rows = list(gameplay(runs))
     found = [row["metrics"]["bits"]["value"] for row in rows if row["metrics"]]
-    assert found == pytest.approx([90, 15, -7.5, 0.5, -1.5, 2, 18, -1])
-    assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 2
+    assert found == pytest.approx([90, 15, -7.5, 0.5, -1.5, 2, 18, -1, -16, 6])
+    assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 5
 
 
 def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:

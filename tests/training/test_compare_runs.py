@@ -133,6 +133,8 @@ def test_half_a_last_line_is_left_out(runs: dict[str, Path]) -> None:
         (["{a}", "--save={a}/metrics.jsonl"], "metrics.jsonl: is there and is no reference"),
         (["{a}", "{other}", "--tolerance=.nan"], "--tolerance nan: a number from 0 on"),
         (["{a}", "{other}", "--tolerance=-1"], "--tolerance -1.0: a number from 0 on"),
+        (["{a}", "{same}", "--keys", "rank_s"], "--keys rank_s: at no common step"),
+        (["{a}", "--save={tmp}/x", "--keys", "los"], "--keys los: no metric of"),
         (["{a}", "{late}"], "no metric at a common step"),
         (["{a}", "{broken}"], "no metric at a common step"),
         (["{a}", "{empty}"], "no lines of metrics"),
