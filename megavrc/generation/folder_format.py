@@ -37,6 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if version is None:  # which only edited folders lack
         raise UserError(f"{where}: format_version is missing: convert the run again")
     check_format(where, version, FORMAT_VERSION)
+    config.setdefault("training", {})
     check_fields(where, config, {"training": dict})
     known = {name: kind for name, kind in TRAINING.items() if name in config["training"]}
     check_fields(f"{where}: training", config["training"], known)
