@@ -202,13 +202,13 @@ if __name__ == "__main__":
     from sheets import sheet
     from tuning import tune
 
-    steps = {
-        "captions": captions,
-        "gate": gate,
-        "bits": bits,
-        "passes": passes,
-        "probes": probes,
+    steps = {"captions": captions, "gate": gate, "bits": bits, "passes": passes, "probes": probes}
+    steps |= {
         "tune": tune,
+        "sample": sample,
+        "score": score,
+        "judge": judge,
+        "decode": decode,
+        "sheet": sheet,
     }
-    steps |= {"sample": sample, "score": score, "judge": judge, "decode": decode, "sheet": sheet}
     command(steps)

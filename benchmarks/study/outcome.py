@@ -116,9 +116,9 @@ def _bits_case(found: dict[str, Any]) -> dict[str, Any]:
     }
     how = {name: found[name] for name in ("checkpoint", "set", "clips")}
     how["later_passes"] = found.get("later_passes", 1)  # which measurements of before did not name
-    passes = (
-        "" if how["later_passes"] == 1 else " refined" + " everywhere" * isinstance(how["later_passes"], int)
-    )
+    passes = "" if how["later_passes"] == 1 else " refined"
+    if passes and isinstance(how["later_passes"], int):  # one number is that of every frame
+        passes += " everywhere"
     row = results.case(f"bits {found['set']}{passes} {found['checkpoint']}", metrics, **how)
     return {**row, "by_clip": found["by_clip"]}
 

@@ -318,12 +318,18 @@ def test_an_earlier_end_is_not_this_one_s(run: Path) -> None:
     assert not (run / "slurm" / "diagnosis.txt").exists()
 
 
+def submitted(run: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job 7 is that submission's, and SLURM's commands are those of the fixture."""
+    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
+    (run / "slurm" / str(number)).mkdir()
+    job = '{"job": "7", "command": [], "revision": null}'
+    (run / "slurm" / str(number) / "job.json").write_text(job)
+
+
 def test_status_and_requeue_by_hand_bear_damaged_files(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
-    (run / "slurm" / "1").mkdir()
-    (run / "slurm" / "1" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    submitted(run, 1, monkeypatch)
     attempts_file(run).write_text('{"job": ')
     (run / "checkpoints" / "step-00000120").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("")
@@ -342,9 +348,7 @@ def test_status_and_requeue_by_hand_bear_damaged_files(
 def test_a_submission_never_takes_the_folder_of_another(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
-    (run / "slurm" / "2").mkdir()  # the first was deleted
-    (run / "slurm" / "2" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    submitted(run, 2, monkeypatch)  # the first was deleted
     config = write_config(run.parent, run.parent / "tokens", "run", 5)
     submit = ["submit", "--", PRETRAIN, f"--config={config}"]
     (run.parent / "bin" / "sbatch").write_text("#!/bin/sh\necho full >&2; exit 1\n")
@@ -363,9 +367,7 @@ def test_a_submission_never_takes_the_folder_of_another(
 def test_a_queue_that_does_not_answer_is_no_empty_queue(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", f"{run.parent}/bin:/usr/bin:/bin")
-    (run / "slurm" / "1").mkdir()
-    (run / "slurm" / "1" / "job.json").write_text('{"job": "7", "command": [], "revision": null}')
+    submitted(run, 1, monkeypatch)
     squeue = run.parent / "bin" / "squeue"
     squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Socket timed out >&2; exit 1\n")
     for command in ("status", "requeue"):
