@@ -203,12 +203,6 @@ if __name__ == "__main__":
     from tuning import tune
 
     steps = {"captions": captions, "gate": gate, "bits": bits, "passes": passes, "probes": probes}
-    steps |= {
-        "tune": tune,
-        "sample": sample,
-        "score": score,
-        "judge": judge,
-        "decode": decode,
-        "sheet": sheet,
-    }
+    steps |= {"tune": tune, "sample": sample, "score": score}
+    steps |= {"judge": judge, "decode": decode, "sheet": sheet}
     command(steps)
