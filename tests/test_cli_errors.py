@@ -202,7 +202,7 @@ TRAINED_MISTAKES: dict[str, tuple[str, str, str]] = {
         "tools/convert_checkpoint.py",
         "to-hf --run {}/run --video_tokenizer {}/tokenizer0 --text_tokenizer {}/tokenizer.model "
         "--out {}/config.yaml/hf",
-        "{}/config.yaml/.hf.unfinished: Not a directory",
+        "{}/config.yaml/hf: Not a directory",
     ),
     "pixels of no size": (
         "tools/generate.py",

@@ -149,14 +149,12 @@ def refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():  # also one that leads nowhere
         raise UserError(f"{out}: exists; choose another folder or remove it")
     if any(parent.exists() and not parent.is_dir() for parent in out.parents):  # said before any work
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(unfinished(out)))
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
 
 
 def unfinished(out: Path) -> Path:
-    """The folder that is written before it appears as `out`; leftovers of a killed conversion are removed."""
-    partial = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
-    return partial
+    """The folder that this process writes before it appears as `out`: no other conversion to `out` has it."""
+    return out.with_name(f".unfinished-{os.getpid()}-{out.name}")
 
 
 def publish(

@@ -115,6 +115,18 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == [mine]
 
 
+@pytest.mark.slow  # two whole conversions
+def test_of_two_conversions_to_one_folder_the_first_is_kept_whole(source, tmp_path) -> None:
+    both = [FORK.Process(target=convert, args=(source, tmp_path / "out")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert sorted(process.exitcode for process in both) == [0, 2]
+    check_sums(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_full_disk_is_one_line(source, tmp_path, capfd) -> None:
     process = FORK.Process(target=convert, args=(source, tmp_path / "out", 100_000))
     process.start()
