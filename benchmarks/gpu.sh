@@ -5,13 +5,17 @@
 #   benchmarks/gpu.sh                        PYTHON=python
 #   benchmarks/gpu.sh tests attention        only these: tests attention generate train tune
 #
-# A machine that has little more than torch with CUDA and triton needs requirements.txt, pytest and hypothesis too. Without a
-# network, bring them: pip download -d wheels jsonargparse[signatures] av webdataset deepspeed sentencepiece safetensors
-# transformers tensorboard matplotlib rich fsspec filelock pillow pyyaml protobuf pytest hypothesis, for that machine's Python, and
-# there pip install --no-index --find-links wheels the same names (deepspeed needs --no-build-isolation).
+# On a machine that has torch with CUDA, transformers and little more, without a network: bring these 49 MB, made where there is one
+# (3.12: that machine's Python; .venv: the project's), install them there; its torch, triton, numpy and transformers stay as they are.
+#   .venv/bin/pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 jsonargparse typeshed-client docstring-parser \
+#       'av<19' 'webdataset<2' braceexpand 'sentencepiece<0.3' 'protobuf<8' hjson msgpack ninja psutil py-cpuinfo einops pytest pluggy \
+#       iniconfig hypothesis sortedcontainers pillow
+#   .venv/bin/pip wheel -w wheels --no-deps --no-build-isolation deepspeed
+#   python -m pip install --no-index --no-deps wheels/*.whl
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # megavrc need not be installed
 PARTS=" ${*:-tests attention generate train tune} "
 FAILED=()
 for part in $PARTS; do
