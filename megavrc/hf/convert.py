@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,8 +154,17 @@ def refuse_existing(out: Path) -> None:
 
 
 def unfinished(out: Path) -> Path:
-    """The folder that this process writes before it appears as `out`: no other conversion to `out` has it."""
-    return out.with_name(f".unfinished-{os.getpid()}-{out.name}")
+    """The folder that this process writes before it appears as `out`: no other conversion to `out` has it.
+
+    What killed conversions of this machine have left is removed.
+    """
+    start, end = f".unfinished-{platform.node()}-", f"-{out.name}"
+    for path in out.parent.glob(".unfinished-*"):
+        pid = path.name.removeprefix(start).removesuffix(end)
+        killed = pid == str(os.getpid()) or not Path("/proc", pid).exists()
+        if path.name == start + pid + end and pid.isdigit() and killed:
+            shutil.rmtree(path, ignore_errors=True)
+    return out.with_name(f"{start}{os.getpid()}{end}")
 
 
 def publish(
