@@ -161,8 +161,8 @@ def unfinished(out: Path) -> Path:
     start, end = f".unfinished-{platform.node()}-", f"-{out.name}"
     for path in out.parent.glob(".unfinished-*"):
         pid = path.name.removeprefix(start).removesuffix(end)
-        killed = pid == str(os.getpid()) or not Path("/proc", pid).exists()
-        if path.name == start + pid + end and pid.isdigit() and killed:
+        named = pid.isdigit() and path.name == start + pid + end
+        if named and (pid == str(os.getpid()) or not Path("/proc", pid).exists()):
             shutil.rmtree(path, ignore_errors=True)
     return out.with_name(f"{start}{os.getpid()}{end}")
 
