@@ -193,32 +193,38 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
 
 def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
     """Bits of the later frames of clips of a game: whether what `scenes` shows carries over."""
-    names = ("token", "vrc", "refine", "without-stage1")
-    token, vrc, plain, without = (Cell(f"gameplay-{name}", 1000, "bits val", "later") for name in names)
-    refined, long = replace(plain, kind="bits val refined"), replace(without, checkpoint=1500)
-    token_500, vrc_500 = replace(token, checkpoint=500), replace(vrc, checkpoint=500)
-    rate1_500 = replace(vrc_500, run="gameplay-rate1")
-    yield _bits(runs, "the token model", 2, token)
-    yield _bits(runs, "VRC minus the token model", 2, vrc, token)
-    yield _bits(runs, "the same at equal FLOPs: the token model at step 500", 2, vrc, token_500)
-    yield _bits(runs, "VRC minus the token model, both at step 500", 2, vrc_500, token_500)
-    yield _bits(
-        runs, "of it, independence within a frame: rate 1 minus the token model", 2, rate1_500, token_500
-    )
-    yield _bits(runs, "of it, compression: VRC, rate 4, minus rate 1", 2, vrc_500, rate1_500)
-    yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 2, plain, vrc)
-    yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 2, refined, vrc)
-    everywhere = replace(plain, kind="bits val refined everywhere")
-    yield _bits(runs, "the same in passes 8, 8, 8, 8, minus VRC", 2, everywhere, vrc)
-    yield _bits(runs, "VRC with stage 1 minus without, equal steps", 2, vrc, without)
-    yield _bits(runs, "the same at equal FLOPs: without at step 1500", 2, vrc, long)
-    small, large = (replace(vrc, run=f"gameplay-vrc-{width}") for width in (64, 192))
-    yield _bits(runs, "VRC of width 64 minus width 128", 2, small, vrc)
-    yield _bits(runs, "VRC of width 192 and 6 layers minus width 128 and 4", 2, large, vrc)
-    bare = replace(rate1_500, run="gameplay-rate1-identity")
-    yield _bits(runs, "rate 1 without convolutions minus rate 1, step 500", 2, bare, rate1_500)
-    matched = replace(token, run="gameplay-token-160")
-    yield _bits(runs, "the token model with VRC's parameters minus the token model", 2, matched, token)
+
+    def of(name: str, step: int = 1000, kind: str = "bits val") -> Cell:
+        return Cell(f"gameplay-{name}", step, kind, "later")
+
+    token, vrc, large = of("token"), of("vrc"), of("vrc-192")
+    token_500, vrc_500, rate1_500, rate4 = of("token", 500), of("vrc", 500), of("rate1", 500), of("rate4")
+    rows: list[tuple[str, Cell, Cell | None]] = [
+        ("the token model", token, None),
+        ("VRC minus the token model", vrc, token),
+        ("the same at equal FLOPs: the token model at step 500", vrc, token_500),
+        ("VRC minus the token model, both at step 500", vrc_500, token_500),
+        ("of it, independence within a frame: rate 1 minus the token model", rate1_500, token_500),
+        ("of it, compression: VRC, rate 4, minus rate 1", vrc_500, rate1_500),
+        ("a model trained for passes, in one: refinement minus VRC", of("refine"), vrc),
+        ("the same in passes 8, 1, 1, 1, minus VRC", of("refine", kind="bits val refined"), vrc),
+        ("the same in passes 8, 8, 8, 8, minus VRC", of("refine", kind="bits val refined everywhere"), vrc),
+        ("VRC with stage 1 minus without, equal steps", vrc, of("without-stage1")),
+        ("the same at equal FLOPs: without at step 1500", vrc, of("without-stage1", 1500)),
+        ("VRC of width 64 minus width 128", of("vrc-64"), vrc),
+        ("VRC of width 192 and 6 layers minus width 128 and 4", large, vrc),
+        ("rate 1 without convolutions minus rate 1, step 500", of("rate1-identity", 500), rate1_500),
+        ("the token model with VRC's parameters minus the token model", of("token-160"), token),
+        ("the token model's loss as the mean over all tokens minus over terms", of("token-loss"), token),
+        ("half the learning rate minus the whole, the token model", of("token-lr"), token),
+        ("the same, VRC", of("vrc-lr"), vrc),
+        ("the same, VRC of width 192 and 6 layers", of("vrc-192-lr"), large),
+        ("group norm minus BatchNorm, rate 4", rate4, vrc),
+        ("rate 16 minus rate 4, group norm", of("rate16"), rate4),
+        ("rate 64 minus rate 4, group norm", of("rate64"), rate4),
+    ]
+    for label, cell, minus in rows:
+        yield _bits(runs, label, 2, cell, minus)
 
 
 def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None = None) -> dict[str, Any]:
