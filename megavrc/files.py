@@ -1,8 +1,10 @@
-"""Small files: text, tables and JSON read, JSON written, atomic writes, hashes; and patience with file systems.
+"""Small files: text, tables and JSON read, JSON written, atomic writes, hashes; whose a file is; and patience with file
+systems.
 
 Whatever text a user brings is read here: UTF-8, or one line that names the file and the place.
 """
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -13,9 +15,11 @@ import logging
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -340,6 +344,56 @@ def append_line(path: Path, text: str) -> None:
             if file.read(1) != b"\n":
                 text = f"\n{text}"
         file.write(f"{text}\n".encode())
+
+
+# --- whose a file is -------------------------------------------------------------------------------------------------
+
+
+def this_machine() -> str:
+    """One boot of one kernel, and the process numbers that this process sees there (a container has its own)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: equal to no other
+        return uuid.uuid4().hex
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since the boot; None if there is none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = status.rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else int(after_name[19])
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A hidden neighbour of `out` to write, a file or a folder, which is renamed to `out` as the block ends.
+
+    After an error nothing is left. No other process is given the same; what killed ones of this machine have left is
+    removed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    begin, end = f".unfinished-{hashlib.sha256(this_machine().encode()).hexdigest()[:8]}-", f"-{out.name}"
+    mine = f"{os.getpid()}-{process_start(os.getpid())}"
+    for name in os.listdir(out.parent):
+        owner = re.fullmatch(rf"{re.escape(begin)}((\d+)-(\w+)){re.escape(end)}", name)
+        if owner and (owner[1] == mine or str(process_start(int(owner[2]))) != owner[3]):
+            _remove(out.with_name(name))
+    partial = out.with_name(f"{begin}{mine}{end}")
+    try:
+        yield partial
+        partial.rename(out)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 # --- patience --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import check_fields, check_format, patiently, read_json, write_json
+from megavrc.files import (
+    check_fields,
+    check_format,
+    patiently,
+    process_start,
+    read_json,
+    this_machine,
+    write_json,
+)
 
 FORMAT = 1
 FIELDS = dict.fromkeys(("host", "machine", "slurm_job", "slurm_restarts", "time"), str) | {
@@ -140,7 +148,7 @@ def _has_ended(path: Path, owner: dict[str, Any], beat: float, stale: float) -> 
     if owner.get("released"):
         return True
     if owner.get("machine") == me["machine"]:
-        return _started(owner["pid"]) != owner["started"]
+        return process_start(owner["pid"]) != owner["started"]
     if me["slurm_job"] and owner.get("slurm_job") == me["slurm_job"]:
         if owner.get("slurm_restarts") != me["slurm_restarts"]:
             return True  # SLURM starts a job again only when its former start is over
@@ -177,29 +185,10 @@ def _owner() -> dict[str, Any]:
         "format": FORMAT,
         "host": platform.node(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "machine": _machine(),
+        "started": process_start(os.getpid()),
+        "machine": this_machine(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "token": uuid.uuid4().hex,
     }
-
-
-def _machine() -> str:
-    """One boot of one kernel, and the process numbers that this process sees there (a container has its own)."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux: equal to no other, so heartbeats decide
-        return uuid.uuid4().hex
-
-
-def _started(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since the boot; None if there is none."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    after_name = status.rpartition(")")[2].split()
-    return None if after_name[0] in "ZX" else int(after_name[19])

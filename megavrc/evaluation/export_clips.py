@@ -1,7 +1,6 @@
 """Clips in the layouts that other suites read: VBench's names, folders of frames, one .npz."""
 
 import os
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, PlannedClip, first, read_whole
+from megavrc.files import appearing
 from megavrc.progress import progress
 from megavrc.video.write import write_mp4, write_png
 
@@ -41,14 +41,8 @@ def export_clips(source: ClipSource, layout: Layout, out: Path, fps: float = 8) 
     if layout == "npz" and out.suffix != ".npz":
         raise UserError(f"{out}: name a file that ends in .npz")
     names = _names(source, layout)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".unfinished-{os.getpid()}-{out.name}")
-    try:
+    with appearing(out) as unfinished:
         _write(source, layout, unfinished, names, fps)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.unlink(missing_ok=True)
     return len(names)
 
 

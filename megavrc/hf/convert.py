@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.errors import UserError
-from megavrc.files import named_path, read_json, write_json
+from megavrc.files import appearing, named_path, read_json, write_json
 from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
 from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_config
 from megavrc.generation.keymap import to_folder
@@ -153,20 +152,6 @@ def refuse_existing(out: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
 
 
-def unfinished(out: Path) -> Path:
-    """The folder that this process writes before it appears as `out`: no other conversion to `out` has it.
-
-    What killed conversions of this machine have left is removed.
-    """
-    start, end = f".unfinished-{platform.node()}-", f"-{out.name}"
-    for path in out.parent.glob(".unfinished-*"):
-        pid = path.name.removeprefix(start).removesuffix(end)
-        named = pid.isdigit() and path.name == start + pid + end
-        if named and (pid == str(os.getpid()) or not Path("/proc", pid).exists()):
-            shutil.rmtree(path, ignore_errors=True)
-    return out.with_name(f"{start}{os.getpid()}{end}")
-
-
 def publish(
     out: Path,
     vrc: VRC,
@@ -191,15 +176,12 @@ def publish(
     Raises:
         UserError: the folder does not pass; nothing is left behind.
     """
-    partial = unfinished(out)
     try:
-        write_folder(partial, vrc, video, text, training, shard_size, captions, sampling)
-        check(partial, vrc, video.net, text)
-        partial.rename(out)
+        with appearing(out) as partial:
+            write_folder(partial, vrc, video, text, training, shard_size, captions, sampling)
+            check(partial, vrc, video.net, text)
     except (SafetensorError, OSError) as error:  # safetensors has its own error for a full disk
         raise UserError(f"{out}: cannot be written, and nothing is left of it: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_parts(source: Run, video: OmniTokenizer, text: TextTokenizer | None) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from megavrc import checkpoint
 from megavrc.errors import UserError
-from megavrc.files import read_json, write_json
+from megavrc.files import appearing, read_json, write_json
 from megavrc.generation.folder import SAMPLING, TEXT_TOKENIZER, Folder, load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.model import ModelConfig
 from megavrc.model.vrc import INIT_STD
 
-from .convert import refuse_existing, unfinished
+from .convert import refuse_existing
 
 CLASS_TABLE = "condition.table.weight"
 
@@ -53,8 +53,7 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
     state = {"identity": identity, "facts": _facts(source, training, stage), "training": training}
     if (folder / SAMPLING).is_file():
         state["sampling"] = read_json(folder / SAMPLING)  # which `load_folder` has checked
-    partial = unfinished(out)
-    try:
+    with appearing(out) as partial:
         source.video_tokenizer.save(partial / "video_tokenizer")
         if source.text_tokenizer is not None:
             (partial / "text_tokenizer").mkdir()
@@ -63,9 +62,6 @@ def from_hf(folder: Path, out: Path, classes: int | None = None, seed: int = 0) 
         checkpoint.write(partial / "checkpoints", training.get("step", 0), groups, state, keep=1)
         checkpoint.write_record(partial, identity, state["facts"], starts=[])
         write_json(partial / "complete.json", {"step": training.get("step", 0)})
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _with_classes(

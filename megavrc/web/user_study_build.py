@@ -4,10 +4,8 @@ Notable: one file holds both clips of a pair, side by side. So they cannot get o
 no property of the file (size, bit rate, metadata) belongs to one of the two. Each pair has a file for either order.
 """
 
-import os
 import random
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, Frames, pairs
 from megavrc.evaluation.clip_source import first as first_few
-from megavrc.files import sha256_json
+from megavrc.files import appearing, sha256_json
 from megavrc.generation.clip_sources import GeneratedClips, open_source, some_clips
 from megavrc.progress import progress
 from megavrc.video.write import MAX_FPS, MIN_FPS, enlarge, write_mp4
@@ -74,9 +72,7 @@ def build_study(
     _check_numbers(len(chosen), raters, repeats, attention, fps)
     shown = [some_clips(source, [row.indices[side] for row in chosen]) for side, source in enumerate(sources)]
     alike = _alike(shown, chosen, frames, size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".unfinished-{os.getpid()}-{out.name}")
-    try:
+    with appearing(out) as unfinished:
         (unfinished / "clips").mkdir(parents=True)
         study = UserStudy(
             folder=unfinished,
@@ -93,9 +89,6 @@ def build_study(
             protocol=_protocol(shown, alike, fps, seed),
         )
         write_user_study(study)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{out}: {len(chosen)} pairs; serve it: megavrc user_study serve {out}")
 
 
