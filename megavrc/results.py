@@ -256,8 +256,11 @@ def page_text(path: Path) -> str:
 
     A table stands between `<!-- table: FILE COLUMN, COLUMN -->` and `<!-- end -->`: the file relative to the page, and
     what `table` calls columns, if not all. UserError where one has no end: it would take the text behind it along.
+    Lines end as the page's first does.
     """
     text = read_text(path)
+    end = "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+    text = text.replace("\r\n", "\n")
     if lost := text.count("<!-- table: ") - len(TABLE.findall(text)):
         raise UserError(
             f"{path}: {lost} tables without <!-- end -->, or not as <!-- table: FILE COLUMN, COLUMN -->"
@@ -267,7 +270,7 @@ def page_text(path: Path) -> str:
         columns = found[3].split(", ") if found[3] else None
         return f"{found[1]}\n{table(read_result(path.parent / found[2]), columns)}\n\n"
 
-    return TABLE.sub(made, text)
+    return TABLE.sub(made, text).replace("\n", end)
 
 
 # --- comparison ------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def plan_shards(groups: Groups, ranks: int = 1, limit: int = SHARD_BYTES) -> lis
         total = sum(tensor.nbytes for tensor in tensors.values())
         for number, (names, size) in enumerate(_fill(tensors, min(limit, math.ceil(total / ranks))), 1):
             files.append((size, f"{group}-{number:05d}.safetensors", group, names))
-    load, owners = [0] * ranks, {}
+    load, owners = [0] * min(ranks, len(files)), {}
     for size, file, *_ in sorted(files, reverse=True):  # the largest first: the rest evens out
         owners[file] = load.index(min(load))
         load[owners[file]] += size

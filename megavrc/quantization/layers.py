@@ -72,12 +72,15 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     A weight that is tied to an embedding or to another layer stays as it is, because changing it would change that too.
 
     Raises:
-        ValueError: `skip` names a module that is not there, no layer is left, or a weight is packed or not finite.
+        ValueError: `skip` holds no names, or that of a module that is not there, no layer is left, or a weight is
+            packed or not finite.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a module of torch, not {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    skip = (skip,) if isinstance(skip, str) else tuple(skip) if isinstance(skip, Iterable) else skip
+    if not isinstance(skip, tuple) or not all(isinstance(name, str) for name in skip):
+        raise ValueError(f"skip: expected names of modules, not {skip!r:.60}")
     if unknown := [name for name in skip if name not in modules]:
         near = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"skip: no module is called {', '.join(unknown)}; modules at the top are: {near}")

@@ -11,6 +11,7 @@ from megavrc.model import VRC
 
 from .int8 import Int8Linear
 from .layers import linear_layers
+from .rounding import check_known
 
 Format = Literal["int8", "fp8", "int4", "nf4"]
 GROUP_SIZE = 128  # inputs that share a scale in int4
@@ -42,8 +43,7 @@ def quantize(model: nn.Module, weights: Format, skip: Iterable[str] = ()) -> Qua
         ValueError: an unknown format, one that this device or installation cannot compute with, or what
             `linear_layers` refuses. The module is then as it was.
     """
-    if weights not in get_args(Format):
-        raise ValueError(f"unknown format {weights!r}: choose from {', '.join(get_args(Format))}")
+    check_known("format", weights, get_args(Format))
     layers = {name: each for name, each in linear_layers(model, skip).items() if type(each) is nn.Linear}
     if not layers or "" in layers:
         raise ValueError("quantize: give a module that holds linear layers of torch's own class")

@@ -1,5 +1,6 @@
 """Simulated rounding: tensors in, tensors of the same type and shape out, with the values that few bits can hold."""
 
+from collections.abc import Iterable
 from typing import SupportsIndex
 
 import torch
@@ -32,6 +33,12 @@ def scales(group: Tensor, number_format: str) -> Tensor:
     return (group.abs().amax(-1, keepdim=True) / LEVELS[number_format]).clamp(min=limit.tiny)
 
 
+def check_known(what: str, name: object, known: Iterable[str]) -> None:
+    """ValueError unless a name, which may be of any type, is one of those known."""
+    if name not in list(known):
+        raise ValueError(f"unknown {what} {name!r:.60}: choose from {', '.join(known)}")
+
+
 def round_to(scaled: Tensor, number_format: str) -> Tensor:
     """The nearest value of the format, of numbers that are already divided by their scale."""
     level = LEVELS[number_format]
@@ -47,8 +54,7 @@ def round_weight(weight_OI: Tensor, number_format: str, group_size: int | None =
     Raises:
         ValueError: the groups do not divide the inputs, or the format is unknown.
     """
-    if number_format not in LEVELS:
-        raise ValueError(f"unknown format {number_format!r}: choose from {', '.join(LEVELS)}")
+    check_known("format", number_format, LEVELS)
     group = grouped(weight_OI, group_size)
     scale = scales(group, number_format)
     return (round_to(group / scale, number_format) * scale).flatten(-2).to(weight_OI.dtype)

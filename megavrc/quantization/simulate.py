@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .gptq import round_gptq
 from .layers import Calibration, InputStatistics, linear_layers, observe
-from .rounding import LEVELS, SCALE_BITS, STORED_BITS, grouped, round_weight
+from .rounding import LEVELS, SCALE_BITS, STORED_BITS, check_known, grouped, round_weight
 from .scaling import awq_scale, rotate_hadamard, round_scaled, smoothing_scale
 from .sparsity import check_share, zero_smallest, zero_wanda
 
@@ -61,8 +61,7 @@ def simulate_quantization(
     """
     _check_method(method, QUANTIZERS, calibration)
     for number_format in (weights, activations or weights):
-        if number_format not in LEVELS:
-            raise ValueError(f"unknown format {number_format!r}: choose from {', '.join(LEVELS)}")
+        check_known("format", number_format, LEVELS)
     if method == "smoothquant" and activations is None:
         raise ValueError(
             "smoothquant moves outliers of activations into weights: say in which format activations are"
@@ -127,8 +126,7 @@ def _refuse_uncalled(model: nn.Module, layers: Iterable[str]) -> None:
 
 
 def _check_method(method: str, methods: dict[str, bool], calibration: Calibration | None) -> None:
-    if method not in methods:
-        raise ValueError(f"unknown method {method!r}: choose from {', '.join(methods)}")
+    check_known("method", method, methods)
     if methods[method] and calibration is None:
         raise ValueError(f"{method} is fitted on inputs: give calibration data")
     if not isinstance(calibration, Calibration | None):

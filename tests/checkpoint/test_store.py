@@ -83,6 +83,8 @@ def test_tensors_are_divided_over_files_and_ranks() -> None:
     loads = [sum(bytes_of[s.file] for s in shards if s.owner == rank) for rank in range(3)]
     assert sum(loads) == 8004 and min(loads) > 0 and max(loads) <= 4000
     assert plan_shards(sizes, ranks=3, limit=1200) == shards, "all ranks come to the same plan"
+    many = plan_shards(sizes, ranks=10**9)
+    assert sorted(shard.owner for shard in many) == list(range(12)), "one each, however many ranks have none"
     assert [shard.tensors for shard in plan_shards({"model": sizes["model"]})] == [tuple(sizes["model"])]
 
 
