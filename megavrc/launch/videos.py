@@ -12,7 +12,7 @@ from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 from megavrc.video import VideoError, count_frames, probe, read_clip
 from megavrc.video.listing import list_folder
-from megavrc.video.manifest import Entry, from_list
+from megavrc.video.manifest import Entry, from_list, manifest_content
 
 FRAMES = ClipSettings.frames  # of a clip, unless another number is asked for
 NAMED = 3  # files that a line names
@@ -49,7 +49,9 @@ def video_lines(path: Path, folder: Path | None = None) -> Iterator[Line]:
 def _entries(path: Path, folder: Path | None) -> tuple[list[Entry], list[str]]:
     """Entries whose paths are relative to the folder of `path`."""
     if path.is_dir():
-        listing = list_folder(path, path.parent / "manifest.jsonl")
+        manifest = path.parent / "manifest.jsonl"
+        listing = list_folder(path, manifest)
+        manifest_content(manifest, listing.entries)  # could it be written?
         return listing.entries, listing.notes
     return from_list(path, path, folder), []
 

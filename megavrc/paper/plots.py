@@ -166,7 +166,7 @@ def fig2(found: Measured) -> Exhibit:
     shares.set_yticks(range(len(same)), list(same))
     shares.set(xlim=(0, 100), ylim=(len(same) - 0.3, -0.7), xlabel="as in the frame before, %")
     made.figure = figure
-    made.notes.append(_coding(content))
+    made.notes.append(_coding(content["protocol"], found.row("redundancy", "H.264 paper")))
     return made
 
 
@@ -178,15 +178,12 @@ def _picture(path: Path) -> Any:
         raise UserError(f"{path}: not a picture that can be read ({error.reason})") from None
 
 
-def _coding(content: Mapping[str, Any]) -> str:
-    protocol = content["protocol"]
-    kinds = {
-        row["name"]: ", ".join(map(str, row.get("facts", {}).get("frames") or [])) for row in content["cases"]
-    }
+def _coding(protocol: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    kinds = check_fields("the result redundancy: facts of H.264 paper", row.get("facts"), {"frames": list})
     return (
         f"Means of {protocol['clips']} clips with 95% intervals, {protocol['frames']} frames at stride "
         f"{protocol['stride']}; {protocol['encoder']}. The first packet also holds 600 to 700 bytes of headers. "
-        f"With B frames: the paper's literal command, which gives {kinds['H.264 paper']}, "
+        f"With B frames: the paper's literal command, which gives {', '.join(map(str, kinds['frames']))}, "
         "not the I P P P P that its figure names."
     )
 

@@ -177,17 +177,25 @@ def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
     """Write the list, one object a line.
 
     Raises:
-        UserError: an entry that cannot be read again, two entries with one id, a name that is no UTF-8, or another list
-            at `path`, which stays.
+        UserError: as `manifest_content`, or another list at `path`, which stays.
+    """
+    content = manifest_content(path, entries)
+    if path.exists() and read_regular(path) != content:
+        raise UserError(f"{path}: is there and lists something else; choose another name, or delete it")
+    write_atomic(path, content)
+
+
+def manifest_content(path: Path, entries: Iterable[Entry]) -> bytes:
+    """What `write_manifest` writes.
+
+    Raises:
+        UserError: an entry that cannot be read again, two entries with one id, or a name that is no UTF-8.
     """
     entries = list(entries)
     whole = [_entry(path, number, entry) for number, entry in enumerate(entries, 1)]
     _check_unique(path, whole)
     _check_classes(path, whole)
-    content = b"".join(_line(path, entry) for entry in entries)
-    if path.exists() and read_regular(path) != content:
-        raise UserError(f"{path}: is there and lists something else; choose another name, or delete it")
-    write_atomic(path, content)
+    return b"".join(_line(path, entry) for entry in entries)
 
 
 def _line(path: Path, entry: Entry) -> bytes:

@@ -366,6 +366,12 @@ def test_a_count_that_is_not_known_is_said(places: Places) -> None:
         ("fig2", "redundancy", lambda c: c["protocol"].pop("clips"), "protocol: clips is missing"),
         ("fig2", "redundancy", lambda c: c["cases"][2]["metrics"].clear(), "has no unchanged of 'blocks"),
         ("fig2", "redundancy", lambda c: c["cases"][0]["metrics"].clear(), "has no packet/0 of 'H.264 ippp'"),
+        (
+            "fig2",
+            "redundancy",
+            lambda c: c["cases"][1]["facts"].update(frames=5),
+            "paper: frames is 5, expected list",
+        ),
         ("fig9", "user-study", lambda c: c["config"].pop("first"), "config: first is missing"),
         ("fig9", "user-study", lambda c: c["cases"][0]["metrics"]["tie"].update(value=None), "has no tie of"),
     ],
