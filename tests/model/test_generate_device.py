@@ -109,6 +109,8 @@ def test_matrices_stored_transposed_change_nothing_but_strides(variant):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     store_for_generation(model)
     assert model.trunk.layers[0].attention.qkv.weight.stride() == (1, 192)
+    if variant == "paper":
+        assert model.compressor.net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(generate(model, condition, SETTINGS, [0, 1]), expected)
 
