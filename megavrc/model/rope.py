@@ -31,9 +31,13 @@ def rope_table(positions_S3: Tensor, rotated_S: Tensor, head_dim: int, base: flo
 def rotate(x_BHSD: Tensor, table_2SP: Tensor) -> Tensor:
     """Turn each pair (2i, 2i+1) of every head by its row's angle, in at least float32; returns x's dtype."""
     wide = x_BHSD if x_BHSD.dtype == torch.float64 else x_BHSD.float()
-    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table_2SP.to(wide.dtype).unbind(0)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x_BHSD.dtype)
+    pairs, (cos, sin) = wide.unflatten(-1, (-1, 2)), table_2SP.to(wide.dtype).unbind(0)
+    if torch.compiler.is_compiling():  # which has no kernels for complex numbers
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    else:  # the same sums in one pass over memory: a tenth of a small training step
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return turned.flatten(-2).to(x_BHSD.dtype)
 
 
 def qkv_table(table_2SP: Tensor, dtype: torch.dtype) -> Tensor:
