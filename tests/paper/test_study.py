@@ -183,7 +183,7 @@ def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: P
     rows = list(gameplay(runs))
     found = [row["metrics"]["bits"]["value"] for row in rows if row["metrics"]]
     assert found == pytest.approx([90, 15, -7.5, 0.5, -1.5, 2, 18, -1, -16, 6])
-    assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 12
+    assert [row["facts"]["bits"] for row in rows if not row["metrics"]] == ["`--priority 2`"] * 13
 
 
 def test_legends_and_numbers_of_axes_cover_nothing(tmp_path: Path) -> None:
