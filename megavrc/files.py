@@ -348,6 +348,8 @@ def append_line(path: Path, text: str) -> None:
 
 # --- whose a file is -------------------------------------------------------------------------------------------------
 
+WEEK = 7 * 86400.0  # seconds
+
 
 def this_machine() -> str:
     """One boot of one kernel, and the process numbers that this process sees there (a container has its own)."""
@@ -372,22 +374,30 @@ def process_start(pid: int) -> int | None:
 def appearing(out: Path) -> Iterator[Path]:
     """A hidden neighbour of `out` to write, a file or a folder, which is renamed to `out` as the block ends.
 
-    After an error nothing is left. No other process is given the same; what killed ones of this machine have left is
-    removed.
+    After an error nothing is left. No other process is given the same. What killed ones of this machine have left is
+    removed, and that of others (a container, before a restart) after a week.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    begin, end = f".unfinished-{hashlib.sha256(this_machine().encode()).hexdigest()[:8]}-", f"-{out.name}"
-    mine = f"{os.getpid()}-{process_start(os.getpid())}"
-    for name in os.listdir(out.parent):
-        owner = re.fullmatch(rf"{re.escape(begin)}((\d+)-(\w+)){re.escape(end)}", name)
-        if owner and (owner[1] == mine or str(process_start(int(owner[2]))) != owner[3]):
-            _remove(out.with_name(name))
-    partial = out.with_name(f"{begin}{mine}{end}")
+    machine, pid = hashlib.sha256(this_machine().encode()).hexdigest()[:8], os.getpid()
+    partial = out.with_name(f".unfinished-{machine}-{pid}-{process_start(pid)}-{out.name}")
+    with contextlib.suppress(OSError):  # a folder that is not to be read
+        for name in os.listdir(out.parent):
+            owner = re.fullmatch(rf"\.unfinished-(\w+)-(\d+)-(\w+)-{re.escape(out.name)}", name)
+            left = out.with_name(name)
+            if owner and (
+                str(process_start(int(owner[2]))) != owner[3] if owner[1] == machine else _is_old(left)
+            ):
+                _remove(left)
+    _remove(partial)
     try:
         yield partial
         partial.rename(out)
     finally:
         _remove(partial)
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > WEEK
 
 
 def _remove(path: Path) -> None:

@@ -248,7 +248,7 @@ def publish_tables(content: Result, json: Path | None = None, columns: Sequence[
 
 # --- pages -----------------------------------------------------------------------------------------------------
 
-TABLE = re.compile(r"(<!-- table: (\S+)(?: ([^\n]*?))? -->\n)(?s:(?!<!-- table: ).)*?(?=<!-- end -->)")
+TABLE = re.compile(r"(<!-- table: (\S+)(?: ([^\n]*?))? -->\r?\n)(?s:(?!<!-- table: ).)*?(?=<!-- end -->)")
 
 
 def page_text(path: Path) -> str:
@@ -256,11 +256,9 @@ def page_text(path: Path) -> str:
 
     A table stands between `<!-- table: FILE COLUMN, COLUMN -->` and `<!-- end -->`: the file relative to the page, and
     what `table` calls columns, if not all. UserError where one has no end: it would take the text behind it along.
-    Lines end as the page's first does.
+    Its lines end as its mark does.
     """
     text = read_text(path)
-    end = "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
-    text = text.replace("\r\n", "\n")
     if lost := text.count("<!-- table: ") - len(TABLE.findall(text)):
         raise UserError(
             f"{path}: {lost} tables without <!-- end -->, or not as <!-- table: FILE COLUMN, COLUMN -->"
@@ -268,9 +266,10 @@ def page_text(path: Path) -> str:
 
     def made(found: re.Match[str]) -> str:
         columns = found[3].split(", ") if found[3] else None
-        return f"{found[1]}\n{table(read_result(path.parent / found[2]), columns)}\n\n"
+        end = "\r\n" if found[1].endswith("\r\n") else "\n"
+        return found[1] + f"\n{table(read_result(path.parent / found[2]), columns)}\n\n".replace("\n", end)
 
-    return TABLE.sub(made, text).replace("\n", end)
+    return TABLE.sub(made, text)
 
 
 # --- comparison ------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """What is written out of sight until it is whole (megavrc.files.appearing)."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from failing_files import fail
 
 from megavrc.files import appearing
 
@@ -38,11 +41,13 @@ def test_what_killed_processes_left_goes_and_what_living_ones_write_stays(tmp_pa
         out.with_name(".unfinished-0123abcd-1-1-a+b [1]"),
         left.with_name("x"),
     ]
-    for path in others:  # of another name, of another machine
+    long_ago = out.with_name(".unfinished-4567cdef-1-1-a+b [1]")
+    for path in (*others, long_ago):  # of another name, of other machines
         path.mkdir()
+    os.utime(long_ago, (0, 0))
     try:
         with appearing(out) as partial:
-            assert not left.exists()
+            assert not left.exists() and not long_ago.exists()
             partial.write_text("whole")
             assert not out.exists()
     finally:
@@ -58,3 +63,10 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, folder: bool) -> None:
         partial.mkdir() if folder else partial.write_text("half")
         raise KeyboardInterrupt
     assert not [*(tmp_path / "new").iterdir()]
+
+
+def test_a_folder_that_cannot_be_listed_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = fail(monkeypatch, errno.EACCES, tmp_path.name)
+    with appearing(tmp_path / "out") as partial:
+        partial.mkdir()
+    assert failed and (tmp_path / "out").is_dir()

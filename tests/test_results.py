@@ -170,9 +170,10 @@ def test_a_changed_number_changes_the_page(tmp_path: Path) -> None:
         and first.startswith("before\n<!-- table: a.json time")
     )
     assert first.endswith("<!-- end -->\nafter\n") and page_text(page) == first
-    page.write_bytes(page.read_bytes().replace(b"\n", b"\r\n"))
+    windows = b"one line of another end\n" + page.read_bytes().replace(b"\n", b"\r\n")
+    page.write_bytes(windows)
     run("page", page)
-    assert page.read_bytes() == first.encode().replace(b"\n", b"\r\n")
+    assert page.read_bytes() == windows
     content = read_result(file)
     content["cases"][0]["metrics"]["time"]["value"] = 2.5
     write_result(file, content)

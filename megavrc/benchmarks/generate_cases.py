@@ -91,6 +91,7 @@ def _relative(base: VRC, config: ModelConfig) -> VRC:
         model.start_row = nn.Parameter(like.new_zeros(config.grid, config.width))
     model.init_segments()
     cast(model.eval().requires_grad_(False), like.dtype)
+    store_for_generation(model)
     return model
 
 

@@ -48,12 +48,13 @@ def video_lines(path: Path, folder: Path | None = None) -> Iterator[Line]:
 
 def _entries(path: Path, folder: Path | None) -> tuple[list[Entry], list[str]]:
     """Entries whose paths are relative to the folder of `path`."""
+    manifest = path.parent / "manifest.jsonl"
     if path.is_dir():
-        manifest = path.parent / "manifest.jsonl"
-        listing = list_folder(path, manifest)
-        manifest_content(manifest, listing.entries)  # could it be written?
-        return listing.entries, listing.notes
-    return from_list(path, path, folder), []
+        entries, notes = list_folder(path, manifest)
+    else:
+        entries, notes = from_list(path, manifest, folder), []
+    manifest_content(manifest, entries)  # could it be written?
+    return entries, notes
 
 
 def _files(files: list[Path]) -> Iterator[Line]:

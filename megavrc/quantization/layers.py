@@ -78,14 +78,14 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a module of torch, not {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    skip = (skip,) if isinstance(skip, str) else tuple(skip) if isinstance(skip, Iterable) else skip
-    if not isinstance(skip, tuple) or not all(isinstance(name, str) for name in skip):
+    names = [*skip] if isinstance(skip, Iterable) and not isinstance(skip, str) else [skip]
+    if not all(isinstance(name, str) for name in names):
         raise ValueError(f"skip: expected names of modules, not {skip!r:.60}")
-    if unknown := [name for name in skip if name not in modules]:
+    if unknown := [name for name in names if name not in modules]:
         near = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"skip: no module is called {', '.join(unknown)}; modules at the top are: {near}")
     skipped = {
-        id(m) for name, m in modules.items() if any(name == s or name.startswith(s + ".") for s in skip)
+        id(m) for name, m in modules.items() if any(name == s or name.startswith(s + ".") for s in names)
     }
     holders = Counter(id(weight) for m in model.modules() for weight in m.parameters(recurse=False))
     chosen = {

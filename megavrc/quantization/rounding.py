@@ -1,6 +1,6 @@
 """Simulated rounding: tensors in, tensors of the same type and shape out, with the values that few bits can hold."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import SupportsIndex
 
 import torch
@@ -33,9 +33,9 @@ def scales(group: Tensor, number_format: str) -> Tensor:
     return (group.abs().amax(-1, keepdim=True) / LEVELS[number_format]).clamp(min=limit.tiny)
 
 
-def check_known(what: str, name: object, known: Iterable[str]) -> None:
+def check_known(what: str, name: object, known: Collection[str]) -> None:
     """ValueError unless a name, which may be of any type, is one of those known."""
-    if name not in list(known):
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown {what} {name!r:.60}: choose from {', '.join(known)}")
 
 

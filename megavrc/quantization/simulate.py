@@ -60,7 +60,7 @@ def simulate_quantization(
             `activations` of the output projection of torch's MultiheadAttention. The module is then as it was.
     """
     _check_method(method, QUANTIZERS, calibration)
-    for number_format in (weights, activations or weights):
+    for number_format in (weights, weights if activations is None else activations):
         check_known("format", number_format, LEVELS)
     if method == "smoothquant" and activations is None:
         raise ValueError(

@@ -171,6 +171,9 @@ def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
     (folder / "run" / "cut.mp4").rename(folder / os.fsdecode(b"caf\xe9.mp4"))
     [line] = doctor.folder_lines(str(folder))
     assert line.state == "warn" and r"cannot hold id 'caf\udce9.mp4'; rename it in UTF-8" in line.advice
+    (mine / "captions.csv").write_text("file,caption\nwhole.mp4,b\n")
+    [line] = doctor.folder_lines(str(mine / "captions.csv"), str(mine / os.fsdecode(b"caf\xe9")))
+    assert line.state == "warn" and "rename it in UTF-8" in line.advice
     (mine / "captions.csv").write_text("name,text\na.mp4,b\n")
     [line] = doctor.folder_lines(str(mine / "captions.csv"))
     assert line.state == "warn" and "no column of paths" in line.advice

@@ -153,6 +153,7 @@ class Idle(Reader):
         (lambda m: simulate_quantization(m, "rtn", "int5"), "unknown format 'int5'"),
         (lambda m: simulate_quantization(m, "rtn", "int8", activations="bf16"), "unknown format 'bf16'"),
         (lambda m: simulate_quantization(m, "rtn", ["int4"]), r"unknown format \['int4'\]"),
+        (lambda m: simulate_quantization(m, "rtn", "int4", activations=[]), r"unknown format \[\]"),
         (lambda m: simulate_quantization(m, ["rtn"], "int4"), r"unknown method \['rtn'\]"),
         (lambda m: simulate_quantization(m, "quip", "int4"), "unknown method 'quip': choose from rtn"),
         (
