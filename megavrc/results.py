@@ -255,8 +255,7 @@ def page_text(path: Path) -> str:
     """The text of a Markdown page with its tables made anew from their result files.
 
     A table stands between `<!-- table: FILE COLUMN, COLUMN -->` and `<!-- end -->`: the file relative to the page, and
-    what `table` calls columns, if not all. UserError where one has no end: it would take the text behind it along.
-    Its lines end as its mark does.
+    what `table` calls columns, if not all; its lines end as its mark does. UserError where one has no end.
     """
     text = read_text(path)
     if lost := text.count("<!-- table: ") - len(TABLE.findall(text)):
@@ -266,8 +265,8 @@ def page_text(path: Path) -> str:
 
     def made(found: re.Match[str]) -> str:
         columns = found[3].split(", ") if found[3] else None
-        end = "\r\n" if found[1].endswith("\r\n") else "\n"
-        return found[1] + f"\n{table(read_result(path.parent / found[2]), columns)}\n\n".replace("\n", end)
+        made_anew = f"\n{table(read_result(path.parent / found[2]), columns)}\n\n"
+        return found[1] + made_anew.replace("\n", "\r\n" if found[1].endswith("\r\n") else "\n")
 
     return TABLE.sub(made, text)
 

@@ -1,4 +1,4 @@
-"""What is written out of sight until it is whole (megavrc.files.appearing)."""
+"""What is written out of sight until it is whole (megavrc.processes.appearing)."""
 
 import errno
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from failing_files import fail
 
-from megavrc.files import appearing
+from megavrc.processes import appearing
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from megavrc.files import appearing
+from megavrc.processes import appearing
 with appearing(Path(sys.argv[1])) as partial:
     partial.mkdir()
     (partial / "half").write_text("half")

@@ -24,11 +24,10 @@ from megavrc.files import (
     check_fields,
     check_format,
     patiently,
-    process_start,
     read_json,
-    this_machine,
     write_json,
 )
+from megavrc.processes import process_start, this_machine
 
 FORMAT = 1
 FIELDS = dict.fromkeys(("host", "machine", "slurm_job", "slurm_restarts", "time"), str) | {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, PlannedClip, first, read_whole
-from megavrc.files import appearing
+from megavrc.processes import appearing
 from megavrc.progress import progress
 from megavrc.video.write import write_mp4, write_png
 

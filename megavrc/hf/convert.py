@@ -17,13 +17,14 @@ from torch import Tensor
 
 from megavrc.checkpoint import checkpoint_folder, read_weights
 from megavrc.errors import UserError
-from megavrc.files import appearing, named_path, read_json, write_json
+from megavrc.files import named_path, read_json, write_json
 from megavrc.generation.folder import DTYPES, SAMPLING, TEXT_TOKENIZER, cast, load_folder
 from megavrc.generation.folder_format import CHECKSUMS, check_sums, fill, read_config
 from megavrc.generation.keymap import to_folder
 from megavrc.hf.parity_check import check
 from megavrc.model import VRC, ModelConfig
 from megavrc.model.sampling import PLAUSIBILITY
+from megavrc.processes import appearing
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.video.manifest import read_captions
 

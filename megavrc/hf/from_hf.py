@@ -15,11 +15,12 @@ from torch import Tensor
 
 from megavrc import checkpoint
 from megavrc.errors import UserError
-from megavrc.files import appearing, read_json, write_json
+from megavrc.files import read_json, write_json
 from megavrc.generation.folder import SAMPLING, TEXT_TOKENIZER, Folder, load_folder
 from megavrc.generation.folder_format import read_config
 from megavrc.model import ModelConfig
 from megavrc.model.vrc import INIT_STD
+from megavrc.processes import appearing
 
 from .convert import refuse_existing
 

@@ -15,8 +15,9 @@ import numpy as np
 from megavrc.errors import UserError
 from megavrc.evaluation.clip_source import ClipSource, Frames, pairs
 from megavrc.evaluation.clip_source import first as first_few
-from megavrc.files import appearing, sha256_json
+from megavrc.files import sha256_json
 from megavrc.generation.clip_sources import GeneratedClips, open_source, some_clips
+from megavrc.processes import appearing
 from megavrc.progress import progress
 from megavrc.video.write import MAX_FPS, MIN_FPS, enlarge, write_mp4
 from megavrc.web.user_study import QUESTIONS, ClipPair, UserStudy, write_user_study
