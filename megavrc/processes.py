@@ -45,21 +45,20 @@ def appearing(out: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):  # a folder that is not to be read
         for name in os.listdir(out.parent):
             owner = re.fullmatch(rf"\.unfinished-(\w+)-(\d+)-(\w+)-{re.escape(out.name)}", name)
+            if not owner:
+                continue
             left = out.with_name(name)
-            if owner and (
-                str(process_start(int(owner[2]))) != owner[3] if owner[1] == machine else _is_old(left)
-            ):
+            if owner[1] == machine:
+                gone = str(process_start(int(owner[2]))) != owner[3]
+            else:
+                gone = time.time() - left.stat().st_mtime > WEEK
+            if gone:
                 _remove(left)
-    _remove(partial)
     try:
         yield partial
         partial.rename(out)
     finally:
         _remove(partial)
-
-
-def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > WEEK
 
 
 def _remove(path: Path) -> None:

@@ -20,13 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
-from megavrc.files import (
-    check_fields,
-    check_format,
-    patiently,
-    read_json,
-    write_json,
-)
+from megavrc.files import check_fields, check_format, patiently, read_json, write_json
 from megavrc.processes import process_start, this_machine
 
 FORMAT = 1
