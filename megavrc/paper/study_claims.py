@@ -21,6 +21,7 @@ COVERAGE = 0.05  # excess total variation of modes that counts as none
 FASTER = 5  # times
 FLOOR = 0.05  # of all clips, at least one of two models must get this share: below it nothing can be told
 FIRST_FRAMES = 4  # that must say something of the modes of both models
+MAIN, AGAIN = "scenes-", "again-"  # runs of the main set, and of the same clips through another tokenizer
 DRAWN = (2250, 4000)  # steps at which clips of the token model are drawn
 
 
@@ -231,7 +232,7 @@ def _difference(runs: dict[str, list[StudyRun]], claim: Claim) -> tuple[dict[int
 
     All pairs must differ for the claim to hold, so the largest of their p-values is that of the claim.
     """
-    differences = [paired(runs, *cells) for cells in claim.pairs]
+    differences = [_paired(runs, *cells) for cells in claim.pairs]
     seeds = sorted(set.intersection(*(set(found) for found in differences)))
     if not seeds:
         return {}, None
@@ -239,6 +240,15 @@ def _difference(runs: dict[str, list[StudyRun]], claim: Claim) -> tuple[dict[int
     spreads = [crossed([found[seed] for seed in seeds]) for found in differences]
     least = min(spreads, key=lambda spread: spread.value)
     return by_seed, least._replace(p=max(spread.p for spread in spreads))
+
+
+def _paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[int, Array]:
+    """`paired`; of a seed that the main set lacks, of the set with a tokenizer of its own, AGAIN."""
+    return paired(runs, _again(first), _again(second)) | paired(runs, first, second)
+
+
+def _again(cell: Cell) -> Cell:
+    return replace(cell, run=cell.run.replace(MAIN, AGAIN))
 
 
 def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, float], significant: bool) -> str:
@@ -265,7 +275,7 @@ def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, floa
 
 
 def _share(runs: dict[str, list[StudyRun]], cell: Cell) -> float:
-    return _mean(clips for clips, _ in values(runs, cell).values())
+    return _mean(clips for clips, _ in (values(runs, _again(cell)) | values(runs, cell)).values())
 
 
 def _mean(by_seed: Iterable[Array]) -> float:

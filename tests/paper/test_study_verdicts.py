@@ -68,6 +68,21 @@ def test_changed_cells_are_judged_against_the_rate(tmp_path: Path, word: str) ->
     assert number(tmp_path, 6).word == word
 
 
+def test_a_seed_that_the_main_set_lacks_is_taken_from_the_second_tokenizer(tmp_path: Path) -> None:
+    """A pair counts within one tokenizer; where both sets have the seed, the main set does."""
+    for name, tokenizer, seeds, gap in (("scenes", "a", (0, 1), 2.0), ("again", "b", (1, 2), 1.0)):
+        for seed in seeds:
+            for rate, more in ((1, gap), (4, 0.0)):
+                values = {"probes val 1000": {"gap": line_of(np.linspace(more, more + 0.1, 60))}}
+                write_cases(tmp_path, f"{name}-rate{rate}", seed, values, tokenizer=tokenizer)
+    verdict = number(tmp_path, 6)
+    assert verdict.word == "holds"
+    assert verdict.by_seed == pytest.approx({0: 2, 1: 2, 2: 1})
+    (tmp_path / "again-rate4-2.json").unlink()
+    write_cases(tmp_path, "scenes-rate4", 2, values, tokenizer="a")
+    assert number(tmp_path, 6).word == "waits: 2 of 3 seeds", "no pair is made of both"
+
+
 @pytest.mark.parametrize("word", SPREADS)
 def test_errors_accumulate_by_the_slope_beyond_true_histories(tmp_path: Path, word: str) -> None:
     """Hypothesis 7. Both models lose wholeness with true histories too, which must not count."""
