@@ -13,6 +13,7 @@ import pytest
 from parsing import parsed
 
 from megavrc.demo.run import demo_steps, main, what_now
+from megavrc.demo.scenes import scene_steps
 from megavrc.errors import UserError
 from megavrc.video import clip_grid
 
@@ -28,16 +29,17 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_command_of_the_demo_knows_its_options(tmp_path):
+@pytest.mark.parametrize(("of", "name"), [(demo_steps, "demo"), (scene_steps, "demo_scenes")])
+def test_every_command_of_the_demo_knows_its_options(of, name, tmp_path):
     """What the whole demo, which is slow, would find first."""
-    steps = demo_steps(tmp_path, 0.5, 3, 2)
+    steps = of(tmp_path, 0.5, 3, 2)
     for step in steps:
         script = next((at for at, word in enumerate(step.words) if word.endswith(".py")), None)
         if script:
             assert parsed(step.words[script], step.words[script + 1 :])
     [stages] = [step.environment for step in steps if step.environment]
     for stage, options in (("image", stages["IMAGE_OPTIONS"]), ("video", stages["VIDEO_OPTIONS"])):
-        words = [f"--config=pretrain/configs/demo_{stage}.yaml", *shlex.split(options)]
+        words = [f"--config=pretrain/configs/{name}_{stage}.yaml", *shlex.split(options)]
         found = parsed("pretrain/pretrain_vrc.py", words)
         assert found["seed"] == 3 and found["train.micro_batch"] == 4
 
@@ -85,6 +87,30 @@ def test_a_demo_goes_on_where_it_was_stopped(run):
     assert changed <= {"report.html", "samples", "timing.json", run.name} | again
 
 
+@pytest.mark.slow
+def test_the_demo_of_scenes_compares_both_samplers_and_goes_on_where_it_was_stopped(tmp_path):
+    """The same prompts and seeds in one pass and in several; the page shows their scores, modes among them."""
+    run, words = tmp_path / "demo", [*WORDS, "--data=scenes"]
+    done = subprocess.run([*words, f"--out={run}"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one, several = (json.loads((run / f"{name}.json").read_text()) for name in ("one_pass", "refined"))
+    assert one["config"] | {"later_passes": None} == several["config"] | {"later_passes": None}
+    assert one["config"]["later_passes"] != several["config"]["later_passes"]
+    page = (run / "report.html").read_text()
+    rows = re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
+    for sampler in ("one pass", "refined"):
+        assert sum(sampler in row for row in rows) == 2, "from the true first frame, and from the caption"
+    assert all(word in page for word in ("whole", "modes", "direction"))
+    assert page.count("data:image/") == 2
+    sources = re.findall(r'(?:src|href)="([^"#]{1,40})', page)
+    assert sources and all(source.startswith("data:") for source in sources)
+    (run / "refined.json").unlink()
+    again = subprocess.run([*words, f"--out={run}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and again.stdout.count("already there") >= 6
+    scores = json.loads((run / "refined.json").read_text())
+    assert scores["cases"] == several["cases"]
+
+
 def test_commands_are_printed_whole(tmp_path):
     """With the variables that they read, quoted as a shell takes them; what comes next too."""
     steps = demo_steps(tmp_path / "my run", 0.25, 3, 2)
@@ -93,8 +119,9 @@ def test_commands_are_printed_whole(tmp_path):
         words = shlex.split(step.command)
         variables = dict(word.split("=", 1) for word in words[: len(step.environment)])
         assert variables == step.environment and words[len(variables) :] == step.words
-    for _, line in what_now(tmp_path / "my run"):
-        assert shlex.split(line)[:3] == [sys.executable, "-m", "megavrc"]
+    lines = [shlex.split(line) for _, line in what_now(tmp_path / "my run")]
+    assert {tuple(words[:3]) for words in lines} == {(sys.executable, "-m", "megavrc")}
+    assert ["demo", "--data=scenes"] in [words[3:] for words in lines], "the way to the other demo"
 
 
 def test_the_comparison_names_every_clip(tmp_path):

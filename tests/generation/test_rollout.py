@@ -2,10 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hf_source import Source, converted
 
 from megavrc.config import run_command
 from megavrc.errors import UserError
@@ -107,6 +109,25 @@ def test_the_same_in_transformers(folder, loaded) -> None:
     assert model.generate_video(PROMPTS, seed=5, frames=25).shape[1] == 25
     with pytest.raises(ValueError, match=r"frames: 25 asked for, .* at most 17: longer videos are pixels"):
         model.generate_video(PROMPTS, seed=5, frames=25, output="ids")
+
+
+def test_windows_refine_in_the_folder_and_in_transformers(tmp_path) -> None:
+    """Passes are of a window's latent frames, and each window has its own order of cells."""
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    folder = converted(Source(tmp_path, refine=True), tmp_path / "hf")
+    loaded, model = load_folder(folder), VRCForVideoGeneration.from_pretrained(folder)
+    options = dict(seed=[5, 6], frames=29, overlap=5, later_passes=[1, 5, 5])
+    chunks = list(loaded.stream(PROMPTS, by_frame=False, **options))
+    assert torch.equal(model.generate_video(PROMPTS, **options), torch.cat(chunks, dim=1))
+    settings = sampling_settings(loaded.sampling, {"later_passes": options["later_passes"]})
+    net = loaded.video_tokenizer.net
+    request = ClipRequest(loaded.condition(PROMPTS), [5, 6], settings, encode_clips(net, chunks[0][:, -5:]))
+    for passes, same in (([1, 5, 5], True), ([1, 5], False), (1, False)):
+        again = replace(request, settings=replace(settings, later_passes=passes))
+        with torch.no_grad():
+            ids = torch.stack(list(loaded.pipeline._window(again, 5, number=1)), dim=1)
+        assert torch.equal(chunks[1], decode_clips(net, ids)[:, 5:]) == same
 
 
 def test_the_command_continues_a_clip(folder, loaded, tmp_path, capsys) -> None:

@@ -1,5 +1,6 @@
 """The small trained model in examples/scenes, as a newcomer meets it."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def test_make_try(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     with Image.open(tmp_path / "runs" / "try" / "clips.gif") as picture:
         assert picture.n_frames == 17
+
+
+def test_the_script_of_the_readme_draws_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, out = str(ROOT / "examples" / "generate.py"), tmp_path / "clip.gif"
+    monkeypatch.setattr(sys, "argv", [script, str(FOLDER), "a red square", "--seed=3", f"--out={out}"])
+    runpy.run_path(script, run_name="__main__")
+    with Image.open(out) as picture:
+        assert picture.n_frames == 17 and picture.size == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def build(variant: str = "paper", seed: int = 0, **changes: object) -> VRC:
     return model.double().eval()
 
 
+def refined(variant: str = "paper", **changes: object) -> VRC:
+    """A model whose known cells add something, as a trained one's do."""
+    model = build(variant, refine=True, **changes)
+    for part in (model.get_submodule(name) for name in ("partial", "row_partial") if hasattr(model, name)):
+        torch.nn.init.normal_(part.net[-1].weight, std=0.2)
+        torch.nn.init.normal_(part.net[-1].bias, std=0.2)
+    return model
+
+
 def inputs(model: VRC, batch: int = 2, seed: int = 1):
     """Random ids [B, 1 + F, g, g] and a condition for the model."""
     generator = torch.Generator().manual_seed(seed)

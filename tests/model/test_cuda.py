@@ -1,12 +1,13 @@
 """On a CUDA device: the attention suite in bfloat16, and the model as on the CPU."""
 
+import math
 import threading
 from importlib.util import find_spec
 
 import attention_cases as cases
 import pytest
 import torch
-from models import build, generate, inputs
+from models import build, generate, inputs, refined
 
 from megavrc.benchmarks import cost
 from megavrc.model import (
@@ -25,7 +26,9 @@ from megavrc.model.condition import Condition
 from megavrc.model.cuda_graphs import Workspace
 from megavrc.model.decoder import Decoder
 from megavrc.model.generate import Sampler
+from megavrc.model.refinement import frame_passes, orders
 from megavrc.model.sampling import uniforms
+from megavrc.model.speculation import numbers_shape
 
 pytestmark = pytest.mark.gpu
 
@@ -129,8 +132,12 @@ def sized(preset: str = "b", dtype: torch.dtype = torch.bfloat16, **changes: obj
 def eager(model: VRC, condition, settings: SamplingSettings, seeds: list[int]) -> torch.Tensor:
     """Clips as on a CPU: no graph, no fused kernel, positions that the host knows."""
     space = Workspace(model, len(seeds), settings.copies, steps="host")
-    numbers = uniforms(seeds, space.uniform_BTN[0].numel(), "cpu")
+    count = space.uniform_BTN[0].numel()
+    numbers = uniforms(seeds, count, "cpu")
     space.uniform_BTN.copy_(numbers.view_as(space.uniform_BTN))
+    if max(frame_passes(model.config, settings)) > 1:  # the last numbers of a seed
+        places = uniforms(seeds, 2 * count + math.prod(numbers_shape(model.config, settings)), "cpu")
+        space.order_BTN.copy_(orders(model.config, places[:, -count:].reshape(space.order_BTN.shape)))
     with torch.no_grad():
         decoder = Decoder(model, condition, len(seeds), settings.guidance, space.memory)
         sampler = Sampler(decoder, settings, space)
@@ -156,6 +163,20 @@ def test_graphs_draw_what_eager_steps_draw(variant, monkeypatch):
     model = build(variant).cuda()
     _, condition = inputs(model)
     settings = SamplingSettings(Sampling(0.8, top_k=20), Sampling(0.9, top_p=0.9), guidance=1.5)
+    pipeline = VideoPipeline(model)
+    for seeds in ([0, 1], [2, 3], [0, 1]):
+        expected = eager(model, condition.cuda(), settings, seeds)
+        assert torch.equal(generate(pipeline, condition.cuda(), settings, seeds), expected)
+
+
+@pytest.mark.parametrize("variant", ["paper", "row"])
+def test_graphs_refine_as_eager_steps_do(variant, monkeypatch):
+    """Several passes of a frame, each a graph of its own."""
+    monkeypatch.setattr(graphs, "KEY_STEP", 24)
+    model = refined(variant).cuda()
+    _, condition = inputs(model)
+    passes = {"later_passes": [5, 2], "row_passes": 2 if variant == "row" else 1}
+    settings = SamplingSettings(Sampling(0.8), Sampling(0.9, top_p=0.9), guidance=1.5, **passes)
     pipeline = VideoPipeline(model)
     for seeds in ([0, 1], [2, 3], [0, 1]):
         expected = eager(model, condition.cuda(), settings, seeds)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from models import build, generate, inputs
+from models import build, generate, inputs, refined
 from test_generate_device import Twice
 from torch import Tensor
 
@@ -28,15 +28,6 @@ from megavrc.model.sampling import uniforms
 PASSES = SamplingSettings(later_passes=[5, 2])
 ROWS = SamplingSettings(later_passes=[5, 2], row_passes=3)
 KINDS = ["paper", "rate 1", "rate 64", "segments without x", "causal segments", "row", "row without x"]
-
-
-def refined(variant: str = "paper", **changes: object) -> VRC:
-    """A model whose known cells add something, as a trained one's do."""
-    model = build(variant, refine=True, **changes)
-    for part in (model.get_submodule(name) for name in ("partial", "row_partial") if hasattr(model, name)):
-        torch.nn.init.normal_(part.net[-1].weight, std=0.2)
-        torch.nn.init.normal_(part.net[-1].bias, std=0.2)
-    return model
 
 
 def plain(model: VRC, **changes: object) -> VRC:

@@ -208,6 +208,17 @@ def test_transformers_generates_the_same_ids(old: Path, expected: dict[str, Any]
     assert json.loads(done.stdout) == expected["ids"]
 
 
+def test_this_code_generates_the_same_ids(old: Path, expected: dict[str, Any]) -> None:
+    """A model without refinement is the model of then, token for token."""
+    from megavrc.model.modeling_vrc import VRCForVideoGeneration
+
+    model = VRCForVideoGeneration.from_pretrained("hf")
+    options: tuple[dict[str, Any], ...] = ({}, {"guidance": 2.0, "top_k": 20}, {"speculative": 4})  # of IDS
+    for more, ids in zip(options, expected["ids"], strict=True):
+        found = model.generate_video(expected["prompts"], seed=expected["seed"], output="ids", **more)
+        assert found.tolist() == ids
+
+
 @pytest.mark.slow
 def test_converted_folder_is_verified_and_starts_a_run(old: Path) -> None:
     """The parity check: this code computes what the remote code of then computes."""

@@ -26,6 +26,7 @@ from megavrc.web.clip_maker import ALWAYS, MORE, clip_maker, side_by_side, strea
 from megavrc.web.demo_page import build_page, serve
 
 pytest.importorskip("gradio", reason="needs the extra serve")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "scenes"
 DONE = "17 of 17 frames"
 SCALE = 448 // 16  # that the page enlarges the tiny model's pixels by
 
@@ -232,8 +233,9 @@ def test_a_stream_grows_to_the_clip_and_stops_when_nobody_listens(folder) -> Non
 
 def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
     folder = load_folder(converted(Source(tmp_path, refine=True), tmp_path / "hf"))
-    labels = [part["props"].get("label") for part in build_page(folder, tmp_path, 4).config["components"]]
-    assert "Passes of the first later frame (1: VRC as in the paper)" in labels
+    for model in (folder, load_folder(EXAMPLE)):
+        labels = [part["props"].get("label") for part in build_page(model, tmp_path, 4).config["components"]]
+        assert "Passes of the first later frame (1: VRC as in the paper)" in labels
     maker = clip_maker(folder, tmp_path)
     assert maker.own["later_passes"] == 8
     for given, shown, rest in ((4, 4, [4] * 3), ([4, 2], 4, [2]), ([], 1, [])):  # the first is the slider
