@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megavrc.distributed import Rank, connect
+from megavrc.checkpoint import read_weights
+from megavrc.distributed import AbsentRank, Rank, connect
 from megavrc.errors import UserError
 from megavrc.files import read_lines_of_json
 from megavrc.generation.folder import load_folder
@@ -24,6 +25,7 @@ from megavrc.training.tasks.conditions import check_conditions, conditions_of, h
 from megavrc.training.tasks.draws import training_draws
 from megavrc.training.tasks.tokens import open_training
 from megavrc.training.tasks.vrc_config import TokenDataConfig
+from megavrc.training.watchdog import LostRank
 
 from .convert import publish, refuse_existing
 
@@ -164,8 +166,9 @@ class LoraTask:
     @torch.no_grad()
     def finish(self, module: Adapted, run_dir: Path) -> dict[str, Any]:
         """Merge the adapters into the folder's own float32 weights, and publish the result."""
+        weights, _ = read_weights(run_dir)  # the master weights: with bf16 the module's are rounded
         whole = self.build()
-        whole.load_state_dict(module.state_dict(), strict=False)
+        whole.load_state_dict({name: weights[name] for name in module.state_dict()}, strict=False)
         training = read_config(self.folder.path)["training"]
         summary = [*training.get("summary", ()), ["fine-tuned", self._note(losses(run_dir))]]
         publish(
@@ -243,7 +246,8 @@ def finetune(
         The loss of every step.
 
     Raises:
-        UserError: folder, dataset, options or device do not fit, `out` exists, or the training has diverged.
+        UserError: folder, dataset, options or device do not fit, `out` exists, the training has diverged, or other
+            ranks are gone.
     """
     where = check_device(device)
     if min(options.steps, options.rank, options.batch_size, options.save_every) < 1:
@@ -256,7 +260,7 @@ def finetune(
         config = _config(folder, data, out, options, split, run_dir, rank)
         try:
             run_task(config, lambda config, _: LoraTask(config), rank)
-        except Diverged as error:
+        except (Diverged, LostRank, AbsentRank) as error:
             raise UserError(str(error)) from None
     return losses(run_dir)
 

@@ -108,31 +108,32 @@ def is_complete(run_dir: Path, history: list[Attempt]) -> bool:
     return not history or history[-1].exit_code == 0 or file.stat().st_mtime > history[-1].time
 
 
-def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool) -> str | None:
+def stop_reason(history: list[Attempt], complete: bool, counts_steps: bool, begun: int = 0) -> str | None:
     """Why the job must not go back into the queue; None if it should.
 
     Args:
         history: all attempts, the last one being that which ends now.
         complete: the work is done.
         counts_steps: progress is a newer checkpoint (training); otherwise any attempt that a signal ended made some.
+        begun: step of the checkpoint that the job began with.
     """
     code = history[-1].exit_code
     if complete:
         return "complete"
     if code == EXIT_USER:
         return "exit code 2: the user's mistake, which would come back"
-    if stalls(history, counts_steps) >= MAX_STALLS:
+    if stalls(history, counts_steps, begun) >= MAX_STALLS:
         return f"{MAX_STALLS} attempts in a row made no progress"
     return None
 
 
-def stalls(history: list[Attempt], counts_steps: bool) -> int:
+def stalls(history: list[Attempt], counts_steps: bool, begun: int = 0) -> int:
     """Number of this job's last attempts that made no progress; a job that a person submits anew starts from zero."""
     count = 0
     for attempt, before in zip(reversed(history), [*reversed(history[:-1]), None], strict=True):
         if attempt.job != history[-1].job:
             break
-        moved = attempt.step > (before.step if before else 0)
+        moved = attempt.step > (before.step if before else begun)
         if moved if counts_steps else attempt.exit_code in STOPPED:
             break
         count += 1

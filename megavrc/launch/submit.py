@@ -69,7 +69,7 @@ def submit(*command: str, **resources: Any) -> None:
     except BaseException:  # a full disk, Ctrl-C, or SLURM does not take it
         shutil.rmtree(here, ignore_errors=True)
         raise
-    _note_job(script, job, {"command": list(command), "revision": revision})
+    _note_job(script, job, {"command": list(command), "revision": revision, "folder": os.getcwd()})
 
 
 def requeue(run_dir: Path, exit_code: int | None = None) -> int:
@@ -87,14 +87,14 @@ def requeue(run_dir: Path, exit_code: int | None = None) -> int:
         _refuse_second_job(run_dir)
         last = _last_submission(run_dir)
         script, known = last / "job.sbatch", _read_job(last)
-        _note_job(script, _sbatch(script), known)
+        _note_job(script, _sbatch(script, known.get("folder")), known)
         return 0
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         raise UserError("--exit_code is for the batch script: there is no SLURM_JOB_ID here")
     history = record(run_dir, exit_code)
     done = is_complete(run_dir, history) if task is None else exit_code == 0
-    reason = stop_reason(history, done, counts_steps=task is None)
+    reason = stop_reason(history, done, counts_steps=task is None, begun=_begun(run_dir))
     with contextlib.suppress(OSError):  # the log's disk is full
         verdict = f"not requeued: {reason}" if reason else "requeued"
         print(f"step {history[-1].step}, exit code {exit_code}: {verdict}", flush=True)
@@ -209,7 +209,15 @@ def _refuse_second_job(run_dir: Path) -> None:
 def _read_job(folder: Path) -> dict[str, Any]:
     content = read_object(folder / JOB, {})
     check_format(folder / JOB, content.get("format"), JOB_FORMAT)
-    return check_fields(folder / JOB, content, {"job": str})
+    fields: dict[str, Any] = {"job": str, "folder": str | None, "step": int | None}  # the last two are newer
+    return check_fields(folder / JOB, content, fields)
+
+
+def _begun(run_dir: Path) -> int:
+    """The step of the checkpoint that the job began with; 0 where that cannot be read."""
+    with contextlib.suppress(UserError, OSError):
+        return _read_job(_last_submission(run_dir)).get("step") or 0
+    return 0
 
 
 def _job_state(job: str) -> str:
@@ -220,14 +228,17 @@ def _job_state(job: str) -> str:
     return ", ".join(sorted(set(found.stdout.split())))
 
 
-def _sbatch(script: Path) -> str:
-    """SLURM's number of the job."""
-    return _slurm("sbatch", "--parsable", str(script)).stdout.strip().partition(";")[0]
+def _sbatch(script: Path, folder: str | None = None) -> str:
+    """SLURM's number of the job. Its paths may be relative to `folder`, where it was submitted first."""
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"{folder}: the job was submitted from there, and it is gone; submit anew")
+    there = [] if folder is None else [f"--chdir={folder}"]
+    return _slurm("sbatch", "--parsable", *there, str(script)).stdout.strip().partition(";")[0]
 
 
 def _note_job(script: Path, job: str, record: dict[str, Any]) -> None:
-    now = time.time()
-    write_json(script.with_name(JOB), {**record, "format": JOB_FORMAT, "job": job, "time": now})
+    now, step = time.time(), saved_step(script.parents[2])
+    write_json(script.with_name(JOB), {**record, "format": JOB_FORMAT, "job": job, "step": step, "time": now})
     logs = script.parents[1]
     for file in logs.glob("attempts*.jsonl"):  # a person has looked: count anew
         file.rename(file.with_name(f"{file.name}.{now:.0f}"))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .int8 import Int8Linear
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -93,6 +95,11 @@ def linear_layers(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Li
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear) and id(m) not in skipped and holders[id(m.weight)] == 1
     }
+    packed = [name for name, m in model.named_modules() if isinstance(m, Int8Linear) and id(m) not in skipped]
+    if packed:
+        raise ValueError(
+            f"the weight of {packed[0]} is int8: it is in fewer bits already, nothing was changed"
+        )
     if not chosen:
         raise ValueError("no linear layer is left to change")
     for name, layer in chosen.items():

@@ -30,7 +30,7 @@ from megavrc.checkpoint import (
 from megavrc.config import drop_retired, dump_yaml, to_dict
 from megavrc.distributed import Rank, main_rank_decides, same_error_on_all_ranks
 from megavrc.errors import UserError
-from megavrc.files import DENIED, PASSING, check_fields, patiently, write_json
+from megavrc.files import DENIED, PASSING, check_fields, patiently, read_lines_of_json, write_json
 from megavrc.hardware import revision
 from megavrc.training.config import BaseRunConfig, TrainConfig
 from megavrc.training.saving import Saver, check_space
@@ -124,7 +124,7 @@ class RunFolder:
             self._refuse_another(found.path, state.get("identity") or self.identity)
         if not record:
             write_record(self.path, self.identity, self.facts, [])
-        self.start = len(self.starts) + 1
+        self.start = 1 + max(len(self.starts), _starts_in(self.path / "metrics.jsonl"))
         return found.path if found else None
 
     def _refuse_another(self, where: Path, identity: dict[str, Any]) -> None:
@@ -238,6 +238,12 @@ def changes(config: BaseRunConfig, before: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _starts_in(metrics: Path) -> int:
+    """The number of the newest start that has written metrics; run.json, which counts them, may have been lost."""
+    lines = read_lines_of_json(metrics) if metrics.is_file() else []
+    return max((line["start"] for line in lines if isinstance(line.get("start"), int)), default=0)
 
 
 def _sentences(theirs: Any, mine: Any) -> list[str]:

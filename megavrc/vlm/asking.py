@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.reduction import Method, find_method
-from megavrc.vlm.hosts import calibrated, reduce
+from megavrc.reduction import METHODS, Method, find_method
+from megavrc.vlm.hosts import calibrated, family_of, reduce, refusal_of
 from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
 from megavrc.vlm.questions import Conversation, Kind
 
@@ -89,6 +89,14 @@ def known_method(name: str) -> Method:
         return find_method(name)
     except ValueError as error:
         raise UserError(f"--method: {error}") from None
+
+
+def check_places(subject: Subject, named: Sequence[str] = ()) -> None:
+    """UserError for a method that the model has no place for, or, where none is named, for a model without any."""
+    why = {name: refusal_of(subject.model, METHODS[name]) for name in named or METHODS}
+    name, reason = next(((name, reason) for name, reason in why.items() if reason), ("", ""))
+    if reason and (named or all(why.values())):
+        raise UserError(f"{subject.name} ({family_of(subject.model)}) has no place for {name}: {reason}")
 
 
 @torch.no_grad()

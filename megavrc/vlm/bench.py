@@ -23,6 +23,7 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
+    check_places,
     fitted,
     known_method,
     set_apart,
@@ -30,7 +31,7 @@ from megavrc.vlm.asking import (
 )
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.costs import cost_cases
-from megavrc.vlm.hosts import refusal
+from megavrc.vlm.hosts import refusal_of
 from megavrc.vlm.joint import GROUP, joint_cases
 from megavrc.vlm.mini import FOLDER, trained_kinds
 from megavrc.vlm.questions import TURNS, TYPES, Conversation, Kind, conversation
@@ -110,10 +111,10 @@ def bench(
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     if checkpoint is not None and (mini or seeds):
         raise UserError("--mini and --seeds are of the mini-VLM: leave them out with --checkpoint")
-    methods = [known_method(name).name for name in methods or METHODS]
+    named = [known_method(name).name for name in methods or ()]
     known = read_questions(questions, frames) if questions else []
     plan = BenchPlan(
-        methods,
+        named or [*METHODS],
         keep or KEEPS,
         conversations or (24 if quick else len(known) or 100),
         (0,) if known else seeds or (1, 2, 3),
@@ -125,6 +126,7 @@ def bench(
         tested = of_mini(mini or FOLDER, plan, kinds)
     else:
         brought = CheckpointSubject(checkpoint, str(check_device(device)))
+        check_places(brought, named)
         tested = of_checkpoint(brought, known, kinds, plan.conversations)
     config = json.loads(
         json.dumps({"mini": checkpoint is None, "questions": questions and questions.name} | vars(plan))
@@ -201,11 +203,8 @@ def kind_cases(
 
 def refused(subject: Subject, name: str, kind: Kind) -> bool:
     """Whether the family has no place for the method, or pictures no frames."""
-    config = subject.model.config
-    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
-    return bool(refusal(config.model_type, METHODS[name], tower)) or (
-        kind == "image" and METHODS[name].kind == "temporal"
-    )
+    method = METHODS[name]
+    return bool(refusal_of(subject.model, method)) or (kind == "image" and method.kind == "temporal")
 
 
 def blind_case(subject: Subject, sets: Sets, turns: int, batch: int) -> dict[str, Any]:

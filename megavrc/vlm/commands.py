@@ -8,7 +8,16 @@ from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
 from megavrc.vlm.accuracy import asked
-from megavrc.vlm.asking import MiniSubject, Reduced, Subject, fitted, known_method, set_apart, turns_of
+from megavrc.vlm.asking import (
+    MiniSubject,
+    Reduced,
+    Subject,
+    check_places,
+    fitted,
+    known_method,
+    set_apart,
+    turns_of,
+)
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.hosts import refusal
 from megavrc.vlm.mini import FOLDER
@@ -84,6 +93,7 @@ def run_method(
         subject, chosen = MiniSubject(FOLDER, kind), [conversation(kind, "test", 0, i) for i in range(n)]
     else:
         subject = CheckpointSubject(checkpoint, str(check_device(device)))
+        check_places(subject, [method])
         chosen = [item for item in read_questions(questions, frames) if item.kind == kind][:n]
     if not chosen:
         raise UserError(f"no conversations about a {kind} there")

@@ -115,11 +115,8 @@ def reduce(
     token_count(keep, 1)
     request = Request(find_method(method), keep, positions, selection, options)
     request.method.check_options(options)
-    config = getattr(model, "config", None)
-    family = getattr(config, "model_type", type(model).__name__)
-    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
-    if why := refusal(family, request.method, tower):
-        raise UserError(f"{request.method.name} on {family}: {why}")
+    if why := refusal_of(model, request.method):
+        raise UserError(f"{request.method.name} on {family_of(model)}: {why}")
     if (name := request.method.calibrated) and name not in options and keep < 1:
         raise UserError(
             f"{method} leaves what its threshold makes of a picture: give {name}, as `calibrated` finds it on others"
@@ -168,6 +165,17 @@ def refusal(family: str, method: Method, tower: str = "") -> str:
     if method.kind == "temporal" and family in ("llava", "internvl"):
         return "it compares frames, and this family has none: frames come as images"
     return tower_refusal(family, method, tower)
+
+
+def family_of(model: Any) -> str:
+    """The `model_type` of a model of transformers, or the class of another."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def refusal_of(model: Any, method: Method) -> str:
+    """`refusal` of a model of transformers."""
+    vision = getattr(getattr(model, "config", None), "vision_config", None)
+    return refusal(family_of(model), method, getattr(vision, "model_type", ""))
 
 
 class ReducedModel:

@@ -23,7 +23,7 @@ from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import check_sums
 from megavrc.hf import commands
 from megavrc.hf import parity_check as gate
-from megavrc.hf.captions import training_captions
+from megavrc.hf.captions import frame_rate, training_captions
 from megavrc.hf.card import model_card, training_record
 from megavrc.hf.convert import build, read_run, sampling_defaults, to_hf, write_folder
 from megavrc.hf.parity_check import check
@@ -182,6 +182,23 @@ def test_captions_of_the_run_are_those_of_its_dataset(tmp_path, capsys) -> None:
         f"{gone['path']}: not in its place, so tokenizer.json is not tried"
     )
     assert not list(training_captions({})), "of a checkpoint that was made of a folder"
+
+
+def test_a_run_that_went_on_without_damaged_samples_is_converted(tmp_path, capsys) -> None:
+    state = {
+        "config": {"data": {"path": str(make_tokens(tmp_path / "tokens", "0" * 64, extra={"fps": 8.0}))}}
+    }
+    [tar] = (tmp_path / "tokens").rglob("*.tar")
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\x93NUMPY") + 150] ^= 1
+    tar.write_bytes(content)
+    assert list(training_captions(state)) == CAPTIONS[1:] and frame_rate(state) == 8
+    assert (
+        "1 samples cannot be read, so tokenizer.json is not tried on their captions"
+        in capsys.readouterr().out
+    )
+    tar.unlink()
+    assert not list(training_captions(state)) and frame_rate(state) is None
 
 
 def test_a_checkpoint_that_is_named_from_inside_is_its_run_s(source, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from forked import run_forked
 from hf_source import make_tokens
 from safetensors.torch import load_file
 
+from megavrc.checkpoint import read_weights
 from megavrc.config import run_command
 from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
@@ -118,7 +119,12 @@ def test_a_broken_training_goes_on_as_if_nothing_had_happened(
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts", "moved")
     )
     assert all(torch.equal(other[name], tensor) for other in others for name, tensor in first.items())
+    adapters, _ = read_weights(tmp_path / "whole.run")  # float32, also where bf16 computed
+    name = "trunk.layers.0.attention.out"
+    [a], [b] = ([t for n, t in adapters.items() if f"{name}.lora_{letter}" in n] for letter in "AB")
     before = load_file(folder / "model.safetensors")
+    expected = before[f"vrc.{name}.weight"] + 16 / 8 * (b @ a)
+    assert torch.allclose(first[f"vrc.{name}.weight"], expected, rtol=0, atol=1e-7)
     assert 0 < sum(not torch.equal(before[name], tensor) for name, tensor in first.items()) <= 8, (
         "the adapted ones"
     )

@@ -1,5 +1,6 @@
 """What is submitted: the script's text, the snapshot, refusals; and when a job goes back into the queue."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -213,6 +214,9 @@ def test_training_comes_back_unless(ends: list[tuple[int, int]], complete: bool,
 def test_a_job_submitted_anew_starts_counting_from_zero() -> None:
     failed = history((1, 0), (1, 0), (1, 0))
     assert stop_reason([*failed, replace(failed[-1], job="2")], False, counts_steps=True) is None
+    later = history((85, 5000), (85, 5000), (85, 5000))  # what it began with is no progress of its own
+    assert stop_reason(later, False, counts_steps=True, begun=5000)
+    assert stop_reason(later, False, counts_steps=True, begun=4000) is None
 
 
 @pytest.mark.parametrize(
@@ -343,6 +347,29 @@ def test_status_and_requeue_by_hand_bear_damaged_files(
     assert "submitted job 9" in capsys.readouterr().out
     (run / "complete.json").write_text("{}")  # finished without SLURM
     assert run_script(TOOL, "requeue", f"--run_dir={run}") == 2
+
+
+def test_a_job_goes_on_from_the_folder_that_it_was_submitted_in(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its paths may be relative to that."""
+    submitted(run, 1, monkeypatch)
+    (run.parent / "bin" / "sbatch").write_text(f"#!/bin/sh\necho $* >> {run.parent}/asked\necho 9\n")
+    config = write_config(run.parent, run.parent / "tokens", "run", 5)
+    (run / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert run_script(TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 0
+    job = run / "slurm" / "2" / "job.json"
+    assert json.loads(job.read_text())["folder"] == os.getcwd() and json.loads(job.read_text())["step"] == 3
+    here = Path.cwd()
+    monkeypatch.chdir(run.parent)
+    assert run_script(TOOL, "requeue", "--run_dir=run") == 0
+    assert (run.parent / "asked").read_text().splitlines()[
+        1
+    ] == f"--parsable --chdir={here} run/slurm/2/job.sbatch"
+    job.write_text(job.read_text().replace(str(here), "/gone"))
+    capsys.readouterr()
+    assert run_script(TOOL, "requeue", "--run_dir=run") == 2
+    assert "/gone: the job was submitted from there, and it is gone" in capsys.readouterr().err
 
 
 def test_a_submission_never_takes_the_folder_of_another(

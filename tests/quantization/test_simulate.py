@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megavrc.model import VRC, ConditionConfig, ModelConfig
 from megavrc.quantization.layers import Calibration
+from megavrc.quantization.quantize import quantize
 from megavrc.quantization.rounding import round_weight
 from megavrc.quantization.simulate import (
     PRUNERS,
@@ -211,6 +212,11 @@ def test_weights_and_inputs_that_no_format_rounds_are_refused() -> None:
     model.body[3] = PackedLinear(model.body[3])
     with pytest.raises(ValueError, match=r"weight of body\.3 is uint8: it is in fewer bits already"):
         simulate_quantization(model, "rtn", "int8")
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    quantize(model, "int8", skip=["0"])
+    with pytest.raises(ValueError, match="weight of 1 is int8: it is in fewer bits already"):
+        simulate_quantization(model, "rtn", "int4")
+    assert simulate_quantization(model, "rtn", "int4", skip=["1"]).bits == pytest.approx(4, abs=1)
     layer = nn.Linear(4, 2)
     with pytest.raises(ValueError, match="inputs that are not finite"):
         simulate_quantization(

@@ -44,7 +44,7 @@ def test_identity_in_the_checkpoint_counts_without_run_json(results: dict[str, A
     [said, code], untouched = results["identity"]
     assert "step-00000005: holds another run (name: 'toy' there, 'other' here)" in said and code == 2
     assert untouched, "nothing is written"
-    assert results["without run.json"] == [1, 6], "its own goes on"
+    assert results["without run.json"] == [4, 6], "its own goes on, as the next start"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,19 @@ def test_no_flipped_bit_stops_a_run(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_bytes(flipped)
         Reporter(tmp_path, 1, 9).close()
         assert all(line["step"] <= 1 for line in read_lines_of_json(tmp_path / "metrics.jsonl"))
+
+
+def test_a_lost_run_json_costs_no_line(tmp_path: Path, alone: Rank) -> None:
+    """It counts the starts; without it the lines say which one was the last."""
+    written = {10: 1, 20: 3, 30: 3}
+    lines = "".join(f'{{"step": {step}, "start": {start}}}\n' for step, start in written.items())
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    run = RunFolder(toy_config(tmp_path), {"name": "toy"}, {}, alone)
+    run.close()
+    Reporter(tmp_path, 30, 99, run.start).write(40, {"loss": 0.5}, {})
+    Reporter(tmp_path, 40, 99, run.start + 1).close()
+    found = [(line["step"], line["start"]) for line in read_lines_of_json(tmp_path / "metrics.jsonl")]
+    assert found == [*written.items(), (40, 4)]
 
 
 def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import multiprocessing
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,31 @@ def test_videos_that_cannot_be_decoded_are_counted(
     assert "2 of 3 videos are left out, the first because: " in caplog.text and "a.mp4" in caplog.text
 
 
+def test_two_jobs_that_decode_the_same_clips_leave_whole_ones(tmp_path: Path, alone: Rank) -> None:
+    """Before either has the run's lease. The second that is done finds the cache of the first in its place."""
+    write(tmp_path / "video.mp4")
+    shots = [{"id": str(number), "path": "video.mp4", "start": number / 100} for number in range(40)]
+    write_manifest(tmp_path / "manifest.jsonl", shots)
+    config = dataclasses.replace(PLAIN, path=str(tmp_path / "manifest.jsonl"))
+    context = multiprocessing.get_context("fork")
+    both = context.Barrier(2)
+
+    def decode() -> None:
+        both.wait()
+        clips = TrainingClips(config, tmp_path / "cache", alone)
+        assert all(clips[index]["clip"].any() for index in range(40))
+
+    jobs = [context.Process(target=decode) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy", ".json"}, (
+        "nothing is left over"
+    )
+
+
 def test_a_disk_too_small_for_the_clips_is_one_line(tmp_path: Path, alone: Rank) -> None:
     """Before anything is decoded: a map of a file without its place on the disk ends in SIGBUS."""
     write(tmp_path / "video.mp4")
@@ -171,7 +197,7 @@ def test_a_disk_too_small_for_the_clips_is_one_line(tmp_path: Path, alone: Rank)
         pytest.skip("tmpfs cannot be mounted here")
     try:
         shots = [{"id": str(number), "path": "video.mp4", "start": number / 10} for number in range(3)]
-        with pytest.raises(UserError, match=r"npy.unfinished: No space left on device"):
+        with pytest.raises(UserError, match=r"npy: No space left on device"):
             source(tmp_path, shots, alone)
         assert not list((tmp_path / "cache").iterdir()), "nor is it left full"
     finally:

@@ -16,7 +16,7 @@ from transformers import BatchFeature
 from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
-from megavrc.vlm.asking import Reduced, ask, plain, turns_of
+from megavrc.vlm.asking import Reduced, ask, check_places, plain, turns_of
 from megavrc.vlm.bench import bench, darkened, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
@@ -189,6 +189,23 @@ def test_what_only_the_mini_vlm_has_is_refused_for_a_checkpoint(option: str, tmp
     given: dict[str, Any] = {"seeds": [1], "mini": tmp_path}
     with pytest.raises(UserError, match="--mini and --seeds are of the mini-VLM"):
         bench(tmp_path, checkpoint=tmp_path, questions=tmp_path / "none", **{option: given[option]})
+
+
+def test_what_the_model_has_no_place_for_is_refused_before_anything_is_asked(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    asks = question_file(tmp_path, line_of(), line_of() | {"image": "p.png"})
+    message = "has no place for vidcom2: it compares frames, and this family has none"
+    with pytest.raises(UserError, match=message):
+        bench(tmp_path / "out", checkpoint=checkpoint, questions=asks, methods=["divprune", "vidcom2"])
+    with pytest.raises(UserError, match=message):
+        run_method("vidcom2", checkpoint=checkpoint, questions=asks)
+    assert not (tmp_path / "out").exists()
+    subject = CheckpointSubject(checkpoint, "cpu")
+    check_places(subject)
+    subject.model.config.model_type = "idefics3"
+    with pytest.raises(UserError, match=r"\(idefics3\) has no place for .*: no such family here: llava"):
+        check_places(subject)
 
 
 def test_a_batch_that_does_not_fit_is_one_line_and_the_grid_says_so(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from megavrc.distributed import Rank, main_rank_decides, same_error_on_all_ranks
 from megavrc.errors import UserError
 from megavrc.files import check_fields, check_format, read_object, sha256_json, write_json
+from megavrc.processes import appearing
 from megavrc.progress import progress
 from megavrc.training.tasks.tokenizer_config import ClipDataConfig
 from megavrc.video import VideoError
@@ -155,24 +156,24 @@ def _decode_together(
     entries: list[Entry], root: Path, config: ClipDataConfig, array: Path, index: Path, rank: Rank
 ) -> None:
     """Each rank decodes every world_size-th video into one shared array; the index, written last, makes it valid."""
-    unfinished = array.with_name(f".{array.name}.unfinished")
     shape = (len(entries), config.frames, config.size, config.size, 3)
-    with same_error_on_all_ranks(rank), _naming(unfinished):
-        if rank.main:
-            _make_room(unfinished, shape)
-    with same_error_on_all_ranks(rank), _naming(unfinished):
-        mine = _decode_share(entries, root, config, unfinished, rank)
-    everywhere: list[tuple[Failures, dict[int, int]]] = [([], {}) for _ in range(rank.world_size)]
-    dist.all_gather_object(everywhere, mine)
-    failed = dict(sorted(failure for part, _ in everywhere for failure in part))
-    crc32 = {row: crc for _, part in everywhere for row, crc in part.items()}
-    first = next(iter(failed.values()), "")
-    if len(failed) == len(entries):
-        raise UserError(f"{config.path}: no video can be decoded, the first because: {first}")
+    with contextlib.ExitStack() as main:  # a job that began at the same time writes a file of its own
+        unfinished = main_rank_decides(lambda: main.enter_context(appearing(array)), rank)
+        with same_error_on_all_ranks(rank), _naming(unfinished):
+            if rank.main:
+                _make_room(unfinished, shape)
+        with same_error_on_all_ranks(rank), _naming(unfinished):
+            mine = _decode_share(entries, root, config, unfinished, rank)
+        everywhere: list[tuple[Failures, dict[int, int]]] = [([], {}) for _ in range(rank.world_size)]
+        dist.all_gather_object(everywhere, mine)
+        failed = dict(sorted(failure for part, _ in everywhere for failure in part))
+        crc32 = {row: crc for _, part in everywhere for row, crc in part.items()}
+        first = next(iter(failed.values()), "")
+        if len(failed) == len(entries):
+            raise UserError(f"{config.path}: no video can be decoded, the first because: {first}")
     if failed:
         log.warning("%d of %d videos are left out, the first because: %s", len(failed), len(entries), first)
     if rank.main:
-        os.replace(unfinished, array)
         kept = [row for row in range(len(entries)) if row not in failed]
         reasons = [[entries[row]["id"], why] for row, why in failed.items()]
         content = {"kept": kept, "failed": reasons, "crc32": [crc32[row] for row in range(len(entries))]}
@@ -182,15 +183,10 @@ def _decode_together(
 
 def _make_room(unfinished: Path, shape: tuple[int, ...]) -> None:
     """An array of zeros that has its place on the disk, so that a full one is known before anything is decoded."""
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape).flush()
-        with open(unfinished, "rb+") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape).flush()
+    with open(unfinished, "rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _decode_share(
