@@ -96,7 +96,7 @@ class ShardReader:
             )
         self.shards = [shard for shard in manifest["shards"] if split in (None, shard["split"])]
         if not any(shard["count"] for shard in self.shards):
-            known = sorted({shard["split"] for shard in manifest["shards"]})
+            known = sorted({shard["split"] for shard in manifest["shards"] if shard["count"]})
             raise UserError(f"{self.address}: no samples of split {split!r} (there is: {', '.join(known)})")
         self._ends = list(accumulate(shard["count"] for shard in self.shards))
         self._indexes: dict[int, ShardIndex] = {}

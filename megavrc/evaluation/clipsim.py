@@ -173,6 +173,8 @@ def measure_clipsim(
         "sources": [source_facts(source) for source in sources],
         "seed": seed,
     }
+    if mode == "video" and real:
+        facts["real"] = source_facts(real)
     return MetricReport(cases, metrics, facts | {"remarks": lines}, lines)
 
 

@@ -4,6 +4,7 @@ Beside every value stand N, its interval and what two sets of real clips get; tw
 are compared prompt for prompt.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from megavrc.evaluation.clip_source import ClipSource, Part, first, pairs, source_facts, video_of, wholes
 from megavrc.evaluation.features import ClipNetwork, Features, clip_features
-from megavrc.evaluation.frechet import NEIGHBOURS, covered, frechet_at_infinity, rank_warning
+from megavrc.evaluation.frechet import NEIGHBOURS, Groups, covered, frechet_at_infinity, rank_warning
 from megavrc.evaluation.protocols import (
     FVDProtocol,
     Window,
@@ -38,6 +39,8 @@ from megavrc.evaluation.statistics import (
 from megavrc.results import Metric, case, median_of, metric
 
 HALVES = 12  # samples of half the clips that tell how far a limit spreads
+T_HALVES = 2.201  # Student's quantile for their number
+LEAST_HALVED = 4  # prompts or videos of either side: half of fewer says nothing of the whole
 FLOOR = "real against real"
 
 Kind = Literal["fvd", "kvd"]
@@ -54,8 +57,8 @@ class Sets:
     """Features: of the real clips, of other real ones (None: no floor is wanted), of the sources by their names.
 
     Attributes:
-        drawn, real_drawn: what a bootstrap draws as wholes, see `wholes`: by clip of the sources, and of the real ones
-            (None: each clip is one).
+        drawn, real_drawn, others_drawn: what a bootstrap draws as wholes, see `wholes`: by clip of the sources, of the
+            real ones and of the others (None: each clip is one).
     """
 
     real: Features
@@ -63,6 +66,7 @@ class Sets:
     sources: Mapping[str, Features]
     drawn: Sequence[str] | None = None
     real_drawn: Sequence[str] | None = None
+    others_drawn: Sequence[str] | None = None
 
     def columns(self, first: int, end: int) -> "Sets":
         """Some features of all."""
@@ -113,11 +117,19 @@ def measure_distances(
 
     known = features(real, chosen.windows)
     made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
-    others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
     drawn, keys = wholes(clips), [real.clips[window.clip].key for window in chosen.windows]
-    videos = [video_of(key) for key in keys]
-    videos = videos if len({*videos}) > 1 else keys  # shots of one film
-    sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)), drawn, videos)
+    of_film = len({*map(video_of, keys)}) == 1  # shots of one film are all there is
+    videos = keys if of_film else [video_of(key) for key in keys]
+    rest, others_drawn = [], []
+    for window in chosen.rest:
+        key = real.clips[window.clip].key
+        video = key if of_film else video_of(key)
+        if video not in videos:  # else two sets of real clips would be alike, as no generated ones can be
+            rest.append(window)
+            others_drawn.append(video)
+    others = (features(real, rest) if len(rest) >= n else known[:0]) if floor else None
+    named = dict(zip(_names(sources), made, strict=True))
+    sets = Sets(known, others, named, drawn, videos, others_drawn)
     dims = detector.dims or known.shape[1]
     report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)
     _add_random(report, kind, sets, dims, protocol.ddof)
@@ -166,11 +178,11 @@ def compare_sets(
     n = len(next(iter(sets.sources.values())))
     lines = []
 
-    def distance(x: Features, y: Features) -> Distance:
-        return frechet_distance(x, y, ddof) if kind == "fvd" else poly_distance(x, y)
+    def distance(x: Features, y: Features, of_x: Groups, of_y: Groups) -> Distance:
+        return frechet_distance(x, y, ddof) if kind == "fvd" else poly_distance(x, y, of_x, of_y)
 
     found = distance_estimates(
-        [distance(x, real) for x in sets.sources.values()],
+        [distance(x, real, sets.drawn, sets.real_drawn) for x in sets.sources.values()],
         sets.drawn or n,
         sets.real_drawn or len(real),
         draws,
@@ -192,13 +204,22 @@ def compare_sets(
             lines.append(warning)
     if sets.others is not None and len(real) >= 4:
         enough = len(sets.others) >= n
-        half, other = (real, sets.others[:n]) if enough else (real[::2], real[1::2])
-        (least,) = distance_estimates([distance(other, half)], len(other), len(half), draws, seed)
+        half, other = Drawn(real, sets.real_drawn), Drawn(sets.others[:n], (sets.others_drawn or [])[:n])
+        if not enough:
+            half, other = half.halves()
+        pair = distance(other.features, half.features, other.wholes, half.wholes)
+        (least,) = distance_estimates([pair], other.wholes, half.wholes, draws, seed)
         cases.append(
-            case(FLOOR, {name: as_metric(least, len(other))}, {"n": len(other), "n_real": len(half)})
+            case(
+                FLOOR,
+                {name: as_metric(least, len(other.features))},
+                {"n": len(other.features), "n_real": len(half.features)},
+            )
         )
         if not enough:
-            lines.append(f"too few real clips for a floor at the same N: it is of two halves, N {len(other)}")
+            lines.append(
+                f"too few real clips for a floor at the same N: it is of two halves, N {len(other.features)}"
+            )
     metrics = {}
     if len(found) == 2:
         gap = difference(found[1], found[0])
@@ -219,22 +240,34 @@ class Drawn(NamedTuple):
     def wholes(self) -> Sequence[str]:
         return self.groups or [str(index) for index in range(len(self.features))]
 
+    def halves(self) -> "tuple[Drawn, Drawn]":
+        """Every second of the wholes, and the others."""
+        names, odd = np.array(self.wholes), group_places(self.wholes) % 2 == 1
+        first, second = (Drawn(self.features[part], names[part].tolist()) for part in (~odd, odd))
+        return first, second
+
     def half(self, rng: np.random.Generator) -> Features:
         """Of half of the wholes."""
         places = group_places(self.wholes)
         count = int(places.max()) + 1
-        return self.features[np.isin(places, rng.permutation(count)[: max(2, count // 2)])]
+        return self.features[np.isin(places, rng.permutation(count)[: count // 2])]
 
 
 def _beside(name: str, x: Drawn, real: Drawn, ddof: int, draws: int, seed: int) -> dict[str, Metric]:
     """The limit for N to infinity, precision and recall."""
     limit = frechet_at_infinity(x.features, real.features, ddof, seed)
     rng = np.random.default_rng(seed)
-    halves = [frechet_at_infinity(x.half(rng), real.half(rng), ddof, seed) for _ in range(HALVES)]
-    spread = 1.96 * float(np.std(halves, ddof=1))  # of halves without replacement: as of the whole
+    bounds: tuple[float, ...] = ()
+    if min(len({*side.wholes}) for side in (x, real)) >= LEAST_HALVED:
+        halves = [frechet_at_infinity(x.half(rng), real.half(rng), ddof, seed) for _ in range(HALVES)]
+        # Of halves without replacement: as of the whole, but for an odd number.
+        count = min(len({*side.wholes}) for side in (x, real))
+        odd = math.sqrt((count // 2) / (count - count // 2))
+        spread = T_HALVES * odd * float(np.std(halves, ddof=1))
+        bounds = (limit - spread, limit + spread)
     inside, found = (covered(a.features, b.features) for a, b in ((x, real), (real, x)))
     return {
-        f"{name}_inf": metric(limit, n=len(x.features), low=limit - spread, high=limit + spread),
+        f"{name}_inf": metric(limit, "", len(x.features), *bounds),
         f"precision_k{NEIGHBOURS}": clustered_share(inside, x.wholes, draws, seed),
         f"recall_k{NEIGHBOURS}": clustered_share(found, real.wholes, draws, seed),
     }

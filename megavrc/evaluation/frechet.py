@@ -111,22 +111,42 @@ def polynomial_kernel(x_ND: Array, y_MD: Array) -> Array:
     return kernel
 
 
-def kernel_distance(x_ND: Features, y_ND: Features) -> float:
-    """Squared maximum mean discrepancy with the polynomial kernel, unbiased: its mean is 0 for equal distributions."""
+Groups = Sequence[str] | None
+"""Of each sample its prompt or video, samples of which are no independent pair; None: each sample is one."""
+
+
+def kernel_distance(x_ND: Features, y_ND: Features, of_x: Groups = None, of_y: Groups = None) -> float:
+    """Squared maximum mean discrepancy with the polynomial kernel, unbiased: its mean is 0 for equal distributions.
+
+    nan where a side has one group alone, which has no pair.
+    """
     x, y = checked(x_ND, y_ND)
     if _same(x, y):
         return 0.0
-    return float(discrepancy(x, y, np.ones((1, len(x))), np.ones((1, len(y))))[0])
+    return float(discrepancy(x, y, np.ones((1, len(x))), np.ones((1, len(y))), of_x, of_y)[0])
 
 
-def discrepancy(x_ND: Array, y_MD: Array, weights_RN: Array, weights_RM: Array) -> Array:
-    """The unbiased estimate, [R], each sample counted as often as a row of weights says; never a pair of a sample with
-    itself; nan where a row counts one sample alone, which has no pair."""
+def discrepancy(
+    x_ND: Array,
+    y_MD: Array,
+    weights_RN: Array,
+    weights_RM: Array,
+    of_x: Groups = None,
+    of_y: Groups = None,
+) -> Array:
+    """The unbiased estimate, [R], each sample counted as often as a row of weights says; never a pair within a group;
+    nan where a row counts one group alone, which has no pair."""
     within: Array = np.zeros(len(weights_RN))
-    for z, weights in ((x_ND, weights_RN), (y_MD, weights_RM)):
-        pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
-        itself = ((z**2).sum(axis=1) / z.shape[1] + 1) ** 3
-        total = _kernel_sum(z, z, weights, weights) - weights**2 @ itself
+    for z, weights, groups in ((x_ND, weights_RN, of_x), (y_MD, weights_RM, of_y)):
+        pairs, total = weights.sum(axis=1) ** 2, _kernel_sum(z, z, weights, weights)
+        if groups is None:
+            pairs = pairs - (weights**2).sum(axis=1)
+            total = total - weights**2 @ ((z**2).sum(axis=1) / z.shape[1] + 1) ** 3
+        else:
+            names = np.asarray(groups)
+            for rows in (names == name for name in dict.fromkeys(groups)):
+                pairs = pairs - weights[:, rows].sum(axis=1) ** 2
+                total = total - _kernel_sum(z[rows], z[rows], weights[:, rows], weights[:, rows])
         within = within + np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)
     across = _kernel_sum(x_ND, y_MD, weights_RN, weights_RM)
     return within - 2 * across / (weights_RN.sum(axis=1) * weights_RM.sum(axis=1))

@@ -41,7 +41,8 @@ class SceneScore:
 
     Attributes:
         values: [clips] or, for a curve, [clips, points]; nan where a clip says nothing.
-        share: each value is a share: where all are 0 or all are 1 the interval is Wilson's, a bootstrap sees no spread.
+        share: each value is a share: where all are equal the interval is as wide as Wilson's of all or none, since a
+            bootstrap sees no spread.
     """
 
     values: Array
@@ -58,17 +59,22 @@ class SceneScore:
         return _mean(self.values)
 
     def interval(self, draws: int = 1000, seed: int = 0) -> tuple[Array, Array]:
-        """95% interval of the mean, by bootstrap over the clips that say something: (low, high)."""
+        """95% interval of the mean, by bootstrap over the clips that say something: (low, high); nan where fewer than
+        two do."""
         said, rng = self._said(), np.random.default_rng(seed)
-        if not len(said):
-            return self.mean, self.mean
+        if len(said) < 2:
+            return self.mean + np.nan, self.mean + np.nan
         with warnings.catch_warnings():  # of a point of a curve on which no clip says anything
             warnings.simplefilter("ignore", RuntimeWarning)
             means = _weighted(resamples(len(said), draws, rng), said)
             low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
         if self.share:
-            edge = NORMAL**2 / (np.sum(~np.isnan(said), axis=0) + NORMAL**2)
-            low, high = np.where(self.mean == 1, 1 - edge, low), np.where(self.mean == 0, edge, high)
+            edge, mean = NORMAL**2 / (np.sum(~np.isnan(said), axis=0) + NORMAL**2), self.mean
+            alike = np.nanmax(said, axis=0) - np.nanmin(said, axis=0) == 0
+            low, high = (
+                np.where(alike, mean * (1 - edge), low),
+                np.where(alike, mean + edge * (1 - mean), high),
+            )
         return low, high
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,7 +75,10 @@ def check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
 def _decides(key: str) -> bool:
     """Whether a circumstance says which clips were measured, or how."""
     part, _, rest = key.partition(".")
-    return key in ("command", "config.split") or (part == "protocol" and rest.partition(".")[0] not in FREE)
+    drawn = ("temperature", "guidance", "later_passes")  # how a model's clips were drawn
+    return key in ("command", "config.split", *(f"config.{name}" for name in drawn)) or (
+        part == "protocol" and rest.partition(".")[0] not in FREE
+    )
 
 
 def _other_real(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

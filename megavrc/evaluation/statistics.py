@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from megavrc.evaluation.frechet import (
     Array,
     Features,
+    Groups,
     checked,
     discrepancy,
     frechet,
@@ -198,14 +199,17 @@ def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
     return Distance(frechet(x, y, ddof), draw, max(1, ELEMENTS // max(x.size, y.size)), 0.0)
 
 
-def poly_distance(x_ND: Features, y_ND: Features) -> Distance:
-    """The unbiased kernel distance of clips x from real clips y."""
+def poly_distance(x_ND: Features, y_ND: Features, of_x: Groups = None, of_y: Groups = None) -> Distance:
+    """The unbiased kernel distance of clips x from real clips y; see `discrepancy`. One group alone counts as none."""
     x, y = checked(x_ND, y_ND)
+    of_x, of_y = (groups if groups and len({*groups}) > 1 else None for groups in (of_x, of_y))
 
     def draw(weights_x: Array, weights_y: Array) -> Array:
-        return discrepancy(x, y, weights_x, weights_y)
+        return discrepancy(x, y, weights_x, weights_y, of_x, of_y)
 
-    return Distance(kernel_distance(x, y), draw, max(1, ELEMENTS // max(len(x), len(y))), -math.inf)
+    return Distance(
+        kernel_distance(x, y, of_x, of_y), draw, max(1, ELEMENTS // max(len(x), len(y))), -math.inf
+    )
 
 
 def distance_estimates(

@@ -88,7 +88,8 @@ def measure_model_copying(
     report = measure_copying(
         clips, encoder(folder.video_tokenizer), bits, str(model), draws, seed, wholes(measured)
     )
-    report.protocol.update(model=folder.identity(), stride=stride, sources=[source_facts(measured)])
+    facts = source_facts(measured)
+    report.protocol.update(model=folder.identity(), stride=stride, sources=[facts], real=facts)
     return report
 
 

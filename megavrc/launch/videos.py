@@ -69,7 +69,7 @@ def _files(files: list[Path]) -> Iterator[Line]:
             frames = count_frames(file) if whole else probe(file).frames or FRAMES  # some files do not say
             if frames < FRAMES:
                 problems["short"].append(f"{file}: {frames} frames, a clip has {FRAMES}")
-        except VideoError as error:
+        except (VideoError, OSError) as error:
             problems["damaged" if os.path.exists(file) else "missing"].append(str(error))
     good = len(files) - sum(map(len, problems.values()))
     depth = f"of {opened} one frame was decoded, of the others all" if opened else "decoded to the end"

@@ -229,7 +229,9 @@ def _memory(costs: Costs) -> Any:
         presets = list(dict.fromkeys(row["config"]["preset"] for row in rows))
         for shift, (prediction, style) in enumerate(styles.items()):
             mine = [
-                row for row in rows if row["config"]["prediction"] == prediction and row["metrics"][purpose]
+                row
+                for row in rows
+                if row["config"]["prediction"] == prediction and row["metrics"][purpose]["value"]  # fits
             ]
             axis.bar(
                 [presets.index(row["config"]["preset"]) + 0.4 * (shift - 0.5) for row in mine],

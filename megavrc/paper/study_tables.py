@@ -276,8 +276,9 @@ class Costs:
         content = _read(self.folder / "train-study.json")
         if content is None:
             return None
-        clips = {row["name"].rpartition(", ")[2]: row["metrics"]["cpu_clips"] for row in content["cases"]}
-        return _quotient(clips["VRC"], clips["token"])
+        clips = {row["name"].rpartition(", ")[2]: row["metrics"].get("cpu_clips") for row in content["cases"]}
+        vrc, token = clips.get("VRC"), clips.get("token")
+        return _quotient(vrc, token) if vrc and token else None
 
     def memory(self) -> Result | None:
         """Of `megavrc evaluate memory`."""

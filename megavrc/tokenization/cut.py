@@ -45,7 +45,9 @@ def cut(settings: ClipSettings, path: Path, entry: Entry) -> Cuts:
         return use(count, lambda wanted: read_frames(path, wanted, settings.size, settings.crop))
 
     try:
-        if (header := probe(path).frames) >= settings.span:
+        header = probe(path).frames
+        possible = path.is_dir() or header <= path.stat().st_size  # a picture takes a byte at least
+        if possible and header >= settings.span:
             return by_index(header)
     except VideoError as error:
         if error.stage != "short":

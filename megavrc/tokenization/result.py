@@ -108,7 +108,14 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
         problems.append(f"{words(others)}; run --redo_changed takes them as they are")
     for kind in work.kinds:
         before = len(problems)
+        whole = TokenDataset(out / kind, work.tokenizer["sha256"], None)
+        filled = {shard["split"] for shard in whole.shards if shard["count"]}
         for split in work.settings.splits:
+            if split not in filled:  # all of its videos have failed
+                lost = sorted(_planned(work, split))
+                problems += [_neither(whole.folder, lost)] if lost else []
+                print(f"{out}/{kind} {split}: 0 samples, {len(lost)} problems")
+                continue
             dataset = TokenDataset(out / kind, work.tokenizer["sha256"], split)
             old = len(problems)
             problems += _problems(dataset, set(_planned(work, split)), f"verify {kind} {split}")
@@ -248,6 +255,10 @@ def _entry(work: Plan, kind: str, shard: PlannedShard) -> dict[str, Any]:
     return entry
 
 
+def _neither(folder: Path, lost: list[str]) -> str:
+    return f"{folder}: {len(lost)} videos have neither a sample nor a failure (first: {lost[0]})"
+
+
 def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[str]:
     yield from dataset.changed_shards()
     keys: set[str] = set()
@@ -261,6 +272,6 @@ def _problems(dataset: TokenDataset, planned: set[str], label: str) -> Iterator[
     if len(keys) < len(dataset):
         yield f"{dataset.folder}: {len(dataset) - len(keys)} keys are damaged or stand there twice"
     if lost := sorted(planned - sources):
-        yield f"{dataset.folder}: {len(lost)} videos have neither a sample nor a failure (first: {lost[0]})"
+        yield _neither(dataset.folder, lost)
     if strange := sorted(sources - planned):
         yield f"{dataset.folder}: {len(strange)} videos should have no sample (first: {strange[0]})"

@@ -70,6 +70,10 @@ class ClipSettings:
             raise UserError(
                 "frames, stride, size, clips and batches must be positive, and at least one split is needed"
             )
+        if twice := [split for split in self.splits if self.splits.count(split) > 1]:
+            raise UserError(
+                f"splits: {twice[0]} stands there twice; each of its videos would be a sample twice"
+            )
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise UserError(f"fps {self.fps}: must be positive")
         if self.clips_per_shard < self.clips_per_video:

@@ -244,13 +244,17 @@ def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: 
     if not entries:
         raise UserError(f"{table}: holds no videos")
     if all(entry["label"] is None for entry in entries):  # then classes are numbered as those of a folder are
-        names = sorted({str(entry["class"]) for entry in entries if entry.get("class") is not None})
-        numbers = {name: number for number, name in enumerate(names)}
-        entries = [{**entry, "label": numbers.get(str(entry.get("class")))} for entry in entries]
+        names = sorted({name for name in map(_class, entries) if name is not None})
+        numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+        entries = [{**entry, "label": numbers.get(_class(entry))} for entry in entries]
     _check_unique(table, entries)
     _check_classes(table, entries)
     root = folder or table.parent
     return [{**entry, "path": path_from(out.parent, root / entry["path"])} for entry in entries]
+
+
+def _class(entry: Entry) -> str | None:
+    return None if entry.get("class") is None else str(entry["class"])
 
 
 def _typed(table: Path, number: int, row: Entry) -> Entry:
@@ -283,7 +287,9 @@ def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
+        return os.path.exists(
+            os.path.realpath(path)
+        )  # `..` of a folder that is still to be made leads somewhere too
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # of a caption in the column of paths
             raise

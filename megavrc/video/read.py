@@ -5,6 +5,7 @@ frames that a decoder conceals or drops are not passed on silently. Of a folder 
 """
 
 import io
+import os
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,10 @@ class FrameDecoder(Iterator[Any]):
 
     def _decoded(self, container: Any) -> Iterator[Any]:
         for packet in container.demux(self.stream):
+            if (
+                packet.is_corrupt
+            ):  # cut off by the end of the file, or after lost ones: decoders make pictures of it
+                raise VideoError(self.path, "decode", f"frame {self.position}: damaged or lost data")
             if packet.size and packet.dts is not None:  # an empty one says that the picture before stays
                 self._slots.append(packet.dts)
             yield from self._codec.decode(packet)
@@ -224,7 +229,7 @@ def _main_stream(path: str | Path, container: Any) -> Any:
 @contextmanager
 def decoding(path: str | Path, chosen: Container[int] | None = None) -> Iterator[FrameDecoder | Pictures]:
     """The frames of a video or of a folder of pictures, of which only those `chosen` need be read; VideoError."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # of a name that is too long, too
         yield Pictures(path, chosen)
         return
     with regular_file(path) as file:

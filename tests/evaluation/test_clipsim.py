@@ -152,7 +152,9 @@ def test_command(
     assert found["metrics"]["clipsim: second - first"]["value"] == 0
     assert found["protocol"]["clip"]["sha256"] == UserFile(random_clip).sha256
     assert evaluate("clipsim", a, "--mode", "video", "--real", a, *options) == 0
-    assert read_result(tmp_path / "c.json")["cases"][0]["metrics"]["clipsim"]["value"] == pytest.approx(1)
+    found = read_result(tmp_path / "c.json")
+    assert found["cases"][0]["metrics"]["clipsim"]["value"] == pytest.approx(1)
+    assert found["protocol"]["real"]["sha256"] == found["protocol"]["sources"][0]["sha256"]
     monkeypatch.delenv("MEGAVRC_CLIP", raising=False)
     capsys.readouterr()
     for words, said in (

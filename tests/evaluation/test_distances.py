@@ -289,6 +289,21 @@ def test_clips_of_one_prompt_are_drawn_together(detector: Detector) -> None:
     assert reach[0] > 1.4 * reach[1]
 
 
+def test_real_clips_of_one_film_are_drawn_together_and_never_on_both_sides(detector: Detector) -> None:
+    films, others = shapes(24), shapes(16, first=400)
+    planned = [PlannedClip(f"film {index // 4}#{index % 4}") for index in range(96)]
+    real = ArrayClips("real", planned, [films.arrays[index // 4] for index in range(96)])
+    protocol = protocol_of("custom", changes=["n=48", "place=start"])
+    report = measure_distances("kvd", real, others, None, detector, protocol, draws=60)
+    floor = report.cases[-1]
+    assert floor["name"] == FLOOR and "two halves" in " ".join(report.lines)
+    assert floor["metrics"]["kernel_unknown"]["low"] < 0 < floor["metrics"]["kernel_unknown"]["high"]
+    few = [PlannedClip(str(index), f"prompt {index // 8}") for index in range(16)]
+    made = ArrayClips("made", few, others.arrays)
+    limit = measure_distances("fvd", real, made, None, detector, protocol, floor=False, draws=20)
+    assert limit.cases[0]["metrics"]["frechet_unknown_inf"].get("low") is None, "of two prompts"
+
+
 def test_another_split_than_the_protocols_is_said(detector: Detector) -> None:
     clips, protocol = shapes(8), protocol_of("latte", changes=["real_stride=1", "size=none", "frames=9"])
     for split, said in (("train", 0), ("test", 1)):

@@ -86,6 +86,23 @@ def test_weights_are_repeats() -> None:
     assert found == pytest.approx([expected], rel=1e-12)
 
 
+def test_pairs_of_one_prompt_are_none() -> None:
+    """Equal distributions, twelve prompts of five clips that are much alike: with pairs of one prompt it is above 0."""
+    alone, grouped = [], []
+    names = [str(number // 5) for number in range(60)]
+    for seed in range(12):
+        sides = [
+            np.repeat(features(12, 6, seed + at), 5, 0) + 0.1 * features(60, 6, seed + at + 50)
+            for at in (0, 200)
+        ]
+        alone.append(kernel_distance(*sides))
+        grouped.append(kernel_distance(*sides, names, names))
+    assert min(alone) > 0 and abs(np.mean(grouped)) < 0.3 * np.mean(alone)
+    x, y = features(6, 3), features(5, 3, seed=1)
+    each = [[str(number) for number in range(n)] for n in (6, 5)]
+    assert kernel_distance(x, y, *each) == pytest.approx(kernel_distance(x, y), rel=1e-12)
+
+
 def test_bias_of_the_frechet_distance_and_none_of_the_kernel_distance() -> None:
     """Equal distributions: the first falls with N and extrapolates to about 0, the second is about 0 throughout."""
     means, kernels, limits = [], [], []

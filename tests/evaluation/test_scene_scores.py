@@ -260,6 +260,10 @@ def test_intervals() -> None:
     assert score.n == 100 and score.mean == 0.5 and 0.35 < low < 0.45 and 0.55 < high < 0.65
     assert SceneScore(np.array([np.nan])).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
     assert SceneScore(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]
+    one = SceneScore(np.array([1.7, np.nan])).to_dict()
+    assert one == {"value": 1.7, "low": None, "high": None, "n": 1}, "one clip says nothing of others"
+    halves = SceneScore(np.full(3, 0.5), share=True).to_dict()
+    assert halves["low"] < 0.5 < halves["high"]
 
 
 def test_shares_of_no_or_all_clips_are_not_known_to_a_digit() -> None:

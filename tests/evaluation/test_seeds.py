@@ -90,6 +90,13 @@ def test_all_that_decides_a_number_must_be_alike(
     for change in alike:
         write_result(paths[3], result("evaluate redundancy", {}, [row], {}, own | change))
         seeds(paths[:2], paths[2:])
+    for name, values in {"temperature": ([1, 1], [0.7, 0.5]), "later_passes": (1, [8, 1])}.items():
+        for path, value in zip(paths, (*values[:1] * 3, values[1]), strict=True):
+            write_result(path, result("evaluate scenes", {name: value}, [row], {}, own))
+        with pytest.raises(UserError, match=f"config.{name}"):
+            seeds(paths[:2], paths[2:])
+    for path in paths[:3]:
+        write_result(path, result("evaluate redundancy", {}, [row], {}, own))
     write_result(paths[3], result("evaluate redundancy", {}, [row], {}, own | protocol))
     with pytest.raises(UserError, match=words):
         seeds(paths[:2], paths[2:])

@@ -159,6 +159,15 @@ def test_videos_are_looked_at_before_anything_is_made_of_them(mine: Path) -> Non
     assert doctor.main([str(folder)]) == 1, "no captions"
 
 
+def test_a_row_that_names_no_file_at_all_hides_no_other(mine: Path) -> None:
+    """A caption in the column of paths is longer than a name may be."""
+    (mine / "captions.csv").write_text(f"file,caption\nwhole.mp4,it is whole\n{'so long ' * 50},nothing\n")
+    found = {
+        each.name: each for each in doctor.folder_lines(str(mine / "captions.csv"), str(mine / "videos"))
+    }
+    assert found["usable"].found == "1 of 2 files" and "too long" in found["missing"].advice
+
+
 def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
     folder = mine / "videos"
     captions = doctor.folder_lines(str(folder))[-1]

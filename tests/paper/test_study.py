@@ -18,7 +18,7 @@ from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import read_study
 from megavrc.paper.study_tables import Costs, gameplay, price
 from megavrc.report.figures import save
-from megavrc.results import page_text, read_result, table
+from megavrc.results import case, metric, page_text, read_result, result, table, write_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
@@ -112,6 +112,24 @@ def test_any_runs_may_be_missing_and_cells_say_what_makes_them(tmp_path: Path) -
     assert speed["facts"]["b"] == "`megavrc benchmark generate --preset b --json FILE`"
     for name in ("fig4", "fig5", "fig6", "price", "bits"):
         assert "missing" in (tmp_path / f"study_{name}.svg").read_text() or name == "bits"
+
+
+def test_a_size_that_does_not_fit_and_a_model_that_was_not_timed_are_left_out(tmp_path: Path) -> None:
+    write_cases(tmp_path / "runs", "scenes-vrc", 0, {"free tuned 4000": {"all": "1 0 1 0"}})
+    rows = [
+        case(
+            f"xl, {name}",
+            {"training": metric(value), "inference": metric(2.0**30)},
+            preset="xl",
+            prediction=name,
+        )
+        for name, value in (("token", None), ("segment", 2.0**34))
+    ]
+    write_result(tmp_path / "memory.json", result("evaluate memory", {}, rows))
+    timed = [case("b, VRC", {"cpu_clips": metric(2.0)})]
+    write_result(tmp_path / "train-study.json", result("benchmark train", {}, timed))
+    study(tmp_path / "runs", tmp_path, tmp_path, costs=tmp_path)
+    assert (tmp_path / "study_fig6.svg").is_file()
 
 
 @pytest.mark.skipif(not list(RESULTS.glob("*.json")), reason="no run of the study is committed")

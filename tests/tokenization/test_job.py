@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import webdataset
+from golden import write
 from held import Held
 from jobs import ROOT, SMALL, files, make_tokenizer, samples, start_forked, tokenize, wait_for
 
@@ -26,7 +27,7 @@ from megavrc.tokenization.sampling import ClipSettings, choose, source_key
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video.listing import list_folder
 from megavrc.video.manifest import read_manifest, write_manifest
-from megavrc.video.read import read_clip, read_frames
+from megavrc.video.read import probe, read_clip, read_frames
 
 
 def test_ids_are_those_of_the_videos(done: Path, manifest: Path, tokenizer: Path) -> None:
@@ -138,6 +139,36 @@ def test_verify_finds_damage(manifest: Path, tokenizer: Path, tmp_path: Path, ca
     assert "2 videos have neither a sample nor a failure (first: a/10.mp4)" in capsys.readouterr().err
 
 
+def test_a_split_whose_videos_have_all_failed_is_verified(
+    manifest: Path, tokenizer: Path, tmp_path: Path, capsys: Any
+) -> None:
+    entries = read_manifest(manifest)[:2]
+    lost = {**entries[0], "path": "gone.mp4", "id": "gone", "split": "val"}
+    write_manifest(manifest.parent / "some.jsonl", [*entries, lost])
+    plan(manifest.parent / "some.jsonl", tmp_path / "out", tokenizer, **{**SMALL, "splits": ["train", "val"]})
+    run(tmp_path / "out")
+    finalize(tmp_path / "out")
+    verify(tmp_path / "out")
+    assert capsys.readouterr().out.count("val: 0 samples, 0 problems") == 2
+    for path in (tmp_path / "out" / "failures").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="problems"):
+        verify(tmp_path / "out")
+    assert "1 videos have neither a sample nor a failure (first: gone)" in capsys.readouterr().err
+
+
+def test_a_header_that_says_too_many_frames_is_not_believed(tmp_path: Path) -> None:
+    """The length in an AVI's stream header, which a writer that cannot go back leaves at its largest."""
+    content = bytearray(write(tmp_path / "v.avi", codec="mpeg4", options={}).read_bytes())
+    at = content.index(b"strh") + 8 + 32
+    content[at : at + 4] = b"\xff" * 4
+    (tmp_path / "v.avi").write_bytes(content)
+    assert probe(tmp_path / "v.avi").frames > len(content)
+    settings = ClipSettings(frames=5, size=32, images_per_video=2)
+    made = cut(settings, tmp_path / "v.avi", {"id": "v", "path": "v.avi"})
+    assert len(made.clips) == 1 and len(made.images) == 2
+
+
 def test_images_as_first_frames_of_clips(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tokenize(manifest, tokenizer, tmp_path, image_source="clip")
     loaded = OmniTokenizer.from_checkpoint(tokenizer)
@@ -244,6 +275,8 @@ def test_what_is_missing_is_named(manifest: Path, tokenizer: Path, tmp_path: Pat
         run(tmp_path)
     with pytest.raises(UserError, match="no video of split 'val'"):
         plan(manifest, tmp_path, tokenizer, splits=["val"])
+    with pytest.raises(UserError, match="splits: train stands there twice"):
+        plan(manifest, tmp_path, tokenizer, splits=["train", "train"])
     with pytest.raises(UserError, match="clips of 16 frames of size 32: "):
         plan(manifest, tmp_path, tokenizer, **{**SMALL, "frames": 16})
     write_manifest(tmp_path / "m.jsonl", [{"path": "gone.mp4"}])

@@ -9,6 +9,22 @@ from megavrc.errors import UserError
 from megavrc.tokenization.datasets import list_
 
 
+def test_the_folder_of_the_manifest_need_not_be_there_yet(tmp_path: Path) -> None:
+    table = touch(tmp_path / "t.csv", "file\na.mp4\n")
+    touch(tmp_path / "a.mp4")
+    [entry], _ = list_(table, tmp_path / "data" / "new" / "m.jsonl")
+    assert entry["path"] == "../../a.mp4"
+
+
+def test_a_row_without_a_class_has_no_label(tmp_path: Path) -> None:
+    """Though a class may have that name."""
+    for name in "abc":
+        touch(tmp_path / f"{name}.mp4")
+    table = touch(tmp_path / "t.csv", "file,class\na.mp4,None\nb.mp4,\nc.mp4,cat\n")
+    entries, _ = list_(table, tmp_path / "m.jsonl")
+    assert [entry["label"] for entry in entries] == [0, None, 1]
+
+
 def test_a_table_away_from_its_videos(tmp_path: Path) -> None:
     """Its paths are relative to --folder; what it does not name is counted, and a video's shots share its split."""
     for name in "abcdefgh":

@@ -4,6 +4,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from golden import write
 
 from megavrc.evaluation.quality import psnr
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames, write_mp4
@@ -24,6 +25,33 @@ def numbered(tmp_path: Path) -> Path:
 
 def numbers(frames: np.ndarray) -> list[int]:
     return [round(float(frame[-8:, -8:].mean()) / 10) for frame in frames]
+
+
+def test_lost_packets_and_a_cut_end_are_damage(tmp_path: Path) -> None:
+    """Decoders make pictures of what is left, and call them whole; the container says that something is missing."""
+    whole = write(tmp_path / "v.ts", count=48, codec="mpeg4", options={"b": "400k"}).read_bytes()
+    parts = [whole[at : at + 188] for at in range(0, len(whole), 188)]
+    mine = [number for number, part in enumerate(parts) if int.from_bytes(part[1:3], "big") & 0x1FFF == 256]
+    assert count_frames(tmp_path / "v.ts") == 48
+    lost = mine[len(mine) // 2]
+    (tmp_path / "v.ts").write_bytes(b"".join(part for number, part in enumerate(parts) if number != lost))
+    with pytest.raises(VideoError, match="damaged"):
+        count_frames(tmp_path / "v.ts")
+    write(tmp_path / "v.mp4", count=48, codec="libvpx-vp9", options={"b": "400k"})
+    front = {"movflags": "faststart"}
+    with (
+        av.open(str(tmp_path / "v.mp4")) as source,
+        av.open(str(tmp_path / "front.mp4"), "w", options=front) as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    content = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "front.mp4").write_bytes(content[: len(content) * 7 // 10])
+    with pytest.raises(VideoError):
+        count_frames(tmp_path / "front.mp4")
 
 
 def test_clips_are_cut_by_decoded_frame(numbered: Path) -> None:
