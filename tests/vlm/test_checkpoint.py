@@ -195,11 +195,11 @@ def test_what_the_model_has_no_place_for_is_refused_before_anything_is_asked(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     asks = question_file(tmp_path, line_of(), line_of() | {"image": "p.png"})
-    message = "has no place for vidcom2: it compares frames, and this family has none"
+    message = "has no place for evs: it compares frames, and this family has none"
     with pytest.raises(UserError, match=message):
-        bench(tmp_path / "out", checkpoint=checkpoint, questions=asks, methods=["divprune", "vidcom2"])
+        bench(tmp_path / "out", checkpoint=checkpoint, questions=asks, methods=["divprune", "evs"])
     with pytest.raises(UserError, match=message):
-        run_method("vidcom2", checkpoint=checkpoint, questions=asks)
+        run_method("evs", checkpoint=checkpoint, questions=asks)
     assert not (tmp_path / "out").exists()
     subject = CheckpointSubject(checkpoint, "cpu")
     check_places(subject)
