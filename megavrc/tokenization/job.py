@@ -43,9 +43,12 @@ def plan(manifest: Path, out: Path, tokenizer: Path | None = None, **settings: A
     with writing(out):
         found = resolve("omnitokenizer", tokenizer, "--tokenizer").path
         new = not (out / "plan.json").is_file()
-        made = make_tokenization_plan(manifest, found, out, ClipSettings(**settings))
-        if new and not is_recorded(made):
-            record_sources(made, made.units)
+
+        def record(made: Plan) -> None:
+            if new and not is_recorded(made):
+                record_sources(made, made.units)
+
+        made = make_tokenization_plan(manifest, found, out, ClipSettings(**settings), record)
     print(f"{out}/plan.json: {len(made.units)} shards, plan {made.sha256[:12]}")
 
 

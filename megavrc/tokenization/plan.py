@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,17 @@ class Plan:
         }
 
 
-def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, settings: ClipSettings) -> Plan:
+def make_tokenization_plan(
+    manifest: Path,
+    tokenizer_path: Path,
+    out: Path,
+    settings: ClipSettings,
+    before: Callable[[Plan], object] = id,
+) -> Plan:
     """Freeze a plan in `out`; the same plan again is no change.
+
+    Args:
+        before: called with the plan when its list of videos is written, and before plan.json is, which makes it one.
 
     Raises:
         UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already, or one for
@@ -157,8 +167,9 @@ def make_tokenization_plan(manifest: Path, tokenizer_path: Path, out: Path, sett
         _refuse_another(out, old, content)
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}
-    sealed = {"format": FORMAT, **content, "plan_sha256": sha256_json(content)}
-    write_json(out / "plan.json", sealed | places)
+    sealed = {"format": FORMAT, **content, "plan_sha256": sha256_json(content)} | places
+    before(_plan_of(out, sealed))
+    write_json(out / "plan.json", sealed)
     return load_plan(out)
 
 
@@ -183,6 +194,11 @@ def load_plan(out: Path) -> Plan:
             f"{out}/plan.jsonl: missing, damaged or changed since it was planned (its sha256 is another); "
             "the same plan command as then writes it again"
         )
+    return _plan_of(out, content)
+
+
+def _plan_of(out: Path, content: dict[str, Any]) -> Plan:
+    """From the content of plan.json."""
     return Plan(
         out=out,
         settings=ClipSettings(**content["settings"]),

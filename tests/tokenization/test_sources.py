@@ -12,6 +12,7 @@ from megavrc.errors import UserError
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan
 from megavrc.tokenization.result import finalize, verify
+from megavrc.tokenization.sources import is_recorded
 
 
 @pytest.fixture
@@ -82,6 +83,21 @@ def test_a_copied_job_is_the_same(
     assert "1 videos have another time of change" in capsys.readouterr().err
     (videos.parent / "b/01.mp4").unlink()
     verify(out)
+
+
+def test_nothing_is_a_plan_before_its_fingerprints_lie_beside_it(
+    videos: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Else the same command again would take a plan that was cut short for one of before there were any."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sources").touch()
+    with pytest.raises(UserError, match="sources"):
+        plan(videos, out, tokenizer, **SMALL)
+    assert not (out / "plan.json").exists()
+    (out / "sources").unlink()
+    plan(videos, out, tokenizer, **SMALL)
+    assert is_recorded(load_plan(out))
 
 
 def test_a_plan_without_fingerprints_works_with_a_warning(
