@@ -71,7 +71,7 @@ def read_shot(
                 raise VideoError(
                     path, "open", f"lasts {seconds:.0f} s by its times: too many frames at {fps:g} fps"
                 )
-            times = resample(times, fps)
+            times = resample(times, fps, *part)
         return use(len(times), lambda wanted: read(path, times[wanted].tolist(), size, crop))
 
     part = shot(entry) or (0.0, math.inf)
@@ -80,18 +80,33 @@ def read_shot(
         times = np.arange(probe(path).frames) / rate
         times = times[(times >= part[0] - SLACK) & (times < part[1] - SLACK)]
         return use_at(times, lambda path, at, *how: read_frames(path, [round(t * rate) for t in at], *how))
+    around = fps is not None
     try:
-        return use_at(frame_times(path, *part), read_frames_at)
+        return use_at(frame_times(path, *part, around=around), read_frames_at)
     except VideoError as error:
         if error.stage != "decode":
             raise
-    return use_at(frame_times(path, *part, decode=True), read_frames_at)  # some packets hold no picture
+    return use_at(
+        frame_times(path, *part, decode=True, around=around), read_frames_at
+    )  # some packets hold no picture
 
 
-def resample(times: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
-    """The times of the frames that are shown at the moments times[0] + k / fps; `times` ascend."""
-    count = int((times[-1] - times[0]) * fps + fps * SLACK) + 1
-    moments = times[0] + np.arange(count) / fps
+def resample(
+    times: NDArray[np.float64], fps: float, start: float = 0.0, end: float = math.inf
+) -> NDArray[np.float64]:
+    """The times of the frames that are shown at some moments, 1 / fps apart.
+
+    Args:
+        times: of frames, ascending: the first may be before `start`, the last from `end` on, as `frame_times` has them.
+        start, end: the moments are those from `start`, or from the first frame if that is later, to `end`, or to the
+            last frame if that is earlier.
+    """
+    begin = max(times[0], start)
+    if times[-1] >= end - SLACK:
+        count = math.ceil((end - SLACK - begin) * fps)
+    else:
+        count = math.floor((times[-1] - begin + SLACK) * fps) + 1
+    moments = begin + np.arange(max(count, 0)) / fps
     return times[np.searchsorted(times, moments + SLACK, side="right") - 1]
 
 

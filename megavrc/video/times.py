@@ -4,7 +4,6 @@ Times are seconds from the beginning of the video stream. In files with an index
 frame before it; other files, and those where the jump goes wrong, are read from their beginning.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ UNTIMED = {"avi"}  # knows the order of decoding only, and where a picture stays
 
 
 def frame_times(
-    path: str | Path, start: float = 0.0, end: float = np.inf, decode: bool = False
+    path: str | Path, start: float = 0.0, end: float = np.inf, decode: bool = False, around: bool = False
 ) -> NDArray[np.float64]:
     """The times at which the frames in [start, end) are shown, float64 [n], ascending.
 
@@ -35,6 +34,7 @@ def frame_times(
         start, end: seconds.
         decode: decode all frames up to `end`, even where the time stamps of packets would do. Slow, but right where
             some packets hold no picture.
+        around: also the frame that is still shown at `start`, and the first one from `end` on, if there are such.
 
     Raises:
         VideoError: stage "io", "open" or "decode".
@@ -47,9 +47,18 @@ def frame_times(
                 video.jump(0.0)
                 shown = list(_packet_times(video, end))
         else:
-            shown = list(itertools.takewhile(lambda time: time < end, (time for _, time in video)))
+            shown = []
+            for _, time in video:
+                shown.append(time)
+                if time >= end:
+                    break
     times = np.unique(np.array(shown, dtype=np.float64))
-    return times[(times >= start - SLACK) & (times < end - SLACK)]
+    first, last = np.searchsorted(times, (start - SLACK, end - SLACK)).tolist()
+    if around:
+        if first and (first == len(times) or times[first] > start + SLACK):
+            first -= 1
+        last += 1
+    return times[first:last]
 
 
 def read_frames_at(

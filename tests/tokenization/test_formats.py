@@ -3,9 +3,10 @@
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +25,7 @@ from megavrc.tokenization.sampling import ClipSettings
 from megavrc.tokenizers import OmniTokenizer
 from megavrc.video import VideoError, read_clip
 from megavrc.video.manifest import write_manifest
-from megavrc.video.shots import resample
+from megavrc.video.shots import read_shot, resample
 
 COUNT, STEP = 24, 8  # frame i has brightness 16 + STEP i, and a white left half of the top
 HEIGHT, WIDTH = 48, 64
@@ -187,6 +188,22 @@ def test_a_shot_is_not_left(folder: Path, name: str) -> None:
             assert numbers(cuts.frames_NHWC[clip.rows]) == list(range(first, first + 5))
     assert numbers(cut_of(folder / name, {"start": 0.5}, frames=5).frames_NHWC)[0] >= 15
     assert numbers(cut_of(folder / name, {"end": 0.3}, frames=5).frames_NHWC)[-1] <= 8
+
+
+@pytest.mark.parametrize("name", ["still.mp4", "still.mkv", "still.webm"])
+def test_a_shot_of_a_screen_that_stands_still(tmp_path: Path, name: str) -> None:
+    """Resampled, it holds what is on the screen, also what was there before it began; it ends with the video."""
+    times = np.concatenate([np.arange(14) / 10, 8 + np.arange(10) / 10])  # frame 13 stays
+    codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    path = write(tmp_path / name, codec, times=times.tolist())
+
+    def frames(count: int, read: Callable[..., Any]) -> list[int]:
+        return numbers(read(list(range(count)))) if count else []
+
+    for start, end, count in ((3, 7, 32), (1, 6, 40), (3, 9, 48), (7.95, 20, 8), (9.5, 12, 0)):
+        shown = read_shot(path, {"start": start, "end": end}, frames, size=32, fps=8)
+        moments = start + np.arange(count) / 8 + 1e-3
+        assert shown == (np.searchsorted(times, moments, side="right") - 1).tolist()
 
 
 def test_a_shot_in_a_still_part_of_an_mp4(tmp_path: Path) -> None:
