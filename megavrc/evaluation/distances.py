@@ -118,18 +118,11 @@ def measure_distances(
     known = features(real, chosen.windows)
     made = [features(source, part) for source, part in zip(sources, windows, strict=True)]
     drawn, keys = wholes(clips), [real.clips[window.clip].key for window in chosen.windows]
-    of_film = len({*map(video_of, keys)}) == 1  # shots of one film are all there is
-    videos = keys if of_film else [video_of(key) for key in keys]
-    rest, others_drawn = [], []
-    for window in chosen.rest:
-        key = real.clips[window.clip].key
-        video = key if of_film else video_of(key)
-        if video not in videos:  # else two sets of real clips would be alike, as no generated ones can be
-            rest.append(window)
-            others_drawn.append(video)
-    others = (features(real, rest) if len(rest) >= n else known[:0]) if floor else None
-    named = dict(zip(_names(sources), made, strict=True))
-    sets = Sets(known, others, named, drawn, videos, others_drawn)
+    more = [real.clips[window.clip].key for window in chosen.rest]
+    if len({*map(video_of, keys)}) > 1:  # not shots of one film
+        keys, more = [video_of(key) for key in keys], [video_of(key) for key in more]
+    others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
+    sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)), drawn, keys, more)
     dims = detector.dims or known.shape[1]
     report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)
     _add_random(report, kind, sets, dims, protocol.ddof)
@@ -142,7 +135,7 @@ def measure_distances(
         "real": source_facts(Part(real, [window.clip for window in chosen.windows]))
         | {"short": chosen.short},
         "measured": [source_facts(source) for source in sources],
-        "interval": f"95%, bootstrap of both sides, of {len({*drawn})} prompts or videos and {len({*videos})} real "
+        "interval": f"95%, bootstrap of both sides, of {len({*drawn})} prompts or videos and {len({*keys})} real "
         f"videos, {draws} draws, moved to the value; shares: of one side, of single clips Wilson's; limits: halves",
         "seed": seed,
     }
@@ -202,9 +195,10 @@ def compare_sets(
             )
         if kind == "fvd" and (warning := rank_warning([len(x), len(real)], dims)):
             lines.append(warning)
-    if sets.others is not None and len(real) >= 4:
-        enough = len(sets.others) >= n
-        half, other = Drawn(real, sets.real_drawn), Drawn(sets.others[:n], (sets.others_drawn or [])[:n])
+    half = Drawn(real, sets.real_drawn)
+    if sets.others is not None and half.size >= LEAST_HALVED:
+        other = Drawn(sets.others[:n], sets.others_drawn and sets.others_drawn[:n])
+        enough = len(other.features) == n and other.size > 1
         if not enough:
             half, other = half.halves()
         pair = distance(other.features, half.features, other.wholes, half.wholes)
@@ -240,6 +234,10 @@ class Drawn(NamedTuple):
     def wholes(self) -> Sequence[str]:
         return self.groups or [str(index) for index in range(len(self.features))]
 
+    @property
+    def size(self) -> int:
+        return len({*self.wholes})
+
     def halves(self) -> "tuple[Drawn, Drawn]":
         """Every second of the wholes, and the others."""
         names, odd = np.array(self.wholes), group_places(self.wholes) % 2 == 1
@@ -248,9 +246,8 @@ class Drawn(NamedTuple):
 
     def half(self, rng: np.random.Generator) -> Features:
         """Of half of the wholes."""
-        places = group_places(self.wholes)
-        count = int(places.max()) + 1
-        return self.features[np.isin(places, rng.permutation(count)[: count // 2])]
+        chosen = rng.permutation(self.size)[: self.size // 2]
+        return self.features[np.isin(group_places(self.wholes), chosen)]
 
 
 def _beside(name: str, x: Drawn, real: Drawn, ddof: int, draws: int, seed: int) -> dict[str, Metric]:
@@ -258,10 +255,9 @@ def _beside(name: str, x: Drawn, real: Drawn, ddof: int, draws: int, seed: int) 
     limit = frechet_at_infinity(x.features, real.features, ddof, seed)
     rng = np.random.default_rng(seed)
     bounds: tuple[float, ...] = ()
-    if min(len({*side.wholes}) for side in (x, real)) >= LEAST_HALVED:
+    if (count := min(x.size, real.size)) >= LEAST_HALVED:
         halves = [frechet_at_infinity(x.half(rng), real.half(rng), ddof, seed) for _ in range(HALVES)]
         # Of halves without replacement: as of the whole, but for an odd number.
-        count = min(len({*side.wholes}) for side in (x, real))
         odd = math.sqrt((count // 2) / (count - count // 2))
         spread = T_HALVES * odd * float(np.std(halves, ddof=1))
         bounds = (limit - spread, limit + spread)

@@ -121,7 +121,7 @@ class Chosen(NamedTuple):
 
 
 def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed: int = 0) -> Chosen:
-    """One window in each of the protocol's real videos, and `more` of others.
+    """One window in each of the protocol's real videos, and `more` of others: of other films, where there are several.
 
     A video must have frames * stride frames, as StyleGAN-V asks; shorter ones are not part of the population, and are
     named. One that is there again, with another of its captions (keys VIDEO#NUMBER), counts once. What is chosen
@@ -134,9 +134,16 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
     windows: list[Window] = []
     short: list[str] = []
     seen: set[str] = set()
+    films: set[str] = (
+        set()
+    )  # of the first windows; else two sets of real clips would be alike as no others can be
     for index in order:
         if len(windows) == protocol.n + more:
             break
+        if len(windows) == protocol.n and not films:
+            films = {video_of(keys[window.clip]) for window in windows}
+        if len(films) > 1 and video_of(keys[index]) in films:
+            continue
         if "#" in keys[index]:
             if (content := source.identity(index)) in seen:
                 continue

@@ -60,7 +60,7 @@ class SceneScore:
 
     def interval(self, draws: int = 1000, seed: int = 0) -> tuple[Array, Array]:
         """95% interval of the mean, by bootstrap over the clips that say something: (low, high); nan where fewer than
-        two do."""
+        two do, at each point."""
         said, rng = self._said(), np.random.default_rng(seed)
         if len(said) < 2:
             return self.mean + np.nan, self.mean + np.nan
@@ -68,14 +68,15 @@ class SceneScore:
             warnings.simplefilter("ignore", RuntimeWarning)
             means = _weighted(resamples(len(said), draws, rng), said)
             low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
+            alike = np.nanmax(said, axis=0) == np.nanmin(said, axis=0)
+        count, mean = np.sum(~np.isnan(said), axis=0), self.mean
         if self.share:
-            edge, mean = NORMAL**2 / (np.sum(~np.isnan(said), axis=0) + NORMAL**2), self.mean
-            alike = np.nanmax(said, axis=0) - np.nanmin(said, axis=0) == 0
+            edge = NORMAL**2 / (count + NORMAL**2)
             low, high = (
                 np.where(alike, mean * (1 - edge), low),
                 np.where(alike, mean + edge * (1 - mean), high),
             )
-        return low, high
+        return np.where(count < 2, np.nan, low), np.where(count < 2, np.nan, high)
 
     def to_dict(self) -> dict[str, Any]:
         """Value, low and high (None for nan), and n, for JSON."""

@@ -202,7 +202,7 @@ def frechet_distance(x_ND: Features, y_ND: Features, ddof: int = 0) -> Distance:
 def poly_distance(x_ND: Features, y_ND: Features, of_x: Groups = None, of_y: Groups = None) -> Distance:
     """The unbiased kernel distance of clips x from real clips y; see `discrepancy`. One group alone counts as none."""
     x, y = checked(x_ND, y_ND)
-    of_x, of_y = (groups if groups and len({*groups}) > 1 else None for groups in (of_x, of_y))
+    of_x, of_y = (groups if groups and 1 < len({*groups}) < len(groups) else None for groups in (of_x, of_y))
 
     def draw(weights_x: Array, weights_y: Array) -> Array:
         return discrepancy(x, y, weights_x, weights_y, of_x, of_y)

@@ -232,8 +232,7 @@ def _sbatch(script: Path, folder: str | None = None) -> str:
     """SLURM's number of the job. Its paths may be relative to `folder`, where it was submitted first."""
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"{folder}: the job was submitted from there, and it is gone; submit anew")
-    there = [] if folder is None else [f"--chdir={folder}"]
-    return _slurm("sbatch", "--parsable", *there, str(script)).stdout.strip().partition(";")[0]
+    return _slurm("sbatch", "--parsable", str(script.resolve()), cwd=folder).stdout.strip().partition(";")[0]
 
 
 def _note_job(script: Path, job: str, record: dict[str, Any]) -> None:
@@ -248,9 +247,9 @@ def _note_job(script: Path, job: str, record: dict[str, Any]) -> None:
     print(f"to watch: megavrc submit_slurm status --run_dir={script.parents[2]}")
 
 
-def _slurm(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _slurm(*words: str, check: bool = True, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=cwd)
     except FileNotFoundError:
         raise UserError(f"there is no {words[0]} here; is this a machine of the SLURM cluster?") from None
     if check and done.returncode:

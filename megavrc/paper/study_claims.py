@@ -255,7 +255,7 @@ def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, floa
     if len(by_seed) < SEEDS:
         return f"waits: {len(by_seed)} of {SEEDS} seeds"
     mean = float(np.mean([*by_seed.values()]))
-    if claim.shares and (best := max(_share(runs, cell) for cell in claim.pairs[0])) < FLOOR:
+    if claim.shares and (best := max(_shares(runs, *claim.pairs[0]))) < FLOOR:
         return f"not shown: no model gets more than {best:.1%}"
     if claim.kept and mean * _kept_more(runs, *claim.kept) < 0:
         return "not shown: in shares of what true frames give, the other way round"
@@ -275,7 +275,16 @@ def _word(runs: dict[str, list[StudyRun]], claim: Claim, by_seed: dict[int, floa
 
 
 def _share(runs: dict[str, list[StudyRun]], cell: Cell) -> float:
-    return _mean(clips for clips, _ in (values(runs, _again(cell)) | values(runs, cell)).values())
+    return _mean(clips for clips, _ in values(runs, cell).values())
+
+
+def _shares(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> list[float]:
+    """Of both cells of a pair, in the seeds and of the set that `_paired` takes."""
+    main, seeds = paired(runs, first, second), _paired(runs, first, second)
+    return [
+        _mean(values(runs, cell if seed in main else _again(cell))[seed][0] for seed in seeds)
+        for cell in (first, second)
+    ]
 
 
 def _mean(by_seed: Iterable[Array]) -> float:

@@ -123,7 +123,7 @@ def make_tokenization_plan(
     tokenizer_path: Path,
     out: Path,
     settings: ClipSettings,
-    before: Callable[[Plan], object] = id,
+    before: Callable[[Plan], object] | None = None,
 ) -> Plan:
     """Freeze a plan in `out`; the same plan again is no change.
 
@@ -168,7 +168,8 @@ def make_tokenization_plan(
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}
     sealed = {"format": FORMAT, **content, "plan_sha256": sha256_json(content)} | places
-    before(_plan_of(out, sealed))
+    if before:
+        before(_plan_of(out, sealed))
     write_json(out / "plan.json", sealed)
     return load_plan(out)
 

@@ -113,8 +113,9 @@ def verify(out: Path, tokenizer: Path | None = None, samples: int = SAMPLES) -> 
         for split in work.settings.splits:
             if split not in filled:  # all of its videos have failed
                 lost = sorted(_planned(work, split))
-                problems += [_neither(whole.folder, lost)] if lost else []
-                print(f"{out}/{kind} {split}: 0 samples, {len(lost)} problems")
+                found = [_neither(whole.folder, lost)] if lost else []
+                problems += found
+                print(f"{out}/{kind} {split}: 0 samples, {len(found)} problems")
                 continue
             dataset = TokenDataset(out / kind, work.tokenizer["sha256"], split)
             old = len(problems)

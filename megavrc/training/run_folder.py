@@ -242,8 +242,10 @@ def _shown(value: Any) -> str:
 
 def _starts_in(metrics: Path) -> int:
     """The number of the newest start that has written metrics; run.json, which counts them, may have been lost."""
-    lines = read_lines_of_json(metrics) if metrics.is_file() else []
-    return max((line["start"] for line in lines if isinstance(line.get("start"), int)), default=0)
+    with contextlib.suppress(OSError):  # none, or it cannot be read now: training does not need it
+        lines = read_lines_of_json(metrics)
+        return max((line["start"] for line in lines if isinstance(line.get("start"), int)), default=0)
+    return 0
 
 
 def _sentences(theirs: Any, mine: Any) -> list[str]:

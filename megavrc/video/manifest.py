@@ -287,9 +287,8 @@ def present(entries: list[Entry], root: Path) -> tuple[list[Entry], list[Entry]]
 
 def _exists(path: Path) -> bool:
     try:
-        return os.path.exists(
-            os.path.realpath(path)
-        )  # `..` of a folder that is still to be made leads somewhere too
+        # `..` of a folder that is still to be made leads somewhere, too.
+        return path.exists() or os.path.exists(os.path.realpath(path))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # of a caption in the column of paths
             raise

@@ -162,10 +162,10 @@ class FrameDecoder(Iterator[Any]):
 
     def _decoded(self, container: Any) -> Iterator[Any]:
         for packet in container.demux(self.stream):
-            if (
-                packet.is_corrupt
-            ):  # cut off by the end of the file, or after lost ones: decoders make pictures of it
-                raise VideoError(self.path, "decode", f"frame {self.position}: damaged or lost data")
+            # Cut off by the end of the file, or beside lost ones: decoders make pictures of it, and call them whole.
+            if packet.is_corrupt:
+                joined = " (or parts were joined: remux it)" if container.format.name == "mpegts" else ""
+                raise VideoError(self.path, "decode", f"frame {self.position}: damaged or lost data{joined}")
             if packet.size and packet.dts is not None:  # an empty one says that the picture before stays
                 self._slots.append(packet.dts)
             yield from self._codec.decode(packet)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megavrc.video.errors import VideoError
 from megavrc.video.manifest import Entry
 from megavrc.video.read import Crop, Frames, probe, read_clip, read_frames
-from megavrc.video.times import SLACK, frame_times, read_frames_at
+from megavrc.video.times import SLACK, frame_times, read_frames_at, within
 
 T = TypeVar("T")
 MOST_FRAMES = 10_000_000  # of a resampled video: four days at 25 a second
@@ -74,13 +74,12 @@ def read_shot(
             times = resample(times, fps, *part)
         return use(len(times), lambda wanted: read(path, times[wanted].tolist(), size, crop))
 
-    part = shot(entry) or (0.0, math.inf)
+    part, around = shot(entry) or (0.0, math.inf), fps is not None
     if path.is_dir():
         rate = _rate(path, entry)
         times = np.arange(probe(path).frames) / rate
-        times = times[(times >= part[0] - SLACK) & (times < part[1] - SLACK)]
+        times = within(times, *part, around)
         return use_at(times, lambda path, at, *how: read_frames(path, [round(t * rate) for t in at], *how))
-    around = fps is not None
     try:
         return use_at(frame_times(path, *part, around=around), read_frames_at)
     except VideoError as error:

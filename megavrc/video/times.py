@@ -52,7 +52,11 @@ def frame_times(
                 shown.append(time)
                 if time >= end:
                     break
-    times = np.unique(np.array(shown, dtype=np.float64))
+    return within(np.unique(np.array(shown, dtype=np.float64)), start, end, around)
+
+
+def within(times: NDArray[np.float64], start: float, end: float, around: bool = False) -> NDArray[np.float64]:
+    """Those of `times`, ascending, in [start, end); for `around` see `frame_times`."""
     first, last = np.searchsorted(times, (start - SLACK, end - SLACK)).tolist()
     if around:
         if first and (first == len(times) or times[first] > start + SLACK):

@@ -354,7 +354,9 @@ def test_a_job_goes_on_from_the_folder_that_it_was_submitted_in(
 ) -> None:
     """Its paths may be relative to that."""
     submitted(run, 1, monkeypatch)
-    (run.parent / "bin" / "sbatch").write_text(f"#!/bin/sh\necho $* >> {run.parent}/asked\necho 9\n")
+    (run.parent / "bin" / "sbatch").write_text(
+        f"#!/bin/sh\necho $* from $(pwd) >> {run.parent}/asked\necho 9\n"
+    )
     config = write_config(run.parent, run.parent / "tokens", "run", 5)
     (run / "checkpoints" / "step-00000003").mkdir(parents=True)
     assert run_script(TOOL, "submit", "--", PRETRAIN, f"--config={config}") == 0
@@ -363,9 +365,8 @@ def test_a_job_goes_on_from_the_folder_that_it_was_submitted_in(
     here = Path.cwd()
     monkeypatch.chdir(run.parent)
     assert run_script(TOOL, "requeue", "--run_dir=run") == 0
-    assert (run.parent / "asked").read_text().splitlines()[
-        1
-    ] == f"--parsable --chdir={here} run/slurm/2/job.sbatch"
+    asked = (run.parent / "asked").read_text().splitlines()[1]
+    assert asked == f"--parsable {run}/slurm/2/job.sbatch from {here}"
     job.write_text(job.read_text().replace(str(here), "/gone"))
     capsys.readouterr()
     assert run_script(TOOL, "requeue", "--run_dir=run") == 2

@@ -172,7 +172,7 @@ def test_two_jobs_that_decode_the_same_clips_leave_whole_ones(tmp_path: Path) ->
     write_manifest(tmp_path / "manifest.jsonl", shots)
     config = dataclasses.replace(PLAIN, path=str(tmp_path / "manifest.jsonl"))
     context = multiprocessing.get_context("fork")
-    both = context.Barrier(2)
+    both = context.Barrier(2, timeout=60)
 
     def decode() -> None:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -180,7 +180,7 @@ def test_two_jobs_that_decode_the_same_clips_leave_whole_ones(tmp_path: Path) ->
         clips = TrainingClips(config, tmp_path / "cache", Rank(0, 1, 0, torch.device("cpu")))
         assert all(clips[index]["clip"].any() for index in range(40))
 
-    jobs = [context.Process(target=decode) for _ in range(2)]
+    jobs = [context.Process(target=decode, daemon=True) for _ in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
