@@ -59,11 +59,11 @@ class SceneScore:
         return _mean(self.values)
 
     def interval(self, draws: int = 1000, seed: int = 0) -> tuple[Array, Array]:
-        """95% interval of the mean, by bootstrap over the clips that say something: (low, high); nan where fewer than
-        two do, at each point."""
+        """95% interval of the mean, by bootstrap over the clips that say something: (low, high); nan where, at a
+        point, one alone does, of what is no share."""
         said, rng = self._said(), np.random.default_rng(seed)
-        if len(said) < 2:
-            return self.mean + np.nan, self.mean + np.nan
+        if not len(said):
+            return self.mean, self.mean
         with warnings.catch_warnings():  # of a point of a curve on which no clip says anything
             warnings.simplefilter("ignore", RuntimeWarning)
             means = _weighted(resamples(len(said), draws, rng), said)
@@ -76,7 +76,9 @@ class SceneScore:
                 np.where(alike, mean * (1 - edge), low),
                 np.where(alike, mean + edge * (1 - mean), high),
             )
-        return np.where(count < 2, np.nan, low), np.where(count < 2, np.nan, high)
+        elif np.any(count < 2):
+            low, high = np.where(count < 2, np.nan, low), np.where(count < 2, np.nan, high)
+        return low, high
 
     def to_dict(self) -> dict[str, Any]:
         """Value, low and high (None for nan), and n, for JSON."""

@@ -91,7 +91,7 @@ def known_method(name: str) -> Method:
         raise UserError(f"--method: {error}") from None
 
 
-def check_places(subject: Subject, named: Sequence[str] = ()) -> None:
+def refuse_without_place(subject: Subject, named: Sequence[str] = ()) -> None:
     """UserError for a method that the model has no place for, or, where none is named, for a model without any."""
     why = {name: refusal_of(subject.model, METHODS[name]) for name in named or METHODS}
     name, reason = next(((name, reason) for name, reason in why.items() if reason), ("", ""))

@@ -23,9 +23,9 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
-    check_places,
     fitted,
     known_method,
+    refuse_without_place,
     set_apart,
     turns_of,
 )
@@ -126,7 +126,7 @@ def bench(
         tested = of_mini(mini or FOLDER, plan, kinds)
     else:
         brought = CheckpointSubject(checkpoint, str(check_device(device)))
-        check_places(brought, named)
+        refuse_without_place(brought, named)
         tested = of_checkpoint(brought, known, kinds, plan.conversations)
     config = json.loads(
         json.dumps({"mini": checkpoint is None, "questions": questions and questions.name} | vars(plan))

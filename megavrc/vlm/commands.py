@@ -12,9 +12,9 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
-    check_places,
     fitted,
     known_method,
+    refuse_without_place,
     set_apart,
     turns_of,
 )
@@ -93,7 +93,7 @@ def run_method(
         subject, chosen = MiniSubject(FOLDER, kind), [conversation(kind, "test", 0, i) for i in range(n)]
     else:
         subject = CheckpointSubject(checkpoint, str(check_device(device)))
-        check_places(subject, [method])
+        refuse_without_place(subject, [method])
         chosen = [item for item in read_questions(questions, frames) if item.kind == kind][:n]
     if not chosen:
         raise UserError(f"no conversations about a {kind} there")

@@ -262,7 +262,7 @@ def test_intervals() -> None:
     assert SceneScore(np.array([[1.0, np.nan], [3.0, np.nan]])).to_dict()["value"] == [2.0, None]
     one = SceneScore(np.array([1.7, np.nan])).to_dict()
     assert one == {"value": 1.7, "low": None, "high": None, "n": 1}, "one clip says nothing of others"
-    curve = SceneScore(np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]]), share=True).to_dict()
+    curve = SceneScore(np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])).to_dict()
     assert curve["low"][1:] == [None, None] and curve["low"][0] is not None
     halves = SceneScore(np.full(3, 0.5), share=True).to_dict()
     assert halves["low"] < 0.5 < halves["high"]

@@ -16,7 +16,7 @@ from transformers import BatchFeature
 from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
-from megavrc.vlm.asking import Reduced, ask, check_places, plain, turns_of
+from megavrc.vlm.asking import Reduced, ask, plain, refuse_without_place, turns_of
 from megavrc.vlm.bench import bench, darkened, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
@@ -202,10 +202,10 @@ def test_what_the_model_has_no_place_for_is_refused_before_anything_is_asked(
         run_method("evs", checkpoint=checkpoint, questions=asks)
     assert not (tmp_path / "out").exists()
     subject = CheckpointSubject(checkpoint, "cpu")
-    check_places(subject)
+    refuse_without_place(subject)
     subject.model.config.model_type = "idefics3"
     with pytest.raises(UserError, match=r"\(idefics3\) has no place for .*: no such family here: llava"):
-        check_places(subject)
+        refuse_without_place(subject)
 
 
 def test_a_batch_that_does_not_fit_is_one_line_and_the_grid_says_so(checkpoint: Path, tmp_path: Path) -> None:
