@@ -135,3 +135,15 @@ def _frame(index: int, pixels: str, width: int, height: int) -> av.VideoFrame:
         line[:, : values.itemsize * plane.width] = np.ascontiguousarray(values).view(np.uint8)
         plane.update(line.tobytes())
     return frame
+
+
+def remux(source: Path, to: Path, options: dict[str, str] | None = None, **metadata: str) -> Path:
+    """Write the packets of a video into another container, whose kind the suffix of `to` says."""
+    with av.open(str(source)) as read, av.open(str(to), "w", options=options or {}) as out:
+        out.metadata.update(metadata)
+        stream = out.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    return to

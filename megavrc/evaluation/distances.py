@@ -168,6 +168,7 @@ def compare_sets(
     """
     name = metric_names(kind, detector)
     real, dims = sets.real, sets.real.shape[1]
+    known = Drawn(real, sets.real_drawn)
     n = len(next(iter(sets.sources.values())))
     lines = []
 
@@ -185,7 +186,7 @@ def compare_sets(
     for (source, x), one in zip(sets.sources.items(), found, strict=True):
         metrics = {name: as_metric(one, len(x))}
         if kind == "fvd":
-            metrics |= _beside(name, Drawn(x, sets.drawn), Drawn(real, sets.real_drawn), ddof, draws, seed)
+            metrics |= _beside(name, Drawn(x, sets.drawn), known, ddof, draws, seed)
         metrics["n_for_5_percent"] = metric(needed(one.value, one.error, len(x), False), n=len(x))
         distinct = len(np.unique(x, axis=0))
         cases.append(case(source, metrics, {"n": len(x), "n_real": len(real), "distinct": distinct}))
@@ -195,12 +196,11 @@ def compare_sets(
             )
         if kind == "fvd" and (warning := rank_warning([len(x), len(real)], dims)):
             lines.append(warning)
-    half = Drawn(real, sets.real_drawn)
-    if sets.others is not None and half.size >= LEAST_HALVED:
-        other = Drawn(sets.others[:n], sets.others_drawn and sets.others_drawn[:n])
+    if sets.others is not None and known.size >= LEAST_HALVED:
+        half, other = known, Drawn(sets.others[:n], sets.others_drawn and sets.others_drawn[:n])
         enough = len(other.features) == n and other.size > 1
         if not enough:
-            half, other = half.halves()
+            half, other = known.halves()
         pair = distance(other.features, half.features, other.wholes, half.wholes)
         (least,) = distance_estimates([pair], other.wholes, half.wholes, draws, seed)
         cases.append(

@@ -134,9 +134,7 @@ def real_windows(source: ClipSource, protocol: FVDProtocol, more: int = 0, seed:
     windows: list[Window] = []
     short: list[str] = []
     seen: set[str] = set()
-    films: set[str] = (
-        set()
-    )  # of the first windows; else two sets of real clips would be alike as no others can be
+    films: set[str] = set()  # of the first windows: with more of them two real sets would be too much alike
     for index in order:
         if len(windows) == protocol.n + more:
             break

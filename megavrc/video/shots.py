@@ -85,9 +85,8 @@ def read_shot(
     except VideoError as error:
         if error.stage != "decode":
             raise
-    return use_at(
-        frame_times(path, *part, decode=True, around=around), read_frames_at
-    )  # some packets hold no picture
+    # Some packets hold no picture.
+    return use_at(frame_times(path, *part, decode=True, around=around), read_frames_at)
 
 
 def resample(

@@ -93,7 +93,7 @@ def known_method(name: str) -> Method:
 
 def refuse_without_place(subject: Subject, named: Sequence[str] = ()) -> None:
     """UserError for a method that the model has no place for, or, where none is named, for a model without any."""
-    why = {name: refusal_of(subject.model, METHODS[name]) for name in named or METHODS}
+    why = {name: refusal_of(subject.model, find_method(name)) for name in named or METHODS}
     name, reason = next(((name, reason) for name, reason in why.items() if reason), ("", ""))
     if reason and (named or all(why.values())):
         raise UserError(f"{subject.name} ({family_of(subject.model)}) has no place for {name}: {reason}")

@@ -4,7 +4,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from golden import write
+from golden import remux, write
 
 from megavrc.evaluation.quality import psnr
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames, write_mp4
@@ -38,17 +38,8 @@ def test_lost_packets_and_a_cut_end_are_damage(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="damaged"):
         count_frames(tmp_path / "v.ts")
     write(tmp_path / "v.mp4", count=48, codec="libvpx-vp9", options={"b": "400k"})
-    front = {"movflags": "faststart"}
-    with (
-        av.open(str(tmp_path / "v.mp4")) as source,
-        av.open(str(tmp_path / "front.mp4"), "w", options=front) as out,
-    ):
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    content = (tmp_path / "front.mp4").read_bytes()
+    front = remux(tmp_path / "v.mp4", tmp_path / "front.mp4", {"movflags": "faststart"})
+    content = front.read_bytes()
     (tmp_path / "front.mp4").write_bytes(content[: len(content) * 7 // 10])
     with pytest.raises(VideoError):
         count_frames(tmp_path / "front.mp4")

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from golden import remux
 
 from megavrc.video import VideoError, count_frames, probe, read_clip, write_mp4, write_png
 from megavrc.video.times import frame_times
@@ -46,12 +47,7 @@ def secrets(tmp_path: Path) -> Path:
     """A folder that holds one secret as a video, a stream and a numbered picture."""
     frames = np.zeros((17, 64, 64, 3), np.uint8) + np.array(SECRET, np.uint8)
     write_mp4(tmp_path / "secret.mp4", frames, fps=8)
-    with av.open(str(tmp_path / "secret.mp4")) as source, av.open(str(tmp_path / "s.ts"), "w") as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
+    remux(tmp_path / "secret.mp4", tmp_path / "s.ts")
     write_png(tmp_path / "secret001.png", frames[0])
     return tmp_path
 
@@ -163,13 +159,7 @@ def test_only_regular_files_are_opened(secrets: Path) -> None:
 
 
 def test_texts_in_old_encodings_do_not_matter(secrets: Path) -> None:
-    with av.open(str(secrets / "secret.mp4")) as source, av.open(str(secrets / "t.mkv"), "w") as out:
-        out.metadata["title"] = "Zuerich"
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
+    remux(secrets / "secret.mp4", secrets / "t.mkv", title="Zuerich")
     content = (secrets / "t.mkv").read_bytes()
     assert b"Zuerich" in content
     (secrets / "t.mkv").write_bytes(content.replace(b"Zuerich", b"Z\xfcerich"))
