@@ -12,11 +12,12 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make try         clips of a small trained model: a minute"
 	@echo "make demo        the whole path on a CPU: videos, tokenizer, two-stage training, generation, report"
-	@echo "make demo-quick  the same with a quarter of the steps"
+	@echo "make demo-quick  the same with a quarter of the clips and steps: 5 minutes"
 	@echo "make demo-scenes clips whose future is open: the paper's sampler, and refinement"
 	@echo "make vlm         the mini-VLM of LLMC+ trained from scratch, and its benchmark: an hour on two cores"
 	@echo "make test        the fast tests ($(WORKERS) processes: WORKERS=n)"
 	@echo "make test-full   every test, slow ones too"
+	@echo "make format      what ruff can apply by itself"
 	@echo "make check       lint, format, types, import contract"
 	@echo "make release-check   sdist and wheel, tried in clean environments: PYTHONS=\"python3.11 python3.12\""
 	@echo "make clean       remove the environment and caches (runs/ stays)"

@@ -130,8 +130,8 @@ def benchmark(_: str) -> str:
         *(random_loses(accuracy, kind) for kind in kinds),
         *(markdown(*losses(accuracy, kind)) for kind in kinds),
         "A dash: the method cannot keep so little (a budget below what its first layers, or whole frames, cost). No "
-        "interval: the bootstrap saw one value only. A loss of 0 is then a loss that was not seen; by the rule of "
-        f"three it may be up to {300 / asked:.0f} points.",
+        "interval: measured before intervals of equal answers were Wilson's, and the bootstrap saw one value only. A "
+        f"loss of 0 is then a loss that was not seen; by the rule of three it may be up to {300 / asked:.0f} points.",
     ]
     for number, (finding, figure) in enumerate(zip(findings(accuracy, joint), FIGURES, strict=True), 1):
         parts.append(f"**{number}. {finding.claim}: {finding.verdict}.** " + " ".join(finding.why))
@@ -139,7 +139,8 @@ def benchmark(_: str) -> str:
     for kind in kinds:
         parts.append(
             f"<details><summary>What it costs at a quarter of the tokens ({kind}s), ms and MB, batch 1 and then "
-            f"batch 8; {costs['protocol']['times']}.</summary>"
+            f"batch 8; {costs['protocol']['times']}: here the medians. `decode` is one pass, of which an answer "
+            "takes several.</summary>"
         )
         names = ["tower", "selection", "prefill", "decode", "total", "MB"]
         head = ["", *names, *(f"{name}, 8" for name in names)]

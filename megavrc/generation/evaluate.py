@@ -62,7 +62,7 @@ def alignment(
         plausibility: guidance chooses among tokens at least this times as likely as the most likely one; 0 is all.
         speculative: draft tokens that a pass verifies in the first frame; 0 draws token by token.
         later_passes: passes of each later frame, for a model with refinement: 8 1 1 1, where missing ones are 1; or one
-            number for all.
+            number for all (default: 1, whatever the folder says).
         seed: clip i is generated with the seed SEED + i.
         device: `cpu` or `cuda`; auto is cuda where there is one.
         json: file to write the scores to.

@@ -68,7 +68,7 @@ def scenes(
         later_temperature: sampling temperature of the later frames.
         guidance: classifier-free guidance scale; 1 is none.
         later_passes: passes of each later frame, for a model with refinement: 8 1 1 1, where missing ones are 1; or one
-            number for all.
+            number for all (default: 1, whatever the folder says).
         draws: clips drawn from each of eight first frames whose motion the caption does not tell, to see whether every
             future is drawn as often as it should be (`modes`); 256 for a number to quote. 0: none.
         seed: clip i is generated with the seed SEED + i.

@@ -14,7 +14,7 @@ from megavrc.paper.measured import SMOKE
 from megavrc.paper.study_claims import DRAWS, Verdict, equal_time, hypotheses, judge, judge_speed
 from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import Cell, StudyRun, read_study, values, with_objects
-from megavrc.paper.study_shares import ceiling_shares
+from megavrc.paper.study_shares import ceiling_shares, told_apart
 from megavrc.paper.study_tables import (
     PRESETS,
     Costs,
@@ -58,7 +58,8 @@ def study(
     Args:
         results: folder of the runs' result files.
         tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-gameplay.json,
-            study-probes.json, study-shares.json and study-table1.json, 2 and 4, which docs/study.md shows.
+            study-probes.json, study-shares.json, study-told.json and study-table1.json, 2 and 4, which docs/study.md
+            shows.
         figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6 and, once clips
             are drawn, study_whole.svg.
         costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate`, train-study.json of
@@ -90,6 +91,7 @@ def write_study(results: Path, tables: Path, figures: Path, costs: Path, smoke: 
         "probes": probes(runs),
         "table1": small_table1(runs),
         "shares": ceiling_shares(runs),
+        "told": told_apart(runs),
         "table2": small_table2(cost),
         "table4": small_table4(runs),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from megavrc.paper.plots import COLUMN, GIB, TEXT
 from megavrc.paper.plots import TOKEN as TOKEN_STYLE
 from megavrc.paper.plots import VRC as VRC_STYLE
-from megavrc.paper.study_claims import Spread
+from megavrc.paper.study_claims import AGAIN, MAIN, Spread
 from megavrc.paper.study_runs import Cell, values
 from megavrc.paper.study_tables import (
     RATES,
@@ -188,21 +188,26 @@ def _series(runs: Runs, models: dict[int, str], label: str, options: str, baseli
     """Bits and sound clips of models that differ in one number, beside the token model."""
     figure, axes = panels(2, columns=2, width=COLUMN, height=2.2, text=TEXT)
     for axis, (title, kind, score) in zip(axes, MEASURES, strict=True):
-        points = {
-            place: spread_metric(found)
-            for place, name in enumerate(models.values())
-            if says(found := values(runs, Cell(name, 4000, kind, score)))
-        }
-        if points:
+        for tokenizer, marks, model in ((MAIN, "o-", "VRC"), (AGAIN, "s:", "VRC, tokenizer made anew")):
+            points = {
+                place: spread_metric(found)
+                for place, name in enumerate(models.values())
+                if says(found := values(runs, Cell(name.replace(MAIN, tokenizer), 4000, kind, score)))
+            }
+            if tokenizer == MAIN:
+                absent = [str(number) for place, number in enumerate(models) if place not in points]
+            if len(points) < (
+                1 if tokenizer == MAIN else 2
+            ):  # one point of another tokenizer compares nothing
+                continue
             there = list(points.values())
             means = [point["value"] for point in there]
             axis.errorbar(
-                list(points), means, yerr=_reach(there), color=VRC_STYLE.colour, marker="o", label="VRC"
+                list(points), means, yerr=_reach(there), color=VRC_STYLE.colour, fmt=marks, label=model
             )
         if baseline and says(found := values(runs, Cell(TOKEN.run, 4000, kind, score))):
             height = spread_metric(found)["value"]
             axis.axhline(height, color=TOKEN_STYLE.colour, linestyle="--", label="token model")
-        absent = [str(number) for place, number in enumerate(models) if place not in points]
         if absent:
             tuned = " --tune" if "tuned" in kind else ""
             _missing(axis, f"run.py run {options}{tuned}", f"{', '.join(absent)}: ")
@@ -210,8 +215,8 @@ def _series(runs: Runs, models: dict[int, str], label: str, options: str, baseli
         axis.set(title=title, xlabel=label, xlim=(-0.5, len(models) - 0.5))
         axis.margins(y=0.15)
         axis.set_ylim(bottom=0)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=7)
     return figure
 
 

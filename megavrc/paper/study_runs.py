@@ -144,6 +144,12 @@ def values(runs: dict[str, list[StudyRun]], cell: Cell) -> dict[int, tuple[Array
     return {seed: clips for seed, clips in found.items() if clips is not None}
 
 
+def told(runs: dict[str, list[StudyRun]], reconstructed: Cell) -> tuple[NDArray[np.bool_], str] | None:
+    """Of which prompts a motion is told, and what they were: where the reconstructed clips have a told direction."""
+    found = values(runs, replace(reconstructed, score="direction"))
+    return next(((~np.isnan(clips), keys) for clips, keys in found.values()), None)
+
+
 def with_objects(runs: dict[str, list[StudyRun]], cell: Cell, count: int) -> dict[int, tuple[Array, str]]:
     """`values` of the clips whose scene has so many objects; nan for the others, seeds without any left out."""
     objects = values(runs, replace(cell, score="objects"))

@@ -1,15 +1,31 @@
-"""Scores of drawn clips as shares of what reconstructed clips get: the ceiling of every model on the same tokens."""
+"""Scores of drawn clips by what kind of prompt they are of.
+
+By the number of objects they are shares of what reconstructed clips get, the ceiling of every model on the same tokens;
+by whether a motion is told, shares of the clips.
+"""
 
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
-from megavrc.paper.study_runs import Array, Cell, with_objects
-from megavrc.paper.study_tables import LONG, REFINED, TOKEN, VRC, Row, Runs, seeds_of, spread_metric
+from megavrc.paper.study_runs import Array, Cell, paired, told, values, with_objects
+from megavrc.paper.study_tables import (
+    LONG,
+    REFINED,
+    TOKEN,
+    VRC,
+    Found,
+    Row,
+    Runs,
+    says,
+    seeds_of,
+    spread_metric,
+)
 from megavrc.results import Metric, case, metric
 
 Ceiling = dict[tuple[str, int], tuple[Array, str]]  # score, objects -> of the reconstructed clips
@@ -20,6 +36,10 @@ SCORES = {  # column -> kind, score
     "whole_given": ("given{} tuned", "whole"),
     "sound_given": ("given{} tuned", "all"),
     "sound_from_text": ("free{} tuned", "all"),
+}
+TOLD = {  # the same, by whether a motion is told
+    "sound_given_1_1": ("given{}", "all"),
+    **{name: SCORES[name] for name in ("sound_given", "whole_given", "sound_from_text")},
 }
 SETS = {"scenes": 0, "corner": 3}  # -> priority of its runs; corner has one object
 
@@ -68,10 +88,67 @@ def _row(runs: Runs, row: Row, ceiling: Ceiling, itself: bool = False) -> dict[s
 
 
 def _share(cell: Cell, found: dict[int, tuple[Array, str]], whole: tuple[Array, str]) -> Metric:
-    if {keys for _, keys in found.values()} != {whole[1]}:
-        raise UserError(
-            f"{cell.run}, {cell.kind}: drawn for other prompts than those that were reconstructed; measure one again"
-        )
+    _check_prompts(cell, found, whole[1])
     by_seed = [clips for clips, _ in found.values()]
     value, low, high = share_of(by_seed, whole[0])
     return metric(value, "", sum(len(clips) for clips in by_seed), low, high)
+
+
+def told_apart(runs: Runs) -> Iterator[dict[str, Any]]:
+    """Scores of prompts that tell a motion and of those that tell none, and differences, prompt by prompt.
+
+    Raises:
+        UserError: clips were drawn for other prompts than those that were reconstructed.
+    """
+    prompts = told(runs, Cell(VRC.run, VRC.step, "reconstructed", "direction"))
+    cheap = TOKEN._replace(label="token model, VRC's FLOPs", step=2250)
+    for row in (TOKEN, cheap, VRC, REFINED, *LONG):
+        found = {column: values(runs, cell) for column, cell in _told_cells(row).items()}
+        if prompts:
+            for column, cell in _told_cells(row).items():
+                _check_prompts(cell, found[column], prompts[1])
+        yield _told_row(row.label, row, found, prompts)
+    for label, row, less in (
+        ("VRC minus the token model", VRC, TOKEN),
+        ("the same, the token model with VRC's FLOPs", VRC, cheap),
+        ("refinement in its passes minus VRC", REFINED, VRC),
+        ("the same, four times the steps", LONG[1], LONG[0]),
+    ):
+        pairs = zip(_told_cells(row).items(), _told_cells(less).values(), strict=True)
+        found = {
+            column: {seed: (clips, "") for seed, clips in paired(runs, mine, other).items()}
+            for (column, mine), other in pairs
+        }
+        yield _told_row(label, row, found, prompts)
+
+
+def _told_cells(row: Row) -> dict[str, Cell]:
+    return {
+        column: Cell(row.run, row.step, kind.format(row.passes), score)
+        for column, (kind, score) in TOLD.items()
+    }
+
+
+def _told_row(
+    label: str, row: Row, found: dict[str, Found], prompts: tuple[NDArray[np.bool_], str] | None
+) -> dict[str, Any]:
+    metrics: dict[str, Metric] = {}
+    facts: dict[str, Any] = {"seeds": seeds_of([len(clips) for clips in found.values()])}
+    for (column, by_seed), (name, wanted) in product(found.items(), {"told": True, "untold": False}.items()):
+        of_kind = {
+            seed: (np.where(prompts[0] == wanted, clips, np.nan), keys)
+            for seed, (clips, keys) in by_seed.items()
+            if prompts
+        }
+        if says(of_kind):
+            metrics[f"{column}_{name}"] = spread_metric(of_kind)
+        else:
+            facts[f"{column}_{name}"] = row.missing(" --tune" if "tuned" in TOLD[column][0] else " --samples")
+    return case(label, metrics, facts)
+
+
+def _check_prompts(cell: Cell, found: Found, prompts: str) -> None:
+    if {keys for _, keys in found.values()} - {prompts}:
+        raise UserError(
+            f"{cell.run}, {cell.kind}: drawn for other prompts than those that were reconstructed; measure one again"
+        )

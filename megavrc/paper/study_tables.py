@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megavrc.evaluation.statistics import share_metric
-from megavrc.paper.study_claims import Spread, crossed
+from megavrc.paper.study_claims import AGAIN, MAIN, Spread, crossed
 from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
 from megavrc.results import Metric, Result, case, metric, read_result
 
@@ -53,10 +53,14 @@ TABLE1 = (
     REFINED,
     *LONG,
 )
-TABLE4 = (
-    VRC._replace(label="with stage 1"),
-    Row("without, equal FLOPs", "scenes-without-stage1", 9000, 1),
-    Row("without, equal steps", "scenes-without-stage1", 4000, 1),
+TABLE4 = tuple(
+    Row(f"{label}{of}", f"{tokenizer}{run}", step, priority)
+    for tokenizer, of in ((MAIN, ""), (AGAIN, ", tokenizer made anew"))
+    for label, run, step, priority in (
+        ("with stage 1", "vrc", VRC.step, 0 if tokenizer == MAIN else 1),
+        ("without, equal FLOPs", "without-stage1", 9000, 1),
+        ("without, equal steps", "without-stage1", 4000, 1),
+    )
 )
 SCORES = {  # column -> kind, score
     "sound_from_text_1_1": ("free{}", "all"),
@@ -162,15 +166,22 @@ def _row(runs: Runs, row: Row, cells: dict[str, Cell], parts: Sequence[str]) -> 
 def probes(runs: Runs) -> Iterator[dict[str, Any]]:
     """Bits of a cell of the later frames, teacher-forced, by cells and with disturbed histories."""
     rates = [Row(f"rate {rate}, group norm", run, 4000, 1) for rate, run in RATES.items()]
-    for row in (TOKEN, VRC, REFINED._replace(label="VRC with refinement, one pass"), *rates):
-        metrics, facts = {}, {}
+    anew = [
+        row._replace(label=f"{row.label}, tokenizer made anew", run=row.run.replace(MAIN, AGAIN))
+        for row in rates[:2]
+    ]
+    for row in (TOKEN, VRC, REFINED._replace(label="VRC with refinement, one pass"), *rates, *anew):
+        metrics: dict[str, Metric] = {}
+        facts: dict[str, Any] = {}
+        seeds = []
         for column, (step, score) in PROBES.items():
             found = values(runs, Cell(row.run, step, "probes val", score))
+            seeds.append(len(found))
             if says(found):
                 metrics[column] = spread_metric(found, "bits")
             else:
                 facts[column] = row.missing("")
-        yield case(row.label, metrics, facts)
+        yield case(row.label, metrics, facts | {"seeds": seeds_of(seeds)})
 
 
 # --- what independence costs and compression loses ------------------------------------------------------------------
@@ -186,6 +197,9 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
     yield _bits(runs, "+ independence within a frame: rate 1 minus the token model", 1, bits[1], token)
     for rate in list(RATES)[1:]:
         yield _bits(runs, f"+ compression: rate {rate} minus rate 1", 1, bits[rate], bits[1])
+        if rate == 4:
+            pair = (replace(cell, run=cell.run.replace(MAIN, AGAIN)) for cell in (bits[rate], bits[1]))
+            yield _bits(runs, "the same, tokenizer made anew", 1, *pair)
     yield _bits(runs, "with compression, in the paper's one pass: VRC minus the token model", 0, vrc, token)
     yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 0, plain, vrc)
     yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 0, refined, vrc)

@@ -22,7 +22,19 @@ from megavrc.results import case, metric, page_text, read_result, result, table,
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/study"
-TABLES = ("runs", "clips", "claims", "bits", "gameplay", "probes", "shares", "table1", "table2", "table4")
+TABLES = (
+    "runs",
+    "clips",
+    "claims",
+    "bits",
+    "gameplay",
+    "probes",
+    "shares",
+    "told",
+    "table1",
+    "table2",
+    "table4",
+)
 
 
 @pytest.mark.parametrize(

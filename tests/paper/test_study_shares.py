@@ -10,7 +10,7 @@ from study_files import write_cases, write_run
 from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
 from megavrc.paper.study_runs import read_study
-from megavrc.paper.study_shares import ceiling_shares
+from megavrc.paper.study_shares import ceiling_shares, told_apart
 
 REFINED = "scenes: VRC with refinement, passes 8, 1, 1, 1"
 
@@ -80,3 +80,39 @@ def test_a_share_has_the_interval_of_both_means() -> None:
     error = value * np.hypot(drawn.std() / drawn.mean(), most.std() / most.mean()) / np.sqrt(200)
     assert value == drawn.mean() / most.mean()
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+
+
+def test_prompts_that_tell_a_motion_and_those_that_tell_none_are_told_apart(tmp_path: Path) -> None:
+    """A clip whose told object was not found has no direction, but its prompt tells one: what counts is the prompt."""
+    prompts = {"whole": "1 1 1 1 1 1", "all": "1 1 1 1 1 1", "direction": "1 1 1 - - -"}
+    drawn = {"scenes-vrc": "1 1 0 0 0 0", "scenes-token": "1 0 0 1 1 0"}
+    for name, sound in drawn.items():
+        cases = {"given tuned 4000": {"all": sound, "direction": "1 - - - - -"}}
+        if name == "scenes-vrc":
+            cases["reconstructed 4000"] = prompts
+        write_cases(tmp_path, name, 0, cases)
+    rows = {row["name"]: row for row in told_apart(read_study(tmp_path))}
+    values = {
+        name: [rows[name]["metrics"][f"sound_given_{kind}"]["value"] for kind in ("told", "untold")]
+        for name in ("VRC", "token model", "VRC minus the token model")
+    }
+    assert values["VRC"] == pytest.approx([2 / 3, 0]) and values["token model"] == pytest.approx(
+        [1 / 3, 2 / 3]
+    )
+    assert values["VRC minus the token model"] == pytest.approx([1 / 3, -2 / 3])
+    assert (
+        rows["VRC"]["facts"]["whole_given_told"] == "`--priority 0 --tune`"
+        and rows["VRC"]["facts"]["seeds"] == "1"
+    )
+
+
+def test_without_reconstructed_clips_nobody_knows_what_was_told(tmp_path: Path) -> None:
+    write_cases(tmp_path, "scenes-vrc", 0, {"given tuned 4000": {"all": "1 0", "direction": "1 -"}})
+    assert not any(row["metrics"] for row in told_apart(read_study(tmp_path)))
+
+
+def test_prompts_of_other_clips_are_not_told_apart(tmp_path: Path) -> None:
+    write_cases(tmp_path, "scenes-vrc", 0, {"reconstructed 4000": {"direction": "1 -"}}, "others")
+    write_cases(tmp_path, "scenes-token", 0, {"given tuned 4000": {"all": "1 0"}})
+    with pytest.raises(UserError, match="scenes-token, given tuned: drawn for other prompts"):
+        list(told_apart(read_study(tmp_path)))
