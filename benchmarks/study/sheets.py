@@ -59,6 +59,8 @@ def sheet(
         bad[label] = [*decoded(tokenizer, drawn[places], label)]
     write_png(out, side_by_side(sides))
     write_png(worst, side_by_side(bad))
+    for row, (_, fields) in enumerate(samples, 1):
+        print(f"{row}. {fields['caption']}")
     print(f"{out}, {worst}: {', '.join(f'{label} ({stem})' for label, (_, stem) in found.items())}")
 
 

@@ -88,7 +88,7 @@ def test_a_demo_goes_on_where_it_was_stopped(run):
 
 
 @pytest.mark.slow
-def test_the_demo_of_scenes_compares_both_samplers_and_goes_on_where_it_was_stopped(tmp_path):
+def test_the_demo_of_scenes_compares_both_samplers_and_makes_again_what_is_gone(tmp_path):
     """The same prompts and seeds in one pass and in several; the page shows their scores, modes among them."""
     run, words = tmp_path / "demo", [*WORDS, "--data=scenes"]
     done = subprocess.run([*words, f"--out={run}"], cwd=ROOT, capture_output=True, text=True, timeout=900)

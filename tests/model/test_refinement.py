@@ -267,7 +267,7 @@ def test_refinement_leaves_the_draws_before_it_as_they_were():
         assert torch.equal(one[:, :2], several[:, :2]) and not torch.equal(one[:, 2], several[:, 2])
 
 
-def test_streams_and_windows_refine():
+def test_a_stream_refines_as_the_whole_does():
     model = refined()
     _, condition = inputs(model)
     request = ClipRequest(Condition.of(condition), [0, 1], PASSES)
