@@ -46,7 +46,7 @@ class Source:
         shape: dict[str, Any] = dict(layers=2, heads=2, width=32, grid=4, vocab=64, frames=frames)
         self.model = VRC(ModelConfig(condition=condition, **shape | changes)).eval()
         scramble(self.model, 2)
-        if self.model.config.refine:  # which adds little else
+        if self.model.config.refine and frames:  # which adds little else
             nn.init.normal_(self.model.partial.net[-1].weight, std=3.0)
             nn.init.normal_(self.model.head.weight, std=0.1)
         self.run = root / "run"

@@ -14,7 +14,14 @@ MODEL_TYPE = "vrc"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")  # what others put in the place of WEIGHTS
-TRAINING = {"facts": dict, "step": int}  # as far as they are there
+TRAINING: dict[str, Any] = {  # as far as they are there
+    "facts": dict,
+    "step": int,
+    "fps": float,
+    "summary": list,
+    "example": str,
+    "examples": list[str],
+}
 CHECKSUMS = "SHA256SUMS"  # readable by `sha256sum -c`
 
 
@@ -40,7 +47,10 @@ def read_config(path: Path) -> dict[str, Any]:
     config.setdefault("training", {})
     check_fields(where, config, {"training": dict})
     known = {name: kind for name, kind in TRAINING.items() if name in config["training"]}
-    check_fields(f"{where}: training", config["training"], known)
+    training = check_fields(f"{where}: training", config["training"], known)
+    check_fields(f"{where}: training.facts", training.get("facts", {}), {"classes": list[str] | None})
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in training.get("summary", ())):
+        raise UserError(f"{where}: training.summary holds what is no pair of a name and a value")
     return config
 
 

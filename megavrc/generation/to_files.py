@@ -273,10 +273,16 @@ def _read_list(out: Path) -> list[Record]:
         return []
     try:
         lines = read_jsonl(out / LIST, "id")
-        records = [check_fields(out / LIST, record, {"id": str}) for _, record in lines]
+        fields = {"id": str, "scale": int}
+        scaled = (
+            record | {"scale": record.get("scale", 1)} for _, record in lines
+        )  # older versions had no scale
+        records = [check_fields(out / LIST, record, fields) for record in scaled]
         for record in records:
-            if Path(record["id"]).name != record["id"]:  # its files would be written elsewhere
+            if not _is_name(record["id"]):
                 raise UserError(f"{out / LIST}: id {record['id']!r:.80} is not the name of a file")
+            if not 1 <= record["scale"] <= MAX_SCALE:
+                raise UserError(f"{out / LIST}: scale {record['scale']!r:.40} is not from 1 to {MAX_SCALE}")
     except UserError as error:
         raise UserError(f"{error}; correct it, or move it away: then all clips are made again") from None
     defaults = dataclasses.asdict(SamplingSettings())  # what older versions could not say
@@ -284,6 +290,11 @@ def _read_list(out: Path) -> list[Record]:
         if isinstance(record.get("sampling"), dict):
             record["sampling"] = defaults | record["sampling"]
     return records
+
+
+def _is_name(text: str) -> bool:
+    """Of a file in this very folder, not elsewhere, with a suffix that still fits."""
+    return Path(text).name == text and "\0" not in text and 0 < len(text.encode(errors="replace")) <= 250
 
 
 def _write_list(out: Path, records: Iterable[Record]) -> None:
@@ -350,7 +361,7 @@ def _enlarged(frames: Frames) -> int:
 
 def _stills(out: Path, record: Record) -> Frames:
     """Frames of a clip for the sheet, at the model's size."""
-    path, scale = _file(out, record, "mp4"), record.get("scale", 1)
+    path, scale = _file(out, record, "mp4"), record["scale"]
     inside = slice(scale // 2, None, scale)  # not at the edge of an enlarged pixel, where colours bleed
     frames = np.linspace(0, count_frames(path) - 1, SHEET_FRAMES).round().astype(int)
     return read_frames(path, sorted(set(frames.tolist())))[:, inside, inside]

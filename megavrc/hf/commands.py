@@ -75,7 +75,6 @@ def verify(model: Path) -> None:
     from megavrc.hf.convert import verify
 
     verify(model)
-    print(f"{model}: whole; transformers and megavrc compute the same from it")
 
 
 def _verify_run(path: Path) -> None:

@@ -61,15 +61,17 @@ def holds_picture(path: str | Path, file: BinaryIO) -> bool:
         return True
 
 
-def read_pixels(path: str | Path, file: BinaryIO) -> NDArray[np.uint8]:
+def read_pixels(path: str | Path, file: BinaryIO, most: int = MAX_AREA) -> NDArray[np.uint8]:
     """A picture as it is shown, uint8 [H, W, 3]; of several pages the first. `path` is for messages.
+
+    One of more than `most` pixels is refused before it is decoded.
 
     Raises:
         VideoError: stage "open" for what is no picture, "decode" for a damaged one.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if (image.width + 128) * (image.height + 128) >= MAX_AREA:
+            if (image.width + 128) * (image.height + 128) >= most:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             if image.mode[0] in "IF":  # converting would clip them
                 raise ValueError(f"not 8 bits a channel (mode {image.mode})")

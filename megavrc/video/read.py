@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from megavrc.video.colour import UNSPECIFIED, to_rgb
 from megavrc.video.errors import VideoError, reason, stage
 from megavrc.video.files import open_container, regular_file
-from megavrc.video.pictures import Pictures, holds_picture, read_pixels
+from megavrc.video.pictures import MAX_AREA, Pictures, holds_picture, read_pixels
 
 MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 352x576)
 
@@ -105,13 +105,18 @@ def read_frames(
     return stack_pictures(path, [kept[index] for index in wanted])
 
 
-def read_picture(content: bytes, size: int | None = None, crop: Crop = "center") -> NDArray[np.uint8]:
+def read_picture(
+    content: bytes, size: int | None = None, crop: Crop = "center", most_pixels: int = MAX_AREA
+) -> NDArray[np.uint8]:
     """Read the bytes of a picture file, uint8 [H, W, 3]; `size` and `crop` are those of `read_clip`.
+
+    Larger pictures than `most_pixels` are refused before they are decoded.
 
     Raises:
         VideoError: stage "open" for bytes that are no picture, "decode" for a damaged one.
     """
-    frame = av.VideoFrame.from_ndarray(read_pixels("the picture", io.BytesIO(content)), format="rgb24")
+    pixels = read_pixels("the picture", io.BytesIO(content), most_pixels)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
     try:
         return _shown(frame, 1.0, VideoReformatter(), size, crop)
     except (av.FFmpegError, ValueError) as error:  # of one so narrow that no size fits

@@ -29,6 +29,9 @@ SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
 SEEDS = 2**53  # a browser's numbers are exact below it
 MOST_CLIPS = 8  # at once
 MOST_WINDOWS = 8  # of a clip
+MOST_PIXELS = (
+    2**26
+)  # of a picture: more than a phone's, and what a small file can blow up to fits into memory
 PENDING = 225  # grey of a frame that is not there yet
 ON_STRIP = 17  # frames
 GAP = 8  # pixels between clips
@@ -139,7 +142,7 @@ class ClipMaker:
             number = secrets.randbelow(2**32) if random_seed else _whole("seed", seed, 0, SEEDS - 1)
             options = self._options(source, picture, video, video_frames, clips, number)
             options |= {name: _real(name, value) for name, value in given.items() if value not in (None, "")}
-            if "later_passes" in options:
+            if "later_passes" in options and self.refined:
                 options["later_passes"] = [options["later_passes"], *self.rest]
             length = self._length(frames)
             about = self._about(source, length, given, options)
@@ -147,6 +150,12 @@ class ClipMaker:
                 yield Shown(clip, strip, status, KEEP, about, number)
             saved = next(files.glob("clip*.[mz]*"))
             yield Shown(status=f"{status}: done", save=str(saved))
+
+    @property
+    def refined(self) -> bool:
+        """Whether a later frame can have several passes."""
+        config = self.folder.model.config
+        return bool(config.refine and config.frames)
 
     def _options(
         self, source: Any, picture: Any, video: Any, video_frames: Any, clips: Any, seed: int
@@ -207,9 +216,8 @@ class ClipMaker:
 
     def _picture(self, picture: Any) -> Tensor:
         try:
-            return torch.from_numpy(
-                read_picture(uploaded(_path(picture), self.uploads).read_bytes(), self.side)
-            )
+            content = uploaded(_path(picture), self.uploads).read_bytes()
+            return torch.from_numpy(read_picture(content, self.side, most_pixels=MOST_PIXELS))
         except VideoError as error:
             raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
 

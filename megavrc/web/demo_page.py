@@ -1,6 +1,7 @@
 """The web page of `megavrc serve`: what `megavrc generate` offers, in a browser; shows frames as they arrive.
 
-Notable: nothing leaves the machine. Gradio's analytics and web fonts are off, it listens on this host alone unless
+Notable: nothing leaves the machine. Gradio's analytics, web fonts and run history (which would use the hub token of
+whoever runs the server) are off, it listens on this host alone unless
 told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`). Texts that are not ours (names
 of models and classes, captions, errors about prompts) are escaped wherever the page would read them as HTML.
 """
@@ -33,7 +34,7 @@ from megavrc.web.clip_maker import (
     ClipMaker,
     clip_maker,
 )
-from megavrc.web.uploads import only_uploads, uploaded
+from megavrc.web.uploads import SmallRequests, only_uploads, uploaded
 
 log = logging.getLogger(__name__)
 MAX_UPLOAD = "32mb"
@@ -73,6 +74,7 @@ def build_page(folder: Folder, uploads: Path, waiting: int) -> Any:
     config = read_config(folder.path)
     maker = clip_maker(folder, uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # before launching; not an argument in every gradio 6
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # before its components are made
     import gradio as gr
 
@@ -169,6 +171,7 @@ def _heading(name: str, folder: Folder, maker: ClipMaker, training: dict[str, An
 
 def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[Any], Any, Any, Any]:
     """The arguments of a ClipMaker, in order; the one of them that takes a video; the buttons."""
+    moves = maker.window > 1  # a model of stage 1 draws single frames
     if maker.classes:
         source = gr.Dropdown([(name, i) for i, name in enumerate(maker.classes)], value=0, label="Class")
     else:
@@ -187,12 +190,13 @@ def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[A
         )
         frames = gr.Slider(
             1,
-            1 + MOST_WINDOWS * (maker.window - 1),
+            max(1 + MOST_WINDOWS * (maker.window - 1), 2),  # a slider has more than one place
             maker.window,
             step=maker.patch,
             label="Frames",
             info=f"above {maker.window} in windows",
             min_width=120,
+            visible=moves,
         )
     with gr.Row():
         start, stop = (
@@ -200,14 +204,18 @@ def _inputs(gr: Any, maker: ClipMaker, training: dict[str, Any]) -> tuple[list[A
             gr.Button("Stop", min_width=120),
         )
     picture = gr.Image(label="First frame (optional)", sources=["upload", "clipboard"], height=200)
-    with gr.Accordion("Continue a clip", open=False):
+    with gr.Accordion("Continue a clip", open=False, visible=moves):
         video = gr.File(label="Clip to continue", file_types=["video", ".gif"], height=120)
         taken = gr.Slider(
-            1, maker.window, min(5, maker.window), step=maker.patch, label="Of its end, frames to continue"
+            1,
+            max(maker.window, 2),
+            min(5, maker.window),
+            step=maker.patch,
+            label="Of its end, frames to continue",
         )
     with gr.Accordion("Sampling", open=False):
         sliders = {}
-        for pair in (*OFFERED, REFINED) if maker.folder.model.config.refine else OFFERED:
+        for pair in (*OFFERED, REFINED) if maker.refined else OFFERED:
             with gr.Row():
                 for name, (label, least, most, step) in pair.items():
                     value = maker.own[name]
@@ -254,6 +262,7 @@ def serve(folder: Folder, host: str, port: int, waiting: int) -> None:
         page = build_page(folder, uploads, waiting)
         import fastapi
         import gradio as gr
+        from starlette.middleware import Middleware
 
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
         try:
@@ -267,7 +276,10 @@ def serve(folder: Folder, host: str, port: int, waiting: int) -> None:
                 prevent_thread_lock=True,
                 ssr_mode=False,
                 max_file_size=MAX_UPLOAD,
-                app_kwargs={"dependencies": [fastapi.Depends(only_uploads(uploads))]},
+                app_kwargs={
+                    "dependencies": [fastapi.Depends(only_uploads(uploads))],
+                    "middleware": [Middleware(SmallRequests)],
+                },
             )
             print(f"{folder.path}: open {shown_address(host, port)} in a browser; Ctrl-C ends it", flush=True)
             threading.Event().wait()

@@ -4,11 +4,38 @@ Gradio compares paths with its upload folder only where a request marks them as 
 """
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from megavrc.errors import UserError
+
+MOST_BYTES = 2**18  # of a request that is no upload: inputs and a history of a dozen clips
+
+Message = MutableMapping[str, Any]
+
+
+class SmallRequests:
+    """ASGI middleware that refuses bodies above MOST_BYTES before they are in memory; Gradio limits uploads itself."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
+        from fastapi import HTTPException
+
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MOST_BYTES:
+                raise HTTPException(413, f"a request has at most {MOST_BYTES} bytes")
+            return message
+
+        is_upload = scope["type"] != "http" or scope["path"].endswith("/upload")
+        await self.app(scope, receive if is_upload else limited, send)
 
 
 def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:

@@ -9,6 +9,7 @@ import torch
 
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import check_sums
+from megavrc.hf.convert import verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +30,8 @@ def test_a_packed_folder_stores_half_and_computes_the_same_way(
     check_sums(tmp_path / "packed")
     whole, packed = load_folder(folder), load_folder(tmp_path / "packed")
     assert not list((tmp_path / "packed").glob("*.py"))
+    verify(tmp_path / "packed")
+    assert "it carries no code, so transformers alone cannot load it" in capsys.readouterr().out
     run_example(
         monkeypatch, "generate.py", tmp_path / "packed", "a red square", "--out", tmp_path / "clip.gif"
     )

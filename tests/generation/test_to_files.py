@@ -358,6 +358,8 @@ def test_a_photo_is_the_first_frame_as_it_is_shown(tmp_path) -> None:
     [
         *(b"[]", b"5", b"{}", b'{"id": 5}', b"\xff", b"[" * 100_000, b"9" * 5_000, b'{"id"'),
         *(b'{"id": "../clip"}', b'{"id": "/clip"}'),  # whose files would be written elsewhere
+        *(b'{"id": ""}', b'{"id": "a\\u0000b"}', b'{"id": "%s"}' % (b"x" * 300)),  # no file has such a name
+        *(b'{"id": "a", "scale": %s}' % value for value in (b'"x"', b"0", b"null", b"1.5", b"[1]", b"65")),
     ],
 )
 def test_a_damaged_list_of_what_is_there_is_one_line(tmp_path, content):

@@ -262,6 +262,17 @@ def test_a_model_with_refinement_has_a_slider_for_its_passes(tmp_path) -> None:
             list(maker(nothing, None, 6, 1, 0.9, 0.9))
 
 
+def test_a_model_of_single_frames_has_no_slider_of_passes(tmp_path) -> None:
+    """Also where stage 1 was trained with refinement, as stage 2 will be."""
+    folder = load_folder(converted(Source(tmp_path, refine=True, frames=0), tmp_path / "hf"))
+    labels = [part["props"].get("label") for part in build_page(folder, tmp_path, 4).config["components"]]
+    assert not [label for label in labels if "Passes" in str(label)]
+    maker = clip_maker(folder, tmp_path)
+    more = {name: 1 if name == "later_passes" else None for name in MORE}  # as a program may send
+    shown = list(maker("a blue dog", None, 6, 1, 0.9, 0.9, None, 1, False, None, 5, *more.values()))
+    assert shown[-1].status.startswith("1 of 1 frames")
+
+
 def test_what_a_clip_is_made_of_names_its_beginning(folder, tmp_path) -> None:
     frames = np.zeros((5, 16, 16, 3), np.uint8)
     write_png(tmp_path / "picture.png", frames[0])

@@ -64,7 +64,9 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with served(folder, tmp_path_factory.mktemp("home")) as port:
+    home = tmp_path_factory.mktemp("home")
+    (home / "token").write_text("hf_of_who_runs_the_server")
+    with served(folder, home) as port:
         made = Page(port)
         yield made
         (path,) = json.loads(made.upload(png(picture()))[1])
@@ -175,6 +177,28 @@ def test_nothing_behind_the_page_opens_addresses_or_files(
         listener.accept()
     named = json.loads(page.get("/gradio_api/info")[1])["named_endpoints"]
     assert set(named) == {"/generate", "/generate_clips"}
+
+
+def test_the_hub_token_of_who_runs_the_server_serves_nobody(page: Page) -> None:
+    """Gradio's run history would use it for any visitor from this machine."""
+    assert not json.loads(page.get("/config")[1])["run_history"]
+    for route in ("run-history/buckets", "run-history/records?bucket=me/private", "runs"):
+        assert page.get(f"/gradio_api/{route}")[0] in (403, 404), route
+    assert page.post("/gradio_api/run-history/connect", {"bucket_id": "me/new"})[0] in (403, 404, 405)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
+def test_a_large_request_that_is_no_upload_is_refused(page: Page, kind: str) -> None:
+    body = json.dumps({"data": ["x" * 400_000, None, 6, 1, 1, 1]}).encode()
+    request = urllib.request.Request(f"{page.address}/gradio_api/call/generate", body, {"Content-Type": kind})
+    assert page._open(request)[0] == 413
+
+
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(page: Page) -> None:
+    Image.new("1", (9000, 9000)).save(file := io.BytesIO(), "png")
+    (path,) = json.loads(page.upload(file.getvalue())[1])
+    answer = page.generate({"path": path, "meta": MARK})[1]
+    assert b"the picture: not a picture that can be read (9000 x 9000 pixels are too many)" in answer
 
 
 def test_a_clip_to_continue_is_an_upload(page: Page, folder: Path, tmp_path: Path) -> None:
