@@ -128,7 +128,7 @@ def _is_metric(found: Any) -> bool:
         isinstance(found, dict)
         and {"value", "unit"} <= set(found)
         and isinstance(found["unit"], str)
-        and all(isinstance(found.get(name), float | int | None) for name in ("value", "low", "high"))
+        and all(type(found.get(name)) in (float, int, type(None)) for name in ("value", "low", "high"))
     )
 
 
@@ -138,9 +138,7 @@ def check_result_place(path: str | Path | None) -> None:
         try:
             read_result(path)
         except UserError:
-            raise UserError(
-                f"{path}: is there and is no result file; choose another name, or delete it"
-            ) from None
+            raise UserError(f"{path}: is there, no result file; choose another name, or delete it") from None
 
 
 def write_result(path: str | Path, content: Result) -> None:
@@ -294,9 +292,12 @@ def differences(first: Result, second: Result) -> list[Difference]:
 
 
 def _metrics(content: Result) -> Iterator[tuple[str, Metric]]:
-    """All that have a value."""
-    named = [("", content["metrics"]), *((f"{row['name']}: ", row["metrics"]) for row in content["cases"])]
-    for start, metrics in named:
+    """All that have a value; the second case of a name is "NAME (2)"."""
+    names = [row["name"] for row in content["cases"]]
+    nth = (names[:place].count(name) + 1 for place, name in enumerate(names))
+    starts = [f"{name} ({n}): " if n > 1 else f"{name}: " for name, n in zip(names, nth, strict=True)]
+    of_cases = zip(starts, (row["metrics"] for row in content["cases"]), strict=True)
+    for start, metrics in [("", content["metrics"]), *of_cases]:
         known = {name: value for name, value in metrics.items() if abs(value["value"] or 0) < inf}
         yield from ((start + name, value) for name, value in known.items() if value["value"] is not None)
 
@@ -374,9 +375,7 @@ def compare(first: Path, second: Path) -> int:
         if alone := [where for where, _ in _metrics(content) if where not in common]:
             print(f"\nOnly in {path}: {', '.join(alone)}")
     others = circumstances(one, two)
-    print(
-        "\nWhat else differs:" if others else "\nNothing else differs: machine, versions, config, protocol."
-    )
+    print("\nWhat else differs:" if others else "\nNothing else differs.")
     for key, mine, theirs in others:
         print(f"  {key}: {mine} | {theirs}")
     return int(any(item.apart for item in found))

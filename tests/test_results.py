@@ -86,7 +86,7 @@ def test_a_result_replaces_results_alone(tmp_path: Path) -> None:
         ("b.csv", "path\na\n"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name}: is there and is no result file; choose another name"):
+        with pytest.raises(UserError, match=f"{name}: is there, no result file; choose another name"):
             write_result(tmp_path / name, made([1.0]))
         assert (tmp_path / name).read_text() == text
 
@@ -108,6 +108,12 @@ def test_numbers_differ_when_their_spreads_do_not_touch() -> None:
     one = made([1.0, 3.0])
     assert [item.apart for item in differences(one, near)] == [False, False]
     assert [item.apart for item in differences(one, far)] == [True, False]
+
+
+def test_cases_of_one_name_are_compared_in_their_order() -> None:
+    twice = result("c", {}, [case("a", {"x": metric(value)}) for value in (1.0, 2.0)])
+    found = differences(twice, twice)
+    assert [item.where for item in found] == ["a: x", "a (2): x"] and not any(item.apart for item in found)
 
 
 def test_what_is_not_finite_is_alone() -> None:

@@ -116,7 +116,12 @@ def read_study(folder: Path) -> dict[str, list[StudyRun]]:
         check_fields(path, content, {"run": str, "seed": int, "status": str})
         for row in content["cases"]:
             _check_row(f"{path}: case {row['name']}", row)
-        runs[content["run"]].append(StudyRun(content["run"], content["seed"], content["status"], content))
+        name, seed = content["run"], content["seed"]
+        if path.name != f"{name}-{seed}.json":  # a copy would count as another seed
+            raise UserError(
+                f"{path}: is {name} with seed {seed}: name it {name}-{seed}.json, or take it away"
+            )
+        runs[name].append(StudyRun(name, seed, content["status"], content))
     if not runs:
         raise UserError(
             f"{folder}: no results of the study; python benchmarks/study/run.py run --work DIR makes them"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megavrc.evaluation.statistics import share_metric
+from megavrc.files import check_fields
 from megavrc.paper.study_claims import AGAIN, MAIN, Spread, crossed
 from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
 from megavrc.results import Metric, Result, case, metric, read_result
@@ -230,10 +231,10 @@ def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
         ("rate 1 without convolutions minus rate 1, step 500", of("rate1-identity", 500), rate1_500),
         ("the token model with VRC's parameters minus the token model", of("token-160"), token),
         ("the loss as a mean over all tokens minus over terms, the token model", of("token-loss"), token),
-        ("the same, VRC", of("vrc-loss"), vrc),
+        ("the loss as a mean over all tokens minus over terms, VRC", of("vrc-loss"), vrc),
         ("half the learning rate minus the whole, the token model", of("token-lr"), token),
-        ("the same, VRC", of("vrc-lr"), vrc),
-        ("the same, VRC of width 192 and 6 layers", of("vrc-192-lr"), large),
+        ("half the learning rate minus the whole, VRC", of("vrc-lr"), vrc),
+        ("half the learning rate minus the whole, VRC of width 192", of("vrc-192-lr"), large),
         ("group norm minus BatchNorm, rate 4", rate4, vrc),
         ("rate 16 minus rate 4, group norm", of("rate16"), rate4),
         ("rate 64 minus rate 4, group norm", of("rate64"), rate4),
@@ -276,7 +277,8 @@ class Costs:
         content = _read(self.folder / f"generate-{preset}.json")
         name = f"{model}, batch 1, guidance 1"
         rows = [row["metrics"] for row in content["cases"] if row["name"] == name] if content else []
-        return rows[0] if rows else {}
+        # What could not be measured has no value.
+        return {key: found for key, found in rows[0].items() if found["value"]} if rows else {}
 
     def ratio(self, preset: str) -> Metric | None:
         """Seconds of the token model over VRC's; low and high from the ranges of both."""
@@ -292,11 +294,17 @@ class Costs:
             return None
         clips = {row["name"].rpartition(", ")[2]: row["metrics"].get("cpu_clips") for row in content["cases"]}
         vrc, token = clips.get("VRC"), clips.get("token")
-        return _quotient(vrc, token) if vrc and token else None
+        return _quotient(vrc, token) if vrc and token and vrc["value"] and token["value"] else None
 
     def memory(self) -> Result | None:
-        """Of `megavrc evaluate memory`."""
-        return _read(self.folder / "memory.json")
+        """Of `megavrc evaluate memory`; UserError for one of another command."""
+        path = self.folder / "memory.json"
+        content = _read(path)
+        for row in content["cases"] if content else ():
+            where = f"{path}: case {row['name']}"
+            check_fields(where, row["config"], {"preset": str, "prediction": str})
+            check_fields(where, row["metrics"], {"training": dict, "inference": dict})
+        return content
 
 
 def small_table2(costs: Costs) -> Iterator[dict[str, Any]]:
@@ -319,7 +327,8 @@ def small_table2(costs: Costs) -> Iterator[dict[str, Any]]:
 def _quotient(over: Metric, under: Metric) -> Metric:
     """Low and high are those of the ranges of both."""
     (least, most), (low, high) = _range(over), _range(under)
-    return metric(over["value"] / under["value"], "", min(over["n"], under["n"]), least / high, most / low)
+    n = min(over.get("n", 1), under.get("n", 1))
+    return metric(over["value"] / under["value"], "", n, least / high, most / low)
 
 
 def _range(found: Metric) -> tuple[float, float]:

@@ -102,6 +102,32 @@ def test_what_is_run_needs_a_folder_of_its_own(tmp_path: Path, monkeypatch: pyte
         study(tmp_path, run=True, work=tmp_path)
 
 
+def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
+    write_run(tmp_path, "new", 0, np.ones(4))
+    (tmp_path / "a copy.json").write_bytes((tmp_path / "new-0.json").read_bytes())
+    with pytest.raises(
+        UserError, match=r"a copy\.json: is new with seed 0: name it new-0\.json, or take it away"
+    ):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0])
+def test_what_could_not_be_timed_has_no_ratio(tmp_path: Path, seconds: float | None) -> None:
+    timed = {"token": 4.0, "vrc-4": seconds}
+    rows = [case(f"{name}, batch 1, guidance 1", {"seconds": metric(s, "s")}) for name, s in timed.items()]
+    write_result(tmp_path / "generate-b.json", result("c", {}, rows))
+    rows = [case(f"step, {name}", {"cpu_clips": metric(seconds)}) for name in ("VRC", "token")]
+    write_result(tmp_path / "train-study.json", result("c", {}, rows))
+    costs = Costs(tmp_path)
+    assert costs.ratio("b") is None and costs.pace() is None
+
+
+def test_memory_of_another_command_is_one_line(tmp_path: Path) -> None:
+    write_result(tmp_path / "memory.json", result("c", {}, [case("a", {"training": metric(1.0)})]))
+    with pytest.raises(UserError, match=r"memory\.json: case a: preset is missing"):
+        Costs(tmp_path).memory()
+
+
 def test_no_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results of the study"):
         study(tmp_path)
