@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
@@ -92,7 +93,16 @@ def _load(file: UserFile) -> tuple[Any, Any, Any]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.path, local_files_only=True)
         preprocessor = pictures.from_pretrained(file.path, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        TypeError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file.path}: not a CLIP model that transformers loads: {reason}") from None
     finally:

@@ -14,6 +14,8 @@ from .order import kept
 from .tokens import Reduction, Tokens
 
 Function = Callable[..., Reduction]  # (tokens, count, **options)
+SHARES = ("anchors", "clusters", "contextual", "important", "salient", "share")
+"""Options that are a share of the tokens or of the budget."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ class Method:
         return {parameter.name: parameter.default for parameter in parameters}
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """ValueError names options that the method has not, and what is no number where one is needed."""
+        """ValueError names options that the method has not, and values that they do not take."""
         if unknown := set(options) - set(self.options):
             known = ", ".join(self.options) or "it has none"
             raise ValueError(f"{self.name} has no option {', '.join(sorted(unknown))}: {known}")
         for name, value in options.items():
-            if isinstance(self.options[name], int | float) and not isinstance(value, SupportsFloat):
-                raise ValueError(f"{self.name}: {name} is a number, not {value!r:.60}")
+            if wanted := wanted_instead(name, self.options[name], value):
+                raise ValueError(f"{self.name}: {name} is {wanted}, not {value!r:.60}")
 
     def describe(self) -> str:
         """All of it in lines for people."""
@@ -93,6 +95,19 @@ class Method:
             "options": ", ".join(f"{name} {value}" for name, value in self.options.items()),
         }
         return "\n".join([self.title, *(f"  {key}: {value}" for key, value in lines.items() if value)])
+
+
+def wanted_instead(name: str, default: Any, value: Any) -> str:
+    """What an option of that default takes, where it does not take `value`; else empty."""
+    if type(default) is int:
+        if not isinstance(value, SupportsIndex):
+            return "a whole number"
+        return "" if int(value) >= 1 or default < 1 else "a whole number, at least 1"  # below 1: a seed
+    if type(default) is float:
+        if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+            return "a finite number"
+        return "" if name not in SHARES or 0 <= float(value) <= 1 else "a share from 0 to 1"
+    return ""
 
 
 METHODS: dict[str, Method] = {}

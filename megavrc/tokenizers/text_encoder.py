@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megavrc.errors import UserError
@@ -92,7 +93,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model, report = transformers.AutoModelForTextEncoding.from_pretrained(
             folder, local_files_only=True, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: not a text encoder that transformers loads: {reason}") from None
     finally:

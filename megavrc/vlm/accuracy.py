@@ -1,5 +1,6 @@
 """Accuracy of answers when tokens go: every method at every budget, paired with the model as it is."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ DRAWS = 500  # of the bootstrap
 WHOLE = "unreduced"
 GOAL = 0.95
 """Types of questions that the unreduced model answers less well are left out of verdicts."""
+OWN = re.compile(r"(?s)all|bits|budget|compression|detail|gist|turn_\d+|lost_.*")
+"""Names of metrics, here and in `joint`, that no type of question can have besides."""
 
 Array = NDArray[Any]
 

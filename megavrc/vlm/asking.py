@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.reduction import METHODS, Method, find_method
-from megavrc.vlm.hosts import calibrated, family_of, reduce, refusal_of
+from megavrc.vlm.hosts import calibrated, family_of, reduce, refusal_of, request_of
 from megavrc.vlm.mini import WORDS, dialogue, load_mini, pixel_inputs, pixels
 from megavrc.vlm.questions import Conversation, Kind
 
@@ -81,6 +81,34 @@ class Reduced:
         if self.method is None:
             return nullcontext()
         return reduce(model, self.method, keep=self.keep, **self.options)
+
+
+def checked(method: str | None, keep: float, options: dict[str, Any]) -> Reduced:
+    """What is asked for, refused as far as that goes without a model: UserError."""
+    if method is None:
+        given = ["keep"] * (keep != 1) + [*options]
+        if given:
+            raise UserError(f"{given[0]} is of a method, and none is given: add method, or leave it out")
+        return Reduced()
+    known_method(method)
+    try:
+        request_of(method, keep, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return Reduced(method, keep, options)
+
+
+def at_least_one(name: str, value: int | str) -> int:
+    """The number that is written; lmms-eval knows `auto` besides, for a batch that it finds itself."""
+    if not str(value).isdecimal() or int(value) < 1:
+        raise UserError(f"{name}: {value!s:.60}, give a whole number of at least 1")
+    return int(value)
+
+
+def check_keep(*shares: float) -> None:
+    """Refuse a `--keep` that is no share."""
+    if wrong := [share for share in shares if not 0 < share <= 1]:
+        raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")
 
 
 def known_method(name: str) -> Method:

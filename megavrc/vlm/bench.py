@@ -23,6 +23,7 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
+    check_keep,
     fitted,
     known_method,
     refuse_without_place,
@@ -35,7 +36,7 @@ from megavrc.vlm.hosts import refusal_of
 from megavrc.vlm.joint import GROUP, joint_cases
 from megavrc.vlm.mini import FOLDER, trained_kinds
 from megavrc.vlm.questions import TURNS, TYPES, Conversation, Kind, conversation
-from megavrc.vlm.report import write_llmc_report
+from megavrc.vlm.report import COMMAND, write_llmc_report
 from megavrc.vlm.watching import kept_places
 
 KEEPS = (0.5, 0.25, 0.1)
@@ -107,6 +108,7 @@ def bench(
     check_least(
         frames=(frames, 1), batch=(batch, 1), conversations=(1 if conversations is None else conversations, 1)
     )
+    check_keep(*keep or ())
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
     if checkpoint is not None and (mini or seeds):
@@ -255,7 +257,7 @@ def recorded(cases: list[dict[str, Any]], config: dict[str, Any]) -> Result:
         "bits": f"simulated: weights rounded to nearest, groups of {GROUP} (the largest below that divide a layer), "
         "the head untouched; no byte is saved",
     }
-    return result("megavrc compress_vlm bench", config, cases, protocol=protocol)
+    return result(COMMAND, config, cases, protocol=protocol)
 
 
 def pareto(accuracy: Result) -> str:

@@ -15,7 +15,9 @@ from megavrc.errors import UserError
 from megavrc.files import named_path, read_jsonl
 from megavrc.video.errors import VideoError
 from megavrc.video.read import count_frames, probe, read_frames, read_picture
+from megavrc.vlm.accuracy import OWN
 from megavrc.vlm.asking import plain
+from megavrc.vlm.mini import whole_model
 from megavrc.vlm.questions import Conversation, Kind, Question
 
 LINE = ("image", "video", "turns")
@@ -31,14 +33,13 @@ class CheckpointSubject:
             raise UserError(f"{path}: no config.json there; expected a checkpoint folder of transformers")
         try:
             self.processor = transformers.AutoProcessor.from_pretrained(path)
-            self.model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype="auto")
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())[:300]}") from error
         if getattr(self.processor, "chat_template", None) is None:
             raise UserError(
                 f"{path}: its processor has no chat template, so questions cannot be put into prompts"
             )
-        self.model.eval().to(device)
+        self.model = whole_model(path, "auto").eval().to(device)
         self.processor.tokenizer.padding_side = "left"
         self.name, self.longest, self.device = named_path(path).name, longest, device
 
@@ -125,7 +126,10 @@ def _question(turn: Any, where: str) -> Question:
     _known(turn, TURN, f"{where}, a turn")
     if not plain(turn["answer"]):
         raise UserError(f'{where}: the answer to "{turn["question"][:60]}" is empty')
-    return Question(str(turn.get("type") or "any"), turn["question"], turn["answer"])
+    name = str(turn.get("type") or "any")
+    if OWN.fullmatch(name):
+        raise UserError(f'{where}: type "{name[:60]}" is a name of the benchmark\'s own; choose another')
+    return Question(name, turn["question"], turn["answer"])
 
 
 def _picture(file: Path, where: str) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
+    check_keep,
     fitted,
     known_method,
     refuse_without_place,
@@ -85,6 +86,7 @@ def run_method(
         json: file to write the result to.
     """
     known_method(method)
+    check_keep(keep)
     check_least(n=(n, 1), turns=(turns, 1), frames=(frames, 1), batch=(batch, 1))
     if (checkpoint is None) != (questions is None):
         raise UserError("--checkpoint and --questions go together: a model, and what it is asked")
@@ -105,7 +107,7 @@ def run_method(
     try:
         how = fitted(subject, others, Reduced(method, keep, {"positions": positions, "selection": selection}))
         answers = asked(subject, {0: chosen}, how, turns, batch)
-    except ValueError as error:  # a budget out of the method's reach, a share that is none
+    except ValueError as error:  # a budget out of the method's reach
         raise UserError(str(error)) from None
     cases = [case("unreduced", whole.metrics(whole)), case(f"{method} {keep:g}", answers.metrics(whole))]
     config = {"model": subject.name, "method": method, "keep": keep, "n": len(chosen), **how.options}

@@ -23,13 +23,16 @@ def cost_cases(
     sizes: Sequence[int] = (1, 8),
     rounds: int = 5,
 ) -> list[dict[str, Any]]:
-    """A case for each method and batch size, and for the model as it is; all of them take turns."""
+    """A case for each method and batch size, and for the model as it is; all of them take turns.
+
+    A size that there are too few conversations for has none.
+    """
     kind = conversations[0].kind
     wanted = {WHOLE: Reduced()}
     for name in methods:
         with contextlib.suppress(ValueError):  # the budget is out of the method's reach: accuracy says so
             wanted[name] = fitted(subject, others, Reduced(name, keep))
-    cells = [(name, size) for name in wanted for size in sizes]
+    cells = [(name, size) for name in wanted for size in sizes if size <= len(conversations)]
     found: dict[tuple[str, int], list[Spent]] = {}
     memory: dict[tuple[str, int], int | None] = {}
     for turn, cell in turns(cells, rounds, 1, f"{kind}: time"):
@@ -45,7 +48,7 @@ def cost_cases(
     return [
         case(
             f"{kind}: {name} {wanted[name].keep:g} batch {size}",
-            cost_metrics(laps, memory[name, size]),
+            cost_metrics(laps, memory.get((name, size))),
             kind=kind,
             method=name,
             keep=wanted[name].keep,

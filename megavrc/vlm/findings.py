@@ -103,7 +103,7 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
     later: list[Gap] = []
     pictures = measured_cases(accuracy, "image")
     for keep in budgets(pictures):
-        cases = [case for case in pictures if budget_of(case) == keep and "lost_detail" in case["metrics"]]
+        cases = with_both((case for case in pictures if budget_of(case) == keep), "detail", "gist")
         if cases:
             detailed.append(gap(cases, "detail", "gist"))
             more = sum(lost(case, "detail") > lost(case, "gist") for case in cases)
@@ -112,11 +112,9 @@ def of_turns_and_detail(accuracy: Result) -> BenchFinding:
                 "lose more of detail."
             )
     for selection in ("fresh", "frozen"):
-        cases = [
-            case
-            for case in measured_cases(accuracy, selection=selection)
-            if guided_by_prompt(case) and "lost_turn_3" in case["metrics"]
-        ]
+        cases = with_both(
+            filter(guided_by_prompt, measured_cases(accuracy, selection=selection)), "turn_3", "turn_1"
+        )
         if cases:
             found = gap(cases, "turn_3", "turn_1")
             later += [found] * (selection == "frozen")
@@ -157,6 +155,11 @@ class Gap(NamedTuple):
     def __str__(self) -> str:
         seeds = " ".join(f"{100 * value:+.1f}" for value in self.by_seed)
         return f"{100 * self.part:.1f} points against {100 * self.other:.1f} (by seed {seeds})"
+
+
+def with_both(cases: Iterable[Case], part: str, other: str) -> list[Case]:
+    """Cases that know what is lost of both: a part without a question that is judged has no number."""
+    return [case for case in cases if {f"lost_{part}", f"lost_{other}"} <= case["metrics"].keys()]
 
 
 def gap(cases: list[Case], part: str, other: str) -> Gap:

@@ -85,6 +85,26 @@ class Request:
     options: dict[str, Any]
 
 
+def request_of(
+    method: str,
+    keep: float,
+    positions: Literal["kept", "renumbered"] = "kept",
+    selection: Literal["fresh", "frozen"] = "fresh",
+    **options: Any,
+) -> Request:
+    """A request, checked as far as that goes without a model; the errors are those of `reduce`."""
+    for name, value, allowed in (
+        ("positions", positions, ("kept", "renumbered")),
+        ("selection", selection, ("fresh", "frozen")),
+    ):
+        if value not in allowed:
+            raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
+    token_count(keep, 1)
+    request = Request(find_method(method), keep, positions, selection, options)
+    request.method.check_options(options)
+    return request
+
+
 @contextmanager
 def reduce(
     model: Any,
@@ -106,15 +126,7 @@ def reduce(
     as the first turn made it (frozen: one block a conversation, rows in the same order).
     UserError: a family, method or input that this host has not; ValueError: what `reduce_tokens` refuses.
     """
-    for name, value, allowed in (
-        ("positions", positions, ("kept", "renumbered")),
-        ("selection", selection, ("fresh", "frozen")),
-    ):
-        if value not in allowed:
-            raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
-    token_count(keep, 1)
-    request = Request(find_method(method), keep, positions, selection, options)
-    request.method.check_options(options)
+    request = request_of(method, keep, positions, selection, **options)
     if why := refusal_of(model, request.method):
         raise UserError(f"{request.method.name} on {family_of(model)}: {why}")
     if (name := request.method.calibrated) and name not in options and keep < 1:

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from megavrc.errors import UserError
 from megavrc.files import write_atomic
 from megavrc.reduction import METHODS
 from megavrc.report.figures import COLOURS, panels, svg
@@ -16,7 +17,7 @@ from megavrc.report.page import picture, render
 from megavrc.results import Result, read_result, shown
 from megavrc.video.sheet import clip_grid, contact_sheet
 from megavrc.video.write import write_png
-from megavrc.vlm.accuracy import WHOLE
+from megavrc.vlm.accuracy import OWN, WHOLE
 from megavrc.vlm.findings import (
     Case,
     budget_of,
@@ -30,13 +31,14 @@ from megavrc.vlm.findings import (
 )
 from megavrc.vlm.questions import TYPES, Kind, conversation
 
+COMMAND = "megavrc compress_vlm bench"
 GROUPS = ("baseline", "spatial", "temporal", "both", "in the LLM")
 HUES = dict(zip(GROUPS, (COLOURS[5], COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[3]), strict=True))
 
 
 def write_llmc_report(folder: Path) -> Path:
     """Write `report.html` into a folder of the benchmark's result files, and return its path."""
-    files = {name: read_result(folder / f"{name}.json") for name in ("accuracy", "costs", "joint", "kept")}
+    files = {name: bench_result(folder / f"{name}.json") for name in ("accuracy", "costs", "joint", "kept")}
     accuracy, joint = files["accuracy"], files["joint"]
     kinds = [kind for kind in TYPES if cases_of(accuracy, kind)]
     drawn = (redundancy_figure(accuracy), turns_figure(accuracy), joint_figure(joint))
@@ -56,6 +58,13 @@ def write_llmc_report(folder: Path) -> Path:
     )
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def bench_result(path: Path) -> Result:
+    """A result file of the benchmark; UserError for one of another command."""
+    if (content := read_result(path))["command"] != COMMAND:
+        raise UserError(f"{path}: a result of `{content['command'][:60]}`; expected one of `{COMMAND}`")
+    return content
 
 
 def group_of(name: str) -> str:
@@ -191,9 +200,7 @@ def unreduced_rows(accuracy: Result) -> list[Row]:
                     "left_out": name in out,
                 }
                 for name, value in case["metrics"].items()
-                if f"lost_{name}" in case["metrics"]
-                and name not in ("all", "detail", "gist")
-                and "turn" not in name
+                if f"lost_{name}" in case["metrics"] and not OWN.fullmatch(name)
             ]
     return rows
 
@@ -226,15 +233,22 @@ def wanted_keep(case: Case) -> str:
 
 
 def cost_rows(costs: Result, kind: Kind) -> list[Row]:
-    """One row a method and batch size, with how many times as long as the unreduced model it takes."""
+    """One row a method and batch size, with how many times as long as the unreduced model it takes: empty where that
+    one's batch did not fit into memory.
+    """
     own = cases_of(costs, kind)
     whole = {case["config"]["batch"]: share(case, "total") for case in own if named(case) == WHOLE}
+
+    def times(case: Case) -> str:
+        unreduced = whole.get(case["config"]["batch"])
+        return f"{share(case, 'total') / unreduced:.2f}" if unreduced else ""
+
     return [
         {
             "method": named(case),
             "batch": case["config"]["batch"],
             "cells": {name: shown(value) for name, value in case["metrics"].items()},
-            "times": share(case, "total") / whole[case["config"]["batch"]],
+            "times": times(case),
         }
         for case in own
     ]

@@ -1,6 +1,7 @@
 """CLIPSIM with tiny CLIP models: one with random weights, and one whose answer is known."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_a_known_answer(random_clip: Path, tmp_path: Path) -> None:
     assert metrics["above_others"]["value"] == pytest.approx(0, abs=1e-6)
     same = measure_clipsim(shapes(5), made, real=shapes(5), mode="video")
     assert same.cases[0]["metrics"]["clipsim"]["value"] == pytest.approx(1, abs=1e-6)
+
+
+def test_weights_that_are_cut_short_are_one_line(random_clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(random_clip, tmp_path / "cut")
+    (folder / "model.safetensors").write_bytes((random_clip / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cut: not a CLIP model that transformers loads: .*header"):
+        ClipModel(UserFile(folder))
 
 
 class Matching:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import textwrap
 from dataclasses import fields, replace
 
@@ -18,6 +19,7 @@ from megavrc.reduction import (
     register,
     schedule,
 )
+from megavrc.reduction.method import SHARES
 
 EXACT = [name for name, method in METHODS.items() if not method.calibrated]
 PICTURES = [name for name in EXACT if METHODS[name].kind != "temporal"]
@@ -220,7 +222,10 @@ def test_mistakes_are_told() -> None:
         (lambda tokens: find_method(None), "no method None: bilinear"),
         (lambda tokens: find_method(METHODS["fastv"]), r"no method Method\(name='fastv'"),
         (lambda tokens: reduce_tokens(tokens.features, "random", 5), "random reduces Tokens.* not Tensor"),
-        (lambda tokens: reduce_tokens(tokens, "random", 5, seed="x"), "random: seed is a number, not 'x'"),
+        (
+            lambda tokens: reduce_tokens(tokens, "random", 5, seed="x"),
+            "random: seed is a whole number, not 'x'",
+        ),
         (lambda tokens: Tokens(tokens.features.numpy()), r"features must be a tensor \[N, D\], not ndarray"),
         (
             lambda tokens: schedule("fastv", 0.5, 75, 32),
@@ -234,6 +239,36 @@ def test_mistakes_are_told() -> None:
 def test_arguments_of_a_wrong_type_are_told(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call(clip())
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "wanted"),
+    [
+        ("prumerge", "outlier", math.nan, "a finite number"),
+        ("prumerge", "neighbours", 2.5, "a whole number"),
+        ("vidcom2", "temperature", math.inf, "a finite number"),
+        ("vidcom2", "temperature", "1", "a finite number"),
+        ("dart", "pivots", 2.5, "a whole number"),
+        ("dart", "pivots", -1, "a whole number, at least 1"),
+        ("random", "seed", 1.5, "a whole number"),
+        ("mustdrop", "side", 0, "a whole number, at least 1"),
+        ("prunevid", "clusters", 9.0, "a share from 0 to 1"),
+        ("sparsevlm", "share", -0.1, "a share from 0 to 1"),
+    ],
+)
+def test_values_that_an_option_does_not_take_are_told(
+    name: str, option: str, value: object, wanted: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {option} is {wanted}, not {value!r}"):
+        reduce_tokens(clip(), name, 40, **{option: value})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_may_be_at_the_ends_of_what_they_take(name: str) -> None:
+    for option, default in METHODS[name].options.items():
+        for value in (1, 10**6) if isinstance(default, int) else (0, 1) if option in SHARES else (default,):
+            check(reduce_tokens(clip(), name, 40, **{option: value}), clip(), name)
+    reduce_tokens(clip(), "random", 40, seed=-3)
 
 
 @pytest.mark.parametrize("name", METHODS)

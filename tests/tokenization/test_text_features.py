@@ -277,16 +277,18 @@ def test_other_settings_encoders_and_tokens_are_refused(made: Path, encoder: Pat
 
 def broken_folders(folder: Path, encoder: Path) -> dict[str, Path]:
     """Folders that are no text encoder, by what the error must say."""
-    stripped, text_only, weightless = (shutil.copytree(encoder, folder / str(n)) for n in range(3))
+    stripped, text_only, weightless, short = (shutil.copytree(encoder, folder / str(n)) for n in range(4))
     model = T5EncoderModel.from_pretrained(encoder)
     state = {name: value for name, value in model.state_dict().items() if "block.1" not in name}
     model.save_pretrained(stripped, state_dict=state)
     (weightless / "model.safetensors").unlink()
+    (short / "model.safetensors").write_bytes((encoder / "model.safetensors").read_bytes()[:1000])
     for path in text_only.glob("tokenizer*"):
         path.unlink()
     return {
         "weights of the text encoder are missing": stripped,
         "not a text encoder that transformers loads": weightless,
+        "loads: Error while deserializing header": short,
         "no tokenizer (expected one of": text_only,
         "no such file or folder": folder / "none",
     }

@@ -1,5 +1,6 @@
 """The benchmark of token reduction: questions files, statistics, verdicts, and one small run of all of it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from megavrc.quantization.rounding import round_weight
 from megavrc.results import case, metric, read_result, result, write_result
 from megavrc.vlm.accuracy import Asked
 from megavrc.vlm.asking import MiniSubject, Reduced, plain
-from megavrc.vlm.bench import bench, others_of, pareto
-from megavrc.vlm.commands import describe_method, list_methods, run_method
+from megavrc.vlm.bench import FILES, bench, others_of, pareto
+from megavrc.vlm.commands import describe_method, list_methods, report, run_method
 from megavrc.vlm.costs import cost_cases
 from megavrc.vlm.findings import of_compression, of_redundancy, of_turns_and_detail, rank_correlation
 from megavrc.vlm.joint import joint_cases, rounded
 from megavrc.vlm.mini import new_mini
 from megavrc.vlm.questions import TYPES, conversation
-from megavrc.vlm.report import accuracy_rows
+from megavrc.vlm.report import accuracy_rows, cost_rows, unreduced_rows
 from megavrc.vlm.tiny import FAMILIES, batch, prompt, tiny
 from megavrc.vlm.watching import DECODED, peak_of, spend
 
@@ -75,6 +76,33 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_a_count_that_follows_the_content_is_marked() -> None:
     rows = made(*(("image", name, 0.25, {"lost_all": 0.1}) for name in ("prumerge", "divprune", "unreduced")))
     assert [row["keep"] for row in accuracy_rows(rows, "image")] == ["0.25 on average", "0.25", "0.25"]
+
+
+def test_types_are_listed_whatever_their_names_begin_with() -> None:
+    """The benchmark's own numbers are no types; `turnip` and `return` are."""
+    values = dict.fromkeys(("all", "turn_1", "gist", "turnip", "return"), 1.0)
+    values |= {f"lost_{name}": 0.0 for name in values}
+    rows = made(("image", "unreduced", 1.0, values), ("image", "black", 1.0, values))
+    rows["cases"][0]["facts"] = {"left_out_of_verdicts": []}
+    assert [row["type"] for row in unreduced_rows(rows)] == ["turnip", "return"]
+
+
+def test_a_batch_that_did_not_fit_unreduced_leaves_a_cell_empty() -> None:
+    rows = [
+        case(name, {"total": metric(value, "s")}, kind="image", method=name, keep=1.0, batch=size)
+        for name, size, value in (("unreduced", 1, 2.0), ("pool", 1, 1.0), ("pool", 8, 4.0))
+    ]
+    assert [row["times"] for row in cost_rows(result("made", {}, rows), "image")] == ["1.00", "0.50", ""]
+
+
+def test_results_of_another_command_make_no_report(tmp_path: Path) -> None:
+    rows = made(("image", "pool", 0.5, {"all": 0.9}))
+    for name in FILES:
+        write_result(tmp_path / f"{name}.json", rows)
+    with pytest.raises(
+        UserError, match=r"accuracy\.json: a result of `made`; expected one of `megavrc compress"
+    ):
+        report(tmp_path)
 
 
 def test_rank_correlation_by_hand() -> None:
@@ -135,6 +163,17 @@ def test_the_verdict_on_detail_and_turns() -> None:
     first["cases"][0]["metrics"]["lost_detail"] = metric(0.1, "share")
     assert verdict(both) == "does not hold"
     assert verdict(first) == "open"  # of later turns nothing is known
+
+
+def test_a_part_without_judged_questions_leaves_its_finding_open() -> None:
+    """As where all questions are of detail, or none of the first turn is above the goal."""
+    lost = {"lost_all": 0.2, "lost_detail": 0.5, "lost_turn_3": 0.1}
+    for selection in ("fresh", "frozen"):
+        found = of_turns_and_detail(made(("image", "fastv", 0.25, lost), selection=selection))
+        assert found.verdict == "open" and [line.split(":")[0] for line in found.why] == [
+            "Detail cannot be judged",
+            "Later turns cannot be judged",
+        ]
 
 
 def test_one_conversation_has_no_interval_and_leaves_findings_open() -> None:
@@ -210,7 +249,7 @@ def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
     assert names[:2] == ["image: unreduced", "image: fastv 0.5"] and "video: dycoke 0.5" in names
     budgets = [row["metrics"]["budget"]["value"] for row in accuracy["cases"] if row["config"]["keep"] == 0.5]
     assert all(abs(budget - 0.5) <= 1 / 64 for budget in budgets)
-    assert {row["config"]["batch"] for row in costs["cases"]} == {1, 8}
+    assert {row["config"]["batch"] for row in costs["cases"]} == {1}  # of 3 conversations no 8 are a batch
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4 and page.count("data:image/png") == 2 and "simulated" in page
 
@@ -298,6 +337,15 @@ def test_numbers_that_cannot_be_are_one_line(capsys: pytest.CaptureFixture[str])
     for words in (["--batch=0"], ["--turns=0"], ["--frames=0"], ["--n=0"]):
         assert run_command(run_method, ["--method=pool", *words]) == 2
         assert f"{words[0].split('=')[0]}: 0, at least 1" in capsys.readouterr().err
+    for command, words in (
+        (run_method, ["--method=pool", "--keep=25"]),
+        (bench, ["--keep=0.5", "--keep=-1"]),
+    ):
+        assert run_command(command, words) == 2
+        share = float(words[-1].split("=")[1])
+        assert f"--keep: {share} is not a share above 0 and at most 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--keep: nan is not a share"):
+        bench(keep=[math.nan])
     for word in ("--conversations=-2", "--batch=-1"):
         assert run_command(bench, [word]) == 2
         assert "at least 1" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A checkpoint that a user brings, and the files of questions that come with it."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import BatchFeature
 
 from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
-from megavrc.vlm.asking import Reduced, ask, plain, refuse_without_place, turns_of
+from megavrc.vlm.asking import Reduced, ask, at_least_one, checked, plain, refuse_without_place, turns_of
 from megavrc.vlm.bench import bench, darkened, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
@@ -61,6 +63,10 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         (line_of(typ="digit"), 'a turn: unknown key "typ"; there are question, answer, type'),
         (line_of(image="b.png"), 'a turn: unknown key "image"'),
         (line_of(answer=" "), 'the answer to "what" is empty'),
+        *(
+            (line_of(type=name), f'line 1: type "{name}" is a name of the benchmark\'s own; choose another')
+            for name in ("all", "bits", "budget", "compression", "detail", "gist", "turn_12", "lost_all")
+        ),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, words: str) -> None:
@@ -123,6 +129,54 @@ def test_a_checkpoint_that_is_named_from_inside_has_its_name(
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json there"):
         CheckpointSubject(tmp_path, "cpu")
+
+
+def test_a_checkpoint_whose_weights_are_not_whole_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    """Missing ones would be random; the head that is tied to the embedding is in no file, and not missed."""
+    folder = shutil.copytree(checkpoint, tmp_path / "own")
+    model = CheckpointSubject(folder, "cpu").model
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    assert "lm_head.weight" not in weights
+    CheckpointSubject(folder, "cpu")
+    left = {name: value for name, value in weights.items() if not name.endswith(("_1.bias", "_2.bias"))}
+    save_file(left, file, {"format": "pt"})
+    message = r"own: 2 weights of the model are missing \(model\.multi_modal_projector\.linear_1\.bias\)"
+    with pytest.raises(UserError, match=message):
+        CheckpointSubject(folder, "cpu")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"own: .*header"):
+        CheckpointSubject(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "options", "words"),
+    [
+        (None, 0.25, {}, "keep is of a method, and none is given: add method, or leave it out"),
+        (None, 1.0, {"selection": "frozen"}, "selection is of a method, and none is given"),
+        ("pool", 25, {}, "keep is a share above 0 and at most 1, not 25"),
+        ("pool", "half", {}, "keep is a share above 0 and at most 1, not 'half'"),
+        ("random", 0.5, {"sed": 1}, "random has no option sed: seed"),
+        ("random", 0.5, {"selection": "new"}, "selection is fresh or frozen, not 'new'"),
+    ],
+)
+def test_a_reduction_that_cannot_be_is_refused_before_a_model_is_loaded(
+    method: str | None, keep: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        checked(method, keep, options)
+    assert checked(None, 1, {}) == Reduced()
+    assert checked("random", 0.5, {"seed": 3, "selection": "frozen"}).options["seed"] == 3
+
+
+@pytest.mark.parametrize("value", ["auto", "auto:4", 0, -1, 2.5])
+def test_a_number_of_frames_or_of_a_batch_is_whole(value: Any) -> None:
+    with pytest.raises(UserError, match=f"batch_size: {value}, give a whole number of at least 1"):
+        at_least_one("batch_size", value)
+    assert at_least_one("batch_size", "8") == at_least_one("batch_size", 8) == 8
 
 
 class Recorder:

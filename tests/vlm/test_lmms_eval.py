@@ -100,5 +100,12 @@ def test_what_is_no_answer_is_refused(checkpoint: Path) -> None:
     model.task_dict = {"made": {"test": [{}]}}
     with pytest.raises(UserError, match="made 0: int is neither a picture nor a clip's file"):
         model.chat(("what", {}, lambda document: [3], 0, "made", "test"))
-    with pytest.raises(UserError, match="no method 'divprun'"):
-        ReducedCheckpoint(str(checkpoint), "divprun", device="cpu")
+    for given, words in (
+        ({"method": "divprun"}, "no method 'divprun'"),
+        ({"keep": 0.25}, "keep is of a method, and none is given"),
+        ({"frames": 0}, "frames: 0, give a whole number of at least 1"),
+        ({"batch_size": "auto"}, "batch_size: auto, give a whole number of at least 1"),
+        ({"method": "evs", "keep": 0.5}, "has no place for evs: it compares frames"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ReducedCheckpoint(str(checkpoint), **{"device": "cpu", **given})

@@ -4,11 +4,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megavrc.config import load_config
 from megavrc.errors import UserError
@@ -140,6 +142,46 @@ def test_a_batch_that_asks_types_unequally_is_refused() -> None:
 
 def test_weights_that_are_not_there_are_named(tmp_path: Any) -> None:
     with pytest.raises(UserError, match="make vlm"):
+        load_mini(tmp_path, "image")
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def stripped(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    left = {name: value for name, value in weights.items() if "projector.linear_1.bias" not in name}
+    save_file(left, folder / "model.safetensors", {"format": "pt"})
+
+
+def resized(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    config["text_config"]["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut, r"image: .*header"),
+        (
+            stripped,
+            r"image: 1 weights of the model are missing \(model\.multi_modal_projector\.linear_1\.bias\)",
+        ),
+        (
+            resized,
+            r"image: 18 weights have other sizes than config\.json says \(model\.language_model\.layers\.0\.",
+        ),
+    ],
+)
+def test_a_folder_whose_weights_are_not_whole_is_named(spoil: Any, words: str, tmp_path: Path) -> None:
+    """They would be random, and be measured."""
+    new_mini("image").save_pretrained(tmp_path / "image")
+    load_mini(tmp_path, "image")
+    spoil(tmp_path / "image")
+    with pytest.raises(UserError, match=words):
         load_mini(tmp_path, "image")
 
 
