@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -261,7 +262,8 @@ def _scanned(folder: Path) -> list[Entry]:
 # --- arrays ----------------------------------------------------------------------------------------------------
 
 
-def _of_npz(path: Path) -> ArrayClips:
+def _read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of a file by name; UserError where it cannot be read or holds anything else."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -270,10 +272,18 @@ def _of_npz(path: Path) -> ArrayClips:
             arrays = {name: content[name] for name in content.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not an .npz file that can be read ({error})") from None
+        why = str(error) or type(error).__name__
+        raise UserError(f"{path}: not an .npz file that can be read ({why})") from None
+    if foreign := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise UserError(f"{path}: {foreign[0]}: not an array; leave it out of the file")
+    return arrays
+
+
+def _of_npz(path: Path) -> ArrayClips:
+    arrays = _read_npz(path)
     said = {name: arrays.pop(name, None) for name in ("keys", "prompts", "labels")}
     if len(arrays) == 1 and next(iter(arrays.values())).ndim == 5:
         clips = list(next(iter(arrays.values())))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megavrc.errors import UserError
 from megavrc.evaluation.scene_detector import Frames, ObjectDetection, Track, detect_scene
 from megavrc.evaluation.scene_tracks import (
     first_motion,
@@ -32,6 +33,7 @@ Array = NDArray[np.float64]
 # Scores that are 0 or 1, or shares of the objects of a clip.
 SHARES = {"count", "colour", "shape", "direction", "speed", "whole", "whole_by_latent", "permanence"}
 SHARES |= {"frozen", "all", "modes_whole", "modes_other"}
+FEWEST = 3  # frames of a clip: a path is fitted on those from 1 to half of the last
 LATENT = 4  # frames of a latent frame, but the first, which is one
 
 
@@ -90,18 +92,41 @@ class SceneScore:
         return self.values[known.any(axis=1)]
 
 
-def score_scenes(clips: Iterable[Frames], scenes: Sequence[Scene]) -> dict[str, SceneScore]:
+def score_scenes(
+    clips: Iterable[Frames], scenes: Sequence[Scene], names: Sequence[str] = ()
+) -> dict[str, SceneScore]:
     """Score clips, each uint8 [T, H, W, 3] with H = W, all of one length, against the scenes that they should show.
 
     A clip is held to what the caption of its scene tells, and else to itself: its first frame may be its own.
+
+    Args:
+        names: of the clips, for errors (default: clip 0, clip 1, ..).
+
+    Raises:
+        UserError: a clip is not square, of another length than the first, or too short.
     """
-    columns = [clip_scores(frames, scene) for frames, scene in zip(clips, scenes, strict=True)]
+    columns: list[dict[str, float | Array]] = []
+    length, names = 0, names or [f"clip {index}" for index in range(len(scenes))]
+    for name, frames, scene in zip(names, clips, scenes, strict=True):
+        length = length or len(frames)
+        _check_clip(name, frames, length)
+        columns.append(clip_scores(frames, scene))
     if not columns:
         raise ValueError("no clips to score")
     return {
         name: SceneScore(np.array([column[name] for column in columns], float), name in SHARES)
         for name in columns[0]
     }
+
+
+def _check_clip(name: str, frames_THWC: Frames, length: int) -> None:
+    count, height, width = frames_THWC.shape[:3]
+    if height != width:
+        raise UserError(f"{name}: {width} x {height} pixels; clips of scenes are square: crop them")
+    if count < FEWEST:
+        raise UserError(f"{name}: {count} frames; a path needs at least {FEWEST}")
+    if count != length:
+        raise UserError(f"{name}: {count} frames, the first clip has {length}: cut all to one length")
 
 
 def clip_scores(frames_THWC: Frames, scene: Scene) -> dict[str, float | Array]:

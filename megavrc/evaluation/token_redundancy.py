@@ -16,6 +16,7 @@ from torch import Tensor
 from megavrc.evaluation.statistics import MetricReport, as_metric, clustered_share, mean_estimate
 from megavrc.progress import progress
 from megavrc.reduction import METHODS, Reduction, Tokens, reduce_tokens, token_count
+from megavrc.reduction.score import euclidean
 from megavrc.results import case, metric
 
 CONTENT_FREE = ("bilinear", "copy", "pool", "random", "strided")  # places that both sides know beforehand
@@ -73,7 +74,7 @@ def stand_ins(left: Reduction, tokens: Tokens, name: str) -> Tensor:
         apart = torch.cdist(place.float(), place[left.index].float(), p=1)
         found[dropped] = apart.argmin(1)[dropped]
     else:
-        apart = torch.cdist(tokens.features.float(), left.features.float())
+        apart = euclidean(tokens.features, left.features)
         found[dropped] = apart.argmin(1)[dropped]
     return found
 
@@ -144,7 +145,7 @@ def distortion(x: Tensor, rebuilt: Tensor, ids: Tensor, embedding_VD: Tensor) ->
     """(relative squared error, share of ids found again as the nearest embedding): [.., D], [.., D], [..], [V, D]."""
     x_ND, rebuilt_ND = x.flatten(0, -2), rebuilt.flatten(0, -2)
     error = (x_ND - rebuilt_ND).square().sum() / (x_ND - x_ND.mean(0)).square().sum().clamp(min=1e-12)
-    nearest = torch.cdist(rebuilt_ND, embedding_VD).argmin(1)
+    nearest = euclidean(rebuilt_ND, embedding_VD).argmin(1)
     return float(error), float((nearest == ids.flatten()).float().mean())
 
 

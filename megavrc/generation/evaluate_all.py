@@ -190,6 +190,7 @@ def _scenes(source: ClipSource, like: ClipSource, true: ClipSource, real: Path) 
     scenes = [by_key[clip.key] for clip in like.clips]
     cases, facts = [], {"sources": [source_facts(each) for each in (source, like)]}
     for each, order in ((source, pairs(like, source)), (like, range(len(like.clips)))):
-        scores = score_scenes((read_whole(each, index) for index in order), scenes)
+        names = [f"{each.name}: clip {each.clips[index].key}" for index in order]
+        scores = score_scenes((read_whole(each, index) for index in order), scenes, names)
         cases.append(case(each.name, dict(measured(scores))))
     return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips"} | facts)

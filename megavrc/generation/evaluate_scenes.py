@@ -255,7 +255,12 @@ def batches(total: int, batch: int, label: str) -> Iterator[slice]:
 def score_sets(sets: dict[str, Clips], wanted: Sequence[Scene]) -> dict[str, dict[str, SceneScore]]:
     """All scores of each set; PSNR against the first, the real one, where a set has the same frames to show."""
     real = next(iter(sets.values()))
-    scores = {name: score_scenes(progress(made, f"score {name}"), wanted) for name, made in sets.items()}
+    scores = {
+        name: score_scenes(
+            progress(made, f"score {name}"), wanted, [f"{name} {index}" for index in range(len(made))]
+        )
+        for name, made in sets.items()
+    }
     if "reconstructed" in sets:
         ratios = [psnr(a, b) for a, b in zip(real, sets["reconstructed"], strict=True)]
         scores["reconstructed"]["psnr"] = SceneScore(np.array(ratios))

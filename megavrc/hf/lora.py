@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
 from megavrc.distributed import AbsentRank, Rank, connect
-from megavrc.errors import UserError
+from megavrc.errors import UserError, check_least
 from megavrc.files import read_lines_of_json
 from megavrc.generation.folder import load_folder
 from megavrc.generation.folder_format import read_config
@@ -44,6 +44,12 @@ class AdapterConfig:
     rank: int = 8
     alpha: float = 16.0
 
+    def problems(self) -> Iterator[str]:
+        if self.rank < 1:
+            yield f"adapters.rank: {self.rank} must be at least 1"
+        if self.alpha <= 0:
+            yield f"adapters.alpha: {self.alpha} must be positive: the adapters are scaled by it"
+
 
 @dataclass(kw_only=True)
 class LoraRunConfig(BaseRunConfig):
@@ -67,6 +73,7 @@ class LoraRunConfig(BaseRunConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        yield from self.adapters.problems()
         if self.train.zero == 3 or self.train.ema:
             yield "train: adapters are trained at ZeRO stages 0 to 2, without averages"
 
@@ -250,14 +257,17 @@ def finetune(
             ranks are gone.
     """
     where = check_device(device)
-    if min(options.steps, options.rank, options.batch_size, options.save_every) < 1:
-        raise UserError("steps, rank and batch_size must be positive")
+    least = ("steps", "rank", "batch_size", "save_every")
+    check_least(**{name: (getattr(options, name), 1) for name in least})
     refuse_existing(out)
     run_dir = run_dir or out.with_name(f"{out.name}.run")
     with connect(device=where) as rank:
         if rank.main:
             (run_dir / "complete.json").unlink(missing_ok=True)  # without its folder it is not
-        config = _config(folder, data, out, options, split, run_dir, rank)
+        try:
+            config = _config(folder, data, out, options, split, run_dir, rank)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         try:
             run_task(config, lambda config, _: LoraTask(config), rank)
         except (Diverged, LostRank, AbsentRank) as error:

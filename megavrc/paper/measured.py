@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -136,7 +137,7 @@ class Measured:
         label = f"{variant}, batch 1, guidance 1"
         rows = [row for row in content["cases"] if row["name"] == label] if content else []
         found = rows[0]["metrics"].get("seconds") if rows else None
-        return self._known(f"speed-{size}", found) if found else None
+        return self._known(f"speed-{size}", found) if content else None
 
     def distance(self, job: str, floor: bool = False) -> Metric | None:
         """The distance of a model's clips from real ones, or that of real ones from real ones.
@@ -180,11 +181,14 @@ class Measured:
         """An empty table or figure with what is missing of it."""
         return Exhibit(name, title, missing=self.missing)
 
-    def _known(self, job: str, found: Metric) -> Metric | None:
-        """A number that a file has; missing where it says that nothing was measured."""
-        if _is_known(found):
+    def _known(self, job: str, found: Metric | None) -> Metric | None:
+        """A number that a file has; missing where it has none, or says that nothing was measured."""
+        if found and _is_known(found):
             return found
-        self.missing[job] = self.matrix.jobs[job].line
+        made = self.matrix.jobs[job]
+        self.missing[job] = (
+            f"rm {quote(str(made.product))} && {made.line}"  # a job whose file is there is done
+        )
         return None
 
     def _lacks(self, job: str, what: str) -> UserError:

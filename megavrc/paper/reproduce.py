@@ -196,7 +196,8 @@ def write_exhibit(exhibit: Exhibit, folder: Path, smoke: bool) -> Path:
             f"`megavrc reproduce {exhibit.name} {'--smoke' if smoke else '--run'} --out={quote(str(folder))}`"
         )
         parts.append(
-            f"## Missing\n\n{again} runs these commands and what they wait for, but no study of people:"
+            f"## Missing\n\n{again} runs these commands and what they wait for, but no study of people and nothing "
+            "that begins with rm, whose old file must go first:"
         )
         parts.append("\n".join(f"- {job}: `{line}`" for job, line in exhibit.missing.items()))
     path = folder / f"{exhibit.name}.md"

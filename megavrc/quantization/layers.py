@@ -1,7 +1,7 @@
 """The layers of a module that are changed, and their inputs on calibration data."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"calibration data needs a name, not {self.name!r:.60}")
-        if not isinstance(self.samples, Sized) or not len(self.samples):
+        if not isinstance(self.samples, list | tuple) or not self.samples:  # else: one sample, or a stream
             raise ValueError("calibration data needs at least one sample, in a list")
 
 
@@ -54,6 +54,8 @@ class InputStatistics:
 
     def add(self, x: Tensor) -> None:
         rows = x.detach().flatten(0, -2).float()
+        if not len(rows):
+            return
         self.gram_II += rows.T @ rows
         self.sum_I += rows.abs().sum(0)
         self.largest_I = torch.maximum(self.largest_I, rows.abs().amax(0))
@@ -123,7 +125,10 @@ def observe(
         ValueError: a layer is never called, or its inputs are not finite.
     """
     found: dict[str, InputStatistics] = {}
-    hooks = [layer.register_forward_pre_hook(partial(_record, found, name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(partial(_record, found, name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -147,10 +152,20 @@ def observe(
     return found
 
 
+def input_of(inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+    """What a linear layer was called with: by place, or as `input`."""
+    return inputs[0] if inputs else named["input"]
+
+
 def _record(
-    found: dict[str, InputStatistics], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]
+    found: dict[str, InputStatistics],
+    name: str,
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    named: Mapping[str, Tensor],
 ) -> None:
+    x = input_of(inputs, named)
     if name in found:
-        found[name].add(inputs[0])
+        found[name].add(x)
     else:
-        found[name] = statistics_of(inputs[0])
+        found[name] = statistics_of(x)

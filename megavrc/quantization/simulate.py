@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .gptq import round_gptq
-from .layers import Calibration, InputStatistics, linear_layers, observe
+from .layers import Calibration, InputStatistics, input_of, linear_layers, observe
 from .rounding import LEVELS, SCALE_BITS, STORED_BITS, check_known, grouped, round_weight
 from .scaling import awq_scale, rotate_hadamard, round_scaled, smoothing_scale
 from .sparsity import check_share, zero_smallest, zero_wanda
@@ -79,7 +79,8 @@ def simulate_quantization(
         rounded, scale = _quantized(layer.weight.detach(), method, weights, group_size, observed.get(name))
         _set_weight(layer, rounded)
         if activations:
-            layer.register_forward_pre_hook(partial(_round_input, activations, scale, method == "hadamard"))
+            hook = partial(_round_input, activations, scale, method == "hadamard")
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
     count = sum(layer.weight.numel() for layer in layers.values())
     groups = sum(grouped(layer.weight, group_size)[..., 0].numel() for layer in layers.values())
     bits = STORED_BITS[weights] + SCALE_BITS * groups / count
@@ -154,9 +155,14 @@ def _quantized(
 
 
 def _round_input(
-    number_format: str, scale: Tensor | None, rotated: bool, layer: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    x = inputs[0]
+    number_format: str,
+    scale: Tensor | None,
+    rotated: bool,
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    named: dict[str, Tensor],
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    x = input_of(inputs, named)
     if rotated:
         rounded = rotate_hadamard(round_weight(rotate_hadamard(x), number_format))
     elif scale is not None:
@@ -164,7 +170,8 @@ def _round_input(
         rounded = round_weight(x.float() / on_device, number_format) * on_device
     else:
         rounded = round_weight(x, number_format)
-    return rounded.to(x.dtype), *inputs[1:]
+    x = rounded.to(x.dtype)
+    return ((x, *inputs[1:]), named) if inputs else ((), named | {"input": x})
 
 
 @torch.no_grad()

@@ -63,9 +63,18 @@ def raters(visual_ND: Tensor, text_SD: Tensor) -> Tensor:
     return chosen if chosen.any() else torch.ones_like(chosen)
 
 
+def euclidean(x_ND: Tensor, y_MD: Tensor) -> Tensor:
+    """[N, M]: Euclidean distances."""
+    x_ND, y_MD = x_ND.float(), y_MD.float()
+    middle = y_MD.mean(
+        -2, keepdim=True
+    )  # cdist takes products, which lose small distances far from the origin
+    return torch.cdist(x_ND - middle, y_MD - middle)
+
+
 def distances(x_ND: Tensor) -> Tensor:
     """[N, N]: Euclidean distances, divided by the root of D."""
-    return torch.cdist(x_ND.float(), x_ND.float()) / x_ND.shape[-1] ** 0.5
+    return euclidean(x_ND, x_ND) / x_ND.shape[-1] ** 0.5
 
 
 def density_peaks(x_ND: Tensor, neighbours: int) -> Tensor:

@@ -192,6 +192,22 @@ def test_a_page_of_all_metrics_asks_for_as_many_clips_as_its_protocol(
         assert [each["n"] for each in sources] == [2, 2]
 
 
+def test_a_page_of_all_metrics_says_why_scenes_are_not_scored(
+    scenes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips of another program, of which one is shorter."""
+    for name in ("MEGAVRC_CLIP", "MEGAVRC_I3D"):
+        monkeypatch.delenv(name, raising=False)
+    shown = [scene(0, index) for index in range(3)]
+    frames = {f"{index}": render_scene(each, size=32)[: 17 - index] for index, each in enumerate(shown)}
+    np.savez(tmp_path / "made.npz", prompts=np.array([each.caption for each in shown]), **frames)
+    out = tmp_path / "page"
+    assert evaluate("all", f"{scenes_manifest}:val", tmp_path / "made.npz", out, "--draws", 20) == 0
+    page = (out / "metrics.md").read_text()
+    assert "made.npz: clip 1: 16 frames, the first clip has 17: cut all to one length" in page
+    assert "## drift: " in page and not (out / "scenes.json").exists()
+
+
 def test_speed(world: Path, tmp_path: Path) -> None:
     options = (
         "--model",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,6 +250,23 @@ def test_arrays_that_are_no_clips(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"not an \.npz"):
         open_clips(path)
+
+
+def test_files_of_arrays_that_are_damaged_or_hold_more(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    for name in ("readme.txt", "keys"):
+        np.savez(path, clips=np.stack(CLIPS.arrays))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, "four clips")
+        with pytest.raises(UserError, match=f"{name}: not an array; leave it out"):
+            open_clips(path)
+    np.savez_compressed(path, clips=np.stack(CLIPS.arrays))
+    whole = path.read_bytes()
+    compressed, method = 30 + whole[26] + whole[28], whole.index(b"PK\x01\x02") + 10  # of the zip format
+    for place in (compressed, method):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"not an \.npz file that can be read"):
+            open_clips(path)
 
 
 def test_keys_of_arrays_keep_their_folders(tmp_path: Path) -> None:

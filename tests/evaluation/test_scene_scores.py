@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scene_faults as faults
 
+from megavrc.errors import UserError
 from megavrc.evaluation.scene_detector import detect_scene
 from megavrc.evaluation.scene_modes import excess_variation, expected_variation, score_modes
 from megavrc.evaluation.scene_motion import fit_motion, folded
@@ -150,6 +151,26 @@ def test_nothing_and_noise_are_scored() -> None:
     assert scores["whole"].mean == scores["all"].mean == 0 and scores["count"].values[0] == 0
     with pytest.raises(ValueError, match="no clips"):
         score_scenes([], [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 64, 48, 3), "clip 1: 48 x 64 pixels; clips of scenes are square"),
+        ((4, 64, 64, 3), "clip 1: 4 frames, the first clip has 5: cut"),
+        ((2, 64, 64, 3), "clip 1: 2 frames; a path needs at least 3"),
+    ],
+)
+def test_clips_that_scenes_cannot_be_scored_on_are_named(shape: tuple[int, ...], message: str) -> None:
+    shown = sample("scenes", 2)
+    clips = [render_scene(shown[0])[:5], np.zeros(shape, np.uint8)]
+    with pytest.raises(UserError, match=message):
+        score_scenes(clips, shown)
+
+
+def test_three_frames_are_enough() -> None:
+    shown = sample("scenes", 2)
+    assert score_scenes([render_scene(each)[:3] for each in shown], shown)["whole"].mean == 1
 
 
 def test_objects_are_matched_by_colour_then_shape() -> None:

@@ -56,6 +56,14 @@ def test_a_token_that_is_dropped_is_that_of_the_frame_before_or_beside() -> None
     assert torch.equal(rebuilt[:, 3, 3], rebuilt[:, 2, 2]) and torch.equal(rebuilt[:, 0, 3], rebuilt[:, 0, 2])
 
 
+def test_an_offset_of_all_embeddings_changes_nothing() -> None:
+    grid, far = ids(1)[0], EMBEDDING + 3e4
+    near, _ = rebuild("random", EMBEDDING[grid], 0.5)
+    rebuilt, _ = rebuild("random", far[grid], 0.5)
+    assert torch.allclose(rebuilt - 3e4, near, atol=0.01)
+    assert distortion(far[grid], far[grid], grid, far)[1] == 1
+
+
 def test_all_tokens_are_no_distortion() -> None:
     grid = ids(1)[0]
     for name in usable_methods():

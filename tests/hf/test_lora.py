@@ -21,7 +21,7 @@ from megavrc.config import run_command
 from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
 from megavrc.hf.from_hf import from_hf
-from megavrc.hf.lora import losses
+from megavrc.hf.lora import AdapterConfig, LoraRunConfig, losses
 
 pytest.importorskip("peft", reason="needs the extra lora")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_lora.py"
@@ -151,6 +151,26 @@ def test_data_that_does_not_fit_is_refused_and_nothing_is_written(folder, source
     good = [*common, str(make_tokens(tmp_path / "good", source.video.sha256))]
     assert run_command(example, [*good, "--device", "cuda:99"]) == 2
     assert "device cuda:99: not on this machine" in capsys.readouterr().err
-    assert run_command(example, [*good, "--steps", "0"]) == 2
-    assert "steps, rank and batch_size must be positive" in capsys.readouterr().err
+    for words, said in (
+        ("--steps=0", "--steps: 0, at least 1"),
+        ("--save_every=0", "--save_every: 0, at least 1"),
+        ("--lr=-1", "optimizer.lr: -1.0 must be positive"),
+        ("--alpha=0", "adapters.alpha: 0.0 must be positive"),
+        ("--alpha=-2", "adapters.alpha: -2.0 must be positive"),
+    ):
+        assert run_command(example, [*good, words]) == 2
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        (AdapterConfig(rank=0), "adapters.rank: 0 must be at least 1"),
+        (AdapterConfig(alpha=-1.0), "adapters.alpha: -1.0 must be positive"),
+        (AdapterConfig(alpha=float("nan")), "adapters.alpha: nan is not a finite number"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(adapters: AdapterConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoraRunConfig(run_dir="run", folder="folder", out="out", data="data", adapters=adapters)

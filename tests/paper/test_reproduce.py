@@ -191,18 +191,10 @@ def test_distances_of_two_networks_do_not_stand_in_one_table(places: Places) -> 
 @pytest.mark.parametrize(
     ("file", "protocol", "said"),
     [
-        (
-            "fvd-token-sky-xl",
-            {"fvd_protocol": {"real_stride": 1}},
-            r"alike: protocol\.fvd_p.*stride is 1 and 3",
-        ),
+        ("fvd-token-sky-xl", {"fvd_protocol": {"real_stride": 1}}, r"alike: protocol\.fvd_p.*is 1 and 3"),
         ("fvd-token-sky-xl", {"real": {"n": 512}}, r"alike: protocol\.real\.n is 512 and 2048"),
         ("fvd-token-sky-xl", {"measured": [{"n": 512}]}, r"alike: clips \[512\] and \[\]"),
-        (
-            "fvd-vrc-taichi-xl",
-            {"detector": {"sha256": "b"}},
-            "fvd-vrc-taichi-xl.json: of two networks: not comp",
-        ),
+        ("fvd-vrc-taichi-xl", {"detector": {"sha256": "b"}}, "taichi-xl.json: of two networks: not comp"),
     ],
 )
 def test_distances_of_two_protocols_do_not_stand_in_one_table(
@@ -397,3 +389,10 @@ def test_a_number_that_was_not_measured_is_missing(value: float | None, places: 
     table = make("table2", places)
     assert set(table.missing) == {"speed-l"} and "missing" in str(table.table)
     assert {"speed-l", "fvd-vrc-ffs-l"} == set(make("fig1", places).missing)
+
+
+def test_a_row_that_an_old_file_lacks_is_missing_and_the_file_must_go_first(places: Places) -> None:
+    path = places.results / "speed-b.json"
+    path.write_text(path.read_text().replace("row, batch 1", "column, batch 1"))
+    line = f"rm {path} && {matrix_of(places).jobs['speed-b'].line}"
+    assert make("table2", places).missing == {"speed-b": line}

@@ -185,6 +185,12 @@ class Idle(Reader):
         (lambda m: Calibration(None, [IDS]), "needs a name, not None"),
         (lambda m: Calibration("nothing", []), "at least one sample"),
         (lambda m: Calibration("a stream", iter([IDS])), "at least one sample, in a list"),
+        (lambda m: Calibration("one mapping", {"ids": IDS}), "at least one sample, in a list"),
+        (lambda m: Calibration("one tensor", IDS), "at least one sample, in a list"),
+        (
+            lambda m: simulate_quantization(m, "gptq", "int4", calibration=Calibration("no rows", [IDS[:0]])),
+            "no sample of 'no rows' goes through body.0",
+        ),
     ],
 )
 def test_mistakes_are_refused_and_change_nothing(call, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -193,6 +199,38 @@ def test_mistakes_are_refused_and_change_nothing(call, message: str) -> None:  #
     with pytest.raises(ValueError, match=message):
         call(model)
     assert changed(before, model) == set() and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_samples_without_rows_are_left_out() -> None:
+    results = []
+    for samples in ([IDS], (IDS[:0], IDS, IDS[:0])):
+        model = Reader()
+        simulate_quantization(model, "awq", "int4", calibration=Calibration("rows", samples))
+        results.append(hashes(model))
+    assert results[0] == results[1]
+
+
+class Named(nn.Module):
+    """A layer that is called by the name of its input."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+@pytest.mark.parametrize("method", ["rtn", "smoothquant", "hadamard"])
+def test_a_layer_that_is_called_by_name_is_a_layer_like_any_other(method: str) -> None:
+    torch.manual_seed(0)
+    by_place, x = nn.Sequential(nn.Linear(16, 8)), torch.randn(10, 16)
+    by_name = Named(copy.deepcopy(by_place[0]))
+    exact = by_place(x)
+    data = Calibration("rows", [x]) if QUANTIZERS[method] else None
+    for model in (by_place, by_name):
+        simulate_quantization(model, method, "int4", activations="int4", calibration=data)
+    assert torch.equal(by_name(x), by_place(x)) and not torch.equal(by_name(x), exact)
 
 
 class PackedLinear(nn.Linear):

@@ -98,6 +98,18 @@ def test_density_peaks_are_the_middles_of_clusters() -> None:
     assert group.tolist() == [0, 0, 0, 1, 1, 1] if centre[0] == 1 else [1, 1, 1, 0, 0, 0]
 
 
+def test_an_offset_of_all_tokens_changes_no_distance() -> None:
+    """Four tight clusters of 16, far from the origin in one channel, as towers have them."""
+    group = torch.arange(64) // 16
+    middles = 2 * random_tokens(4, seed=1, width=64)
+    x = middles[group] + 0.01 * random_tokens(64, width=64)
+    far = x + 1000 * F.one_hot(torch.tensor(0), 64)
+    exact = torch.cdist(far.double(), far.double()) / 8
+    assert torch.allclose(score.distances(far).double(), exact, rtol=0.02, atol=2e-3)
+    centre, found = select.density_centres(far, 4, 7)
+    assert torch.equal(group[centre][found], group)
+
+
 def test_tiles_are_rectangles_of_any_number() -> None:
     for height, width in ((1, 1), (1, 7), (4, 4), (5, 7), (16, 9)):
         for count in range(1, height * width + 1):
