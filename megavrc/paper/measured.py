@@ -186,9 +186,8 @@ class Measured:
         if found and _is_known(found):
             return found
         made = self.matrix.jobs[job]
-        self.missing[job] = (
-            f"rm {quote(str(made.product))} && {made.line}"  # a job whose file is there is done
-        )
+        # A job whose file is there counts as done.
+        self.missing[job] = f"rm {quote(str(made.product))} && {made.line}"
         return None
 
     def _lacks(self, job: str, what: str) -> UserError:

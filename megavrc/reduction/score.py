@@ -66,9 +66,8 @@ def raters(visual_ND: Tensor, text_SD: Tensor) -> Tensor:
 def euclidean(x_ND: Tensor, y_MD: Tensor) -> Tensor:
     """[N, M]: Euclidean distances."""
     x_ND, y_MD = x_ND.float(), y_MD.float()
-    middle = y_MD.mean(
-        -2, keepdim=True
-    )  # cdist takes products, which lose small distances far from the origin
+    # Near the origin, since `cdist` multiplies matrices and loses small distances far from it.
+    middle = y_MD.mean(-2, keepdim=True)
     return torch.cdist(x_ND - middle, y_MD - middle)
 
 
