@@ -96,7 +96,7 @@ def run_command(main: Main, argv: list[str], prog: str | None = None) -> int:
 
 def wrong_seed(seed: int) -> str:
     """What is wrong with a seed; "" where all generators of random numbers take it, those of numpy and torch too."""
-    return "" if 0 <= seed < 2**64 else f"seed: {seed} is not between 0 and 2**64 - 1"
+    return "" if 0 <= seed < 2**64 else f"seed: {seed!r:.60} is not between 0 and 2**64 - 1"
 
 
 def _run(main: Main, argv: list[str], prog: str) -> int:

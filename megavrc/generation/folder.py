@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from megavrc.model.condition import Condition, kind_of
 from megavrc.model.decoder import store_for_generation
 from megavrc.model.inputs import check_numbers, prompt_list, warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
+from megavrc.model.refinement import frame_passes
+from megavrc.model.speculation import numbers_shape
 from megavrc.quantization.quantize import Format, quantize_generator
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.tokenizers.text_encoder import TextEncoder
@@ -126,8 +128,7 @@ class Folder:
             if name in options:
                 options[now] = options.pop(name)
         condition = self.condition(options.pop("prompt", prompt), options.pop("label", label))
-        options["side"] = self.pipeline.side
-        return _user_error(partial(ClipRequest.of, condition, self.sampling, **options))
+        return _user_error(partial(ClipRequest.of, condition, self.sampling, self.pipeline.side, **options))
 
     def generate(
         self,
@@ -223,6 +224,9 @@ def load_folder(
     check_weights(path)
     for part in (model, net):
         _user_error(check_numbers, part.state_dict(), prefix=f"{path}: ")
+    sampling = read_sampling(path)
+    for check in (frame_passes, numbers_shape):
+        _user_error(check, model.config, sampling_settings(sampling), prefix=f"{path / SAMPLING}: ")
     condition = model.config.condition
     text = None
     if condition.learned_text:
@@ -240,8 +244,8 @@ def load_folder(
     net.float()  # ids are computed in float32, however they are stored
     model.eval().requires_grad_(False).to(device)
     said = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(str(config.get("dtype")))
-    if wanted := DTYPES[dtype] if dtype else said:  # a small folder may store less than it computes with
-        cast(model, wanted)
+    # A small folder may store less than it computes with.
+    cast(model, DTYPES[dtype] if dtype else said or _widest(model))
     if quantize is not None:
         done = _user_error(quantize_generator, model, quantize)
         share = done.bytes_after / done.bytes_before
@@ -255,7 +259,7 @@ def load_folder(
         OmniTokenizer(net.to(device), size=model.config.grid * net.config.patch),
         text,
         encoder,
-        read_sampling(path),
+        sampling,
         quantize,
         _class_names(path, config, condition),
     )
@@ -279,6 +283,14 @@ def read_sampling(path: Path) -> dict[str, Any]:
     options = {name: content[name] for name in SAMPLING_OPTIONS if name in content}
     _user_error(sampling_settings, options, prefix=f"{file}: ")
     return options
+
+
+def _widest(model: VRC) -> torch.dtype:
+    """A dtype that holds all parameters as they are stored, batch norms aside."""
+    plain = (module for module in model.modules() if not isinstance(module, BatchNorm))
+    return reduce(
+        torch.promote_types, (one.dtype for part in plain for one in part.parameters(recurse=False))
+    )
 
 
 def cast(model: VRC, dtype: torch.dtype) -> None:

@@ -71,7 +71,7 @@ def _weight_files(path: Path) -> list[str]:
     if index.is_file():
         content = read_json(index)
         places = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(places, dict) or not all(Path(str(name)).name == name for name in places.values()):
+        if not isinstance(places, dict) or not all(map(_is_name, places.values())):
             raise UserError(f"{index}: damaged: no weight_map that names files of this folder")
         return sorted(set(places.values()))
     pickled = [file.name for pattern in PICKLED for file in path.glob(pattern)]
@@ -82,14 +82,24 @@ def _weight_files(path: Path) -> list[str]:
     return [WEIGHTS]
 
 
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str) and Path(given).name == given and given.isprintable()  # no half characters
+
+
 def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Give a module (which may be on the meta device) exactly these tensors; UserError names what does not fit."""
     expected = module.state_dict()
-    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    wrong = [
+        name for name, tensor in expected.items() if name not in state or not _alike(state[name], tensor)
+    ]
     wrong += [name for name in state if name not in expected]
     if wrong:
         raise UserError(f"{path}: {len(wrong)} tensors do not fit the configuration, the first is {wrong[0]}")
     module.load_state_dict(state, assign=True)
+
+
+def _alike(stored: Tensor, tensor: Tensor) -> bool:
+    return stored.shape == tensor.shape and stored.is_floating_point() == tensor.is_floating_point()
 
 
 def check_sums(folder: Path, endings: tuple[str, ...] = ("",)) -> None:

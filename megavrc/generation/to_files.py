@@ -27,6 +27,7 @@ from megavrc.errors import UserError
 from megavrc.files import check_fields, read_jsonl, read_lines, write_atomic
 from megavrc.generation.folder import Folder
 from megavrc.model import ClipRequest, SamplingSettings
+from megavrc.model.inputs import fit_picture
 from megavrc.progress import progress
 from megavrc.video import (
     MAX_FPS,
@@ -96,9 +97,9 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_image(path: Path, side: int) -> Tensor:
-    """A picture, cropped to a square and resized, uint8 [side, side, 3]."""
+    """A picture, cropped to a square and resized as `first_frame` is, uint8 [side, side, 3]."""
     try:
-        return torch.from_numpy(read_clip(path, start=0, frames=1, size=side)[0])
+        return fit_picture(torch.from_numpy(read_clip(path, start=0, frames=1, size=None)[0]), side)
     except VideoError as error:
         raise UserError(f"{path}: not a picture that can be read ({error.reason})") from None
 

@@ -83,7 +83,9 @@ def expected_outputs(
     vrc, net = vrc.eval(), net.eval()
     store_for_generation(vrc)  # as the probe does: Intel's MKL rounds few rows by how a matrix lies in memory
     outputs = asdict(vrc(given.tensors["ids"], given.condition, logits=True))
-    request = ClipRequest.of(given.condition, defaults, SEEDS, clip=given.tensors.get("clip"), **SAMPLING)
+    request = ClipRequest.of(
+        given.condition, defaults, seed=SEEDS, clip=given.tensors.get("clip"), **SAMPLING
+    )
     ids = VideoPipeline(vrc, net).generate(request, "ids")
     outputs |= {"generated": ids, "pixels": decode_clips(net, ids)}
     if text is not None:

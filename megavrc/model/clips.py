@@ -3,14 +3,13 @@
 Shared by the transformers wrapper and by the loader that needs no transformers, so that both give the same clips.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .inputs import check_types, unknown_name
+from .inputs import check_types, several, shown, unknown_name, whole_number
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
@@ -48,7 +47,7 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
             if name in given:
                 value = given.pop(name)
                 given = {f"{part}_{name}": value for part in PARTS} | given
-        check_types({name: value for name, value in given.items() if name in SAMPLING_OPTIONS})
+        given |= check_types({name: value for name, value in given.items() if name in SAMPLING_OPTIONS})
         if "guidance" in given:  # of the whole clip, as temperature is
             chosen.pop("later_guidance", None)
         chosen |= given
@@ -58,7 +57,10 @@ def sampling_settings(*layers: Mapping[str, Any]) -> SamplingSettings:
     }
     whole = {name: chosen.pop(name) for name in WHOLE if name in chosen}
     if chosen:
-        raise ValueError(unknown_name("option", next(iter(chosen)), (*OPTIONS, *SAMPLING_OPTIONS)))
+        name = next(iter(chosen))
+        if name in OPTIONS:
+            raise ValueError(f"{name}: not an option of this call; leave it out")
+        raise ValueError(unknown_name("option", name, (*OPTIONS, *SAMPLING_OPTIONS)))
     return SamplingSettings(Sampling(**parts["first"]), Sampling(**parts["later"]), **whole)
 
 
@@ -71,21 +73,22 @@ def class_names(id2label: Mapping[Any, str] | None, classes: int) -> list[str]:
 
 def class_numbers(label: Label | Sequence[Label], classes: int, names: Sequence[str] = ()) -> list[int]:
     """The numbers of one class or B classes, each given as a number or one of `names`; ValueError for any other."""
-    labels = [label] if isinstance(label, str) or not hasattr(label, "__iter__") else list(label)
-    if not labels:
+    labels = several(label)
+    if labels == []:
         raise ValueError("label: an empty list")
-    return [_class_number(one, classes, names) for one in labels]
+    return [_class_number(one, classes, names) for one in ([label] if labels is None else labels)]
 
 
 def _class_number(label: Label, classes: int, names: Sequence[str]) -> int:
-    if label in names:
-        return names.index(str(label))
+    if isinstance(label, str) and label in names:
+        return names.index(label)
     try:
-        number = int(label) if isinstance(label, str) else operator.index(label)
+        number = int(label) if isinstance(label, str) else whole_number(label)
     except (TypeError, ValueError):
-        raise ValueError(unknown_name("label", str(label), names or range(classes))) from None
+        said = label if isinstance(label, str) else shown(label)
+        raise ValueError(unknown_name("label", said, names or range(classes))) from None
     if not 0 <= number < classes:
-        raise ValueError(f"label {number} is not one of the model's classes 0..{classes - 1}")
+        raise ValueError(f"label {shown(number)} is not one of the model's classes 0..{classes - 1}")
     return number
 
 

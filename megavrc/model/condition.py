@@ -33,12 +33,24 @@ class Condition:
     def of(cls, given: Any) -> "Condition":
         """A condition from plain tensors too: `values`, or a pair of `values` and `real`; ValueError for others."""
         if isinstance(given, Tensor):
-            return cls(given)
-        if isinstance(given, tuple):
-            return cls(*given)
-        if not isinstance(getattr(given, "values", None), Tensor):
+            parts: tuple[Any, ...] = (given,)
+        elif isinstance(given, tuple):
+            parts = given
+        else:  # perhaps a Condition of the class in another copy of this file
+            parts = getattr(given, "values", None), getattr(given, "real", None)
+        values, real = (*parts, None, None)[:2]
+        if len(parts) > 2 or not isinstance(values, Tensor) or not isinstance(real, Tensor | None):
             raise ValueError(f"condition: a {type(given).__name__} is neither a Condition nor its tensors")
-        return cls(given.values, given.real)  # perhaps of the class in another copy of this file
+        if not values.dim() or not len(values):
+            raise ValueError(
+                f"condition: shape {list(values.shape)}, expected one row for each of 1 or more samples"
+            )
+        if real is not None and real.shape != values.shape[:2]:
+            raise ValueError(
+                f"condition: real has shape {list(real.shape)}, the text features {list(values.shape)}; it says of "
+                "each whether it is real"
+            )
+        return cls(values, None if real is None else real.bool())
 
     def __len__(self) -> int:
         return len(self.values)

@@ -276,7 +276,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if is_dataclass(kind):
         return isinstance(value, dict)
     if get_origin(kind) is Literal:
-        return value in get_args(kind) and not isinstance(value, bool)
+        return (type(value), value) in [(type(one), one) for one in get_args(kind)]  # 4.0 == 4
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
     return isinstance(value, int | float if kind is float else kind) and (

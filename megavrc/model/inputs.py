@@ -19,6 +19,7 @@ from .condition import BEGIN, PAD, UNKNOWN
 
 OUTPUTS = ("uint8", "ids", "pil", "np", "pt")
 SEEDS = 2**64
+LARGEST = 2**63  # of whole numbers
 SHOWN = 50  # names in an error
 # What diffusers calls our options.
 OTHER_NAMES = {
@@ -36,13 +37,31 @@ OTHER_NAMES = {
 LAYOUTS = "[H, W, 3], [3, H, W] or one more in front for the clips"
 
 
+def shown(value: Any) -> str:
+    """The beginning of a value, on one line, for an error."""
+    try:
+        return repr(value).replace("\n", " ")[:60]
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
+
+
+def several(given: Any) -> list[Any] | None:
+    """The items of a list, an array or an iterator; None of one thing: a text, a mapping, an array of no dimensions."""
+    if isinstance(given, (str, bytes, Mapping)):
+        return None
+    try:
+        return list(given)
+    except TypeError:
+        return None
+
+
 def unknown_name(what: str, name: str, known: Iterable[Any]) -> str:
     """The error of an option or a class that there is not, with the nearest there is, and the others."""
     names = [str(one) for one in known]
     near = [OTHER_NAMES.get(name, "")] + difflib.get_close_matches(name, names, n=1)
     meant = next((f", did you mean {other}?" for other in near if other in names), ".")
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"unknown {what} {name}{meant} There are {', '.join(names[:SHOWN])}{more}"
+    return f"unknown {what} {name:.60}{meant} There are {', '.join(names[:SHOWN])}{more}"
 
 
 def seed_list(seed: Any, clips: int) -> list[int]:
@@ -63,28 +82,36 @@ def seed_list(seed: Any, clips: int) -> list[int]:
         seeds = torch.randint(2**63 - 1, (clips,), generator=seed, device=seed.device).tolist()
     else:
         try:
-            seeds = [operator.index(seed) + index for index in range(clips)]
+            seeds = [whole_number(seed) + index for index in range(clips)]
         except TypeError:
-            if isinstance(seed, (str, bytes)) or not hasattr(seed, "__iter__"):
+            given = several(seed)
+            if given is None:
                 raise ValueError(
-                    f"seed: {seed!r} is neither an integer, a list of them, a torch.Generator nor None"
+                    f"seed: {shown(seed)} is neither an integer, a list of them, a torch.Generator nor None"
                 ) from None
-            seeds = [seed_list(one, 1)[0] for one in seed]
+            seeds = [seed_list(one, 1)[0] for one in given]
     if len(seeds) != clips:
         raise ValueError(f"seed: {len(seeds)} for {clips} clips")
     wrong = [one for one in seeds if not 0 <= one < SEEDS]
     if wrong:
-        raise ValueError(f"seed: {wrong[0]} is not between 0 and 2**64 - 1")
+        raise ValueError(f"seed: {shown(wrong[0])} is not between 0 and 2**64 - 1")
     return seeds
+
+
+def whole_number(given: Any) -> int:
+    """An integer of any library; TypeError for others, True and False among them."""
+    if isinstance(given, bool) or (isinstance(given, Tensor) and given.dtype == torch.bool):
+        raise TypeError("a bool")
+    return operator.index(given)
 
 
 def prompt_list(prompt: Any) -> list[str]:
     """One prompt or several as a list; ValueError for none, and for what is no text."""
-    several = hasattr(prompt, "__iter__") and not isinstance(prompt, (str, bytes, Mapping))
-    prompts = list(prompt) if several else [prompt]
+    given = several(prompt)
+    prompts = [prompt] if given is None else given
     wrong = [one for one in prompts if not isinstance(one, str)]
     if wrong or not prompts:
-        raise ValueError(f"prompt: {wrong[0]!r:.60} is not a text" if wrong else "prompt: an empty list")
+        raise ValueError(f"prompt: {shown(wrong[0])} is not a text" if wrong else "prompt: an empty list")
     for text in prompts:
         try:
             text.encode()
@@ -127,7 +154,7 @@ def first_frames(given: Any, clips: int, side: int | None) -> Tensor:
         pictures = _pictures(given)
     if len(pictures) not in (1, clips):
         raise ValueError(f"first_frame: {len(pictures)} pictures for {clips} clips")
-    fitted = [picture if side is None else _fit(picture, side) for picture in pictures]
+    fitted = [picture if side is None else fit_picture(picture, side) for picture in pictures]
     if len({picture.shape for picture in fitted}) > 1:
         raise ValueError("first_frame: pictures of several sizes")
     return torch.stack(fitted)[:, None].expand(clips, -1, -1, -1, -1)
@@ -177,7 +204,8 @@ def _from_pil(given: Any) -> Tensor:
     return torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(shown.height, shown.width, 3)
 
 
-def _fit(picture_HWC: Tensor, side: int) -> Tensor:
+def fit_picture(picture_HWC: Tensor, side: int) -> Tensor:
+    """A picture, scaled so that the shorter side fits, and cut to the middle, uint8 [side, side, 3]."""
     height, width, _ = picture_HWC.shape
     if (height, width) == (side, side):
         return picture_HWC
@@ -190,8 +218,13 @@ def _fit(picture_HWC: Tensor, side: int) -> Tensor:
     return square.round().clamp(0, 255).to(torch.uint8)
 
 
-def check_types(options: dict[str, Any]) -> None:
-    """ValueError naming the first option that is no number of its kind (`draft`: no text)."""
+def check_types(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with numbers of any library as Python's.
+
+    Raises:
+        ValueError: naming the first that is no number of its kind (`draft`: no text).
+    """
+    checked = dict(options)
     for name, value in options.items():
         kind: Any = numbers.Real
         if name == "later_passes":  # a number or several: `SamplingSettings` looks at them
@@ -202,9 +235,24 @@ def check_types(options: dict[str, Any]) -> None:
             kind = str
         if not isinstance(value, kind) or isinstance(value, bool):
             said = {numbers.Real: "a number", numbers.Integral: "a whole number", str: "a text"}[kind]
-            raise ValueError(f"{name}: {value!r:.60} is not {said}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: {value} is not a finite number")
+            raise ValueError(f"{name}: {shown(value)} is not {said}")
+        if kind is numbers.Real:
+            checked[name] = _finite(name, value)
+        elif kind is numbers.Integral:
+            checked[name] = int(value)
+            if abs(checked[name]) >= LARGEST:
+                raise ValueError(f"{name}: {shown(value)} is not a number below 2**63")
+    return checked
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {shown(value)} is not a finite number")
+    return number
 
 
 def check_numbers(weights: Mapping[str, Tensor]) -> None:

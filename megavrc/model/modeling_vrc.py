@@ -349,7 +349,7 @@ class VRCForVideoGeneration(PreTrainedModel):
         **options: Any,
     ) -> ClipRequest:
         given = self._condition(prompt, label, condition)
-        request = ClipRequest.of(given, self.sampling_defaults, side=self.pipeline.side, **options)
+        request = ClipRequest.of(given, self.sampling_defaults, self.pipeline.side, **options)
         if not self.training:
             store_for_generation(self.vrc)
         return request

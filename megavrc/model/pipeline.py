@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from .refinement import frame_passes, orders
 from .sampling import SamplingSettings, uniforms
 from .speculation import numbers_shape
 from .vrc import VRC
+
+# Of each model the samplers that are open, and the mode before them.
+_OPEN: WeakKeyDictionary[VRC, tuple[int, bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +56,14 @@ class ClipRequest:
         cls,
         condition: ConditionLike,
         defaults: Mapping[str, Any],
+        side: int | None = None,
+        /,
         seed: Any = 0,
         first_frame: Any = None,
         clip: Tensor | None = None,
         frames: int | None = None,
         overlap: int | None = None,
         settings: SamplingSettings | None = None,
-        side: int | None = None,
         **sampling: Any,
     ) -> "ClipRequest":
         """A request from the arguments of `generate_video` (see there) and the defaults of their sampling options.
@@ -69,6 +74,9 @@ class ClipRequest:
         if first_frame is not None and clip is not None:
             raise ValueError("give first_frame or clip, not both")
         rows = Condition.of(condition)
+        features = rows.values if rows.real is None else rows.values[rows.real.to(rows.values.device)]
+        if not features.isfinite().all():
+            raise ValueError("condition: text features that are NaN or infinite; encode the texts again")
         if first_frame is not None:
             clip = first_frames(first_frame, len(rows), side)
         elif clip is not None:
@@ -78,8 +86,11 @@ class ClipRequest:
                 raise ValueError(f"clip: shape {list(clip.shape)} for {len(rows)} clips, expected {form}")
         check_types({name: n for name, n in (("frames", frames), ("overlap", overlap)) if n is not None})
         seeds = seed_list(seed, len(rows))
+        chosen = sampling_settings(defaults, sampling)
         if settings is None:
-            settings = sampling_settings(defaults, sampling)
+            settings = chosen
+        elif not hasattr(settings, "later_passes"):  # perhaps of the class in another copy of its file
+            raise ValueError(f"settings: a {type(settings).__name__} is no SamplingSettings")
         elif sampling:
             raise ValueError(f"give settings or {', '.join(sampling)}, not both")
         return cls(rows, seeds, settings, clip, frames, overlap)
@@ -169,8 +180,7 @@ class VideoPipeline:
         """
         vrc, settings = self.vrc, request.settings
         shape = numbers_shape(vrc.config, settings)
-        was_training = vrc.training
-        with self._workspace(len(request), settings) as space:
+        with self._workspace(len(request), settings) as space, _eval_mode(vrc):
             device = space.ids_BTN.device
             count, more = space.uniform_BTN[0].numel(), math.prod(shape)
             ordered = count if max(frame_passes(vrc.config, settings)) > 1 else 0
@@ -181,14 +191,10 @@ class VideoPipeline:
             if ordered:
                 _send(orders(vrc.config, places.reshape(space.order_BTN.shape)), space.order_BTN)
             speculation = speculated.unflatten(1, shape).to(device)
-            vrc.eval()
-            try:
-                with torch.autocast(device.type, enabled=False):
-                    condition = request.condition.to(device)
-                    decoder = Decoder(vrc, condition, len(request), settings.guidance, space.memory)
-                yield Sampler(decoder, settings, space, speculation, self.on_speculation)
-            finally:
-                vrc.train(was_training)
+            with torch.autocast(device.type, enabled=False):
+                condition = request.condition.to(device)
+                decoder = Decoder(vrc, condition, len(request), settings.guidance, space.memory)
+            yield Sampler(decoder, settings, space, speculation, self.on_speculation)
 
     @torch.no_grad()
     def _windows(
@@ -299,6 +305,22 @@ class VideoPipeline:
             missing = (latent - known) * net.config.temporal_patch
             given_BTHWC = torch.cat([given_BTHWC, given_BTHWC[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
         return encode_clips(net, given_BTHWC)[:, :known]
+
+
+@contextmanager
+def _eval_mode(vrc: VRC) -> Iterator[None]:
+    """Eval mode while a sampler is open; the last open one of a model gives back the mode that the first one found."""
+    count, mode = _OPEN.get(vrc, (0, vrc.training))
+    _OPEN[vrc] = count + 1, mode
+    vrc.eval()
+    try:
+        yield
+    finally:
+        count, mode = _OPEN.pop(vrc)
+        if count > 1:
+            _OPEN[vrc] = count - 1, mode
+        else:
+            vrc.train(mode)
 
 
 def _send(numbers: Tensor, place: Tensor) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .inputs import shown
+
 Draft = Literal["neighbour", "repeat", "random"]
 LIMIT = 1e6  # of guidance and temperature: beyond it float32 overflows
 COLDEST = 1e-6  # below it a temperature is 0
@@ -82,7 +84,7 @@ class SamplingSettings:
         if self.speculative < 0 or self.draft not in get_args(Draft):
             raise ValueError(
                 f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
-                f"got {self.speculative} and {self.draft!r}"
+                f"got {shown(self.speculative)} and {shown(self.draft)}"
             )
         given: Any = self.later_passes
         several = isinstance(given, list | tuple)
@@ -90,7 +92,7 @@ class SamplingSettings:
         if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in counts):
             raise ValueError(
                 "later_passes is a positive number or a list of them, row_passes a positive number; got "
-                f"{given!r} and {self.row_passes!r}"
+                f"{shown(given)} and {shown(self.row_passes)}"
             )
         *later, self.row_passes = (int(n) for n in counts)  # of any library
         self.later_passes = later if several else later[0]
@@ -105,6 +107,11 @@ class SamplingSettings:
         return 1 if self.guidance_of(0) == self.guidance_of(1) == 1.0 else 2
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in at least float32: in float16 a strong guidance overflows."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, plausibility: float = 0.0) -> Tensor:
     """Classifier-free guidance of logits [..., V]: u + s (c - u), and -inf for tokens that c finds implausible.
 
@@ -113,6 +120,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, plausibility
     """
     if scale == 1.0:
         return conditional
+    conditional, unconditional = _wide(conditional), _wide(unconditional)
     guided = unconditional + scale * (conditional - unconditional)
     if plausibility == 0:
         return guided
@@ -122,7 +130,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, plausibility
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [..., V] after temperature, top-k and top-p, in at least float32."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = _wide(logits)
     if sampling.temperature < COLDEST or sampling.top_k == 1:
         return torch.zeros_like(wide).scatter_(-1, wide.argmax(-1, keepdim=True), 1.0)
     wide = wide / sampling.temperature
@@ -150,9 +158,17 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 
     Returns:
         long [...]; never a token of probability 0.
+
+    Raises:
+        ValueError: probabilities that are no numbers (on a CPU; elsewhere the host would have to wait for them).
     """
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     total = cumulative[..., -1:]
+    if total.device.type == "cpu" and not total.isfinite().all():
+        raise ValueError(
+            "the model's logits are NaN or infinite, so no token can be drawn: load it in float32 or bfloat16 (dtype), "
+            "and see that its inputs are finite"
+        )
     target = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[..., 0]
 

@@ -21,6 +21,7 @@ from megavrc.generation.command import generate
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.generation.to_files import _read_list, clips_to_write, generate_files, read_image, read_prompts
 from megavrc.model.clips import sampling_settings
+from megavrc.model.inputs import first_frames
 from megavrc.video import count_frames, read_frames, write_mp4, write_png
 
 PROMPTS = ["a red square moves left", "A blue DOG!", "a red square moves left"]
@@ -268,6 +269,14 @@ def test_a_first_picture_of_any_size(loaded, tmp_path) -> None:
     assert np.abs(shown[0].astype(int) - again.numpy()).mean() < 12
     with pytest.raises(UserError, match="not a picture"):
         read_image(tmp_path / "prompts.jsonl", 16)
+
+
+def test_a_photo_is_scaled_as_by_every_other_door(tmp_path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 75, 4), np.uint8)
+    for kind in ("png", "jpg"):
+        path = tmp_path / f"photo.{kind}"
+        Image.fromarray(noise if kind == "png" else noise[..., :3].copy()).save(path)
+        assert torch.equal(read_image(path, 16), first_frames(path, 1, 16)[0, 0])
 
 
 def test_prompt_files(tmp_path) -> None:

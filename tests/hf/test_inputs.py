@@ -1,6 +1,7 @@
 """What users type: pictures and seeds in the usual types, names of options, other outputs."""
 
 import inspect
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, features
 from megavrc.errors import UserError
 from megavrc.generation.folder import Folder, load_folder
 from megavrc.model import ClipRequest
-from megavrc.model.clips import SAMPLING_OPTIONS
+from megavrc.model.clips import SAMPLING_OPTIONS, class_numbers, sampling_settings
 from megavrc.model.inputs import first_frames, seed_list
 from megavrc.model.modeling_vrc import VRCForVideoGeneration
 from megavrc.model.sampling import uniforms
@@ -144,7 +145,9 @@ def test_a_damaged_picture_at_a_path_is_one_line_that_names_it(tmp_path, kind) -
     assert refused
 
 
-@pytest.mark.parametrize("seed", [5, np.int64(5), np.uint8(5), torch.tensor(5), [5, 6], (5, np.int64(6))])
+@pytest.mark.parametrize(
+    "seed", [5, np.int64(5), np.uint8(5), torch.tensor(5), np.array(5), [5, 6], (5, np.int64(6))]
+)
 def test_seeds_of_usual_types(seed) -> None:
     assert seed_list(seed, 2) == [5, 6]
 
@@ -173,6 +176,13 @@ def test_seeds_of_generators_and_none() -> None:
         ("5", "neither"),
         (1.5, "neither"),
         ([1.5], "neither"),
+        (torch.tensor(3.0), "neither"),
+        (np.array(3.0), "neither"),
+        (True, "neither"),
+        (torch.tensor(True), "neither"),
+        ([True, False], "neither"),
+        ({1: 2, 3: 4}, "neither"),
+        pytest.param(10**5000, "of thousands of digits is not between", id="long"),
         (-1, "between"),
         (2**64, "between"),
         ([1], "1 for 2"),
@@ -181,6 +191,30 @@ def test_seeds_of_generators_and_none() -> None:
 def test_what_is_no_seed(seed, message) -> None:
     with pytest.raises(ValueError, match=f"seed: .*{message}"):
         seed_list(seed, 2)
+
+
+@pytest.mark.parametrize("label", [1, "1", "bike", [1], np.array(1), torch.tensor(1), torch.tensor([1])])
+def test_labels_of_usual_types(label) -> None:
+    assert class_numbers(label, 3, ["car", "bike", "dog"]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (True, "unknown label True"),
+        ([torch.tensor(True)], r"unknown label tensor\(True\)"),
+        (torch.tensor(1.0), r"unknown label tensor\(1\.\)"),
+        ({1: 2}, r"unknown label \{1: 2\}"),
+        ("x" * 100_000, "unknown label xxx"),
+        (10**5000, "label int of thousands of digits is not one of"),
+        ([[10**5000]], "unknown label list of thousands of digits"),
+    ],
+    ids=range(7),
+)
+def test_what_is_no_label(label, said) -> None:
+    with pytest.raises(ValueError, match=f"^{said}") as error:
+        class_numbers(label, 3, ["car", "bike", "dog"])
+    assert len(str(error.value)) < 200
 
 
 def test_all_64_bits_of_a_seed_count(model) -> None:
@@ -238,11 +272,73 @@ def test_prompts_are_texts(model, loaded, prompt, said) -> None:
         (torch.full((1, 16), 10_000), "ids are whole numbers from 0 to"),
         (torch.full((1, 16), -1), "ids are whole numbers from 0 to"),
         (torch.zeros(1, 3, dtype=torch.long), "the condition has 3 slots, the model takes 16"),
+        (torch.zeros(0, 16, dtype=torch.long), r"shape \[0, 16\], expected one row"),
+        (torch.tensor(1), r"shape \[\], expected one row"),
+        ((), "a tuple is neither"),
+        ((1, 2), "a tuple is neither"),
+        ((torch.zeros(1, 16), torch.ones(1, 16), 3), "a tuple is neither"),
     ],
 )
 def test_what_is_no_condition(model, condition, said) -> None:
     with pytest.raises(ValueError, match=said):
         model.generate_video(condition=condition)
+
+
+def test_options_of_another_call_are_not_its_own_meaning(model, loaded) -> None:
+    given = torch.zeros(1, 16, dtype=torch.long)
+    for call, options in (
+        (model.stream_video, {"output": "pil"}),
+        (loaded.generate, {"output": "ids"}),
+        (loaded.generate, {"condition": given}),
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))}: not an option of this call"):
+            call(PROMPT, **options)
+    for name in ("defaults", "cls", "side"):
+        for call in (loaded.generate, model.generate_video, model.stream_video):
+            with pytest.raises(ValueError, match=f"unknown option {name}"):
+                call(PROMPT, **{name: 1})
+    for settings in ({}, 3, "greedy"):
+        with pytest.raises(UserError, match=f"settings: a {type(settings).__name__} is no SamplingSettings"):
+            loaded.generate(PROMPT, settings=settings)
+
+
+def test_numbers_of_any_library_are_python_numbers(model) -> None:
+    half = {"temperature": Fraction(1, 2), "top_p": Fraction(1, 2), "guidance": Fraction(3, 2)}
+    expected = model.generate_video(PROMPT, temperature=0.5, top_p=0.5, guidance=1.5, top_k=9, output="ids")
+    got = model.generate_video(PROMPT, **half, top_k=np.int64(9), output="ids")
+    assert torch.equal(got, expected)
+    settings = sampling_settings({**half, "top_k": np.int64(9)})
+    assert [type(settings.guidance), type(settings.first.top_p), type(settings.first.top_k)] == [
+        float,
+        float,
+        int,
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"later_passes": [1] * 100_000},
+        {"later_passes": [0] * 100_000},
+        {"later_passes": [10**5000]},
+        {"later_passes": 10**5000},
+        {"row_passes": 10**5000},
+        {"overlap": 10**400 + 1},
+        {"frames": -(10**5000)},
+        {"temperature": 10**5000},
+        {"temperature": 10**400},
+        {"draft": "x" * 100_000},
+        {"seed": -(10**5000)},
+        {"seed": "1" * 100_000},
+        {"x" * 100_000: 1},
+    ],
+    ids=range(13),
+)
+def test_errors_show_the_beginning_of_what_is_long(loaded, options) -> None:
+    with pytest.raises(UserError) as error:
+        loaded.generate(PROMPT, **options)
+    said = str(error.value)
+    assert len(said) < 700 and "\n" not in said and next(iter(options))[:60] in said
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "2"])

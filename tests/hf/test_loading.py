@@ -61,6 +61,64 @@ def test_weights_that_are_no_numbers_are_refused(copy, name, number) -> None:
         load_folder(copy)
 
 
+def edit(file: Path, **changes: object) -> None:
+    """Change or (None) remove keys of a JSON file, whose checks of content no longer hold."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (file.parent / "SHA256SUMS").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("trunk.layers.0.attention.qkv.weight", torch.float16),
+        ("head.weight", torch.float64),
+        ("tokens.weight", torch.bfloat16),
+    ],
+)
+def test_tensors_of_several_types_are_computed_in_one(copy, name, dtype) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (name,) = [each for each in tensors if each.startswith("vrc.") and each.endswith(name)]
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    edit(copy / "config.json", dtype=None)
+    loaded = load_folder(copy)
+    assert {one.dtype for one in loaded.model.trunk.parameters()} == {loaded.model.head.weight.dtype}
+    assert loaded.generate(PROMPT)[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_weights_that_are_whole_numbers_are_refused(copy, dtype) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["vrc.head.weight"] = tensors["vrc.head.weight"].to(dtype)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors do not fit the configuration, the first is head\.weight"):
+        load_folder(copy)
+
+
+def test_a_rate_that_is_no_whole_number_is_refused(copy) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["vrc"]["compression"]["rate"] = float(config["vrc"]["compression"]["rate"])
+    edit(copy / "config.json", vrc=config["vrc"])
+    with pytest.raises(UserError, match=r"config\.json: compression\.rate: \d+\.0 is of another kind"):
+        load_folder(copy)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "../model.safetensors", 3])
+def test_names_of_files_that_no_folder_can_hold_are_refused(copy, name) -> None:
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"vrc.head.weight": name}}))
+    with pytest.raises(UserError, match=r"index\.json: damaged: no weight_map that names files"):
+        load_folder(copy)
+
+
+@pytest.mark.parametrize("options", [{"later_passes": [1] * 9}, {"later_passes": 4}, {"row_passes": 2}])
+def test_passes_that_the_model_cannot_make_name_the_file_that_asks_for_them(copy, options) -> None:
+    edit(copy / "generation_config.json", **options)
+    with pytest.raises(UserError, match=f"{copy}/generation_config.json: {next(iter(options))}: "):
+        load_folder(copy)
+
+
 def test_fewer_layers_than_the_weights_have_are_refused(copy) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["vrc"]["layers"] = 1

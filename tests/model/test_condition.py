@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from models import build, inputs
+from models import build, generate, inputs
 
+from megavrc.model import ClipRequest, SamplingSettings
 from megavrc.model.condition import Condition
 
 
@@ -38,3 +39,29 @@ def test_another_kind_of_condition_and_unpacking_are_refused() -> None:
             build(variant).embed_condition(inputs(build(other))[1])
     with pytest.raises(TypeError):
         _values, _real = Condition(torch.zeros(2, 3))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values, real: (values, real[:, :-1]), "real has shape"),
+        (lambda values, real: (values, real[:1]), "real has shape"),
+        (lambda values, real: (values[:0], real[:0]), "expected one row"),
+        (lambda values, real: (values * torch.nan, real), "text features that are NaN or infinite"),
+        (lambda values, real: (values / 0, real), "text features that are NaN or infinite"),
+    ],
+)
+def test_what_are_no_text_features(change, said) -> None:
+    _, (values, real) = inputs(build("features"))
+    with pytest.raises(ValueError, match=f"^condition: .*{said}"):
+        ClipRequest.of(change(values, real), {}, seed=0)
+
+
+def test_where_features_are_real_is_said_by_any_numbers() -> None:
+    """And what padding holds does not matter."""
+    model = build("features")
+    _, (values, real) = inputs(model)
+    expected = generate(model, (values, real), SamplingSettings(), [0, 1])
+    for mask in (real.long(), real.float()):
+        request = ClipRequest.of((values.where(real[..., None], torch.nan), mask), {}, seed=0)
+        assert torch.equal(generate(model, request.condition, SamplingSettings(), [0, 1]), expected)

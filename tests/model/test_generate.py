@@ -63,6 +63,24 @@ def test_guidance_chooses_among_plausible_tokens():
     assert guide(c, u, 1.0, 0.9) is c
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_strong_guidance_of_half_precision_is_finite(dtype):
+    """s (c - u) is beyond the numbers of float16."""
+    c, u = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0]], dtype=dtype)
+    guided = guide(c, u, 2000.0)
+    assert guided.isfinite().all()
+    assert draw(probabilities(guided, Sampling()), torch.tensor(0.5, dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_probabilities_that_are_no_numbers_are_refused(number):
+    model = build()
+    with torch.no_grad():
+        model.trunk.norm.weight[0] = number
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        generate(model, inputs(model)[1], SamplingSettings(), [0, 1])
+
+
 @pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x"])
 def test_guidance_of_later_frames_is_their_own(variant):
     model = build(variant)

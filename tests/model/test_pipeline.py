@@ -95,6 +95,21 @@ def test_an_abandoned_clip_gives_its_workspace_back_and_the_mode_of_the_model(ke
     assert model.training and len(owner._kept) == 1
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stream_that_ends_leaves_another_one_its_mode(training):
+    """In training mode a pass would change the running statistics of batch norms."""
+    model = build().train(training)
+    request = ClipRequest(Condition(inputs(model)[1]), [0, 1], SETTINGS)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    expected = VideoPipeline(model).generate(request, "ids")
+    streams = [VideoPipeline(model).stream(request, "ids") for _ in range(2)]
+    frames = [next(stream) for stream in streams]
+    list(streams[0])
+    assert torch.equal(torch.cat([frames[1], *streams[1]], dim=1), expected)
+    assert model.training == training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda owner: pickle.loads(pickle.dumps(owner))])
 def test_a_copy_starts_without_what_was_kept(kept, how):
     model = build()
