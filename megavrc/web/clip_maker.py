@@ -217,7 +217,7 @@ class ClipMaker:
     def _picture(self, picture: Any) -> Tensor:
         try:
             content = uploaded(_path(picture), self.uploads).read_bytes()
-            return torch.from_numpy(read_picture(content, self.side, most_pixels=MOST_PIXELS))
+            return torch.from_numpy(read_picture(content, most_pixels=MOST_PIXELS))
         except VideoError as error:
             raise UserError(f"the picture: not a picture that can be read ({error.reason})") from None
 
