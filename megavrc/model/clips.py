@@ -76,7 +76,8 @@ def class_numbers(label: Label | Sequence[Label], classes: int, names: Sequence[
     labels = several(label)
     if labels == []:
         raise ValueError("label: an empty list")
-    return [_class_number(one, classes, names) for one in ([label] if labels is None else labels)]
+    given: list[Any] = [label] if labels is None else labels
+    return [_class_number(one, classes, names) for one in given]
 
 
 def _class_number(label: Label, classes: int, names: Sequence[str]) -> int:
