@@ -6,6 +6,7 @@ loses nothing, `--name=value`, and what it says of a value is said anew.
 """
 
 import argparse
+import dataclasses
 import difflib
 import itertools
 import json
@@ -14,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ def describe(kinds: list[Any]) -> str:
             said.append(
                 f"{len(inner)} {many}" if origin is tuple and ... not in inner else f"a list of {many}"
             )
+        elif origin is dict and int in inner[:1]:
+            said.append("a mapping with integers as keys")
         else:
             said.append(WORDS.get(origin, "a mapping of its keys"))
     return " or ".join(dict.fromkeys(said))
@@ -244,6 +247,69 @@ def _deprecated(spelling: str, instead: str) -> None:
             f"warning: {spelling}: {instead}; megavrc {DROPS_OLD_SPELLINGS} drops this spelling",
             file=sys.stderr,
         )
+
+
+# --- values of files ---------------------------------------------------------------------------------------------
+
+
+def keys_of(hint: Any) -> dict[str, Any]:
+    """The keys of a dataclass, perhaps beside None, with their types; none for another type."""
+    keys: dict[str, Any] = {}
+    for kind in filter(dataclasses.is_dataclass, _members(hint)):
+        hints = typing.get_type_hints(kind)
+        keys |= {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return keys
+
+
+def walk(hint: Any, value: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every value inside one, then itself: (dotted name, type, value). Unknown keys are left out."""
+    for part in _inside(hint, value, name):
+        yield from walk(part[1], part[2], part[0])
+    yield name, hint, value
+
+
+def _inside(hint: Any, value: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    prefix = f"{name}." if name else ""
+    for kind in _members(hint):
+        origin, inner = typing.get_origin(kind), typing.get_args(kind)
+        if isinstance(value, dict):
+            known = dict.fromkeys(value, inner[1]) if origin is dict else keys_of(kind)
+            yield from ((f"{prefix}{key}", known[key], item) for key, item in value.items() if key in known)
+        elif isinstance(value, list) and origin in (list, tuple):
+            yield from ((f"{prefix}{number}", inner[0], item) for number, item in enumerate(value))
+
+
+def no_value(hint: Any, value: Any) -> str:
+    """What is wrong with a line of a file that has no value, or no section below it; "" where nothing is."""
+    if dataclasses.is_dataclass(hint) and not isinstance(value, dict):
+        return f"expected `key: value` lines below it, got {value!r}"
+    if value is None and hint is not Any and type(None) not in typing.get_args(hint):
+        return "has no value; give one, or leave the line out"
+    return ""
+
+
+def wrong_values(hint: Any, value: Any, name: str = "") -> list[str]:
+    """The innermost values of a file that their types do not take, one sentence each."""
+    if inner := [
+        said for part in _inside(hint, value, name) for said in wrong_values(part[1], part[2], part[0])
+    ]:
+        return inner
+    if keys_of(hint) and isinstance(value, dict):  # what it lacks, an option may give
+        return []
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_object({"value": value})
+    except argparse.ArgumentError as error:
+        lacks = re.search("arguments are required: (.*)", str(error))
+        return [
+            f"{name}: an item lacks {lacks[1]}"
+            if lacks
+            else f"{name}: expected {describe(_members(hint))}, got {value!r}"
+        ]
+    return []
 
 
 # --- help ------------------------------------------------------------------------------------------------------

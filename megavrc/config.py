@@ -14,6 +14,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import sys
 import typing
 import warnings
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megavrc.command_line import Options, help_text, one_line
+from megavrc.command_line import Options, help_text, keys_of, no_value, one_line, walk, wrong_values
 from megavrc.errors import EXIT_INTERRUPTED, EXIT_USER, UserError
 from megavrc.files import NOT_JSON, read_text, write_atomic
 
@@ -183,8 +184,8 @@ def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str
         prog: name of the command, for its help.
 
     Raises:
-        UserError: a missing file, unknown keys (all of them, each with the nearest known one), a value of the wrong
-            type, or what `__post_init__` found.
+        UserError: a missing file, unknown keys (all of them, each with the nearest known one), a missing value or
+            one of the wrong type, or what `__post_init__` found.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(prog or None)
@@ -200,9 +201,15 @@ def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str
             print(help_text(parser.prog, summary, options, first), flush=True)
         sys.exit(0)
     argv, files = _find_files(cls, argv)
-    for path in files:
-        _check_keys(cls, path)
-    parsed, _ = options.parse(_without_retired(cls, argv))
+    contents = {path: _check_keys(cls, path) for path in files}
+    try:
+        parsed, _ = options.parse(_without_retired(cls, argv))
+    except UserError:
+        # the parser names no file, and of a value in a list or a mapping no place
+        for path, content in contents.items():
+            if wrong := wrong_values(cls, content):
+                raise UserError(f"{path}: {'; '.join(wrong)}") from None
+        raise
     parsed.pop("config", None)
     try:
         return cls(**vars(parser.instantiate(parsed)))
@@ -215,6 +222,9 @@ def _find_files(cls: type, argv: list[str]) -> tuple[list[str], list[Path]]:
 
     A file that is another name for a shipped one, or for options of it (`aliases` of the class), is replaced by them.
     """
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config=" or (word == "--config" and (not after or after.startswith("--"))):
+            raise UserError("--config: a value is missing: a file, or the name of a shipped one (see --help)")
     aliases: dict[str, list[str]] = getattr(cls, "aliases", {})
     words: list[str] = []
     files: list[Path] = []
@@ -267,11 +277,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
             names = [str(key.value) for key, _ in node.value]
             for number, (key, _) in enumerate(node.value):
                 if names[number] in names[:number]:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{key.value} stands twice", problem_mark=key.start_mark
-                    )
+                    said = f"{key.value} stands twice"
+                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
             return super().construct_mapping(node, deep)
 
+    def construct_number(loader: Any, node: Any) -> Any:
+        """YAML's own takes 0100 as octal and 12:30 in base 60, which nobody means."""
+        kind = node.tag.rpartition(":")[2]
+        value = getattr(loader, f"construct_yaml_{kind}")(node)
+        if ":" in node.value or (kind == "int" and re.match(r"[-+]?0[0-9_]", node.value)):
+            said = f"{node.value} would be read as {value}; write no leading zero and no colon, or quote it as text"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+        return value
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", construct_number)
     text = read_text(path)
     try:
         content = yaml.load(text, Loader)
@@ -282,46 +302,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_keys(cls: type, path: Path) -> None:
+def _check_keys(cls: type, path: Path) -> dict[str, Any]:
+    """The content of a file, whose keys are all known and have values; the types of these are left to the parser."""
     content = read_yaml(path)
     if replaced := drop_retired(cls, content):
         raise UserError(f"{path}: {'; '.join(replaced)}")
-    if wrong := list(_no_sections(cls, content, "")):
+    inside = list(walk(cls, content))
+    if wrong := [f"{name}: {said}" for name, hint, value in inside if (said := no_value(hint, value))]:
         raise UserError(f"{path}: {'; '.join(wrong)}")
-    unknown = list(_unknown_keys(cls, content, ""))
-    if unknown:
+    if unknown := [said for place in inside for said in _unknown_keys(*place)]:
         raise UserError(f"{path}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+    return content
 
 
-def _no_sections(cls: type, content: dict[str, Any], prefix: str) -> Iterator[str]:
-    """Keys that hold a section (a dataclass), whose value is none."""
-    for key, hint in typing.get_type_hints(cls).items():
-        if not dataclasses.is_dataclass(hint) or key not in content:
-            continue
-        if isinstance(content[key], dict):
-            yield from _no_sections(typing.cast(type, hint), content[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}: expected `key: value` lines below it, got {content[key]!r}"
-
-
-def _unknown_keys(cls: type, content: dict[str, Any], prefix: str) -> Iterator[str]:
-    hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}
-    for key, value in content.items():
+def _unknown_keys(name: str, hint: Any, value: Any) -> Iterator[str]:
+    known = keys_of(hint)
+    prefix = f"{name}." if name else ""
+    for key in value if known and isinstance(value, dict) else ():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             yield f"{prefix}{key}" + (f" (did you mean {prefix}{near[0]}?)" if near else "")
-            continue
-        nested = [
-            hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)
-        ]
-        if not nested or not isinstance(value, dict):
-            continue
-        by_name = typing.get_origin(hints[key]) is dict  # of dataclasses, under names of the user's choice
-        for name, inner in value.items() if by_name else [("", value)]:
-            if isinstance(inner, dict):
-                where = f"{prefix}{key}.{name}." if by_name else f"{prefix}{key}."
-                yield from _unknown_keys(typing.cast(type, nested[0]), inner, where)
 
 
 # --- what configurations once held -----------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_types_of_a_configuration_in_plain_words(tmp_path: Path) -> None:
         ),
         (
             ["--config", str(tmp_path / "c.yaml")],
-            "data.blend: expected a list of values, each a mapping of its keys, got '3' (see",
+            "c.yaml: data.blend.0: expected `key: value` lines below it, got 3",
         ),
         (["--config", "ucf101_video", "--train", "5"], "--train: holds keys of its own: --train.KEY VALUE"),
         (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,103 @@ def test_mistakes_are_named(tmp_path, text, argv, said):
     with pytest.raises(UserError, match=said) as error:
         load_config(Whole, [*write(tmp_path / "a.yaml", text), *argv])
     assert "\n" not in str(error.value)
+
+
+@dataclass
+class Loose:
+    """What may be empty, lists, mappings."""
+
+    note: str | None = None
+    part: Part | None = None
+    rate: float = 1.0
+    any: dict[str, Any] = field(default_factory=dict)
+    blend: list[Whole] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    steps: dict[int, int | list[int]] = field(default_factory=dict)
+    sizes: tuple[int, int] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("rate:", "rate: has no value; give one, or leave the line out"),
+        ("rate: ~", "rate: has no value"),
+        ("rate: #3", "rate: has no value"),
+        ("blend:", "blend: has no value"),
+        ("parts: {v: {size: }}", "parts.v.size: has no value"),
+        ("part: {size: }", "part.size: has no value"),
+        ("blend: [{name: x}, {name: }]", "blend.1.name: has no value"),
+        ("steps: {3: [1, ~]}", "steps.3.1: has no value"),
+        ("sizes: [1, ~]", "sizes.1: has no value"),
+        ("parts: {v: }", "parts.v: expected `key: value` lines below it, got None"),
+    ],
+)
+def test_empty_values_are_refused_where_nothing_is_no_value(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        load_config(Loose, write(tmp_path / "a.yaml", text))
+    assert str(error.value).startswith(f"{tmp_path}/a.yaml: {said}")
+
+
+def test_empty_values_stay_where_nothing_is_a_value(tmp_path):
+    argv = write(tmp_path / "a.yaml", "note:\npart: ~\nany: {a: , b: [~]}")
+    assert load_config(Loose, argv) == Loose(any={"a": None, "b": [None]})
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("part: {sze: 2}", "unknown key part.sze (did you mean part.size?)"),
+        ("blend: [{name: x, nme: 2}]", "unknown key blend.0.nme (did you mean blend.0.name?)"),
+        ("blend: [x]", "blend.0: expected `key: value` lines below it, got 'x'"),
+        ("blend: [{part: {size: 2}}]", "blend: an item lacks name"),
+        ("blend: x", "blend: expected a list of values, each a mapping of its keys, got 'x'"),
+        ("parts: {v: {size: many}}", "parts.v.size: expected an integer, got 'many'"),
+        ("parts: {v: x}", "parts.v: expected `key: value` lines below it, got 'x'"),
+        ("steps: {0: nine}", "steps.0: expected an integer or a list of integers, got 'nine'"),
+        ("steps: {0: [9, x]}", "steps.0.1: expected an integer, got 'x'"),
+        ("steps: {x: 9}", "steps: expected a mapping with integers as keys, got {'x': 9}"),
+        ("sizes: [1]", "sizes: expected 2 integers, got [1]"),
+        ("rate: much", "rate: expected a number, got 'much'"),
+    ],
+)
+def test_wrong_values_are_named_with_their_file_and_place(tmp_path, text, said):
+    argv = write(tmp_path / "a.yaml", text)
+    good = write(tmp_path / "b.yaml", "rate: 1e-4\nsteps: {0: 9}")
+    with pytest.raises(UserError) as error:
+        load_config(Loose, [*good, *argv])
+    assert str(error.value) == f"{tmp_path}/a.yaml: {said}"
+
+
+def test_a_wrong_option_is_not_blamed_on_the_file(tmp_path):
+    argv = write(tmp_path / "a.yaml", "rate: 1e-4\nparts: {1: {size: 2}}")
+    with pytest.raises(UserError, match=r"^--rate: expected a number, got 'much'"):
+        load_config(Loose, [*argv, "--rate=much"])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("name: x\npart: {size: 010}", "010 would be read as 8; .* line 2"),
+        ("name: x\npart: {size: -0_3}", "-0_3 would be read as -3; "),
+        ("name: x\npart: {size: 12:30}", "12:30 would be read as 750; "),
+        ("name: x\nextra: {k: 1:30.5}", "1:30.5 would be read as 90.5; "),
+        ("name: 0123", "0123 would be read as 83; write no leading zero and no colon, or quote it as text"),
+    ],
+)
+def test_numbers_that_yaml_reads_as_others_are_refused(tmp_path, text, said):
+    with pytest.raises(UserError, match=rf"a\.yaml: not valid YAML: {said}"):
+        load_config(Whole, write(tmp_path / "a.yaml", text))
+
+
+def test_plain_numbers_and_quoted_ones_are_read(tmp_path):
+    argv = write(tmp_path / "a.yaml", "name: '0123'\npart: {size: 0}\nextra: {a: 0x10, b: -1_000, c: 100}")
+    assert load_config(Whole, argv) == Whole("0123", Part(0), {"a": 16, "b": -1000, "c": 100})
+
+
+@pytest.mark.parametrize("argv", [["--config"], ["--config="], ["--config", ""], ["--config", "--name=x"]])
+def test_a_configuration_without_a_name_is_a_missing_value(argv):
+    with pytest.raises(UserError, match=r"^--config: a value is missing"):
+        load_config(Whole, argv)
 
 
 def test_a_missing_file_is_named(tmp_path):
