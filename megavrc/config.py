@@ -205,7 +205,7 @@ def load_config(cls: type[T], argv: list[str] | None = None, first: Sequence[str
     try:
         parsed, _ = options.parse(_without_retired(cls, argv))
     except UserError:
-        # the parser names no file, and of a value in a list or a mapping no place
+        # The parser names no file, and of a value in a list or a mapping no place.
         for path, content in contents.items():
             if wrong := wrong_values(cls, content):
                 raise UserError(f"{path}: {'; '.join(wrong)}") from None
