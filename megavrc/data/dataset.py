@@ -21,6 +21,8 @@ from megavrc.data.mirror import Mirror
 from megavrc.data.shards import (
     FORMAT,
     MAX_VOCAB,
+    PROOF,
+    WITHOUT,
     DataError,
     ShardIndex,
     check_listed,
@@ -275,6 +277,7 @@ class TokenDataset(ShardReader):
         super().__init__(folder, split, strict=strict)
         where = f"{self.address}/dataset.json"
         check_fields(where, self.info, {"kind": str, "shape": list[int], "vocab": int, "tokenizer": dict})
+        check_fields(where, self.info, {PROOF: dict | None, WITHOUT: dict[str, dict[str, int]] | None})
         check_fields(f"{where}: tokenizer", self.info["tokenizer"], {"sha256": str})
         if not 0 < self.info["vocab"] <= MAX_VOCAB:
             raise UserError(f"{where}: vocab is {self.info['vocab']}, expected 1 to {MAX_VOCAB}")

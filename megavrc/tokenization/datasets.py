@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megavrc.errors import UserError
-from megavrc.files import named_path, read_json, read_lines
+from megavrc.files import check_fields, named_path, read_json, read_lines
 from megavrc.video.listing import Listing, files_below, from_frames, list_folder, videos_below
 from megavrc.video.manifest import NAMES, Entry, fraction, from_list, path_from, present
 
@@ -294,7 +294,8 @@ def _one_class(name: str, root: Path, parts: dict[str, Path], out: Path, fps: fl
 def _class_ids(path: Path) -> dict[str, tuple[str, int]]:
     """classInd.txt ("1 ApplyEyeMakeup", from 1) as lower-case name -> (name, label from 0)."""
     lines = [line.split() for line in _lines(path)]
-    if [line[0] for line in lines] != [str(number) for number in range(1, len(lines) + 1)] or not lines:
+    numbers = [line[0] for line in lines if len(line) > 1]
+    if numbers != [str(number) for number in range(1, len(lines) + 1)] or not lines:
         raise UserError(f"{path}: expected lines `1 ApplyEyeMakeup`, `2 ApplyLipstick`, .. in order")
     return {line[1].casefold(): (line[1], label) for label, line in enumerate(lines)}
 
@@ -348,15 +349,18 @@ def _msrvtt_json(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
             f"{folder}: neither MSRVTT_data.json nor *videodatainfo.json below it; give --annotations"
         )
     videos: dict[str, Any] = {}
-    sentences: dict[tuple[str, int], str] = {}
+    sentences: dict[tuple[str, bool, Any], str] = {}  # numbers before texts, which do not compare
     for path in files:
         content = read_json(path)
-        try:
-            videos |= {video["video_id"]: {"split": video["split"], **video} for video in content["videos"]}
-            sentences |= {(row["video_id"], row["sen_id"]): row["caption"] for row in content["sentences"]}
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a file of MSR-VTT: {error} is missing") from None
+        check_fields(path, content, {"videos": list[Entry], "sentences": list[Entry]})
+        for number, video in enumerate(content["videos"]):
+            check_fields(f"{path}: videos[{number}]", video, {"video_id": str, "split": str})
+            videos[video["video_id"]] = video
+        for number, row in enumerate(content["sentences"]):
+            fields = {"video_id": str, "sen_id": int | str, "caption": str}
+            check_fields(f"{path}: sentences[{number}]", row, fields)
+            sentences[row["video_id"], isinstance(row["sen_id"], str), row["sen_id"]] = row["caption"]
     texts: dict[str, list[str]] = {}
-    for (name, _), caption in sorted(sentences.items()):
+    for (name, *_), caption in sorted(sentences.items()):
         texts.setdefault(name, []).append(caption)
     return videos, texts

@@ -26,6 +26,7 @@ from megavrc.files import (
     named_path,
     read_json,
     read_jsonl,
+    read_regular,
     sha256_json,
     write_atomic,
     write_json,
@@ -39,6 +40,7 @@ SIZE = 256  # pixels, where neither the user nor the tokenizer says
 FORMAT = 1  # of plan.json, plan.jsonl and failures/
 PLACES = {"root", "tokenizer_path", "plan_sha256"}  # of plan.json: the first two may move
 UNHASHED = {*PLACES, "format"}  # does not decide the samples
+TAKEN = {"shard", "source", "stride", "start_frame"}  # keys that plans and samples write themselves
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ def make_tokenization_plan(
         before: called with the plan when its list of videos is written, and before plan.json is, which makes it one.
 
     Raises:
-        UserError: nothing to tokenize, a tokenizer that does not fit, or another plan lies there already, or one for
-            another decoder.
+        UserError: nothing to tokenize, a key of `TAKEN`, a tokenizer that does not fit, or another plan lies there
+            already, or one for another decoder.
     """
     entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
     _check_keys(entries)
+    if not (out / "plan.json").is_file():  # a job that goes on keeps what it was planned with
+        _check_names(manifest, entries)
     lines: list[str] = []
     shards: dict[str, int] = {}
     for split in settings.splits:
@@ -187,7 +191,7 @@ def load_plan(out: Path) -> Plan:
         raise UserError(f"{out}: no plan.json; make one with megavrc tokenize_videos plan")
     content = _read_plan(out)
     try:
-        lines = (out / "plan.jsonl").read_bytes()
+        lines = read_regular(out / "plan.jsonl")
     except FileNotFoundError:
         lines = b""
     if lines[-1:] != b"\n" or hashlib.sha256(lines[:-1]).hexdigest() != content["sources_sha256"]:
@@ -261,6 +265,15 @@ def names_by_label(entries: list[Entry]) -> list[str] | None:
     names = {entry["label"]: str(entry["class"]) for entry in entries if entry.get("class") is not None}
     most = max((entry["label"] for entry in entries if entry["label"] is not None), default=None)
     return None if most is None else [names.get(label, str(label)) for label in range(most + 1)]
+
+
+def _check_names(manifest: Path, entries: list[Entry]) -> None:
+    """UserError for a key that the job's own would replace."""
+    for entry in entries:
+        if taken := sorted(TAKEN & entry.keys()):
+            raise UserError(
+                f"{manifest}: id {entry['id']!r} has a key {taken[0]}, which is the job's own; rename the column"
+            )
 
 
 def _check_keys(entries: list[Entry]) -> None:

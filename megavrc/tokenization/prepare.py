@@ -34,6 +34,8 @@ def writing_manifest(prepare: Callable[..., Listing]) -> Callable[..., None]:
         if out.resolve() in {given.resolve() for given in options.values() if isinstance(given, Path)}:
             raise UserError(f"--out: {out} is what is read: give the manifest another name")
         entries, notes = prepare(out=out, **options)
+        if not entries:
+            raise UserError(f"--out: {out} is not written: no video is left to list ({'; '.join(notes)})")
         write_manifest(out, entries)
         for note in notes:
             print(note)

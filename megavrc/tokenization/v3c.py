@@ -9,6 +9,7 @@ and metadata as JSON, one object a video: `<id>.json` or `<id>.info.json` in inf
 """
 
 import html
+import math
 import re
 import string
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megavrc.errors import UserError
-from megavrc.files import named_path, read_json, read_jsonl, read_table
+from megavrc.files import check_fields, named_path, read_json, read_jsonl, read_table
 from megavrc.progress import progress
 from megavrc.video.listing import Listing, files_below, videos_below
 from megavrc.video.manifest import Entry, fraction, path_from, split_of
@@ -125,8 +126,7 @@ def v3c(
         if value < least:
             raise UserError(f"--{name} {value}: at least {least}")
     filters = Filters(languages, licences, min_side, min_words, min_frames, min_seconds, max_seconds)
-    lines = read_jsonl(captions, "id", "caption") if captions else ()
-    spoken = {row["id"]: row["caption"] for _, row in lines}
+    spoken = _captions(captions) if captions else {}
     dropped: Counter[str] = Counter()
     entries: list[Entry] = []
     notes: list[str] = []
@@ -169,7 +169,7 @@ def _entries(
     name: str,
     video: Entry,
     shots: list[Shot],
-    spoken: dict[str, str],
+    spoken: dict[str, str | None],
     filters: Filters,
     dropped: Counter[str],
 ) -> list[Entry]:
@@ -241,15 +241,30 @@ def _videos(part: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
     return files, boundaries, notes
 
 
+def _captions(path: Path) -> dict[str, str | None]:
+    found = {}
+    for number, row in read_jsonl(path, "id", "caption"):
+        check_fields(f"{path} line {number}", row, {"id": str, "caption": str | None})
+        found[row["id"]] = row["caption"]
+    return found
+
+
 def _shots(path: Path) -> list[Shot]:
     shots = []
     for number, (line, row) in enumerate(read_table(path, "\t"), 1):
         try:
-            first, start, last, end = (float(row[name]) for name in COLUMNS)
+            first, start, last, end = (_finite(row[name]) for name in COLUMNS)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} line {line}: expected numbers {', '.join(COLUMNS)}") from None
         shots.append(Shot(number, start, end, int(last - first) + 1))  # endframe is the last one inside
     return shots
+
+
+def _finite(cell: str) -> float:
+    """A number; ValueError for NaN, infinity, and what is no number."""
+    if not math.isfinite(value := float(cell)):
+        raise ValueError(cell)
+    return value
 
 
 def _metadata(part: Path, given: Path | None) -> dict[str, Entry]:
@@ -277,8 +292,8 @@ def _about(name: str, raw: Any) -> Entry:
         if field in ("tags", "categories") and value is not None:
             value = [_name(item) for item in (value if isinstance(value, list) else str(value).split(","))]
         elif field in ("width", "height") and value is not None:
-            if not str(value).isdigit():
-                raise UserError(f"metadata of {name}: {field} {value!r} is not a number of pixels")
+            if not re.fullmatch(r"\d{1,9}", str(value)):
+                raise UserError(f"metadata of {name}: {field} {value!r:.40} is not a number of pixels")
             value = int(value)
         elif value is not None:
             value = _name(value)

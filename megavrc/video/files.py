@@ -23,6 +23,8 @@ CONTAINERS = (
     *("h264", "hevc", "vvc", "av1", "obu", "m4v", "mpegvideo", "vc1"),  # bare streams
 )
 
+MATROSKA = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")  # how its header and its Segment begin
+
 
 @contextmanager
 def regular_file(path: str | Path) -> Iterator[BinaryIO]:
@@ -51,6 +53,8 @@ def open_container(path: str | Path, file: BinaryIO) -> Any:
         "protocol_whitelist": "fd",
         "format_whitelist": ",".join(CONTAINERS),
     }
+    _check_whole(path, file)
+    _check_whole(path, file)
     os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may have read ahead
     try:
         return av.open("fd:", options=options, metadata_errors="replace")
@@ -59,3 +63,28 @@ def open_container(path: str | Path, file: BinaryIO) -> Any:
         raise VideoError(path, "open", formats) from None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, stage(error, "open"), reason(error)) from None
+
+
+def _check_whole(path: str | Path, file: BinaryIO) -> None:
+    """VideoError for a Matroska file (mkv, webm) that ends before it says: FFmpeg takes what is left for the whole.
+
+    Such a file is two elements: 4 bytes of name, a size of 1 to 8 bytes, and the content. Of a recording that was
+    never closed the second one's size is unknown, and nothing is said.
+    """
+    length, end = os.fstat(file.fileno()).st_size, 0
+    for name in MATROSKA:
+        file.seek(end)
+        head = file.read(12)
+        if end and len(head) < 12:
+            end += 12
+        elif head[:4] != name or len(head) < 12:
+            return
+        else:
+            width = 9 - head[4].bit_length()  # as many zeros as bytes follow, then a one, then the number
+            unknown = (1 << 7 * width) - 1
+            size = int.from_bytes(head[4 : 4 + width]) & unknown
+            if size == unknown or width > 8:
+                return
+            end += 4 + width + size
+        if end > length:
+            raise VideoError(path, "open", f"cut short: {length} of {end} bytes")

@@ -2,8 +2,8 @@
 
 A path is a video file or a folder of pictures. `start` and `end`, in seconds, make an entry a part of its video
 (several entries may then share one path), `fps` is the rate of a folder of pictures. Other keys are kept and end up in
-the samples' JSON. All of it is strict JSON: NaN and Infinity are refused, under whatever key. Everything that reads a
-manifest reads it here.
+the samples' JSON, but for those that a plan refuses. All of it is strict JSON: NaN and Infinity are refused, under
+whatever key. Everything that reads a manifest reads it here.
 """
 
 import errno

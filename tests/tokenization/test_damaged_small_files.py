@@ -128,6 +128,11 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "dataset.json: tokenizer is": lambda info, manifest: info.update(tokenizer="t"),
     "tokenizer: sha256 is missing": lambda info, manifest: info.update(tokenizer={}),
     "dataset.json: kind is missing": lambda info, manifest: info.pop("kind"),
+    r"dataset.json: proof is \[\], expected": lambda info, manifest: info.update(proof=[]),
+    "dataset.json: proof is 'x', expected": lambda info, manifest: info.update(proof="x"),
+    "dataset.json: without is 3, expected": lambda info, manifest: info.update(without=3),
+    "without is {'train': 5}, expected": lambda info, manifest: info.update(without={"train": 5}),
+    "without is {'train': {'caption': '1'}}": lambda i, m: i.update(without={"train": {"caption": "1"}}),
 }
 
 

@@ -1,5 +1,6 @@
 """A plan is used as it was written, or not at all."""
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -50,6 +51,24 @@ def test_lines_that_are_gone_are_noticed(
     plan(manifest, job, tokenizer, **SMALL)  # as the error says
     verify(job)
     assert files(job) == before
+
+
+def test_a_pipe_in_the_place_of_its_list_does_not_hang(job: Path) -> None:
+    (job / "plan.jsonl").unlink()
+    os.mkfifo(job / "plan.jsonl")
+    refused(job, "plan.jsonl")
+
+
+@pytest.mark.parametrize("key", ["shard", "source", "start_frame", "stride"])
+def test_a_key_that_the_job_would_replace_is_refused(
+    job: Path, manifest: Path, tokenizer: Path, tmp_path: Path, key: str
+) -> None:
+    entries = [entry | {key: "theirs"} for entry in read_manifest(manifest)]
+    other = manifest.with_name(f"{key}.jsonl")
+    write_manifest(other, entries)
+    with pytest.raises(UserError, match=rf"{key}.jsonl: id '.*' has a key {key}, .* rename the column"):
+        plan(other, tmp_path / "new", tokenizer, **SMALL)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["plan.jsonl", "plan.json"])

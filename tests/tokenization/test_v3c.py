@@ -209,6 +209,37 @@ def test_wrong_trees_and_files(collection: Path) -> None:
         v3c(collection / "V3C1", collection / "m")
 
 
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize("column", range(4))
+def test_shots_that_are_no_numbers(collection: Path, odd: str, column: int) -> None:
+    cells = ["0", "0", "49", "2"]
+    cells[column] = odd
+    row = "\t".join(cells)
+    touch(collection / "V3C1/msb/00001.tsv", f"startframe\tstarttime\tendframe\tendtime\n{row}\n")
+    with pytest.raises(UserError, match=r"00001.tsv line 2: expected numbers startframe, starttime"):
+        v3c(collection, collection / "m")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"id": "00001_3", "caption": 3}, "caption is 3, expected"),
+        ({"id": ["x"], "caption": "a boat"}, r"id is \['x'\], expected str"),
+    ],
+)
+def test_captions_that_are_no_text(collection: Path, line: Entry, said: str) -> None:
+    captions = touch(collection / "c.jsonl", json.dumps(line))
+    with pytest.raises(UserError, match=rf"c.jsonl line 1: {said}"):
+        v3c(collection, collection / "m", captions=captions)
+
+
+@pytest.mark.parametrize("width", ["\u00b2", "9" * 5000, -1])
+def test_widths_that_are_no_numbers(collection: Path, width: Any) -> None:
+    info(collection / "V3C1/info/00001.info.json", width=width)
+    with pytest.raises(UserError, match=r"metadata of 00001: width .* is not a number of pixels"):
+        v3c(collection, collection / "m")
+
+
 @pytest.mark.parametrize(
     ("template", "about", "caption"),
     [

@@ -104,10 +104,19 @@ def test_one_of_thousands_is_known_from_the_count_of_the_dataset(
         VRCTask(run(tmp_path, [path], text_condition(), max_incomplete=0.0))
 
 
-def test_no_caption_at_all_is_refused(tmp_path: Path) -> None:
-    path = dataset(tmp_path / "one", [(None, None)] * 4)
+@pytest.mark.parametrize("caption", [None, "", " \n"])
+def test_no_caption_at_all_is_refused(tmp_path: Path, caption: str | None) -> None:
+    path = dataset(tmp_path / "one", [(caption, None)] * 4)
     with pytest.raises(UserError, match=r"100\.00% have no caption"):
         VRCTask(run(tmp_path, [path], text_condition()))
+
+
+@pytest.mark.parametrize("records", [{"proof": None}, {"proof": {}, "without": None}, {"without": {}}])
+def test_records_that_say_nothing_are_none(tmp_path: Path, records: dict[str, Any]) -> None:
+    path = dataset(tmp_path / "one", [(SHORT, None)] * 4)
+    info = tmp_path / "one" / "dataset.json"
+    write_json(info, read_json(info) | records)
+    VRCTask(run(tmp_path, [path], text_condition()))
 
 
 def test_a_missing_label_is_the_null_class(tmp_path: Path) -> None:

@@ -45,6 +45,24 @@ def test_lost_packets_and_a_cut_end_are_damage(tmp_path: Path) -> None:
         count_frames(tmp_path / "front.mp4")
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+def test_a_matroska_file_that_ends_before_it_says_is_cut_short(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "v.mp4", count=48, codec="libvpx-vp9", options={"b": "400k"})
+    whole = remux(tmp_path / "v.mp4", tmp_path / f"whole.{suffix}").read_bytes()
+    assert count_frames(tmp_path / f"whole.{suffix}") == 48
+    cut = tmp_path / f"cut.{suffix}"
+    for size in (20, 42, 50, 60, 300, *(len(whole) * part // 10 for part in range(1, 10)), len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(VideoError, match=rf"cut short: {size} of \d+ bytes$") as error:
+            read_clip(cut, 0, 1)
+        assert error.value.stage == "open"
+    cut.write_bytes(whole + bytes(100))  # what follows is not of the video
+    assert count_frames(cut) == 48
+    live = remux(tmp_path / "v.mp4", tmp_path / f"live.{suffix}", {"live": "1"}).read_bytes()
+    cut.write_bytes(live[: len(live) * 9 // 10])  # says no size: whatever was recorded
+    assert 0 < count_frames(cut) < 48
+
+
 def test_clips_are_cut_by_decoded_frame(numbered: Path) -> None:
     assert count_frames(numbered) == 20
     assert probe(numbered) == (48, 64, 25.0, 20)

@@ -114,7 +114,7 @@ def check_conditions(
 def _say_rare(part: TokenDataset, config: ConditionConfig, most: float, option: str) -> None:
     """Of a dataset that was counted when it was finished, the few that none of the samples looked at is of."""
     what = "label" if config.is_class else "caption"
-    if bare := part.info.get(WITHOUT, {}).get(part.split, {}).get(what):
+    if bare := (part.info.get(WITHOUT) or {}).get(part.split, {}).get(what):
         words = f"{part.address}: {bare} videos of split {part.split} have no {what}"
         if not most:
             raise UserError(f"{words}; correct that, or allow it with {option} (which is 0)")
@@ -135,7 +135,7 @@ def _look(
 ) -> None:
     found.samples += 1
     reads = kind_of(config).reads
-    if item["label" if reads == "label" else "caption"] is None:
+    if item["label"] is None if reads == "label" else not (item["caption"] or "").strip():
         found.missing += 1
     elif reads in ("tokens", "features"):
         tokens = len(item["features"]) if text is None else len(text.ids(item["caption"]))

@@ -101,7 +101,7 @@ def _open(
     folders = [_folder(part.path, config) for part in _parts(chosen)]
     datasets = [TokenDataset(folder, tokenizer_sha256, chosen.split, strict) for folder in folders]
     for dataset in datasets:
-        if why := dataset.info.get(PROOF, {}).get("not_done"):
+        if why := (dataset.info.get(PROOF) or {}).get("not_done"):
             log.warning("%s: its ids were not compared with its videos: %s", dataset.address, why)
     return TokenBlend(datasets, condition.features, condition.is_class)
 
