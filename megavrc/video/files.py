@@ -54,7 +54,6 @@ def open_container(path: str | Path, file: BinaryIO) -> Any:
         "format_whitelist": ",".join(CONTAINERS),
     }
     _check_whole(path, file)
-    _check_whole(path, file)
     os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may have read ahead
     try:
         return av.open("fd:", options=options, metadata_errors="replace")
