@@ -224,9 +224,7 @@ def load_folder(
     check_weights(path)
     for part in (model, net):
         _user_error(check_numbers, part.state_dict(), prefix=f"{path}: ")
-    sampling = read_sampling(path)
-    for check in (frame_passes, numbers_shape):
-        _user_error(check, model.config, sampling_settings(sampling), prefix=f"{path / SAMPLING}: ")
+    sampling = _sampling_of(path, model.config)
     condition = model.config.condition
     text = None
     if condition.learned_text:
@@ -283,6 +281,14 @@ def read_sampling(path: Path) -> dict[str, Any]:
     options = {name: content[name] for name in SAMPLING_OPTIONS if name in content}
     _user_error(sampling_settings, options, prefix=f"{file}: ")
     return options
+
+
+def _sampling_of(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """`read_sampling`; UserError too for passes or drafts that the model cannot have."""
+    sampling = read_sampling(path)
+    for check in (frame_passes, numbers_shape):
+        _user_error(check, config, sampling_settings(sampling), prefix=f"{path / SAMPLING}: ")
+    return sampling
 
 
 def _widest(model: VRC) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import check_types, several, shown, unknown_name, whole_number
+from .inputs import brief, check_types, several, unknown_name, whole_number
 from .omnitokenizer import OmniTokenizerNet
 from .sampling import Sampling, SamplingSettings
 
@@ -86,10 +86,10 @@ def _class_number(label: Label, classes: int, names: Sequence[str]) -> int:
     try:
         number = int(label) if isinstance(label, str) else whole_number(label)
     except (TypeError, ValueError):
-        said = label if isinstance(label, str) else shown(label)
+        said = label if isinstance(label, str) else brief(label)
         raise ValueError(unknown_name("label", said, names or range(classes))) from None
     if not 0 <= number < classes:
-        raise ValueError(f"label {shown(number)} is not one of the model's classes 0..{classes - 1}")
+        raise ValueError(f"label {brief(number)} is not one of the model's classes 0..{classes - 1}")
     return number
 
 

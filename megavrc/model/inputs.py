@@ -37,7 +37,7 @@ OTHER_NAMES = {
 LAYOUTS = "[H, W, 3], [3, H, W] or one more in front for the clips"
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """The beginning of a value, on one line, for an error."""
     try:
         return repr(value).replace("\n", " ")[:60]
@@ -87,14 +87,14 @@ def seed_list(seed: Any, clips: int) -> list[int]:
             given = several(seed)
             if given is None:
                 raise ValueError(
-                    f"seed: {shown(seed)} is neither an integer, a list of them, a torch.Generator nor None"
+                    f"seed: {brief(seed)} is neither an integer, a list of them, a torch.Generator nor None"
                 ) from None
             seeds = [seed_list(one, 1)[0] for one in given]
     if len(seeds) != clips:
         raise ValueError(f"seed: {len(seeds)} for {clips} clips")
     wrong = [one for one in seeds if not 0 <= one < SEEDS]
     if wrong:
-        raise ValueError(f"seed: {shown(wrong[0])} is not between 0 and 2**64 - 1")
+        raise ValueError(f"seed: {brief(wrong[0])} is not between 0 and 2**64 - 1")
     return seeds
 
 
@@ -111,7 +111,7 @@ def prompt_list(prompt: Any) -> list[str]:
     prompts = [prompt] if given is None else given
     wrong = [one for one in prompts if not isinstance(one, str)]
     if wrong or not prompts:
-        raise ValueError(f"prompt: {shown(wrong[0])} is not a text" if wrong else "prompt: an empty list")
+        raise ValueError(f"prompt: {brief(wrong[0])} is not a text" if wrong else "prompt: an empty list")
     for text in prompts:
         try:
             text.encode()
@@ -235,13 +235,13 @@ def check_types(options: dict[str, Any]) -> dict[str, Any]:
             kind = str
         if not isinstance(value, kind) or isinstance(value, bool):
             said = {numbers.Real: "a number", numbers.Integral: "a whole number", str: "a text"}[kind]
-            raise ValueError(f"{name}: {shown(value)} is not {said}")
+            raise ValueError(f"{name}: {brief(value)} is not {said}")
         if kind is numbers.Real:
             checked[name] = _finite(name, value)
         elif kind is numbers.Integral:
             checked[name] = int(value)
             if abs(checked[name]) >= LARGEST:
-                raise ValueError(f"{name}: {shown(value)} is not a number below 2**63")
+                raise ValueError(f"{name}: {brief(value)} is not a number below 2**63")
     return checked
 
 
@@ -251,7 +251,7 @@ def _finite(name: str, value: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{name}: {shown(value)} is not a finite number")
+        raise ValueError(f"{name}: {brief(value)} is not a finite number")
     return number
 
 

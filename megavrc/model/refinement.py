@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .compressor import RESETTABLE, ChannelRMSNorm, Compressor
 from .config import CompressionConfig, ModelConfig
-from .inputs import shown
+from .inputs import brief
 from .sampling import SamplingSettings
 
 NOTHING = 0.3  # share of training frames of which no cell is known
@@ -86,7 +86,7 @@ def frame_passes(config: ModelConfig, settings: SamplingSettings) -> list[int]:
     later = settings.later_passes
     later = [later] * config.frames if isinstance(later, int) else [*later]
     if len(later) > config.frames:
-        raise ValueError(f"later_passes: {shown(later)} for {config.frames} later frames")
+        raise ValueError(f"later_passes: {brief(later)} for {config.frames} later frames")
     passes = [settings.row_passes, *later, *[1] * (config.frames - len(later))]
     if max(passes) > 1 and not config.refine:
         name = "row_passes" if passes[0] > 1 else "later_passes"
@@ -100,7 +100,7 @@ def frame_passes(config: ModelConfig, settings: SamplingSettings) -> list[int]:
         ("later_passes", config.tokens_per_frame, max(passes[1:], default=1)),
     ):
         if most > cells:
-            raise ValueError(f"{name}: {shown(most)} for {cells} cells, which take 1 to {cells}")
+            raise ValueError(f"{name}: {brief(most)} for {cells} cells, which take 1 to {cells}")
     return passes
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .inputs import shown
+from .inputs import brief
 
 Draft = Literal["neighbour", "repeat", "random"]
 LIMIT = 1e6  # of guidance and temperature: beyond it float32 overflows
@@ -84,7 +84,7 @@ class SamplingSettings:
         if self.speculative < 0 or self.draft not in get_args(Draft):
             raise ValueError(
                 f"speculative is a number of tokens, draft one of {', '.join(get_args(Draft))}; "
-                f"got {shown(self.speculative)} and {shown(self.draft)}"
+                f"got {brief(self.speculative)} and {brief(self.draft)}"
             )
         given: Any = self.later_passes
         several = isinstance(given, list | tuple)
@@ -92,7 +92,7 @@ class SamplingSettings:
         if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in counts):
             raise ValueError(
                 "later_passes is a positive number or a list of them, row_passes a positive number; got "
-                f"{shown(given)} and {shown(self.row_passes)}"
+                f"{brief(given)} and {brief(self.row_passes)}"
             )
         *later, self.row_passes = (int(n) for n in counts)  # of any library
         self.later_passes = later if several else later[0]

@@ -83,7 +83,7 @@ class Reduced:
         return reduce(model, self.method, keep=self.keep, **self.options)
 
 
-def checked(method: str | None, keep: float, options: dict[str, Any]) -> Reduced:
+def checked_reduction(method: str | None, keep: float, options: dict[str, Any]) -> Reduced:
     """What is asked for, refused as far as that goes without a model: UserError."""
     if method is None:
         given = ["keep"] * (keep != 1) + [*options]

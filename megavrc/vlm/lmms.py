@@ -17,7 +17,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
 from megavrc.progress import progress
-from megavrc.vlm.asking import at_least_one, checked, in_batches, refuse_without_place
+from megavrc.vlm.asking import at_least_one, checked_reduction, in_batches, refuse_without_place
 from megavrc.vlm.checkpoint import CheckpointSubject, ClipFrames
 
 MANIFEST = ModelManifest("megavrc", simple_class_path="megavrc.vlm.lmms.ReducedCheckpoint")
@@ -43,7 +43,7 @@ class ReducedCheckpoint(lmms):
     ) -> None:
         """As `CheckpointSubject` and `reduce`, whose `options` are taken too; `frames` of each clip, evenly spaced."""
         super().__init__()
-        self.reduced = checked(method, keep, options)
+        self.reduced = checked_reduction(method, keep, options)
         self.frames, self.batch = at_least_one("frames", frames), at_least_one("batch_size", batch_size)
         self.subject = CheckpointSubject(checkpoint, str(check_device(device)))
         if method is not None:

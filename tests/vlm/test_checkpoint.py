@@ -18,7 +18,15 @@ from transformers import BatchFeature
 from megavrc.errors import UserError
 from megavrc.results import read_result
 from megavrc.video.write import write_mp4
-from megavrc.vlm.asking import Reduced, ask, at_least_one, checked, plain, refuse_without_place, turns_of
+from megavrc.vlm.asking import (
+    Reduced,
+    ask,
+    at_least_one,
+    checked_reduction,
+    plain,
+    refuse_without_place,
+    turns_of,
+)
 from megavrc.vlm.bench import bench, darkened, of_checkpoint
 from megavrc.vlm.checkpoint import CheckpointSubject, read_questions
 from megavrc.vlm.commands import run_method
@@ -167,9 +175,9 @@ def test_a_reduction_that_cannot_be_is_refused_before_a_model_is_loaded(
     method: str | None, keep: Any, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        checked(method, keep, options)
-    assert checked(None, 1, {}) == Reduced()
-    assert checked("random", 0.5, {"seed": 3, "selection": "frozen"}).options["seed"] == 3
+        checked_reduction(method, keep, options)
+    assert checked_reduction(None, 1, {}) == Reduced()
+    assert checked_reduction("random", 0.5, {"seed": 3, "selection": "frozen"}).options["seed"] == 3
 
 
 @pytest.mark.parametrize("value", ["auto", "auto:4", 0, -1, 2.5])
