@@ -42,9 +42,8 @@ def metric(
 
 def median_of(samples: Sequence[float], unit: str = "") -> Metric:
     """The median of samples, their range, and the samples themselves."""
-    return metric(median(samples), unit, len(samples), min(samples), max(samples)) | {
-        "samples": list(samples)
-    }
+    found = metric(median(samples), unit, len(samples), min(samples), max(samples))
+    return found | {"samples": list(samples)}
 
 
 def ratio(first: Metric, second: Metric) -> Metric:
@@ -138,7 +137,9 @@ def check_result_place(path: str | Path | None) -> None:
         try:
             read_result(path)
         except UserError:
-            raise UserError(f"{path}: is there, no result file; choose another name, or delete it") from None
+            raise UserError(
+                f"{path}: is there and is no result file; choose another name, or delete it"
+            ) from None
 
 
 def write_result(path: str | Path, content: Result) -> None:

@@ -86,7 +86,7 @@ def test_a_result_replaces_results_alone(tmp_path: Path) -> None:
         ("b.csv", "path\na\n"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name}: is there, no result file; choose another name"):
+        with pytest.raises(UserError, match=f"{name}: is there and is no result file; choose another name"):
             write_result(tmp_path / name, made([1.0]))
         assert (tmp_path / name).read_text() == text
 

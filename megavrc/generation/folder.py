@@ -31,7 +31,6 @@ from megavrc.model.decoder import store_for_generation
 from megavrc.model.inputs import check_numbers, prompt_list, warn_of_prompts
 from megavrc.model.omnitokenizer import OmniTokenizerConfig, OmniTokenizerNet
 from megavrc.model.refinement import frame_passes
-from megavrc.model.speculation import numbers_shape
 from megavrc.quantization.quantize import Format, quantize_generator
 from megavrc.tokenizers import OmniTokenizer, TextTokenizer
 from megavrc.tokenizers.text_encoder import TextEncoder
@@ -284,10 +283,9 @@ def read_sampling(path: Path) -> dict[str, Any]:
 
 
 def _sampling_of(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """`read_sampling`; UserError too for passes or drafts that the model cannot have."""
+    """`read_sampling`; UserError too for passes that the model cannot have."""
     sampling = read_sampling(path)
-    for check in (frame_passes, numbers_shape):
-        _user_error(check, config, sampling_settings(sampling), prefix=f"{path / SAMPLING}: ")
+    _user_error(frame_passes, config, sampling_settings(sampling), prefix=f"{path / SAMPLING}: ")
     return sampling
 
 
