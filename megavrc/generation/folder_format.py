@@ -99,7 +99,10 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _alike(stored: Tensor, tensor: Tensor) -> bool:
-    return stored.shape == tensor.shape and stored.is_floating_point() == tensor.is_floating_point()
+    tiny = stored.is_floating_point() and stored.itemsize < 2  # which nothing here computes with
+    return (
+        stored.shape == tensor.shape and stored.is_floating_point() == tensor.is_floating_point() and not tiny
+    )
 
 
 def check_sums(folder: Path, endings: tuple[str, ...] = ("",)) -> None:

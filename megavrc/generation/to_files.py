@@ -275,9 +275,8 @@ def _read_list(out: Path) -> list[Record]:
     try:
         lines = read_jsonl(out / LIST, "id")
         fields = {"id": str, "scale": int}
-        scaled = (
-            record | {"scale": record.get("scale", 1)} for _, record in lines
-        )  # older versions had no scale
+        # Older versions had no scale.
+        scaled = (record | {"scale": record.get("scale", 1)} for _, record in lines)
         records = [check_fields(out / LIST, record, fields) for record in scaled]
         for record in records:
             if not _is_name(record["id"]):

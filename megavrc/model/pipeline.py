@@ -309,9 +309,9 @@ class VideoPipeline:
 
 @contextmanager
 def _eval_mode(vrc: VRC) -> Iterator[None]:
-    """Eval mode while a sampler is open; the last open one of a model gives back the mode that the first one found."""
-    count, mode = _OPEN.get(vrc, (0, vrc.training))
-    _OPEN[vrc] = count + 1, mode
+    """Eval mode while a sampler is open; the last open one of a model gives back the mode before them."""
+    count, mode = _OPEN.get(vrc, (0, False))
+    _OPEN[vrc] = count + 1, mode or vrc.training  # also where somebody trains while a stream waits
     vrc.eval()
     try:
         yield

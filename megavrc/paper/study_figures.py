@@ -196,9 +196,8 @@ def _series(runs: Runs, models: dict[int, str], label: str, options: str, baseli
             }
             if tokenizer == MAIN:
                 absent = [str(number) for place, number in enumerate(models) if place not in points]
-            if len(points) < (
-                1 if tokenizer == MAIN else 2
-            ):  # one point of another tokenizer compares nothing
+            least = 1 if tokenizer == MAIN else 2  # one point of another tokenizer compares nothing
+            if len(points) < least:
                 continue
             there = list(points.values())
             means = [point["value"] for point in there]

@@ -39,7 +39,7 @@ SCORES = {  # column -> kind, score
 }
 TOLD = {  # the same, by whether a motion is told
     "sound_given_1_1": ("given{}", "all"),
-    **{name: SCORES[name] for name in ("sound_given", "whole_given", "sound_from_text")},
+    **{name: SCORES[name] for name in ("sound_given", "whole_given_1_1", "whole_given", "sound_from_text")},
 }
 SETS = {"scenes": 0, "corner": 3}  # -> priority of its runs; corner has one object
 

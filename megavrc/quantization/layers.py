@@ -1,7 +1,7 @@
 """The layers of a module that are changed, and their inputs on calibration data."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,8 @@ class Calibration:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"calibration data needs a name, not {self.name!r:.60}")
-        if not isinstance(self.samples, list | tuple) or not self.samples:  # else: one sample, or a stream
+        one = isinstance(self.samples, Mapping | Tensor | str)  # a sample itself
+        if one or not isinstance(self.samples, Sized) or not len(self.samples):
             raise ValueError("calibration data needs at least one sample, in a list")
 
 

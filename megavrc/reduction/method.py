@@ -100,13 +100,14 @@ class Method:
 def wanted_instead(name: str, default: Any, value: Any) -> str:
     """What an option of that default takes, where it does not take `value`; else empty."""
     if type(default) is int:
-        if not isinstance(value, SupportsIndex):
+        if not isinstance(value, SupportsIndex) or isinstance(value, bool):
             return "a whole number"
         return "" if int(value) >= 1 or default < 1 else "a whole number, at least 1"  # below 1: a seed
     if type(default) is float:
-        if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+        number: Any = value if isinstance(value, SupportsFloat) and not isinstance(value, bool) else math.nan
+        if not abs(number) < math.inf:
             return "a finite number"
-        return "" if name not in SHARES or 0 <= float(value) <= 1 else "a share from 0 to 1"
+        return "" if name not in SHARES or 0 <= number <= 1 else "a share from 0 to 1"
     return ""
 
 

@@ -137,9 +137,9 @@ def make_tokenization_plan(
             already, or one for another decoder.
     """
     entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
-    _check_keys(entries)
+    _check_ids(entries)
     if not (out / "plan.json").is_file():  # a job that goes on keeps what it was planned with
-        _check_names(manifest, entries)
+        _check_own_keys(manifest, entries)
     lines: list[str] = []
     shards: dict[str, int] = {}
     for split in settings.splits:
@@ -267,7 +267,7 @@ def names_by_label(entries: list[Entry]) -> list[str] | None:
     return None if most is None else [names.get(label, str(label)) for label in range(most + 1)]
 
 
-def _check_names(manifest: Path, entries: list[Entry]) -> None:
+def _check_own_keys(manifest: Path, entries: list[Entry]) -> None:
     """UserError for a key that the job's own would replace."""
     for entry in entries:
         if taken := sorted(TAKEN & entry.keys()):
@@ -276,7 +276,7 @@ def _check_names(manifest: Path, entries: list[Entry]) -> None:
             )
 
 
-def _check_keys(entries: list[Entry]) -> None:
+def _check_ids(entries: list[Entry]) -> None:
     seen: dict[str, str] = {}
     for entry in entries:
         other = seen.setdefault(source_key(entry["id"]), entry["id"])

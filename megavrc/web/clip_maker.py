@@ -29,9 +29,7 @@ SHOWN = 448  # pixels that a clip is enlarged to, by whole factors
 SEEDS = 2**53  # a browser's numbers are exact below it
 MOST_CLIPS = 8  # at once
 MOST_WINDOWS = 8  # of a clip
-MOST_PIXELS = (
-    2**26
-)  # of a picture: more than a phone's, and what a small file can blow up to fits into memory
+MOST_PIXELS = 2**26  # of a picture: a small file can hold more than fits into memory
 PENDING = 225  # grey of a frame that is not there yet
 ON_STRIP = 17  # frames
 GAP = 8  # pixels between clips

@@ -10,6 +10,7 @@ from typing import Any
 
 from megavrc.errors import UserError
 
+UPLOAD = "/gradio_api/upload"
 MOST_BYTES = 2**18  # of a request that is no upload: inputs and a history of a dozen clips
 
 Message = MutableMapping[str, Any]
@@ -34,8 +35,8 @@ class SmallRequests:
                 raise HTTPException(413, f"a request has at most {MOST_BYTES} bytes")
             return message
 
-        is_upload = scope["type"] != "http" or scope["path"].endswith("/upload")
-        await self.app(scope, receive if is_upload else limited, send)
+        free = scope["type"] != "http" or scope["path"] == UPLOAD
+        await self.app(scope, receive if free else limited, send)
 
 
 def only_uploads(folder: Path) -> Callable[..., Awaitable[None]]:

@@ -63,10 +63,9 @@ def test_guidance_chooses_among_plausible_tokens():
     assert guide(c, u, 1.0, 0.9) is c
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_strong_guidance_of_half_precision_is_finite(dtype):
+def test_strong_guidance_of_half_precision_is_finite():
     """s (c - u) is beyond the numbers of float16."""
-    c, u = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0]], dtype=dtype)
+    c, u = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0]], dtype=torch.float16)
     guided = guide(c, u, 2000.0)
     assert guided.isfinite().all()
     assert draw(probabilities(guided, Sampling()), torch.tensor(0.5, dtype=torch.float64)) == 0
