@@ -32,3 +32,9 @@ def check_least(**values: tuple[int, int]) -> None:
     for name, (value, least) in values.items():
         if value < least:
             raise UserError(f"--{name}: {value}, at least {least}")
+
+
+def check_keep(*shares: float) -> None:
+    """Refuse a `--keep` that is no share of tokens."""
+    if wrong := [share for share in shares if not 0 < share <= 1]:
+        raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")

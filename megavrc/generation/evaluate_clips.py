@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError, check_least
+from megavrc.errors import UserError, check_keep, check_least
 from megavrc.evaluation.clip_model import ClipModel
 from megavrc.evaluation.clip_source import Frames, frame_range, read_at, source_facts, wholes
 from megavrc.evaluation.clipsim import Mode, measure_clipsim
@@ -160,8 +160,7 @@ def redundancy(
     device = str(check_device(device))
     if crf > 51:
         raise UserError(f"--crf: {crf}, at most 51")
-    if wrong := [share for share in keep or () if not 0 < share <= 1]:
-        raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")
+    check_keep(*keep or ())
     if tokens:
         folder = load_folder(tokens, device, "fp32")
         source = open_source(clips, planned, seed=seed, device=device)

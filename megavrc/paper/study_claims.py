@@ -244,10 +244,11 @@ def _difference(runs: dict[str, list[StudyRun]], claim: Claim) -> tuple[dict[int
 
 def _paired(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> dict[int, Array]:
     """`paired`; of a seed that the main set lacks, of the set with a tokenizer of its own, AGAIN."""
-    return paired(runs, _again(first), _again(second)) | paired(runs, first, second)
+    return paired(runs, again(first), again(second)) | paired(runs, first, second)
 
 
-def _again(cell: Cell) -> Cell:
+def again(cell: Cell) -> Cell:
+    """The same number of the run on the tokenizer that was made anew."""
     return replace(cell, run=cell.run.replace(MAIN, AGAIN))
 
 
@@ -282,7 +283,7 @@ def _shares(runs: dict[str, list[StudyRun]], first: Cell, second: Cell) -> list[
     """Of both cells of a pair, in the seeds and of the set that `_paired` takes."""
     main, seeds = paired(runs, first, second), _paired(runs, first, second)
     return [
-        _mean(values(runs, cell if seed in main else _again(cell))[seed][0] for seed in seeds)
+        _mean(values(runs, cell if seed in main else again(cell))[seed][0] for seed in seeds)
         for cell in (first, second)
     ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from megavrc.paper.plots import COLUMN, GIB, TEXT
 from megavrc.paper.plots import TOKEN as TOKEN_STYLE
 from megavrc.paper.plots import VRC as VRC_STYLE
-from megavrc.paper.study_claims import AGAIN, MAIN, Spread
+from megavrc.paper.study_claims import Spread, again
 from megavrc.paper.study_runs import Cell, values
 from megavrc.paper.study_tables import (
     RATES,
@@ -188,15 +188,18 @@ def _series(runs: Runs, models: dict[int, str], label: str, options: str, baseli
     """Bits and sound clips of models that differ in one number, beside the token model."""
     figure, axes = panels(2, columns=2, width=COLUMN, height=2.2, text=TEXT)
     for axis, (title, kind, score) in zip(axes, MEASURES, strict=True):
-        for tokenizer, marks, model in ((MAIN, "o-", "VRC"), (AGAIN, "s:", "VRC, tokenizer made anew")):
+        cells = [Cell(name, 4000, kind, score) for name in models.values()]
+        for of, least, marks, model in (
+            (cells, 1, "o-", "VRC"),
+            (map(again, cells), 2, "s:", "VRC, tokenizer made anew"),  # one point alone compares nothing
+        ):
             points = {
                 place: spread_metric(found)
-                for place, name in enumerate(models.values())
-                if says(found := values(runs, Cell(name.replace(MAIN, tokenizer), 4000, kind, score)))
+                for place, cell in enumerate(of)
+                if says(found := values(runs, cell))
             }
-            if tokenizer == MAIN:
+            if of is cells:
                 absent = [str(number) for place, number in enumerate(models) if place not in points]
-            least = 1 if tokenizer == MAIN else 2  # one point of another tokenizer compares nothing
             if len(points) < least:
                 continue
             there = list(points.values())

@@ -15,6 +15,7 @@ from megavrc.errors import UserError
 from megavrc.paper.study_claims import share_of
 from megavrc.paper.study_runs import Array, Cell, paired, told, values, with_objects
 from megavrc.paper.study_tables import (
+    CHEAP,
     LONG,
     REFINED,
     TOKEN,
@@ -101,16 +102,16 @@ def told_apart(runs: Runs) -> Iterator[dict[str, Any]]:
         UserError: clips were drawn for other prompts than those that were reconstructed.
     """
     prompts = told(runs, Cell(VRC.run, VRC.step, "reconstructed", "direction"))
-    cheap = TOKEN._replace(label="token model, VRC's FLOPs", step=2250)
-    for row in (TOKEN, cheap, VRC, REFINED, *LONG):
-        found = {column: values(runs, cell) for column, cell in _told_cells(row).items()}
+    for row in (TOKEN, CHEAP, VRC, REFINED, *LONG):
+        cells = _told_cells(row)
+        found = {column: values(runs, cell) for column, cell in cells.items()}
         if prompts:
-            for column, cell in _told_cells(row).items():
+            for column, cell in cells.items():
                 _check_prompts(cell, found[column], prompts[1])
         yield _told_row(row.label, row, found, prompts)
     for label, row, less in (
         ("VRC minus the token model", VRC, TOKEN),
-        ("the same, the token model with VRC's FLOPs", VRC, cheap),
+        ("the same, the token model with VRC's FLOPs", VRC, CHEAP),
         ("refinement in its passes minus VRC", REFINED, VRC),
         ("the same, four times the steps", LONG[1], LONG[0]),
     ):

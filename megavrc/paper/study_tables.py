@@ -12,7 +12,7 @@ import numpy as np
 
 from megavrc.evaluation.statistics import share_metric
 from megavrc.files import check_fields
-from megavrc.paper.study_claims import AGAIN, MAIN, Spread, crossed
+from megavrc.paper.study_claims import AGAIN, MAIN, Spread, again, crossed
 from megavrc.paper.study_runs import Array, Cell, StudyRun, paired, values
 from megavrc.results import Metric, Result, case, metric, read_result
 
@@ -37,8 +37,14 @@ class Row(NamedTuple):
         """What is told where a number is not there: options of the study's runner."""
         return f"`--priority {self.priority}{options}`"
 
+    def anew(self) -> "Row":
+        """The row of the run on the tokenizer that was made anew."""
+        name = self.run.replace(MAIN, AGAIN)
+        return self._replace(label=f"{self.label}, tokenizer made anew", run=name, priority=1)
+
 
 TOKEN = Row("token model", "scenes-token", 4000, 0)
+CHEAP = TOKEN._replace(label="token model, VRC's FLOPs", step=2250)
 VRC = Row("VRC", "scenes-vrc", 4000, 0)
 REFINED = Row("VRC with refinement, passes 8, 1, 1, 1", "scenes-refine", 4000, 0, " refined")
 LONG = (  # of one seed, and of the main set alone
@@ -47,22 +53,19 @@ LONG = (  # of one seed, and of the main set alone
 )
 TABLE1 = (
     TOKEN,
-    TOKEN._replace(label="token model, VRC's FLOPs", step=2250),
+    CHEAP,
     Row("token model, VRC's parameters", "scenes-token-160", 4000, 1),
     Row("token model, mean over all tokens", "scenes-token-loss", 4000, 1),
     VRC,
     REFINED,
     *LONG,
 )
-TABLE4 = tuple(
-    Row(f"{label}{of}", f"{tokenizer}{run}", step, priority)
-    for tokenizer, of in ((MAIN, ""), (AGAIN, ", tokenizer made anew"))
-    for label, run, step, priority in (
-        ("with stage 1", "vrc", VRC.step, 0 if tokenizer == MAIN else 1),
-        ("without, equal FLOPs", "without-stage1", 9000, 1),
-        ("without, equal steps", "without-stage1", 4000, 1),
-    )
+STAGES = (
+    VRC._replace(label="with stage 1"),
+    Row("without, equal FLOPs", "scenes-without-stage1", 9000, 1),
+    Row("without, equal steps", "scenes-without-stage1", 4000, 1),
 )
+TABLE4 = (*STAGES, *(row.anew() for row in STAGES))
 SCORES = {  # column -> kind, score
     "sound_from_text_1_1": ("free{}", "all"),
     "sound_from_text": ("free{} tuned", "all"),
@@ -167,10 +170,7 @@ def _row(runs: Runs, row: Row, cells: dict[str, Cell], parts: Sequence[str]) -> 
 def probes(runs: Runs) -> Iterator[dict[str, Any]]:
     """Bits of a cell of the later frames, teacher-forced, by cells and with disturbed histories."""
     rates = [Row(f"rate {rate}, group norm", run, 4000, 1) for rate, run in RATES.items()]
-    anew = [
-        row._replace(label=f"{row.label}, tokenizer made anew", run=row.run.replace(MAIN, AGAIN))
-        for row in rates[:2]
-    ]
+    anew = (row.anew() for row in rates[:2])
     for row in (TOKEN, VRC, REFINED._replace(label="VRC with refinement, one pass"), *rates, *anew):
         metrics: dict[str, Metric] = {}
         facts: dict[str, Any] = {}
@@ -199,8 +199,7 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
     for rate in list(RATES)[1:]:
         yield _bits(runs, f"+ compression: rate {rate} minus rate 1", 1, bits[rate], bits[1])
         if rate == 4:
-            pair = (replace(cell, run=cell.run.replace(MAIN, AGAIN)) for cell in (bits[rate], bits[1]))
-            yield _bits(runs, "the same, tokenizer made anew", 1, *pair)
+            yield _bits(runs, "the same, tokenizer made anew", 1, again(bits[rate]), again(bits[1]))
     yield _bits(runs, "with compression, in the paper's one pass: VRC minus the token model", 0, vrc, token)
     yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 0, plain, vrc)
     yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 0, refined, vrc)

@@ -105,12 +105,6 @@ def at_least_one(name: str, value: int | str) -> int:
     return int(value)
 
 
-def check_keep(*shares: float) -> None:
-    """Refuse a `--keep` that is no share."""
-    if wrong := [share for share in shares if not 0 < share <= 1]:
-        raise UserError(f"--keep: {wrong[0]} is not a share above 0 and at most 1")
-
-
 def known_method(name: str) -> Method:
     """The method of that name; UserError names those near it."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megavrc.errors import UserError, check_least
+from megavrc.errors import UserError, check_keep, check_least
 from megavrc.files import write_atomic
 from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
@@ -23,7 +23,6 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
-    check_keep,
     fitted,
     known_method,
     refuse_without_place,

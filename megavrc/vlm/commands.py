@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from megavrc.errors import UserError, check_least
+from megavrc.errors import UserError, check_keep, check_least
 from megavrc.hardware import check_device
 from megavrc.reduction import METHODS
 from megavrc.results import case, markdown, publish_tables, result
@@ -12,7 +12,6 @@ from megavrc.vlm.asking import (
     MiniSubject,
     Reduced,
     Subject,
-    check_keep,
     fitted,
     known_method,
     refuse_without_place,

@@ -1,9 +1,9 @@
 """The web page of `megavrc serve`: what `megavrc generate` offers, in a browser; shows frames as they arrive.
 
 Notable: nothing leaves the machine. Gradio's analytics, web fonts and run history (which would use the hub token of
-whoever runs the server) are off, it listens on this host alone unless
-told otherwise, and it reads no file but those that were uploaded to it (`uploads.py`). Texts that are not ours (names
-of models and classes, captions, errors about prompts) are escaped wherever the page would read them as HTML.
+whoever runs the server) are off, it listens on this host alone unless told otherwise, and it reads no file but those
+that were uploaded to it (`uploads.py`). Texts that are not ours (names of models and classes, captions, errors about
+prompts) are escaped wherever the page would read them as HTML.
 """
 
 import html
