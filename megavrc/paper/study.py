@@ -19,6 +19,7 @@ from megavrc.paper.study_tables import (
     PRESETS,
     Costs,
     checkpoints,
+    checks,
     gameplay,
     price,
     probes,
@@ -57,9 +58,9 @@ def study(
 
     Args:
         results: folder of the runs' result files.
-        tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-gameplay.json,
-            study-probes.json, study-shares.json, study-told.json and study-table1.json, 2 and 4, which docs/study.md
-            shows.
+        tables: folder for study-runs.json, study-clips.json, study-claims.json, study-bits.json, study-checks.json,
+            study-gameplay.json, study-probes.json, study-shares.json, study-told.json and study-table1.json, 2 and 4,
+            which docs/study.md shows.
         figures: folder for study_bits.svg, study_price.svg, study_fig4.svg, 5, 6 and, once clips
             are drawn, study_whole.svg.
         costs: folder with generate-b.json and generate-l.json of `megavrc benchmark generate`, train-study.json of
@@ -87,6 +88,7 @@ def write_study(results: Path, tables: Path, figures: Path, costs: Path, smoke: 
     config = {"results": digest(results, costs)}
     made = {"runs": _runs(runs), "clips": _clips(runs), "claims": _claims(runs, cost), "bits": price(runs)}
     made |= {
+        "checks": checks(runs),
         "gameplay": gameplay(runs),
         "probes": probes(runs),
         "table1": small_table1(runs),

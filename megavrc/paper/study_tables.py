@@ -22,6 +22,13 @@ Found = dict[int, tuple[Array, str]]
 PRESETS = ("b", "l")  # of hypothesis 5
 SPEED = "megavrc benchmark generate --preset {preset} --json FILE"
 RATES = {1: "scenes-rate1", 4: "scenes-rate4", 16: "scenes-rate16", 64: "scenes-rate64"}  # group norm in all
+CHECKS = (  # of rules 4 and 5: label, a run and what it is compared with, without the name of their set
+    ("the token model with VRC's parameters minus the token model", "token-160", "token"),
+    ("the loss as a mean over all tokens minus over terms, the token model", "token-loss", "token"),
+    ("half the learning rate minus the whole, the token model", "token-lr", "token"),
+    ("half the learning rate minus the whole, VRC", "vrc-lr", "vrc"),
+)
+IDENTITY = "rate 1 without convolutions minus rate 1"
 
 
 class Row(NamedTuple):
@@ -196,13 +203,36 @@ def price(runs: Runs) -> Iterator[dict[str, Any]]:
     first = "given a frame's earlier tokens: the token model"
     yield _bits(runs, first, 0, token)
     yield _bits(runs, "+ independence within a frame: rate 1 minus the token model", 1, bits[1], token)
+    yield _bits(runs, "independence, tokenizer made anew", 1, again(bits[1]), again(token))
     for rate in list(RATES)[1:]:
         yield _bits(runs, f"+ compression: rate {rate} minus rate 1", 1, bits[rate], bits[1])
         if rate == 4:
-            yield _bits(runs, "the same, tokenizer made anew", 1, again(bits[rate]), again(bits[1]))
+            yield _bits(runs, "rate 4 minus rate 1, tokenizer made anew", 1, again(bits[4]), again(bits[1]))
     yield _bits(runs, "with compression, in the paper's one pass: VRC minus the token model", 0, vrc, token)
+    yield _bits(runs, "VRC minus the token model, tokenizer made anew", 1, again(vrc), again(token))
     yield _bits(runs, "a model trained for passes, in one: refinement minus VRC", 0, plain, vrc)
     yield _bits(runs, "the same in passes 8, 1, 1, 1, minus VRC", 0, refined, vrc)
+
+
+def checks(runs: Runs) -> Iterator[dict[str, Any]]:
+    """What the checks of rules 4 and 5 change, on the tokenizer that was made anew: bits, and shares of clips."""
+    columns = {
+        "bits_first": ("bits val", "first", "bits"),
+        "bits_later": ("bits val", "later", "bits"),
+        "whole_given": ("given tuned", "whole", ""),
+        "sound_given": ("given tuned", "all", ""),
+    }
+    for label, run, usual in (*CHECKS, (IDENTITY, "rate1-identity", "rate1")):
+        metrics, facts, seeds = {}, {}, []
+        for column, (kind, score, unit) in columns.items():
+            first, second = (Cell(f"{AGAIN}{name}", VRC.step, kind, score) for name in (run, usual))
+            found: Found = {seed: (clips, "") for seed, clips in paired(runs, first, second).items()}
+            seeds.append(len(found))
+            if found:
+                metrics[column] = spread_metric(found, unit)
+            else:
+                facts[column] = "`--priority 1`" if unit else "`--priority 1 --tune`"
+        yield case(label, metrics, facts | {"seeds": seeds_of(seeds)})
 
 
 def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
@@ -227,12 +257,9 @@ def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
         ("against 1500 steps without, 1.14 times the FLOPs", vrc, of("without-stage1", 1500)),
         ("VRC of width 64 minus width 128", of("vrc-64"), vrc),
         ("VRC of width 192 and 6 layers minus width 128 and 4", large, vrc),
-        ("rate 1 without convolutions minus rate 1, step 500", of("rate1-identity", 500), rate1_500),
-        ("the token model with VRC's parameters minus the token model", of("token-160"), token),
-        ("the loss as a mean over all tokens minus over terms, the token model", of("token-loss"), token),
+        (f"{IDENTITY}, step 500", of("rate1-identity", 500), rate1_500),
+        *((label, of(run), of(usual)) for label, run, usual in CHECKS),
         ("the loss as a mean over all tokens minus over terms, VRC", of("vrc-loss"), vrc),
-        ("half the learning rate minus the whole, the token model", of("token-lr"), token),
-        ("half the learning rate minus the whole, VRC", of("vrc-lr"), vrc),
         ("half the learning rate minus the whole, VRC of width 192", of("vrc-192-lr"), large),
         ("group norm minus BatchNorm, rate 4", rate4, vrc),
         ("rate 16 minus rate 4, group norm", of("rate16"), rate4),

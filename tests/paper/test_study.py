@@ -16,7 +16,7 @@ from megavrc.paper.measured import SMOKE
 from megavrc.paper.study import digest, study, write_study
 from megavrc.paper.study_figures import drawn
 from megavrc.paper.study_runs import read_study
-from megavrc.paper.study_tables import Costs, gameplay, price
+from megavrc.paper.study_tables import Costs, checks, gameplay, price
 from megavrc.report.figures import save
 from megavrc.results import case, metric, page_text, read_result, result, table, write_result
 
@@ -27,6 +27,7 @@ TABLES = (
     "clips",
     "claims",
     "bits",
+    "checks",
     "gameplay",
     "probes",
     "shares",
@@ -220,6 +221,22 @@ def test_the_price_tells_the_first_later_frame_from_the_others(tmp_path: Path) -
         columns = ("bits", "first_later", "others")
         assert [row["metrics"][column]["value"] for column in columns] == pytest.approx(expected)
     assert token["facts"] == {"seeds": 1}
+
+
+def test_checks_stand_beside_the_usual_run_of_the_same_seed(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"bits val 4000": ["60 70 20", "50 70 20"]}
+    write_cases(tmp_path, "again-token", 1, usual | {"given tuned 4000": {"whole": "1 1", "all": "1 0"}})
+    wider: dict[str, Any] = {"bits val 4000": ["58 69 19", "50 69 18"]}
+    write_cases(tmp_path, "again-token-160", 1, wider | {"given tuned 4000": {"whole": "1 0", "all": "0 0"}})
+    write_cases(tmp_path, "again-token-lr", 2, {"bits val 4000": ["60 70 20", "50 70 20"]})
+    parameters, _, rate, *_ = checks(read_study(tmp_path))
+    found = {column: value["value"] for column, value in parameters["metrics"].items()}
+    assert found == pytest.approx(
+        {"bits_first": -1, "bits_later": -2.5, "whole_given": -0.5, "sound_given": -0.5}
+    )
+    assert parameters["facts"] == {"seeds": "1"}
+    assert not rate["metrics"]  # of another seed than the usual run
+    assert rate["facts"]["bits_later"] == "`--priority 1`"
 
 
 def test_gameplay_is_compared_at_equal_steps_and_at_equal_operations(tmp_path: Path) -> None:
