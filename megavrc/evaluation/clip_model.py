@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from megavrc.errors import UserError
 from megavrc.hardware import check_device
+from megavrc.pretrained import loading, whole_model
 from megavrc.user_files import UserFile
 
 Embeddings = NDArray[np.float32]  # [N, d], of length 1
@@ -83,33 +83,10 @@ def _load(file: UserFile) -> tuple[Any, Any, Any]:
 
     # Without torchvision this is what the other class falls back on: one preprocessing everywhere.
     pictures = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, report = transformers.CLIPModel.from_pretrained(
-            file.path, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+    what = "CLIP model"
+    with loading(file.path, what):
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.path, local_files_only=True)
         preprocessor = pictures.from_pretrained(file.path, local_files_only=True)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        AttributeError,
-        TypeError,
-        SafetensorError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file.path}: not a CLIP model that transformers loads: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    if missing := report["missing_keys"]:  # they would be random
-        raise UserError(f"{file.path}: {len(missing)} weights of the CLIP model are missing ({min(missing)})")
     if tokenizer.pad_token is None:
         raise UserError(f"{file.path}: its tokenizer has no pad token")
-    return model, tokenizer, preprocessor
+    return whole_model(file.path, what, torch.float32, transformers.CLIPModel), tokenizer, preprocessor

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.files import sha256_file, sha256_json
+from megavrc.pretrained import loading, whole_model
 
 SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt"}  # of the files that decide the features
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,27 +82,9 @@ def _check(folder: Path) -> None:
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    import transformers
+    from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else a report of the decoder's unused weights
-    logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, report = transformers.AutoModelForTextEncoding.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: not a text encoder that transformers loads: {reason}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    # What is missing would be random; the pooler is not used.
-    missing = [name for name in report["missing_keys"] if "pooler" not in name]
-    if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} weights of the text encoder are missing (first: {min(missing)})"
-        )
-    return model, tokenizer
+    what = "text encoder"
+    with loading(folder, what):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return whole_model(folder, what, dtype, AutoModelForTextEncoding, unused="pooler"), tokenizer

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from megavrc.errors import UserError
 from megavrc.files import named_path, read_jsonl
+from megavrc.pretrained import loading, whole_model
 from megavrc.video.errors import VideoError
 from megavrc.video.read import count_frames, probe, read_frames, read_picture
 from megavrc.vlm.accuracy import OWN
 from megavrc.vlm.asking import plain
-from megavrc.vlm.mini import whole_model
 from megavrc.vlm.questions import Conversation, Kind, Question
 
 LINE = ("image", "video", "turns")
@@ -31,15 +31,14 @@ class CheckpointSubject:
         path = Path(folder)
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: no config.json there; expected a checkpoint folder of transformers")
-        try:
-            self.processor = transformers.AutoProcessor.from_pretrained(path)
-        except (ImportError, OSError, ValueError) as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+        with loading(path, "processor"):
+            self.processor = transformers.AutoProcessor.from_pretrained(path, local_files_only=True)
         if getattr(self.processor, "chat_template", None) is None:
             raise UserError(
                 f"{path}: its processor has no chat template, so questions cannot be put into prompts"
             )
-        self.model = whole_model(path, "auto").eval().to(device)
+        model = whole_model(path, "checkpoint", "auto", transformers.AutoModelForImageTextToText)
+        self.model = model.eval().to(device)
         self.processor.tokenizer.padding_side = "left"
         self.name, self.longest, self.device = named_path(path).name, longest, device
 

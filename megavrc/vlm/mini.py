@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from megavrc.errors import UserError
+from megavrc.pretrained import whole_model
 from megavrc.video.shapes import DIRECTIONS
 from megavrc.vlm.questions import (
     COLOURS,
@@ -133,25 +133,7 @@ def load_mini(folder: str | Path, kind: Kind) -> Any:
     path = mini_folder(folder, kind)
     if kind not in trained_kinds(folder):
         raise UserError(f"{path}: no mini-VLM; `make vlm` trains it")
-    return whole_model(path, torch.float32).eval()
-
-
-def whole_model(path: Path, dtype: Any) -> Any:
-    """A model of transformers, all weights of which are in its folder; UserError names what is wrong there."""
-    try:
-        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())[:300]}") from error
-    if missing := report["missing_keys"]:  # they would be random
-        raise UserError(f"{path}: {len(missing)} weights of the model are missing ({min(missing)})")
-    if other := report["mismatched_keys"]:  # these too
-        raise UserError(
-            f"{path}: {len(other)} weights have other sizes than config.json says ({min(other)[0]}): give the "
-            "config.json that was saved with them"
-        )
-    return model
+    return whole_model(path, "mini-VLM", torch.float32, transformers.AutoModelForImageTextToText).eval()
 
 
 def pixels(frames: Sequence[NDArray[np.uint8]]) -> Tensor:

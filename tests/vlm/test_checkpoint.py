@@ -152,7 +152,7 @@ def test_a_checkpoint_whose_weights_are_not_whole_is_named(checkpoint: Path, tmp
     CheckpointSubject(folder, "cpu")
     left = {name: value for name, value in weights.items() if not name.endswith(("_1.bias", "_2.bias"))}
     save_file(left, file, {"format": "pt"})
-    message = r"own: 2 weights of the model are missing \(model\.multi_modal_projector\.linear_1\.bias\)"
+    message = r"own: 2 weights of the checkpoint are missing \(model\.multi_modal_projector\.linear_1\.bias\)"
     with pytest.raises(UserError, match=message):
         CheckpointSubject(folder, "cpu")
     file.write_bytes(file.read_bytes()[:1000])

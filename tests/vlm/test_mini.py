@@ -168,11 +168,11 @@ def resized(folder: Path) -> None:
         (cut, r"image: .*header"),
         (
             stripped,
-            r"image: 1 weights of the model are missing \(model\.multi_modal_projector\.linear_1\.bias\)",
+            r"image: 1 weights of the mini-VLM are missing \(model\.multi_modal_projector\.linear_1\.bias\)",
         ),
         (
             resized,
-            r"image: 18 weights have other sizes than config\.json says \(model\.language_model\.layers\.0\.",
+            r"image: 18 weights of the mini-VLM have other sizes than config\.json says \(model\.language_model\.layers\.0\.",
         ),
     ],
 )
