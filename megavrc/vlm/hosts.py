@@ -209,6 +209,7 @@ class ReducedModel:
     def generate_reduced(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Generate as `model.generate` does."""
         given = {"input_ids": inputs, **kwargs} if inputs is not None else kwargs
+        given = masking_padding(given, args, self.model)
         cache = cache_of(given)
         if before := turn_of(cache):
             rest, turn = without_pixels(given), before.continued(given, placeholders(self.model))
@@ -344,14 +345,30 @@ def placeholders(model: Any) -> list[int]:
     return [token for token in tokens if token is not None]
 
 
+def settings_of(given: dict[str, Any], args: tuple[Any, ...], model: Any, name: str) -> Iterator[Any]:
+    """What a call of `generate` and its configurations say of a setting, the strongest first."""
+    configs = (given.get("generation_config"), *args, model.generation_config)
+    said = (given.get(name), *(getattr(config, name, None) for config in configs))
+    return (value for value in said if value is not None)
+
+
+def masking_padding(given: dict[str, Any], args: tuple[Any, ...], model: Any) -> dict[str, Any]:
+    """`given` with the mask that `generate` makes of the padding in it where none is given."""
+    ids, pad = given.get("input_ids"), next(settings_of(given, args, model, "pad_token_id"), None)
+    if ids is None or pad is None or given.get("attention_mask") is not None:
+        return given
+    ends = next(settings_of(given, args, model, "eos_token_id"), [])
+    if pad in (ends if isinstance(ends, list) else [ends]):  # then it may be a word
+        return given
+    return given | {"attention_mask": ids.ne(pad).long()}
+
+
 def lengths_of_cut(given: dict[str, Any], args: tuple[Any, ...], model: Any, turn: Turn) -> dict[str, int]:
     """`max_length` and `min_length` for the prompt that the LLM has: callers count the whole prompt in them."""
     cut = turn.given.shape[1] - turn.ids.shape[1]
-    configs = (given.get("generation_config"), *args, model.generation_config)
 
     def setting(name: str) -> int | None:
-        values = (given.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in values if value), None)
+        return next(filter(None, settings_of(given, args, model, name)), None)
 
     return {
         name: max(0, length - cut)

@@ -34,8 +34,8 @@ class Turn:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing was cut."""
-        return self.ids.shape == self.given.shape
+        """Whether nothing was cut, of any row."""
+        return self.ids.equal(self.given)
 
     def continued(self, inputs: dict[str, Any], placeholders: list[int]) -> "Turn":
         """A conversation that begins with it, given whole; UserError where it does not, or where pictures follow."""
@@ -102,7 +102,10 @@ def with_turn(inputs: dict[str, Any], turn: Turn) -> dict[str, Any]:
 
 
 def position_ids(model: Any, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """[R, B, S] of the whole prompt: one row, or with M-RoPE text, time, height and width."""
+    """[R, B, S] of the whole prompt: one row, or with M-RoPE text, time, height and width.
+
+    Padding behind a prompt has the position of its last token, since an answer counts on from the last column.
+    """
     text = (mask.long().cumsum(-1) - 1).clamp(min=0)[None]
     if not hasattr(model.model, "get_rope_index"):
         return text
@@ -110,7 +113,10 @@ def position_ids(model: Any, ids: Tensor, mask: Tensor, inputs: dict[str, Any]) 
     given = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
     kinds = (ids == model.config.image_token_id).int() + 2 * (ids == model.config.video_token_id).int()
     given = {"mm_token_type_ids": kinds, **given, "attention_mask": mask}
-    return torch.cat([text, model.model.get_rope_index(**given)[0]])
+    positions = torch.cat([text, model.model.get_rope_index(**given)[0]])
+    column = torch.arange(ids.shape[1], device=ids.device)
+    last = column.where(mask.bool(), 0).cummax(-1).values
+    return positions.gather(-1, last.expand(len(positions), -1, -1))
 
 
 def cut_prompt(ids: Tensor, mask: Tensor, positions: Tensor, stay: Tensor, policy: str) -> Turn:

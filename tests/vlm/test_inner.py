@@ -176,7 +176,10 @@ def test_an_exception_leaves_nothing_behind(method: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
 def test_rows_with_and_without_pictures(family: str) -> None:
-    """Each row is as if alone, padded on either side; the last one has two pictures. With beams and samples."""
+    """Each row is as if alone, padded on either side; the last one has two pictures. With beams and samples.
+
+    Answers are the same with padding on either side, and where the mask is left to `generate`.
+    """
     model = tiny(family)
     rows = [
         prompt(family, [5, 6, 7, 8]),
@@ -192,12 +195,22 @@ def test_rows_with_and_without_pictures(family: str) -> None:
                 for value, shown in zip(both[name], both["attention_mask"], strict=True)
             ]
         )
+    without_mask = {name: value for name, value in both.items() if name != "attention_mask"}
+    longest = prompt(family, [5] * 300)  # nothing of it is cut
     for method in ("visionzip", "fastv"):
         with torch.no_grad(), reduce(model, method, keep=0.75):
             alone = [model(**row).logits[0] for row in rows]
             for padded in (both, right):
                 for found, one in zip(model(**padded).logits, alone, strict=True):
                     torch.testing.assert_close(found[-len(one) :], one, atol=2e-5, rtol=1e-4)
+            told: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}
+            said = [
+                torch.stack(answer(model, padded, **told).logits) for padded in (both, right, without_mask)
+            ]
+            for other in said[1:]:
+                torch.testing.assert_close(other, said[0], atol=2e-5, rtol=1e-4)
+            mixed = model(**batch(rows[1], longest)).logits[0]
+            torch.testing.assert_close(mixed[-len(alone[1]) :], alone[1], atol=2e-5, rtol=1e-4)
             beams = answer(model, both, num_beams=2, num_return_sequences=2)
             assert torch.equal(
                 beams, answer(model, both, num_beams=2, num_return_sequences=2, use_cache=False)
