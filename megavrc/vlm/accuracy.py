@@ -31,13 +31,13 @@ class Asked:
 
     Attributes:
         right: [N, turns] bool. types: [N, turns] of questions. seeds: [N].
-        budgets: layer-weighted share of visual tokens, of each batch.
+        budgets: layer-weighted share of visual tokens of each batch, and how many it is of.
     """
 
     right: Array
     types: Array
     seeds: Array
-    budgets: list[float]
+    budgets: list[tuple[float, int]]
 
     def share(self, values: Array, chosen: Array, least: float = 0.0) -> Metric | None:
         """Mean of `values` [N, turns], `least` to 1, where `chosen`, its 95% interval (bootstrap of conversations),
@@ -71,9 +71,9 @@ class Asked:
             found[f"lost_{name}"] = loss = self.share(lost, chosen, -1.0)
             if loss and self is whole:
                 del loss["low"], loss["high"]
-        budget = metric(
-            float(np.mean(self.budgets)), "share", len(self.budgets), min(self.budgets), max(self.budgets)
-        )
+        shares, tokens = zip(*self.budgets, strict=True)
+        seen = float(np.average(shares, weights=tokens))
+        budget = metric(seen, "share", len(shares), min(shares), max(shares))
         return {"budget": budget, **{name: value for name, value in found.items() if value is not None}}
 
     @property

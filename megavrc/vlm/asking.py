@@ -124,8 +124,9 @@ def refuse_without_place(subject: Subject, named: Sequence[str] = ()) -> None:
 @torch.no_grad()
 def ask(
     subject: Subject, conversations: Sequence[Conversation], reduced: Reduced, turns: int, batch: int
-) -> tuple[NDArray[np.bool_], list[float]]:
-    """[N, turns]: whether each answer is right, and the layer-weighted share of visual tokens in each batch.
+) -> tuple[NDArray[np.bool_], list[tuple[float, int]]]:
+    """[N, turns]: whether each answer is right; of each batch the layer-weighted share of visual tokens, and of how
+    many.
 
     One block of `reduce` for each batch, turn after turn in it.
     """
@@ -145,7 +146,7 @@ def ask(
                 wanted = [item.questions[turn].answer for item in part]
                 columns.append([plain(a) == plain(b) for a, b in zip(said, wanted, strict=True)])
             found.append(np.array(columns, dtype=bool).T)
-            budgets.append(1.0 if seen is None else seen.keep)
+            budgets.append((1.0, 1) if seen is None else (seen.keep, seen.unreduced))
     return np.concatenate(found), budgets
 
 

@@ -42,15 +42,15 @@ def test_shares_are_paired_and_without_types_below_the_goal() -> None:
     types = np.array([["colour", "digit"]] * 20)
     right = np.ones((20, 2), dtype=bool)
     right[:6, 1] = False  # digits: 70%
-    whole = Asked(right, types, np.array([1] * 10 + [2] * 10), [1.0])
+    whole = Asked(right, types, np.array([1] * 10 + [2] * 10), [(1.0, 1)])
     worse = right.copy()
     worse[:5, 0] = False
-    found = Asked(worse, types, whole.seeds, [0.25, 0.25]).metrics(whole)
+    found = Asked(worse, types, whole.seeds, [(0.25, 300), (0.5, 100)]).metrics(whole)
     assert whole.left_out() == ["digit"]
     assert found["digit"]["value"] == pytest.approx(0.7) and "detail" not in found and "turn_2" not in found
     assert found["all"]["value"] == 0.75 and found["lost_all"]["value"] == 0.25
     assert found["lost_all"]["low"] < 0.25 < found["lost_all"]["high"] and found["lost_colour"]["n"] == 20
-    assert found["lost_all"]["by_seed"] == [0.5, 0.0] and found["budget"]["value"] == 0.25
+    assert found["lost_all"]["by_seed"] == [0.5, 0.0] and found["budget"]["value"] == 0.3125
     assert found["lost_digit"]["value"] == 0 and found["lost_gist"]["value"] == 0.25
     # digits are as before in all 20 conversations: another may lose or win one, as often as Wilson says of 0 of 20
     assert found["lost_digit"]["high"] == -found["lost_digit"]["low"] == pytest.approx(0.1611, abs=1e-4)

@@ -244,4 +244,4 @@ def test_the_trained_one_answers_as_its_run_says(kind: Kind) -> None:
         assert right > measured[f"val/test/{name}"] - 0.2, name
     lost = [(whole.right.astype(int) - few.right)[whole.types == name].mean() for name in TYPES[kind]]
     assert max(lost) >= 0.1
-    assert all(0.05 < share < 0.15 for share in few.budgets)
+    assert all(0.05 < share < 0.15 for share, _ in few.budgets)
