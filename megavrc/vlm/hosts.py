@@ -289,7 +289,9 @@ class ReducedModel:
         stay = mask.bool()
         texts = [ids[row][words[row]] for row in range(len(ids))]
         self.fewer_features(outputs, items, rows, texts, stay)
-        return rest, cut_prompt(ids, mask, positions, stay, self.request.positions)
+        # Gaps in a whole prompt are the model's own: seconds between the frames of a clip.
+        policy = self.request.positions if self.request.keep < 1 else "kept"
+        return rest, cut_prompt(ids, mask, positions, stay, policy)
 
     def picture(self, item: Placed, inner: Inner) -> Picture:
         """Its place in the prompt, and the number of its tokens that go into each layer."""
@@ -357,7 +359,7 @@ def masking_padding(given: dict[str, Any], args: tuple[Any, ...], model: Any) ->
     ids, pad = given.get("input_ids"), next(settings_of(given, args, model, "pad_token_id"), None)
     if ids is None or pad is None or given.get("attention_mask") is not None:
         return given
-    ends = next(settings_of(given, args, model, "eos_token_id"), [])
+    ends = next(settings_of(given, args, model, "eos_token_id"), None)
     if pad in (ends if isinstance(ends, list) else [ends]):  # then it may be a word
         return given
     return given | {"attention_mask": ids.ne(pad).long()}

@@ -218,6 +218,17 @@ def test_renumbered_positions_of_mrope_close_gaps_and_kept_ones_do_not() -> None
     assert kept[:, -1].tolist() == [8, 8, 8]  # 5, start, an image of 4 x 4 from 2 on, end, 7, 8
     assert renumbered.unique().tolist() == list(range(int(renumbered.max()) + 1))
     assert int(renumbered.max()) < 8
+    seen.clear()
+    clip = prompt("qwen2_5_vl", [5], "video", [7])  # its frames are seconds apart: gaps of the model's own
+    with torch.no_grad():
+        hook = model.model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["position_ids"][-3:]), with_kwargs=True
+        )
+        model.generate(**clip, max_new_tokens=1)
+        with reduce(model, "strided", keep=1, positions="renumbered"):
+            model.generate(**clip, max_new_tokens=1)
+    hook.remove()
+    assert torch.equal(*seen) and int(seen[0].max()) > seen[0].unique().numel()
 
 
 def test_deepstack_levels_are_read_at_the_kept_places() -> None:
