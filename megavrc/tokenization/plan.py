@@ -136,7 +136,8 @@ def make_tokenization_plan(
         UserError: nothing to tokenize, a key of `TAKEN`, a tokenizer that does not fit, or another plan lies there
             already, or one for another decoder.
     """
-    entries = [entry for entry in read_manifest(manifest) if entry["split"] in settings.splits]
+    everything = read_manifest(manifest)
+    entries = [entry for entry in everything if entry["split"] in settings.splits]
     _check_ids(entries)
     if not (out / "plan.json").is_file():  # a job that goes on keeps what it was planned with
         _check_own_keys(manifest, entries)
@@ -158,7 +159,7 @@ def make_tokenization_plan(
         "vocab": tokenizer.config.codes,
         "shapes": _shapes(tokenizer, settings),
         "shards": shards,
-        "classes": names_by_label(entries),
+        "classes": names_by_label(everything),  # a job for each split has the same
         "decoder": decoder_versions(),
         "sources_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
@@ -166,8 +167,9 @@ def make_tokenization_plan(
         old = _read_plan(out)
         if "decoder" not in old:  # made before it was recorded: its shards are bound to its hash
             del content["decoder"]
-        if old["classes"] is None:  # as it was written if a single video had no label
-            content["classes"] = None
+        # As plans of before have it: of these splits alone, and none if a single video had no label.
+        if old["classes"] in (None, names_by_label(entries)):
+            content["classes"] = old["classes"]
         _refuse_another(out, old, content)
     write_atomic(out / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
     places = {"root": str(manifest.parent.resolve()), "tokenizer_path": str(tokenizer_path.resolve())}

@@ -129,6 +129,28 @@ def test_a_setting_that_was_changed_by_hand_is_refused(job: Path, manifest: Path
     assert load_plan(job).root == Path("/moved")
 
 
+def write_classes(job: Path, classes: list[str] | None) -> None:
+    """A plan as if it had been made with other classes."""
+    content = read_json(job / "plan.json") | {"classes": classes}
+    decides = {key: value for key, value in content.items() if key not in UNHASHED}
+    write_json(job / "plan.json", content | {"plan_sha256": sha256_json(decides)})
+
+
+def test_a_job_for_each_split_has_the_same_classes(manifest: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """A validation set of classes may be a job of its own, whose videos need not be of all of them."""
+    entries = read_manifest(manifest)
+    for entry in entries:
+        entry["path"] = str(manifest.parent / entry["path"])
+        entry["split"] = "val" if entry["label"] == 0 else "train"
+    write_manifest(tmp_path / "m.jsonl", entries)
+    for split in ("train", "val"):
+        plan(tmp_path / "m.jsonl", tmp_path / split, tokenizer, **SMALL, splits=[split])
+        assert load_plan(tmp_path / split).classes == ["a", "b"]
+    write_classes(tmp_path / "val", ["a"])  # as it was made before
+    plan(tmp_path / "m.jsonl", tmp_path / "val", tokenizer, **SMALL, splits=["val"])
+    assert load_plan(tmp_path / "val").classes == ["a"]
+
+
 def test_one_video_without_a_label_leaves_classes_their_names(
     manifest: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -140,8 +162,6 @@ def test_one_video_without_a_label_leaves_classes_their_names(
     write_manifest(listed := tmp_path / "manifest.jsonl", entries)
     plan(listed, out := tmp_path / "out", tokenizer, **SMALL)
     assert load_plan(out).classes == ["a", "b"]
-    content = read_json(out / "plan.json") | {"classes": None}
-    decides = {key: value for key, value in content.items() if key not in UNHASHED}
-    write_json(out / "plan.json", content | {"plan_sha256": sha256_json(decides)})
+    write_classes(out, None)
     plan(listed, out, tokenizer, **SMALL)
     assert load_plan(out).classes is None
