@@ -104,7 +104,8 @@ class OptimizerConfig:
         eps: number added to the root of the second moment.
         weight_decay: decoupled weight decay, times lr.
         warmup: steps of linear warm-up from 0.
-        schedule: after the warm-up, `cosine` down to final_lr x lr at the last step, or `constant`.
+        schedule: after the warm-up, `cosine` down to final_lr x lr, which the step after the last would have, or
+            `constant`.
         final_lr: the fraction of lr at the end of the cosine.
     """
 

@@ -28,7 +28,8 @@ class ValidationDataConfig:
 
     Attributes:
         path, blend, split: as in `TokenDataConfig`; with neither path nor blend, the training data's.
-        samples: number of samples of one pass over the set, its first ones.
+        samples: number of samples of one pass over the set, its first ones; of a blend by weight, so that a small
+            dataset begins anew before a large one is through.
     """
 
     path: str = ""
