@@ -132,7 +132,9 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [..., V] after temperature, top-k and top-p, in at least float32."""
     wide = _wide(logits)
     if sampling.temperature < COLDEST or sampling.top_k == 1:
-        return torch.zeros_like(wide).scatter_(-1, wide.argmax(-1, keepdim=True), 1.0)
+        most, where = wide.max(-1, keepdim=True)
+        # Of NaN or infinity it is NaN, which `draw` refuses.
+        return torch.zeros_like(wide).scatter_(-1, where, most * 0 + 1)
     wide = wide / sampling.temperature
     if 0 < sampling.top_k < wide.shape[-1]:
         kept, where = wide.topk(sampling.top_k, dim=-1)

@@ -71,13 +71,14 @@ def test_strong_guidance_of_half_precision_is_finite():
     assert draw(probabilities(guided, Sampling()), torch.tensor(0.5, dtype=torch.float64)) == 0
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.0), Sampling(top_k=1)])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_probabilities_that_are_no_numbers_are_refused(number):
+def test_probabilities_that_are_no_numbers_are_refused(number, sampling):
     model = build()
     with torch.no_grad():
         model.trunk.norm.weight[0] = number
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
-        generate(model, inputs(model)[1], SamplingSettings(), [0, 1])
+        generate(model, inputs(model)[1], SamplingSettings(sampling, sampling), [0, 1])
 
 
 @pytest.mark.parametrize("variant", ["paper", "token", "row", "segments without x"])
