@@ -111,7 +111,8 @@ def to_hf(
         raise UserError(f"--shard_size: {shard_size!r}; expected a size such as 500MB or 4GB")
     sampling_defaults(temperatures)  # refuses before any work
     source = read_run(run, step, weights)
-    sampling = sampling_defaults(temperatures, source.state.get("sampling"))  # of what was made of a folder
+    known_sampling = source.state.get("sampling")  # of what was made of a folder
+    sampling = sampling_defaults(temperatures, known_sampling, source.model)
     if step is None and (run / "run.json").is_file() and not (run / "complete.json").is_file():
         print(
             f"note: {run} is not finished; its newest checkpoint, of step {source.state['step']}, is converted"
@@ -133,11 +134,14 @@ def to_hf(
 
 
 def sampling_defaults(
-    temperatures: Sequence[float] | None = None, known: Mapping[str, Any] | None = None
+    temperatures: Sequence[float] | None = None,
+    known: Mapping[str, Any] | None = None,
+    model: ModelConfig | None = None,
 ) -> dict[str, Any]:
-    """generation_config.json (`known`: that of an earlier folder), with other temperatures of the first and the later
-    frames; UserError: no such pair."""
-    whole = SAMPLING_DEFAULTS if known is None else dict(known)
+    """generation_config.json of a model (`known`: that of an earlier folder, to which nothing is added), with other
+    temperatures of the first and the later frames; UserError: no such pair."""
+    refined = REFINED_DEFAULTS if model and model.refine and model.frames else {}
+    whole = SAMPLING_DEFAULTS | refined if known is None else dict(known)
     if temperatures is None:
         return whole
     if len(temperatures) != 2 or not all(0 < value < math.inf for value in temperatures):
@@ -161,7 +165,7 @@ def publish(
     training: dict[str, Any],
     shard_size: str = "4GB",
     captions: Iterable[str] = (),
-    sampling: Mapping[str, Any] = SAMPLING_DEFAULTS,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a folder and pass it through the gate; `out` appears only then.
 
@@ -172,7 +176,7 @@ def publish(
         training: what `training_record` gives.
         shard_size: largest weight file.
         captions: on which the converted text tokenizer is compared with the original.
-        sampling: with which it generates, what is not said for a clip.
+        sampling: with which it generates, what is not said for a clip (default: that of a new folder).
 
     Raises:
         UserError: the folder does not pass; nothing is left behind.
@@ -218,7 +222,7 @@ def write_folder(
     training: dict[str, Any],
     shard_size: str,
     captions: Iterable[str] = (),
-    sampling: Mapping[str, Any] = SAMPLING_DEFAULTS,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Write every file of a folder; arguments as of `publish`."""
     from transformers.utils import logging
@@ -243,8 +247,7 @@ def write_folder(
     model.save_pretrained(folder, max_shard_size=shard_size)
     if text is not None:
         write_text_tokenizer(folder, text, vrc.config.condition.slots, captions)
-    refined = REFINED_DEFAULTS if vrc.config.refine and vrc.config.frames else {}
-    write_json(folder / SAMPLING, {**sampling, **refined, **sampling})  # in this order, `sampling` wins
+    write_json(folder / SAMPLING, sampling_defaults(known=sampling, model=vrc.config))
     parameters = vrc.parameter_counts()["total"]
     rows = dict(training.get("summary", ())) | ({"frames a second": config.fps} if "fps" in training else {})
     if classes:

@@ -58,14 +58,16 @@ def test_sampling_stays_that_of_the_folder(tmp_path) -> None:
     source = Source(tmp_path, refine=True, refine_layer=1)  # whose usual sampling says more
     hf = converted(source, tmp_path / "hf")
     with_own_sampling(hf)
-    own = read_json(hf / "generation_config.json") | {"later_passes": [4]}
-    write_json(hf / "generation_config.json", own)
-    from_hf(hf, tmp_path / "start")
-    run = read_run(tmp_path / "start")
-    sampling = sampling_defaults(None, run.state["sampling"])
+    own = read_json(hf / "generation_config.json")
     parts = source.video, source.text, {}, "4GB"
-    write_folder(tmp_path / "again", build(run, torch.float32), *parts, sampling=sampling)
-    assert read_json(tmp_path / "again" / "generation_config.json") == own
+    del own["later_passes"]
+    for name, passes in {"one": {}, "four": {"later_passes": [4]}}.items():
+        write_json(hf / "generation_config.json", own | passes)
+        from_hf(hf, tmp_path / f"{name} start")
+        run = read_run(tmp_path / f"{name} start")
+        sampling = sampling_defaults(None, run.state["sampling"], run.model)
+        write_folder(tmp_path / name, build(run, torch.float32), *parts, sampling=sampling)
+        assert read_json(tmp_path / name / "generation_config.json") == own | passes
     assert sampling_defaults([0.3, 0.4], own)["first_temperature"] == 0.3
 
 
