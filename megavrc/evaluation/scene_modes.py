@@ -18,7 +18,7 @@ NEAR = 0.75  # canvas units a frame between a motion and the mode that it is tak
 
 
 def score_modes(
-    draws: Iterable[tuple[Scene, Sequence[Frames]]], each_once: bool = False
+    draws: Iterable[tuple[Scene, Sequence[Frames]]], each_once: bool = False, beside: int = 0
 ) -> dict[str, SceneScore]:
     """Compare the motions of generated clips with the distribution that caption and first frame leave open.
 
@@ -28,11 +28,14 @@ def score_modes(
         draws: for every first frame its scene and the clips drawn from it, uint8 [T, H, W, 3] each, as many as
             possible: the interval of the scores is over first frames only.
         each_once: the clips are every future once, not draws: nothing is subtracted.
+        beside: draws that a model makes of each first frame, which these clips, every future once, stand beside.
 
     Returns:
         By name, one value a first frame: `modes`, total variation in excess of what as many draws of the true
         distribution would have on average (nan if no clip counts or the caption tells all); `modes_whole`, the share
-        of clips that are whole; `modes_other`, the share of those in which an untold object does none of what it could.
+        of clips that are whole; `modes_other`, the share of those in which an untold object does none of what it could;
+        with `beside` also `modes_perfect`, what `modes` of so many draws is on average where each of these clips is
+        drawn as often. The fewer clips are whole, the less excess there can be: of one clip it is 0.
     """
     rows = []
     for scene, clips in draws:
@@ -48,13 +51,17 @@ def score_modes(
         measure = variation if each_once else excess_variation
         excess = [measure(counts) for counts in tables if counts.sum()]
         other = np.any(wholes[:, untold] < 0, axis=1).astype(float)
-        rows.append((np.mean(excess) if excess else np.nan, len(wholes) / len(modes), mean(other)))
+        share = len(wholes) / len(modes)
+        perfect = [
+            expected_excess(counts, max(1, round(beside * share))) for counts in tables if counts.sum()
+        ]
+        rows.append([np.mean(excess) if excess else np.nan, share, mean(other), mean(np.array(perfect))])
     if not rows:
         raise ValueError("no first frames to score")
-    names = ("modes", "modes_whole", "modes_other")
+    names = ("modes", "modes_whole", "modes_other", *(["modes_perfect"] if beside else []))
     return {
         name: SceneScore(np.array(column, float), name in SHARES)
-        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        for name, column in zip(names, zip(*rows, strict=True), strict=False)
     }
 
 
@@ -85,10 +92,21 @@ def excess_variation(counts_K: Sequence[int] | NDArray[np.int64]) -> float:
     return variation(counts_K) - expected_variation(int(np.sum(counts_K)), len(counts_K))
 
 
+def expected_excess(counts_K: Sequence[int] | NDArray[np.int64], n: int) -> float:
+    """Mean `excess_variation` of n draws of values that are as probable as these counts are large."""
+    counts_K = np.asarray(counts_K)
+    return _expected(n, counts_K / counts_K.sum()) - expected_variation(n, len(counts_K))
+
+
 def expected_variation(n: int, k: int) -> float:
-    """Mean total variation between n uniform draws of k values and the uniform distribution.
+    """Mean total variation between n uniform draws of k values and the uniform distribution."""
+    return _expected(n, np.full(k, 1 / k))
+
+
+def _expected(n: int, shares_K: Array) -> float:
+    """Mean total variation between n draws of values with these shares and the uniform distribution.
 
     Every count is binomial, so the mean of each absolute deviation is a finite sum; no approximation.
     """
-    counts = np.arange(n + 1)
-    return float(k * (stats.binom.pmf(counts, n, 1 / k) * np.abs(counts / n - 1 / k)).sum() / 2)
+    counts, k = np.arange(n + 1)[:, None], len(shares_K)
+    return float((stats.binom.pmf(counts, n, shares_K) * np.abs(counts / n - 1 / k)).sum() / 2)

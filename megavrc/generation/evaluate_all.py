@@ -28,7 +28,7 @@ from megavrc.files import check_place, write_atomic
 from megavrc.generation.clip_sources import asked_for, is_model, open_source
 from megavrc.generation.evaluate_clips import FEWEST_DRAWS
 from megavrc.generation.evaluate_copying import measure_model_copying
-from megavrc.generation.evaluate_scenes import measured, scene_rows
+from megavrc.generation.evaluate_scenes import INTERVAL, measured, scene_rows
 from megavrc.hardware import check_device
 from megavrc.progress import progress
 from megavrc.results import case, check_result_place, result, table, write_result
@@ -193,4 +193,4 @@ def _scenes(source: ClipSource, like: ClipSource, true: ClipSource, real: Path) 
         names = [f"{each.name}: clip {each.clips[index].key}" for index in order]
         scores = score_scenes((read_whole(each, index) for index in order), scenes, names)
         cases.append(case(each.name, dict(measured(scores))))
-    return MetricReport(cases, {}, {"interval": "95%, bootstrap over clips"} | facts)
+    return MetricReport(cases, {}, {"interval": INTERVAL} | facts)

@@ -31,6 +31,9 @@ Clips = NDArray[np.uint8]  # [B, T, H, W, 3]
 
 EXAMPLES = 6  # clips of each set on the sheet
 OPEN = 8  # first frames from which `draws` clips each are generated
+INTERVAL = (
+    "95%, bootstrap over clips (modes: first frames); of shares that are equal in all, as wide as Wilson's"
+)
 UNITS = {"psnr": "dB", "flight": "px", "bounce": "px", "path_by_frame": "px", "jitter": "px a frame"}
 
 
@@ -106,7 +109,7 @@ def scenes(
         drawn = draw_each(folder, chosen, sets["real"][:, 0], draws, seed, settings, batch)
         scores["from_first_frame"] |= score_modes(drawn)
         left = every_future(video, chosen, sets["real"].shape[1:3], batch, manifest)
-        scores["reconstructed"] |= score_modes(left, each_once=True)
+        scores["reconstructed"] |= score_modes(left, each_once=True, beside=draws)
     metrics = {name: dict(measured(each)) for name, each in scores.items()}
     print(set_table(metrics))
     if json:
@@ -136,7 +139,7 @@ def _write(
         "manifest_sha256": sha256_file(manifest),
         "tokenizer": video.sha256 if video else None,
         "model": folder.identity() if folder else None,
-        "interval": "95%, bootstrap over clips",
+        "interval": INTERVAL,
     }
     cases = [case(name, found) for name, found in metrics.items()]
     write_result(json, result("evaluate scenes", config, cases, {}, protocol, device))
@@ -239,7 +242,7 @@ def every_future(
 ) -> Iterator[tuple[Scene, list[NDArray[np.uint8]]]]:
     """What the tokenizer makes of every future of each chosen row, of so many frames and pixels.
 
-    A motion has to be whole to count, so `modes` of these clips is what draws of the true distribution get.
+    A motion has to be whole to count, so `modes` of these clips is what many draws of the true distribution get.
     """
     for _, _, scene in chosen.values():
         clips = [render_scene(scene.moved(motions), *shape) for motions in scene.futures]

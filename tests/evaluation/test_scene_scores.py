@@ -10,7 +10,13 @@ import scene_faults as faults
 
 from megavrc.errors import UserError
 from megavrc.evaluation.scene_detector import detect_scene
-from megavrc.evaluation.scene_modes import excess_variation, expected_variation, score_modes
+from megavrc.evaluation.scene_modes import (
+    excess_variation,
+    expected_excess,
+    expected_variation,
+    score_modes,
+    variation,
+)
 from megavrc.evaluation.scene_motion import fit_motion, folded
 from megavrc.evaluation.scene_scores import SHARES as ALL_SHARES
 from megavrc.evaluation.scene_scores import SceneScore, match, score_scenes
@@ -230,6 +236,17 @@ def test_every_future_once_is_even_and_one_that_is_lost_is_not() -> None:
     assert len(clips) == 2 and scores["modes"].mean == 0 and scores["modes_whole"].mean == 1
     lost = score_modes([(shown, [clips[0], faults.torn(shown.moved(shown.futures[1]))])], each_once=True)
     assert lost["modes"].mean == 0.5 and lost["modes_whole"].mean == 0.5
+    beside = score_modes([(shown, clips)], each_once=True, beside=32)
+    assert beside["modes_perfect"].mean == pytest.approx(0) and "modes_perfect" not in scores
+
+
+def test_few_whole_clips_hide_that_futures_are_missing() -> None:
+    """So draws are compared with what as many draws of a perfect model get, not with what is left of the futures."""
+    counts = np.random.default_rng(0).multinomial(40, [1 / 5] * 5 + [0] * 3, size=4000)
+    mean = np.mean([excess_variation(row) for row in counts])
+    assert mean == pytest.approx(expected_excess([1] * 5 + [0] * 3, 40), abs=0.005)
+    assert mean < variation([1] * 5 + [0] * 3) - 0.1
+    assert excess_variation([1] + [0] * 7) == pytest.approx(0), "of one clip, whatever it does"
 
 
 def test_modes_do_not_see_other_faults() -> None:
