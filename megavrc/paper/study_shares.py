@@ -103,24 +103,33 @@ def told_apart(runs: Runs) -> Iterator[dict[str, Any]]:
     """
     prompts = told(runs, Cell(VRC.run, VRC.step, "reconstructed", "direction"))
     for row in (TOKEN, CHEAP, VRC, REFINED, *LONG):
-        cells = _told_cells(row)
-        found = {column: values(runs, cell) for column, cell in cells.items()}
-        if prompts:
-            for column, cell in cells.items():
-                _check_prompts(cell, found[column], prompts[1])
-        yield _told_row(row.label, row, found, prompts)
+        yield _told_row(row.label, row, _told_values(runs, row, prompts), prompts)
     for label, row, less in (
         ("VRC minus the token model", VRC, TOKEN),
         ("the same, the token model with VRC's FLOPs", VRC, CHEAP),
+        ("VRC minus the token model, tokenizer made anew", VRC.anew(), TOKEN.anew()),
         ("refinement in its passes minus VRC", REFINED, VRC),
         ("the same, four times the steps", LONG[1], LONG[0]),
     ):
+        _told_values(runs, row, prompts)
         pairs = zip(_told_cells(row).items(), _told_cells(less).values(), strict=True)
         found = {
             column: {seed: (clips, "") for seed, clips in paired(runs, mine, other).items()}
             for (column, mine), other in pairs
         }
         yield _told_row(label, row, found, prompts)
+
+
+def _told_values(runs: Runs, row: Row, prompts: tuple[Any, str] | None) -> dict[str, Found]:
+    """By column; UserError for clips of other prompts, through whatever tokenizer."""
+    cells = _told_cells(row)
+    found = {column: values(runs, cell) for column, cell in cells.items()}
+    if prompts:
+        [wanted, *_] = prompts[1].split()
+        for column, by_seed in found.items():
+            asked = {seed: (clips, keys.split()[0]) for seed, (clips, keys) in by_seed.items()}
+            _check_prompts(cells[column], asked, wanted)
+    return found
 
 
 def _told_cells(row: Row) -> dict[str, Cell]:

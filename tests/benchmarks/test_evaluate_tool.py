@@ -108,7 +108,8 @@ def test_scenes(world: Path, scenes_manifest: Path, tmp_path: Path) -> None:
         {row["name"]: row["metrics"] for row in results[name]["cases"]} for name in ("model", "tokenizer")
     )
     assert list(sets) == ["real", "reconstructed", "from_first_frame", "generated"]
-    left = {name: sets["reconstructed"].pop(name) for name in ("modes", "modes_whole", "modes_other")}
+    names = ("modes", "modes_whole", "modes_other", "modes_perfect")
+    left = {name: sets["reconstructed"].pop(name) for name in names}
     untold = int(scene(0, 0).bits > 0)
     assert left["modes_whole"]["n"] == untold == 1
     assert alone == {name: sets[name] for name in ("real", "reconstructed")}

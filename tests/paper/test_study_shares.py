@@ -116,3 +116,15 @@ def test_prompts_of_other_clips_are_not_told_apart(tmp_path: Path) -> None:
     write_cases(tmp_path, "scenes-token", 0, {"given tuned 4000": {"all": "1 0"}})
     with pytest.raises(UserError, match="scenes-token, given tuned: drawn for other prompts"):
         list(told_apart(read_study(tmp_path)))
+
+
+def test_the_second_tokenizer_has_the_same_prompts(tmp_path: Path) -> None:
+    write_cases(tmp_path, "scenes-vrc", 0, {"reconstructed 4000": {"direction": "1 -"}})
+    for name, sound in {"again-vrc": "1 0", "again-token": "0 1"}.items():
+        write_cases(tmp_path, name, 1, {"given tuned 4000": {"all": sound}}, tokenizer="second")
+    rows = {row["name"]: row for row in told_apart(read_study(tmp_path))}
+    metrics = rows["VRC minus the token model, tokenizer made anew"]["metrics"]
+    assert [metrics[f"sound_given_{kind}"]["value"] for kind in ("told", "untold")] == [1, -1]
+    write_cases(tmp_path, "again-vrc", 1, {"given tuned 4000": {"all": "1 0"}}, "others", "second")
+    with pytest.raises(UserError, match="again-vrc, given tuned: drawn for other prompts"):
+        list(told_apart(read_study(tmp_path)))
