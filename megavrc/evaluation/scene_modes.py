@@ -52,16 +52,17 @@ def score_modes(
         excess = [measure(counts) for counts in tables if counts.sum()]
         other = np.any(wholes[:, untold] < 0, axis=1).astype(float)
         share = len(wholes) / len(modes)
-        perfect = [
-            expected_excess(counts, max(1, round(beside * share))) for counts in tables if counts.sum()
-        ]
-        rows.append([np.mean(excess) if excess else np.nan, share, mean(other), mean(np.array(perfect))])
+        row = {"modes": mean(np.array(excess)), "modes_whole": share, "modes_other": mean(other)}
+        if beside:
+            drawn = max(1, round(beside * share))  # whole clips of so many draws
+            row["modes_perfect"] = mean(
+                np.array([expected_excess(counts, drawn) for counts in tables if counts.sum()])
+            )
+        rows.append(row)
     if not rows:
         raise ValueError("no first frames to score")
-    names = ("modes", "modes_whole", "modes_other", *(["modes_perfect"] if beside else []))
     return {
-        name: SceneScore(np.array(column, float), name in SHARES)
-        for name, column in zip(names, zip(*rows, strict=True), strict=False)
+        name: SceneScore(np.array([row[name] for row in rows], float), name in SHARES) for name in rows[0]
     }
 
 

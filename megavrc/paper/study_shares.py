@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megavrc.errors import UserError
-from megavrc.paper.study_claims import share_of
-from megavrc.paper.study_runs import Array, Cell, paired, told, values, with_objects
+from megavrc.paper.study_claims import MAIN, share_of
+from megavrc.paper.study_runs import Array, Cell, told, values, with_objects
 from megavrc.paper.study_tables import (
     CHEAP,
     LONG,
@@ -23,6 +23,7 @@ from megavrc.paper.study_tables import (
     Found,
     Row,
     Runs,
+    apart_by_seed,
     says,
     seeds_of,
     spread_metric,
@@ -102,34 +103,25 @@ def told_apart(runs: Runs) -> Iterator[dict[str, Any]]:
         UserError: clips were drawn for other prompts than those that were reconstructed.
     """
     prompts = told(runs, Cell(VRC.run, VRC.step, "reconstructed", "direction"))
-    for row in (TOKEN, CHEAP, VRC, REFINED, *LONG):
-        yield _told_row(row.label, row, _told_values(runs, row, prompts), prompts)
-    for label, row, less in (
+    rows: list[tuple[str, Row, Row | None]] = [
+        *((row.label, row, None) for row in (TOKEN, CHEAP, VRC, REFINED, *LONG)),
         ("VRC minus the token model", VRC, TOKEN),
         ("the same, the token model with VRC's FLOPs", VRC, CHEAP),
         ("VRC minus the token model, tokenizer made anew", VRC.anew(), TOKEN.anew()),
         ("refinement in its passes minus VRC", REFINED, VRC),
         ("the same, four times the steps", LONG[1], LONG[0]),
-    ):
-        _told_values(runs, row, prompts)
-        pairs = zip(_told_cells(row).items(), _told_cells(less).values(), strict=True)
-        found = {
-            column: {seed: (clips, "") for seed, clips in paired(runs, mine, other).items()}
-            for (column, mine), other in pairs
-        }
+    ]
+    for label, row, less in rows:
+        cells = _told_cells(row)
+        found = {column: values(runs, cell) for column, cell in cells.items()}
+        if prompts:
+            for column, cell in cells.items():
+                _check_prompts(cell, found[column], prompts[1], tokenizers=row.run.startswith(MAIN))
+        if less:
+            found = {
+                column: apart_by_seed(runs, cells[column], cell) for column, cell in _told_cells(less).items()
+            }
         yield _told_row(label, row, found, prompts)
-
-
-def _told_values(runs: Runs, row: Row, prompts: tuple[Any, str] | None) -> dict[str, Found]:
-    """By column; UserError for clips of other prompts, through whatever tokenizer."""
-    cells = _told_cells(row)
-    found = {column: values(runs, cell) for column, cell in cells.items()}
-    if prompts:
-        [wanted, *_] = prompts[1].split()
-        for column, by_seed in found.items():
-            asked = {seed: (clips, keys.split()[0]) for seed, (clips, keys) in by_seed.items()}
-            _check_prompts(cells[column], asked, wanted)
-    return found
 
 
 def _told_cells(row: Row) -> dict[str, Cell]:
@@ -157,8 +149,10 @@ def _told_row(
     return case(label, metrics, facts)
 
 
-def _check_prompts(cell: Cell, found: Found, prompts: str) -> None:
-    if {keys for _, keys in found.values()} - {prompts}:
+def _check_prompts(cell: Cell, found: Found, prompts: str, tokenizers: bool = True) -> None:
+    """UserError for clips of other prompts, or through other tokenizers."""
+    parts = None if tokenizers else 1  # the clips come first
+    if {tuple(keys.split()[:parts]) for _, keys in found.values()} - {tuple(prompts.split()[:parts])}:
         raise UserError(
             f"{cell.run}, {cell.kind}: drawn for other prompts than those that were reconstructed; measure one again"
         )

@@ -95,6 +95,11 @@ def checkpoints(runs: Sequence[StudyRun], kind: str) -> list[int]:
     return sorted(steps & {step for step in steps for row in rows if row["name"] == f"{kind} {step}"})
 
 
+def apart_by_seed(runs: Runs, first: Cell, second: Cell) -> Found:
+    """`paired`, as `values` gives it."""
+    return {seed: (clips, "") for seed, clips in paired(runs, first, second).items()}
+
+
 def spread_of(found: Found) -> Spread:
     """Over the seeds that say something."""
     return crossed([clips for clips, _ in found.values() if not np.isnan(clips).all()])
@@ -136,8 +141,7 @@ def small_table1(runs: Runs) -> Iterator[dict[str, Any]]:
             found["facts"]["modes"] = missing
         kind = f"judge given{row.passes} tuned"
         drawn, real = (Cell(row.run, row.step, kind, score) for score in ("drawn", "real"))
-        judged = {seed: (clips, "") for seed, clips in paired(runs, drawn, real).items()}
-        if judged:
+        if judged := apart_by_seed(runs, drawn, real):
             found["metrics"]["judge"] = spread_metric(judged, "bits")
         else:
             found["facts"]["judge"] = missing
@@ -223,16 +227,17 @@ def checks(runs: Runs) -> Iterator[dict[str, Any]]:
         "sound_given": ("given tuned", "all", ""),
     }
     for label, run, usual in (*CHECKS, (IDENTITY, "rate1-identity", "rate1")):
+        row = Row(label, f"{AGAIN}{run}", VRC.step, 1)
         metrics, facts, seeds = {}, {}, []
         for column, (kind, score, unit) in columns.items():
-            first, second = (Cell(f"{AGAIN}{name}", VRC.step, kind, score) for name in (run, usual))
-            found: Found = {seed: (clips, "") for seed, clips in paired(runs, first, second).items()}
+            cell = Cell(row.run, row.step, kind, score)
+            found = apart_by_seed(runs, cell, replace(cell, run=f"{AGAIN}{usual}"))
             seeds.append(len(found))
             if found:
                 metrics[column] = spread_metric(found, unit)
             else:
-                facts[column] = "`--priority 1`" if unit else "`--priority 1 --tune`"
-        yield case(label, metrics, facts | {"seeds": seeds_of(seeds)})
+                facts[column] = row.missing("" if unit else " --tune")
+        yield case(row.label, metrics, facts | {"seeds": seeds_of(seeds)})
 
 
 def gameplay(runs: Runs) -> Iterator[dict[str, Any]]:
@@ -274,11 +279,7 @@ def _bits(runs: Runs, label: str, priority: int, cell: Cell, minus: Cell | None 
     metrics, seeds = {}, 0
     for column, part in {"bits": "later", "first_later": "first_later", "others": "others"}.items():
         of, less = replace(cell, score=part), minus and replace(minus, score=part)
-        found: Found = (
-            {seed: (clips, "") for seed, clips in paired(runs, of, less).items()}
-            if less
-            else values(runs, of)
-        )
+        found = apart_by_seed(runs, of, less) if less else values(runs, of)
         if found:
             metrics[column], seeds = spread_metric(found, "bits"), len(found)
     return case(label, metrics, {"seeds": seeds} | ({} if metrics else {"bits": f"`--priority {priority}`"}))

@@ -172,7 +172,8 @@ def resized(folder: Path) -> None:
         ),
         (
             resized,
-            r"image: 18 weights of the mini-VLM have other sizes than config\.json says \(model\.language_model\.",
+            r"image: 18 weights of the mini-VLM have other sizes than config\.json says "
+            r"\(model\.language_model\.layers\.0\.",
         ),
     ],
 )
