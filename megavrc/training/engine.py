@@ -240,6 +240,8 @@ def deepspeed_config(train: TrainConfig, rank: Rank, passthrough: dict[str, Any]
 
 def _refuse_contradictions(derived: dict[str, Any], given: dict[str, Any], where: str) -> None:
     for key, value in given.items():
+        if where == "deepspeed" and key == "gradient_clipping" and value != derived[key]:
+            raise UserError(f"{where}.{key}: use train.clip instead")
         if key in ("optimizer", "scheduler"):
             raise UserError(f"{where}.{key}: use the optimizer section instead")
         if key in PRECISIONS and isinstance(value, dict) and value.get("enabled"):

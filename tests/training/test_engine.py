@@ -134,6 +134,7 @@ def test_the_engine_configuration_is_derived() -> None:
         ({"bf16": {"enabled": True}}, "deepspeed.bf16.enabled"),
         ({"optimizer": {"type": "AdamW"}}, "deepspeed.optimizer"),
         ({"fp16": {"enabled": True}}, "deepspeed.fp16: use train.precision"),
+        ({"gradient_clipping": 0.5}, "deepspeed.gradient_clipping: use train.clip"),
     ],
 )
 def test_passthrough_cannot_contradict(passthrough: dict[str, Any], named: str) -> None:
