@@ -41,7 +41,9 @@ SAMPLING_DEFAULTS = {
     "guidance": 1.0,
     "plausibility": PLAUSIBILITY,
 }
-REFINED_PASSES = 8  # with refinement: in the first later frame, where choices are; a frame of fewer cells has as many
+REFINED_PASSES = (
+    8  # with refinement: in the first later frame, where choices are; a frame of fewer cells has as many
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,9 @@ def test_a_model_that_refines_passes_the_gate_and_says_how_many_passes_it_takes(
     outputs = check(folder, source.model, source.video.net, source.text)
     loaded = load_folder(folder)
     assert loaded.sampling["later_passes"] == [8]
-    assert sampling_defaults(model=replace(source.model, grid=2))["later_passes"] == [4]  # as many as a frame has cells
+    assert sampling_defaults(model=replace(source.model, grid=2))["later_passes"] == [
+        4
+    ]  # as many as a frame has cells
     again = {"first_temperature": 0.9, "later_temperature": 0.9, "top_p": 0.95, "guidance": 1.5}
     for passes, same in (([8], True), (1, False)):
         ids, _ = loaded.generate(given_prompts(source), seed=gate.SEEDS, later_passes=passes, **again)
