@@ -75,7 +75,7 @@ def test_a_model_that_refines_passes_the_gate_and_says_how_many_passes_it_takes(
     outputs = check(folder, source.model, source.video.net, source.text)
     loaded = load_folder(folder)
     assert loaded.sampling["later_passes"] == [8]
-    assert sampling_defaults(model=replace(source.model, grid=2))["later_passes"] == [
+    assert sampling_defaults(model=replace(source.model.config, grid=2))["later_passes"] == [
         4
     ]  # as many as a frame has cells
     again = {"first_temperature": 0.9, "later_temperature": 0.9, "top_p": 0.95, "guidance": 1.5}
