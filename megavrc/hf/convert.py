@@ -41,9 +41,8 @@ SAMPLING_DEFAULTS = {
     "guidance": 1.0,
     "plausibility": PLAUSIBILITY,
 }
-REFINED_PASSES = (
-    8  # with refinement: in the first later frame, where choices are; a frame of fewer cells has as many
-)
+# With refinement: in the first later frame, where choices are. A frame of fewer cells has as many.
+REFINED_PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,9 @@ def sampling_defaults(
 ) -> dict[str, Any]:
     """generation_config.json of a model (`known`: that of an earlier folder, to which nothing is added), with other
     temperatures of the first and the later frames; UserError: no such pair."""
-    whole = SAMPLING_DEFAULTS if known is None else dict(known)
+    whole = dict(SAMPLING_DEFAULTS if known is None else known)
     if known is None and model and model.refine and model.frames:
-        whole = whole | {"later_passes": [min(REFINED_PASSES, model.tokens_per_frame)]}
+        whole["later_passes"] = [min(REFINED_PASSES, model.tokens_per_frame)]
     if temperatures is None:
         return whole
     if len(temperatures) != 2 or not all(0 < value < math.inf for value in temperatures):
