@@ -64,7 +64,13 @@ def speed(
     ratios = {}
     if baseline:
         ratios["token / segment"] = ratio(cases[1]["metrics"]["seconds"], cases[0]["metrics"]["seconds"])
-    config = {"preset": vrc.config.preset, "latent_frames": 1 + vrc.config.frames, "guidance": guidance}
+    config = {
+        "preset": vrc.config.preset,
+        "latent_frames": 1 + vrc.config.frames,
+        "first_temperature": first_temperature,
+        "later_temperature": later_temperature,
+        "guidance": guidance,
+    }
     protocol = {
         "repeats": repeats,
         "warmup": warmup,
