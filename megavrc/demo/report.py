@@ -70,7 +70,7 @@ def write_report(run: Path, settings: SamplingSettings, what_now: Sequence[tuple
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
     """Scores by set of clips, as `evaluate alignment` writes them; UserError for a file of anything else."""
     scores = read_object(path, dict.fromkeys(("generated", "reconstructed"), dict[str, float]))
-    for name, found in scores.items():
+    for name, found in check_fields(path, scores, dict.fromkeys(scores, dict[str, float])).items():
         check_fields(f"{path}: {name}", found, dict.fromkeys((*ATTRIBUTES, "n"), float))
         if not all(0 <= found[attribute] <= 1 for attribute in ATTRIBUTES) or not found["n"] >= 1:
             raise UserError(f"{path}: {name}: shares are from 0 to 1, of n clips: measure again")

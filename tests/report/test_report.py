@@ -150,6 +150,18 @@ def leave_files(tmp_path: Path) -> ModelConfig:
     return config
 
 
+def test_shares_have_their_intervals(tmp_path: Path) -> None:
+    """Those of the file, also where a share is 1; files of before, which have none, are shown without."""
+    leave_files(tmp_path)
+    page = write_report(tmp_path, SamplingSettings()).read_text()
+    assert "100.0%</td>" in page and "61.0% to 100.0%" not in page
+    scores = json.loads((tmp_path / "alignment.json").read_text())
+    scores["heldout"] |= {"colour_low": 0.61, "colour_high": 1.0}
+    write_json(tmp_path / "alignment.json", scores)
+    page = write_report(tmp_path, SamplingSettings()).read_text()
+    assert '100.0%<br><span class="error">61.0% to 100.0%</span></td>' in page
+
+
 EVIL = "<img src=http://127.0.0.1:9/x.png onerror=alert(1)></script><script>alert(2)</script>"
 
 
@@ -174,6 +186,7 @@ def test_texts_of_files_are_no_html(tmp_path: Path) -> None:
         ("alignment.json", {"generated": {}, "reconstructed": {}}, "generated: colour is missing"),
         ("alignment.json", {"generated": {"colour": "x"}, "reconstructed": {}}, "generated is {'colour'"),
         ("alignment.json", ("reconstructed", "psnr", None), "psnr is missing"),
+        ("alignment.json", ("real", "all_low", "x"), "real is {'colour'"),
         ("alignment.json", ("real", "all", 1.5), "real: shares are from 0 to 1, of n clips"),
         ("alignment.json", ("real", "n", 0), "real: shares are from 0 to 1, of n clips"),
         ("timing.json", {}, "expected a list of steps"),
