@@ -60,7 +60,7 @@ class Source:
             "image_source": "clip",
         }
         state = {
-            "identity": {"stage": stage, "model": model},
+            "identity": {"stage": stage, "model": model, "data": {"samples": len(CAPTIONS)}},
             "facts": self.facts,
             "config": {"stage": stage, "train": {"global_batch": 8}, "data": data, "seed": 0},
         }
@@ -78,19 +78,21 @@ def make_tokens(
     shape: tuple[int, int, int] = (5, 4, 4),
     split: str = "train",
     extra: dict[str, float] | None = None,
+    label: int | None = None,
+    classes: list[str] | None = None,
 ) -> Path:
     """Every clip of one colour has the same tokens: something to learn in a few steps."""
     clips = np.random.default_rng(0).integers(0, 64, (3, *shape))
-    fields = {"label": None, "source": "s"} | (extra or {})
+    fields = {"label": label, "source": "s"} | (extra or {})
     samples = [
         (f"{number:016x}-0000000", clips[number % 3], {"caption": caption} | fields)
         for number, caption in enumerate(CAPTIONS)
     ]
-    info = {"kind": "video", "image_source": "clip", "classes": None}
+    info = {"kind": "video", "image_source": "clip", "classes": classes}
     return write_tokens(folder, {split: [samples]}, shape, 64, tokenizer, **info)
 
 
-def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> Path:
+def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> Path:
     """A folder of a source, without the gate, which other tests try."""
     from megavrc.hf.convert import build, read_run, write_folder
 
@@ -98,7 +100,7 @@ def converted(source: Source, out: Path, dtype: torch.dtype = torch.float32) -> 
     training = {
         "stage": run.state["identity"]["stage"],
         "step": 7,
-        "facts": source.facts,
+        "facts": source.facts | facts,
         "summary": [["steps", 7]],
     }
     text = source.text if source.model.config.condition.kind == "text" else None

@@ -189,6 +189,17 @@ def check_same_kind(
             )
 
 
+def other_class(first: Sequence[str] | None, second: Sequence[str] | None) -> str:
+    """The first class that two lists of names number differently, "class 0 is 'blue' and 'red'"; "" if there is none.
+
+    A number for a name says nothing, and one list may be longer than the other.
+    """
+    for number, names in enumerate(zip(first or (), second or (), strict=False)):
+        if names[0] != names[1] and str(number) not in names:
+            return f"class {number} is {names[0]!r} and {names[1]!r}"
+    return ""
+
+
 def _essence(value: Any) -> Any:
     """A tokenizer is known by its hash."""
     return value["sha256"] if isinstance(value, dict) and "sha256" in value else value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megavrc.checkpoint import read_weights
+from megavrc.data.blend import other_class
 from megavrc.distributed import AbsentRank, Rank, connect
 from megavrc.errors import UserError, check_least
 from megavrc.files import read_lines_of_json
@@ -143,6 +144,11 @@ class LoraTask:
         if self.model.condition.features:
             raise UserError(
                 f"{self.folder.path}: a model of text features cannot be fine-tuned here, only text and classes"
+            )
+
+        if odd := other_class(self.folder.class_names, self.source.info.get("classes")):
+            raise UserError(
+                f"{self.source.address}: {odd}, in {self.folder.path} and here; number the classes as the folder does"
             )
 
     def build(self) -> Adapted:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megavrc.checkpoint import read_weights
+from megavrc.data.blend import other_class
 from megavrc.errors import UserError
 from megavrc.files import check_fields
 from megavrc.model import VRC
@@ -120,6 +121,11 @@ def _check(model: VRC, facts: dict[str, Any], state: dict[str, Any], path: Path)
         theirs_here, mine_here = state["facts"].get(key), facts.get(key)
         if theirs_here != mine_here:
             raise UserError(f"init_from: in {path} {what} ({theirs_here}) than here ({mine_here})")
+    if odd := other_class(state["facts"].get("classes"), facts.get("classes")):
+        raise UserError(
+            f"init_from: {odd}, in {path} and here: number them alike, or make fresh ones (convert_checkpoint from-hf "
+            "--classes)"
+        )
     return theirs_stage != my_stage
 
 

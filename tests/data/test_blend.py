@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_folders import key_of, make_dataset
 
-from megavrc.data.blend import BlendOrder, TokenBlend, pattern, quotas
+from megavrc.data.blend import BlendOrder, TokenBlend, other_class, pattern, quotas
 from megavrc.data.dataset import TokenDataset
 from megavrc.data.order import Order, WindowOrder
 from megavrc.errors import UserError
@@ -134,3 +134,9 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path, info: dict[str, Any], n
     one = TokenDataset(make_dataset(tmp_path / "one"))
     with pytest.raises(UserError, match=rf"data.blend: {named}"):
         TokenBlend([one, TokenDataset(make_dataset(tmp_path / "two", **info))], classes=True)
+
+
+def test_classes_that_are_numbered_in_another_way_are_named() -> None:
+    assert other_class(["blue", "red"], ["red", "blue"]) == "class 0 is 'blue' and 'red'"
+    assert other_class(["blue", "red"], ["blue", "red", "cyan"]) == "", "more of them"
+    assert other_class(["blue", "1"], ["blue", "red"]) == "" == other_class(None, ["red"]), "no name"

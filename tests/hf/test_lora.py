@@ -13,15 +13,17 @@ from unittest.mock import patch
 import pytest
 import torch
 from forked import run_forked
-from hf_source import make_tokens
+from hf_source import Source, converted, make_tokens
 from safetensors.torch import load_file
 
 from megavrc.checkpoint import read_weights
 from megavrc.config import run_command
+from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
 from megavrc.generation.folder import load_folder
 from megavrc.hf.from_hf import from_hf
-from megavrc.hf.lora import AdapterConfig, LoraRunConfig, losses
+from megavrc.hf.lora import AdapterConfig, LoraRunConfig, LoraTask, losses
+from megavrc.model import ConditionConfig
 
 pytest.importorskip("peft", reason="needs the extra lora")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_lora.py"
@@ -161,6 +163,15 @@ def test_data_that_does_not_fit_is_refused_and_nothing_is_written(folder, source
         assert run_command(example, [*good, words]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_the_folder_numbers_in_another_way_are_refused(tmp_path) -> None:
+    source = Source(tmp_path, ConditionConfig(kind="class", classes=2))
+    folder = converted(source, tmp_path / "hf", classes=["blue", "red"])
+    data = make_tokens(tmp_path / "tokens", source.video.sha256, label=1, classes=["red", "blue"])
+    config = LoraRunConfig(run_dir=str(tmp_path / "run"), folder=str(folder), out="", data=str(data))
+    with pytest.raises(UserError, match=r"tokens.*: class 0 is 'blue' and 'red', in .*hf and here"):
+        LoraTask(config)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def stage1(tmp_path: Path) -> tuple[Path, VRC]:
     return tmp_path, net
 
 
-def save(folder: Path, net: VRC, stage: str = "image") -> None:
+def save(folder: Path, net: VRC, stage: str = "image", **facts: Any) -> None:
     weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
-    state = {"identity": {"stage": stage, "model": net.config.to_dict()}, "facts": FACTS}
+    state = {"identity": {"stage": stage, "model": net.config.to_dict()}, "facts": FACTS | facts}
     write(folder / "checkpoints", 5, {"model": weights, "buffers": dict(net.named_buffers())}, state, keep=1)
 
 
@@ -79,6 +79,15 @@ def test_other_tokenizers_and_image_sources_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=named):
         start_from(model(frames=3), {**FACTS, key: "another"}, stage1[0])
+
+
+def test_classes_of_other_numbers_are_refused(tmp_path: Path) -> None:
+    net = model(frames=3)
+    save(tmp_path, net, "video", classes=["blue", "red"])
+    with pytest.raises(UserError, match=r"init_from: class 0 is 'blue' and 'red', in .* and here"):
+        start_from(net, FACTS | {"classes": ["red", "blue"]}, tmp_path)
+    start_from(net, FACTS | {"classes": ["blue", "red", "cyan"]}, tmp_path)
+    start_from(net, FACTS, tmp_path)
 
 
 @pytest.mark.parametrize(
