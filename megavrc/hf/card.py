@@ -1,6 +1,7 @@
 """The model card of a converted folder, filled from the run; it names no machine and no path."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
         "stage": config["stage"],
         "steps": state["step"],
         "global batch": config["train"]["global_batch"],
-        "data": "; ".join(_dataset(Path(path)) for path in _paths(config["data"])),
+        "data": "; ".join(_datasets(state)),
         "seed": config["seed"],
     }
     if incomplete := state.get("facts", {}).get("incomplete"):
@@ -159,18 +160,18 @@ def training_rows(state: dict[str, Any], run: Path) -> dict[str, Any]:
     return rows | {name: f"{value:.4f}" for name, value in losses.items()}
 
 
-def _paths(data: dict[str, Any]) -> list[str]:
-    return [part["path"] for part in data.get("blend") or [data]]
-
-
-def _dataset(folder: Path) -> str:
-    """The dataset in words, without its place; its folder's name when it is no longer there."""
-    try:
-        info = read_object(folder / "dataset.json", {"kind": str, "shape": list[int]})
-        count = read_object(folder / "manifest.json", {"count": int})["count"]
-    except (UserError, OSError):
-        return folder.name
-    return f"{count} samples ({info['kind']}) of {' x '.join(map(str, info['shape']))} tokens"
+def _datasets(state: dict[str, Any]) -> Iterator[str]:
+    """Each dataset in words, without its place; its folder's name when it is no longer there."""
+    data, identity = state["config"]["data"], state["identity"]["data"]
+    for number, part in enumerate(data.get("blend") or [data]):
+        folder = Path(part["path"])
+        samples = (identity[str(number)] if data.get("blend") else identity)["samples"]  # of the split alone
+        try:
+            info = read_object(folder / "dataset.json", {"kind": str, "shape": list[int]})
+        except (UserError, OSError):
+            yield folder.name
+        else:
+            yield f"{samples} samples ({info['kind']}) of {' x '.join(map(str, info['shape']))} tokens"
 
 
 def _losses(metrics: Path, step: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from programs import programs_of
 
 from megavrc.generation.folder_format import read_config
 from megavrc.hf.captions import example_prompt, frame_rate
+from megavrc.hf.card import training_rows
 from megavrc.hf.convert import build, read_run, to_hf, write_folder
 from megavrc.model.configuration_vrc import VRCConfig
 
@@ -53,6 +54,20 @@ def test_the_card_of_a_folder_without_a_record_has_a_prompt_that_fits(source: So
     card = (tmp_path / "README.md").read_text()
     assert 'generate_video("a", ' in card and "| frames a second | 12.5 |" in card
     assert VRCConfig.from_pretrained(tmp_path).fps == 12.5 and VRCConfig().fps == 8
+
+
+def test_the_card_counts_the_samples_that_were_trained_on(tmp_path: Path) -> None:
+    """Not those of other splits, which the manifest counts too."""
+    data = make_tokens(tmp_path / "a", "0" * 64)
+    config = {"stage": "video", "train": {"global_batch": 8}, "seed": 0}
+    one = {"config": config | {"data": {"path": str(data)}}, "step": 1, "identity": {"data": {"samples": 3}}}
+    assert training_rows(one, tmp_path)["data"] == "3 samples (video) of 5 x 4 x 4 tokens"
+    blend = {"blend": [{"path": str(data)}, {"path": str(tmp_path / "gone")}]}
+    two = one | {
+        "config": config | {"data": blend},
+        "identity": {"data": {"0": {"samples": 2}, "1": {"samples": 9}}},
+    }
+    assert training_rows(two, tmp_path)["data"] == "2 samples (video) of 5 x 4 x 4 tokens; gone"
 
 
 def test_the_frame_rate_is_that_of_the_data(tmp_path: Path) -> None:
