@@ -9,6 +9,8 @@ from typing import Any
 from scipy import stats
 
 from megavrc.errors import UserError
+from megavrc.files import sha256_json
+from megavrc.model.clips import sampling_settings
 from megavrc.results import Metric, Result, case, circumstances, metric, publish_tables, read_result, result
 
 LEVEL = 0.95
@@ -31,7 +33,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
     paths = (first, second)
     if min(map(len, paths)) < 2:
         raise UserError("--first and --second: at least two result files each, one a training seed")
-    if len(set(map(str, [*first, *second]))) < len(first) + len(second):
+    if len({path.resolve() for path in [*first, *second]}) < len(first) + len(second):
         raise UserError("--first and --second: a file stands there twice")
     files = [[read_result(path) for path in side] for side in paths]
     values = [[_values(content) for content in side] for side in files]
@@ -41,6 +43,7 @@ def seeds(first: list[Path], second: list[Path], json: Path | None = None) -> No
             "the files have no metric in common: they must be results of one command, of one row each"
         )
     check_alike([*first, *second], [*files[0], *files[1]])
+    _check_apart([*first, *second], [*files[0], *files[1]])
     cases = []
     for name in common:
         one, two = ([found[name] for found in side] for side in values)
@@ -66,10 +69,24 @@ def check_alike(paths: Sequence[Path], files: Sequence[Result]) -> None:
         if apart := _other_real(files[0]["protocol"], content["protocol"]):
             raise UserError(f"{paths[0]} and {path} were not measured alike: {apart}")
         counts = [_measured(files[0]), _measured(content)]
+        for one, other in zip(_drawn(files[0]), _drawn(content), strict=False):
+            if one and other and one != other:
+                raise UserError(
+                    f"{paths[0]} and {path} were not measured alike: clips drawn by {one} and {other}"
+                )
         if counts[0] != counts[1]:  # a distance falls with it
             raise UserError(
                 f"{paths[0]} and {path} were not measured alike: clips {counts[0]} and {counts[1]}"
             )
+
+
+def _check_apart(paths: Sequence[Path], files: Sequence[Result]) -> None:
+    """Refuse one measurement as two trainings: its spread would be too small."""
+    known: dict[str, Path] = {}
+    for path, content in zip(paths, files, strict=True):
+        same = known.setdefault(sha256_json([content["cases"], content["protocol"]]), path)
+        if same != path:
+            raise UserError(f"{same} and {path} are one measurement: its numbers, its clips and its protocol")
 
 
 def _decides(key: str) -> bool:
@@ -95,8 +112,20 @@ def _other_real(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 def _measured(content: Result) -> list[int]:
     """Clips of each source that was measured."""
-    protocol = content["protocol"]
-    return [source["n"] for source in protocol.get("measured", protocol.get("sources", []))]
+    return [source["n"] for source in _sources(content)]
+
+
+def _drawn(content: Result) -> list[Any]:
+    """How a model drew the clips of each source; None of clips that came as files."""
+    made = [source.get("made_with") or {} for source in _sources(content)]
+    return [
+        [sampling_settings(one["sampling"]), one.get("dtype")] if "sampling" in one else None for one in made
+    ]
+
+
+def _sources(content: Result) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = content["protocol"].get("measured", content["protocol"].get("sources", []))
+    return found
 
 
 def _values(content: Result) -> dict[str, float]:

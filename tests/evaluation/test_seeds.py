@@ -1,5 +1,6 @@
 """Training seeds: the interval is Welch's, and the difference of two protocols is named."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,36 @@ def test_all_that_decides_a_number_must_be_alike(
     write_result(paths[3], result("evaluate redundancy", {}, [row], {}, own | protocol))
     with pytest.raises(UserError, match=words):
         seeds(paths[:2], paths[2:])
+
+
+def test_clips_that_models_drew_in_other_ways_are_refused(tmp_path: Path) -> None:
+    """What a folder leaves out is its default; the model, its seeds and its batch may be others."""
+
+    def drawn(path: Path, value: float, **made: object) -> Path:
+        how = {"dtype": "float32", "model": path.stem, "sampling": {}} | made
+        row, sources = (
+            case(path.stem, {"motion": metric(value)}),
+            [{"name": path.stem, "n": 5, "made_with": how}],
+        )
+        write_result(path, result("evaluate drift", {}, [row], {}, {"sources": sources}))
+        return path
+
+    first = [drawn(tmp_path / f"a{n}.json", n) for n in range(2)]
+    second = [drawn(tmp_path / f"b{n}.json", n, seed=n, sampling={"guidance": 1.0}) for n in range(2)]
+    seeds(first, second)
+    for change in ({"sampling": {"later_passes": [8]}}, {"dtype": "bfloat16"}):
+        drawn(second[1], 3, **change)
+        with pytest.raises(UserError, match=r"a0.json and .*b1.json were not measured alike: clips drawn by"):
+            seeds(first, second)
+
+
+def test_one_measurement_is_not_two_seeds(tmp_path: Path) -> None:
+    first, second = ([save(tmp_path / f"{side}{n}.json", n) for n in range(2)] for side in "ab")
+    with pytest.raises(UserError, match="stands there twice"):
+        seeds([first[0], tmp_path / ".." / tmp_path.name / "a0.json"], second)
+    copied = shutil.copy(first[0], tmp_path / "copied.json")
+    with pytest.raises(UserError, match=r"a0.json and .*copied.json are one measurement"):
+        seeds([first[0], copied], second)
 
 
 def test_two_protocols_on_the_same_clips_are_told_apart(tmp_path: Path) -> None:
