@@ -99,9 +99,7 @@ def read_result(path: str | Path) -> Result:
         raise UserError(f"{path}: not a result file; expected one written with --json")
     check_format(path, content.get("format"), FORMAT)
     if content.get("format", 1) != FORMAT:
-        raise UserError(
-            f"{path}: not a result file, or one of format 1, which had no common schema: measure again"
-        )
+        raise UserError(f"{path}: not a result file, or of format 1, without a common schema: measure again")
     missing = [key for key, kind in KEYS.items() if key not in content or not isinstance(content[key], kind)]
     if missing:
         raise UserError(f"{path}: not a whole result file: {', '.join(missing)} missing or of another kind")
@@ -231,11 +229,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def publish_tables(content: Result, json: Path | None = None, columns: Sequence[str] = ()) -> None:
-    """Print the tables of a command's result, and write it where `--json` says.
-
-    Args:
-        columns: of the cases, those of them that there are (default: all).
-    """
+    """Print a result's tables, of its cases those `columns` that there are (default: all); write it to `json`."""
     if content["cases"]:
         known = set().union(*_columns(content).values())
         print(table(content, [name for name in columns if name in known]))
@@ -363,6 +357,10 @@ def compare(first: Path, second: Path) -> int:
         second: another one.
     """
     one, two = read_result(first), read_result(second)
+    names = [[row["name"] for row in content["cases"]] for content in (one, two)]
+    if one["command"] == two["command"] and all(names) and names[0][1:] == names[1][1:]:
+        for content in (one, two):  # the first case is named after what was measured
+            content["cases"][0]["name"] = " / ".join(dict.fromkeys(each[0] for each in names))
     found = differences(one, two)
     if not found:
         raise UserError(f"{first} and {second} have no metric in common: {one['command']}, {two['command']}")

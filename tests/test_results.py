@@ -56,7 +56,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content.pop("format"), "no common schema"),
+        (lambda content: content.pop("format"), "without a common schema"),
         (lambda content: content.update(format=3), "newer megavrc"),
         (lambda content: content.pop("cases"), "cases missing"),
         (
@@ -238,3 +238,12 @@ def test_a_comparison_measures_by_the_spread_and_names_what_is_alone(tmp_path: P
     said = run("compare", tmp_path / "a.json", tmp_path / "b.json").stdout
     assert "| 2.750 | 1.75 | differs |" in said  # medians 2 and 5.5, the larger spread 2
     assert "a.json: mine" in said and "Only in" in said
+
+
+def test_what_was_measured_is_compared_whatever_it_is_called(tmp_path: Path) -> None:
+    for name, value in (("mine", 1.0), ("yours", 2.0)):
+        cases = [case(name, {"fvd": metric(value)}), case("real against real", {"fvd": metric(0.5)})]
+        write_result(tmp_path / f"{name}.json", result("evaluate fvd", {}, cases))
+    done = run("compare", tmp_path / "mine.json", tmp_path / "yours.json")
+    assert done.returncode == 1 and "| mine / yours: fvd | 1 | 2 | 2.000 |" in done.stdout
+    assert "Only in" not in done.stdout
