@@ -194,7 +194,9 @@ def _advice(largest: dict[str, dict[str, int]], job: Job) -> str:
     for zero, sizes in largest.items():
         for kind, size in sizes.items():
             if size:
-                words = f"ZeRO stage {zero[-1]} with train.micro_batch {min(size, job.micro_batch)}"
+                of_rank, most = job.global_batch // job.gpus, min(size, job.micro_batch)
+                divides = max(number for number in range(1, most + 1) if of_rank % number == 0)
+                words = f"ZeRO stage {zero[-1]} with train.micro_batch {divides}"
                 return words + (" and activation checkpointing fits" if kind == "checkpointed" else " fits")
     return "nothing fits: take larger GPUs, more of them, or a smaller preset"
 
