@@ -51,7 +51,8 @@ def fd_self(
             fvd.
         out: folder for the network.
         tokenizer: folder or .ckpt of a video tokenizer: its reconstructions must lie between real and faulty clips.
-        n: clips of each side of the trial, which are not trained on; at most a quarter of all.
+        n: clips of each side of the trial, which are not trained on; at most a quarter of all. Shots of one video may
+            stand on both sides of it and in training.
         clips: largest number of clips to train on; all are held in memory.
         frames: frames of each clip.
         size: side in pixels that clips are resized to (short side, then the centre).
