@@ -137,13 +137,15 @@ def _frame(index: int, pixels: str, width: int, height: int) -> av.VideoFrame:
     return frame
 
 
-def remux(source: Path, to: Path, options: dict[str, str] | None = None, **metadata: str) -> Path:
-    """Write the packets of a video into another container, whose kind the suffix of `to` says."""
+def remux(
+    source: Path, to: Path, options: dict[str, str] | None = None, first: int = 0, **metadata: str
+) -> Path:
+    """Write the packets of a video, from the `first` on, into a container whose kind the suffix of `to` says."""
     with av.open(str(source)) as read, av.open(str(to), "w", options=options or {}) as out:
         out.metadata.update(metadata)
         stream = out.add_stream_from_template(read.streams.video[0])
-        for packet in read.demux(video=0):
-            if packet.dts is not None:
+        for number, packet in enumerate(read.demux(video=0)):
+            if packet.dts is not None and number >= first:
                 packet.stream = stream
                 out.mux(packet)
     return to

@@ -54,6 +54,7 @@ def open_container(path: str | Path, file: BinaryIO) -> Any:
         "format_whitelist": ",".join(CONTAINERS),
     }
     _check_whole(path, file)
+    _check_gif(path, file)
     os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may have read ahead
     try:
         return av.open("fd:", options=options, metadata_errors="replace")
@@ -87,3 +88,34 @@ def _check_whole(path: str | Path, file: BinaryIO) -> None:
             end += 4 + width + size
         if end > length:
             raise VideoError(path, "open", f"cut short: {length} of {end} bytes")
+
+
+def _check_gif(path: str | Path, file: BinaryIO) -> None:
+    """VideoError for a GIF that ends inside a block: FFmpeg shows the rest of its last picture as it was before.
+
+    Blocks are colour tables, extensions (0x21, a label) and pictures (0x2C, 9 bytes, a table, the size of a code), the
+    latter two in parts of a length byte and so much content, up to one of length 0. A trailer may be missing.
+    """
+    file.seek(0)
+    head = file.read(13)
+    if head[:6] not in (b"GIF87a", b"GIF89a"):
+        return
+    file.seek(_table(head[10:11]), os.SEEK_CUR)
+    while (kind := file.read(1)) in (b"\x21", b"\x2c"):
+        if kind == b"\x21":
+            file.seek(1, os.SEEK_CUR)
+        else:
+            file.seek(_table(file.read(9)[8:]) + 1, os.SEEK_CUR)
+        while length := file.read(1):
+            if length == b"\0":
+                break
+            file.seek(length[0], os.SEEK_CUR)
+        else:
+            raise VideoError(
+                path, "open", f"cut short: {os.fstat(file.fileno()).st_size} bytes, inside a picture"
+            )
+
+
+def _table(flags: bytes) -> int:
+    """Bytes of the colour table that follows."""
+    return 3 * 2 ** ((flags[0] & 7) + 1) if flags and flags[0] & 128 else 0

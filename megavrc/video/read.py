@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -30,6 +31,12 @@ MAX_ASPECT = 4  # of a pixel; the widest that standards know has 3.6 (2.21:1 in 
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave the transparency of WebM out
+
+EXPLODE = {
+    "err_detect": "explode"
+}  # an error for each unit that HEVC's decoder drops with its picture, and only logs
+# Decoders that begin anywhere: pictures before the first whole one are predicted from an empty one, and called sound.
+BLIND = {"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "h263", "h263i", "h263p", "flv"}
 
 FRAME_DATA_TYPES = 64  # more than FFmpeg has
 
@@ -173,7 +180,18 @@ class FrameDecoder(Iterator[Any]):
                 raise VideoError(self.path, "decode", f"frame {self.position}: damaged or lost data{joined}")
             if packet.size and packet.dts is not None:  # an empty one says that the picture before stays
                 self._slots.append(packet.dts)
-            yield from self._codec.decode(packet)
+            try:
+                frames = self._codec.decode(packet)
+            except av.InvalidDataError:
+                if self.position or packet.is_keyframe or self._codec.name != "hevc":
+                    raise
+                continue  # before the first key frame, pictures lack those that they refer to
+            if not self.position and self._codec.name in BLIND:
+                while frames and frames[0].pict_type != PictureType.I:
+                    frames.pop(0)
+                    if self._slots:
+                        self._slots.popleft()
+            yield from frames
 
     def __next__(self) -> Any:
         try:
@@ -204,6 +222,8 @@ class FrameDecoder(Iterator[Any]):
 def _codec(stream: Any) -> Any:
     """The decoder of a stream: of a WebM with transparency, which FFmpeg's own leaves out, another if there is one."""
     usual = stream.codec_context
+    if usual.name == "hevc":
+        usual.options = EXPLODE
     name = ALPHA_DECODERS.get(usual.name) if stream.metadata.get("alpha_mode") == "1" else None
     if name is None or name not in av.codecs_available:
         return usual

@@ -5,6 +5,7 @@ import av
 import numpy as np
 import pytest
 from golden import remux, write
+from PIL import Image
 
 from megavrc.evaluation.quality import psnr
 from megavrc.video import VideoError, count_frames, probe, read_clip, read_frames, write_mp4
@@ -61,6 +62,44 @@ def test_a_matroska_file_that_ends_before_it_says_is_cut_short(tmp_path: Path, s
     live = remux(tmp_path / "v.mp4", tmp_path / f"live.{suffix}", {"live": "1"}).read_bytes()
     cut.write_bytes(live[: len(live) * 9 // 10])  # says no size: whatever was recorded
     assert 0 < count_frames(cut) < 48
+
+
+def test_a_gif_that_ends_inside_a_picture_is_cut_short(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8)
+    first, *others = map(Image.fromarray, noise)
+    first.save(tmp_path / "v.gif", save_all=True, append_images=others)
+    whole = (tmp_path / "v.gif").read_bytes()
+    assert count_frames(tmp_path / "v.gif") == 4
+    for size in (len(whole) // 2, len(whole) * 9 // 10, len(whole) - 2):
+        (tmp_path / "v.gif").write_bytes(whole[:size])
+        with pytest.raises(VideoError, match=rf"cut short: {size} bytes, inside a picture"):
+            read_clip(tmp_path / "v.gif", 0, 1)
+    (tmp_path / "v.gif").write_bytes(whole[:-1])  # its trailer
+    assert count_frames(tmp_path / "v.gif") == 4
+
+
+def test_a_unit_that_hevc_drops_is_damage(tmp_path: Path) -> None:
+    """Its decoder says nothing, and goes on behind the next key frame."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=0"}
+    path = write(tmp_path / "v.mp4", count=36, codec="libx265", options=options)
+    assert count_frames(path) == 36
+    with av.open(str(path)) as container:
+        [place] = [packet.pos for number, packet in enumerate(container.demux(video=0)) if number == 15]
+    content = bytearray(path.read_bytes())
+    content[place + 5] ^= 0xFF
+    path.write_bytes(content)
+    assert numbers(read_frames(path, [3]))
+    with pytest.raises(VideoError, match=r"decode: frame 1[45]: Invalid data"):
+        count_frames(path)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", "mp4"), ("msmpeg4", "avi"), ("wmv2", "asf")])
+def test_pictures_before_the_first_whole_one_are_left_out(tmp_path: Path, codec: str, suffix: str) -> None:
+    """What is cut between key frames begins with pictures that nothing was there to predict from."""
+    whole = write(tmp_path / f"v.{suffix}", count=30, codec=codec, options={"g": "10"})
+    cut = remux(whole, tmp_path / f"cut.{suffix}", first=4)
+    found, true = read_clip(cut, 0, count_frames(cut), size=None), read_clip(whole, 10, 20, size=None)
+    assert np.array_equal(found, true)
 
 
 def test_clips_are_cut_by_decoded_frame(numbered: Path) -> None:
