@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> list[Entry]:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; make one with megavrc prepare_dataset")
     entries = [_entry(path, number, fields) for number, fields in read_jsonl(path, "path")]
-    _check_unique(path, entries)
+    _check_unique(path, entries, path.parent)
     _check_classes(path, entries)
     return entries
 
@@ -144,13 +144,20 @@ def _problem(entry: Entry) -> str | None:
     return None
 
 
-def _check_unique(path: Path, entries: list[Entry]) -> None:
+def _place(root: Path, entry: Entry) -> str:
+    """The path of an entry's video from `root`: one for all its spellings, also the absolute ones."""
+    near = os.path.normpath(entry["path"])
+    # relpath gives the same for a path below `root`, at twenty times the cost.
+    return os.path.relpath(root / near, root) if near.startswith(("/", os.pardir)) else near
+
+
+def _check_unique(path: Path, entries: list[Entry], root: Path) -> None:
     """UserError if two entries have one id, or none of their own and one video, however its path is spelled."""
     seen: dict[Any, str] = {}
     for entry in entries:
         keys: list[Any] = [entry["id"]]
         if entry["id"] == _own_id(entry):
-            keys.append((os.path.normpath(entry["path"]), entry.get("start") or 0, entry.get("end")))
+            keys.append((_place(root, entry), entry.get("start") or 0, entry.get("end")))
         for key in keys:
             if key in seen:
                 other = f", also as {seen[key]!r}" * (seen[key] != entry["id"])
@@ -193,7 +200,7 @@ def manifest_content(path: Path, entries: Iterable[Entry]) -> bytes:
     """
     entries = list(entries)
     whole = [_entry(path, number, entry) for number, entry in enumerate(entries, 1)]
-    _check_unique(path, whole)
+    _check_unique(path, whole, path.parent)
     _check_classes(path, whole)
     return b"".join(_line(path, entry) for entry in entries)
 
@@ -227,6 +234,7 @@ def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: 
     kind = table.suffix.lower()
     if kind not in (".jsonl", ".csv") or not table.is_file():
         raise UserError(f"{table}: expected an existing .csv or .jsonl file")
+    root = folder or table.parent
     entries = []
     for number, row in read_table(table) if kind == ".csv" else read_jsonl(table):
         fields = _named(table, number, row)
@@ -236,20 +244,17 @@ def from_list(table: Path, out: Path, folder: Path | None = None, val_fraction: 
                 f"{table} line {number}: no column of paths ({', '.join(NAMES['path'])}); found: {columns}"
             )
         entry = _entry(table, number, _typed(table, number, fields) if kind == ".csv" else fields)
-        entries.append(
-            entry
-            if fields.get("split")
-            else entry | {"split": split_of(os.path.normpath(entry["path"]), val_fraction)}
-        )
+        if not fields.get("split"):
+            entry["split"] = split_of(_place(root, entry), val_fraction)
+        entries.append(entry)
     if not entries:
         raise UserError(f"{table}: holds no videos")
     if all(entry["label"] is None for entry in entries):  # then classes are numbered as those of a folder are
         names = sorted({name for name in map(_class, entries) if name is not None})
         numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
         entries = [{**entry, "label": numbers.get(_class(entry))} for entry in entries]
-    _check_unique(table, entries)
+    _check_unique(table, entries, root)
     _check_classes(table, entries)
-    root = folder or table.parent
     return [{**entry, "path": path_from(out.parent, root / entry["path"])} for entry in entries]
 
 

@@ -10,7 +10,7 @@ from trees import touch
 from megavrc.errors import UserError
 from megavrc.files import read_lines
 from megavrc.video.listing import list_folder
-from megavrc.video.manifest import Entry, from_list, read_captions, read_manifest, write_manifest
+from megavrc.video.manifest import Entry, from_list, read_captions, read_manifest, split_of, write_manifest
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
@@ -118,6 +118,22 @@ def test_all_spellings_of_a_path_are_in_one_split(tmp_path: Path) -> None:
     entries = from_list(tmp_path / "t.jsonl", tmp_path / "m.jsonl", None, 0.5)
     splits = [entry["split"] for entry in entries]
     assert splits[::2] == splits[1::2] and len(set(splits)) == 2
+
+
+def test_an_absolute_path_is_the_video_of_a_relative_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"{folder}{name}.mp4" for name in "abcdefgh" for folder in ("", "x/")]
+    spelled = [path for name in names for path in (name, str(tmp_path / name), f"./{name}")]
+    rows = [{"path": path, "id": str(number)} for number, path in enumerate(spelled)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for folder in (Path(), tmp_path, None):
+        splits = [entry["split"] for entry in from_list(Path("t.jsonl"), Path("m.jsonl"), folder, 0.5)]
+        assert splits[::3] == splits[1::3] == splits[2::3] == [split_of(name, 0.5) for name in names]
+        table = touch(tmp_path / "t.csv", f"path,start,end\na.mp4,0,1\n{tmp_path}/a.mp4,0,1\n")
+        with pytest.raises(UserError, match=r"a.mp4#0.0-1.0' stands there twice, also as 'a.mp4#0.0-1.0'"):
+            from_list(table, tmp_path / "m.jsonl", folder)
 
 
 def test_any_text_survives_writing_and_reading(tmp_path: Path) -> None:
