@@ -61,7 +61,8 @@ def generate(
         out: output folder.
         prompt: one or several texts that say what the clips show: --prompt "a red square moves left" "a blue circle
             moves up".
-        prompts: file with one prompt a line, instead of prompt.
+        prompts: file with one prompt a line, or a .csv or .jsonl with a column caption (or text, prompt), instead of
+            prompt.
         label: one or several classes, for a class-conditioned model, by name or number: --label bike 3.
         seed: seed of the first clip; prompt i uses SEED + i, and clip j of it SEED + i + j x prompts.
         guidance: classifier-free guidance; 1 is none. This and the sampling below default to the folder's own.

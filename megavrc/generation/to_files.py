@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.files import check_fields, read_jsonl, read_lines, write_atomic
+from megavrc.files import check_fields, read_jsonl, write_atomic
 from megavrc.generation.folder import Folder
 from megavrc.model import ClipRequest, SamplingSettings
 from megavrc.model.inputs import fit_picture
@@ -41,6 +41,7 @@ from megavrc.video import (
     write_mp4,
     write_png,
 )
+from megavrc.video.manifest import read_captions
 
 log = logging.getLogger(__name__)
 LIST = "prompts.jsonl"
@@ -89,11 +90,8 @@ def clips_to_write(prompts: list[str], labels: list[int], seed: int, copies: int
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are skipped."""
-    lines = [line.strip() for _, line in read_lines(path)]
-    if not any(lines):
-        raise UserError(f"{path}: holds no prompts (one a line)")
-    return [line for line in lines if line]
+    """The prompts of a text file, one a line, or the captions of a .csv or .jsonl file; empty ones are skipped."""
+    return [text for caption in read_captions(path) if (text := caption.strip())]
 
 
 def read_image(path: Path, side: int) -> Tensor:

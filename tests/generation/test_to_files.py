@@ -288,10 +288,24 @@ def test_prompt_files(tmp_path) -> None:
     with pytest.raises(UserError, match=r"p\.txt line 2: byte 0xe9 is no UTF-8"):
         read_prompts(tmp_path / "p.txt")
     (tmp_path / "p.txt").write_text("\n")
-    with pytest.raises(UserError, match="holds no prompts"):
+    with pytest.raises(UserError, match="holds no captions"):
         read_prompts(tmp_path / "p.txt")
     with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "q.txt")
+
+
+def test_prompts_of_a_table_are_its_captions(tmp_path) -> None:
+    (tmp_path / "p.csv").write_text('path,Caption\na.mp4,"a dog, running"\nb.mp4,\nc.mp4, a cat\n')
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "text": "a dog, running"}\n{"id": "b", "text": "a cat"}\n')
+    for name in ("p.csv", "p.jsonl"):
+        assert read_prompts(tmp_path / name) == ["a dog, running", "a cat"]
+    (tmp_path / "p.csv").write_text("a dog\na cat\n")
+    with pytest.raises(
+        UserError, match=r"p\.csv: holds no captions: no column is one of caption, text, prompt"
+    ):
+        read_prompts(tmp_path / "p.csv")
+    with pytest.raises(UserError, match=r"p\.tsv: captions are read from .*, not from \.tsv"):
+        read_prompts(tmp_path / "p.tsv")
 
 
 def test_the_command(folder, loaded, tmp_path, capsys) -> None:
