@@ -266,10 +266,12 @@ def _typed(table: Path, number: int, row: Entry) -> Entry:
     """The cells of a CSV as values."""
     fields = {key: value for key, value in row.items() if value}  # an empty cell is an absent value
     for key, kind in {"label": int, **dict.fromkeys(NUMBERS, float)}.items():
-        try:
-            fields[key] = kind(fields[key])
-        except KeyError:
+        if key not in fields:
             continue
+        try:
+            if not fields[key].isascii() or "_" in fields[key]:  # Python's own spellings of numbers
+                raise ValueError
+            fields[key] = kind(fields[key])
         except ValueError:
             what = "an integer (a name goes into a column class)" if kind is int else "a number"
             raise UserError(f"{table} line {number}: {key} {fields[key]!r:.40} is not {what}") from None

@@ -221,6 +221,15 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         from_list(touch(tmp_path / "l.csv", "path,label\na.mp4,x\n"), tmp_path / "m")
 
 
+@pytest.mark.parametrize("number", ["1_0", "\u0661\u0660", "\uff11"])
+def test_numbers_of_a_table_are_plain_digits(tmp_path: Path, number: str) -> None:
+    kinds = {"label": r"an integer \(a name goes into a column class\)", "start": "a number"}
+    for key, what in (kinds | dict.fromkeys(("end", "fps"), "a number")).items():
+        table = touch(tmp_path / "t.csv", f"path,{key}\na.mp4,10\nb.mp4,{number}\n")
+        with pytest.raises(UserError, match=rf"t.csv line 3: {key} '{number}' is not {what}$"):
+            from_list(table, tmp_path / "m.jsonl")
+
+
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     texts = ["a\u2028b", "c\x85d", "e\x0b\x0cf\x1c", "", "g\rh", "end"]
     touch(tmp_path / "lines.txt", "\ufeff" + "\n".join(texts))
