@@ -165,6 +165,25 @@ def test_videos_that_cannot_be_decoded_are_counted(
     assert "2 of 3 videos are left out, the first because: " in caplog.text and "a.mp4" in caplog.text
 
 
+def test_videos_left_out_once_are_named_at_every_start(
+    tmp_path: Path, alone: Rank, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("megavrc").propagate = True
+    entries = [{"id": name, "path": f"{name}.mp4"} for name in "ab"]
+    write(tmp_path / "a.mp4")
+    for _ in range(2):
+        caplog.clear()
+        assert len(source(tmp_path, entries, alone)) == 1
+        (said,) = caplog.messages
+        assert said.startswith("1 of 2 videos are left out, the first because: ") and "b.mp4" in said
+        write(tmp_path / "b.mp4")
+    (index,) = (tmp_path / "cache").glob("*.json")
+    assert said.endswith(f"; delete {index} to decode them again")
+    index.unlink()
+    caplog.clear()
+    assert len(source(tmp_path, entries, alone)) == 2 and not caplog.messages
+
+
 def test_two_jobs_that_decode_the_same_clips_leave_whole_ones(tmp_path: Path) -> None:
     """Before either has the run's lease. The second that is done finds the cache of the first in its place."""
     write(tmp_path / "video.mp4")

@@ -63,6 +63,9 @@ class TrainingClips:
             if found is None:
                 raise UserError(f"{index}: not whole on this machine; all ranks must see one run_dir")
         decoded, self._clips = found
+        if failed := decoded.get("failed"):  # at every start: videos that were missing once may be there now
+            what = "%d of %d videos are left out, the first because: %s; delete %s to decode them again"
+            log.warning(what, len(failed), len(entries), failed[0][1], index)
         self._rows: list[int] = decoded["kept"]
         self._crc32: list[int] | None = decoded.get("crc32")
         self._entries = [entries[row] for row in self._rows]
@@ -135,7 +138,8 @@ def _read_cache(array: Path, index: Path, shape: tuple[int, ...]) -> tuple[dict[
     check_format(index, decoded.pop("format", None), CACHE_FORMAT)
     own = decoded.pop("sha256", None)  # not in caches of before
     try:
-        check_fields(index, decoded, {"kept": list[int], "crc32": list[int] | None})
+        fields = {"kept": list[int], "crc32": list[int] | None, "failed": list[list[str]] | None}
+        check_fields(index, decoded, fields)
         clips = np.load(array, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         log.warning(DAMAGED, array, error)
@@ -168,11 +172,9 @@ def _decode_together(
         dist.all_gather_object(everywhere, mine)
         failed = dict(sorted(failure for part, _ in everywhere for failure in part))
         crc32 = {row: crc for _, part in everywhere for row, crc in part.items()}
-        first = next(iter(failed.values()), "")
         if len(failed) == len(entries):
+            first = next(iter(failed.values()))
             raise UserError(f"{config.path}: no video can be decoded, the first because: {first}")
-    if failed:
-        log.warning("%d of %d videos are left out, the first because: %s", len(failed), len(entries), first)
     if rank.main:
         kept = [row for row in range(len(entries)) if row not in failed]
         reasons = [[entries[row]["id"], why] for row, why in failed.items()]
