@@ -1,5 +1,6 @@
 """The videos of a person, before anything is made of them: a folder, a table or a manifest, looked at by the doctor."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from megavrc.progress import progress
 from megavrc.tokenization.sampling import ClipSettings
 from megavrc.training.tasks.vrc_config import TokenDataConfig
 from megavrc.video import VideoError, count_frames, probe, read_clip
-from megavrc.video.listing import list_folder
+from megavrc.video.listing import list_folder, order_note
 from megavrc.video.manifest import Entry, from_list, manifest_content
+from megavrc.video.pictures import out_of_order, pictures
 
 FRAMES = ClipSettings.frames  # of a clip, unless another number is asked for
 NAMED = 3  # files that a line names
@@ -21,7 +23,7 @@ MAX_WITHOUT = TokenDataConfig.max_incomplete  # training refuses more samples wi
 
 
 class Line(NamedTuple):
-    """A line of what is said of videos; a `note` harms nobody, with a `warn` nothing can be trained."""
+    """A line of what is said of videos; a `note` harms nobody, with a `warn` nothing good can be trained."""
 
     name: str
     found: str
@@ -42,7 +44,9 @@ def video_lines(path: Path, folder: Path | None = None) -> Iterator[Line]:
         yield Line(str(path), "cannot be listed", "warn", " ".join(str(error).split()))
         return
     yield Line(str(path), f"{len(entries)} videos", advice="; ".join(notes))
-    yield from _files(sorted({path.parent / entry["path"] for entry in entries}))
+    files = sorted({path.parent / entry["path"] for entry in entries})
+    yield from _files(files)
+    yield from _order(files)
     yield _captions(path, entries)
 
 
@@ -77,6 +81,17 @@ def _files(files: list[Path]) -> Iterator[Line]:
     for kind, said in problems.items():
         if said:
             yield Line(kind, f"{len(said)} files, left out later", "note", _few(said))
+
+
+def _order(files: list[Path]) -> Iterator[Line]:
+    """Folders of pictures among the files whose names may mean another order than the one they play in."""
+    swapped: dict[Path, tuple[str, str]] = {}
+    for folder in filter(os.path.isdir, files):
+        with contextlib.suppress(OSError):  # one that may not be read counts as damaged
+            if pair := out_of_order(pictures(folder)):
+                swapped[folder] = pair
+    for note in order_note(swapped):
+        yield Line("order", f"{len(swapped)} folders", "warn", note)
 
 
 def _few(said: list[str]) -> str:

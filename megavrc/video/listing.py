@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 from megavrc.errors import UserError
 from megavrc.files import named_path, read_text
 from megavrc.video.manifest import Entry, path_from, split_of
-from megavrc.video.pictures import is_picture
+from megavrc.video.pictures import is_picture, out_of_order
 
 VIDEO_SUFFIXES = {  # of what video/files.py opens
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".flv", ".mkv", ".webm", ".avi", ".divx"),
@@ -51,15 +51,18 @@ def from_frames(folder: Path, out: Path, val_fraction: float = 0.0, fps: float |
     """
     folder = named_path(folder)  # whose name is an entry's where it holds the pictures
     counts: dict[Path, int] = {}
+    swapped: dict[Path, tuple[str, str]] = {}
     others: set[Path] = set()
     for where, names in _walk(folder):  # of pictures there may be millions, so they are counted and not kept
         chosen = [name for name in names if is_picture(Path(name))]
         if chosen:
             counts[where] = len(chosen)
+            if pair := out_of_order(map(Path, chosen)):
+                swapped[where] = pair
         others.update(where / name for name in set(names).difference(chosen))
     videos = sorted(counts)
     entries, texts = _entries(folder, out, videos, val_fraction)
-    notes = left_out(others.difference(texts))
+    notes = left_out(others.difference(texts)) + order_note(swapped)
     if not videos:
         raise UserError(f"{folder}: no folder of pictures at or below it{'; '.join(['', *notes])}")
     rate = {} if fps is None else {"fps": fps}
@@ -125,6 +128,17 @@ def left_out(files: Iterable[Path]) -> list[str]:
         f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))
     )
     return [f"{kinds.total()} files are left out: {counts}"]
+
+
+def order_note(swapped: dict[Path, tuple[str, str]]) -> list[str]:
+    """A line on folders of pictures, each with the two that `out_of_order` gives; none if there are none."""
+    if not swapped:
+        return []
+    folder, (one, other) = min(swapped.items())
+    return [
+        f"{len(swapped)} folders play by the last number in their pictures' names, which is not the order of all "
+        f"numbers: {folder} plays {one} before {other}; if that is wrong, rename them 0.png, 1.png, .."
+    ]
 
 
 def _entries(

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,20 @@ def is_picture(path: Path) -> bool:
 def pictures(folder: str | Path) -> list[Path]:
     """The pictures directly in a folder, by the last number in their names (frame_9 before frame_10)."""
     return sorted((path for path in Path(folder).iterdir() if is_picture(path)), key=_last_number)
+
+
+def out_of_order(files: Iterable[Path]) -> tuple[str, str] | None:
+    """The first picture of a folder that plays in the place of another by all numbers of their names, and that other.
+
+    1.00.png (1, 0) in the place of 0.04.png (0, 4), for instance: the last number starts anew each second.
+    """
+    played = sorted(files, key=_last_number)
+    pairs = zip(played, sorted(played, key=_all_numbers), strict=True)
+    return next(((one.name, other.name) for one, other in pairs if one != other), None)
+
+
+def _all_numbers(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", path.stem)]
 
 
 def _last_number(path: Path) -> tuple[int, str]:

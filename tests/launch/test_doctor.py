@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trees
 from golden import write
 from hf_source import CAPTIONS, Source, make_tokens
 from safetensors.torch import save_file
@@ -186,6 +187,16 @@ def test_what_keeps_videos_from_use_is_a_warning(mine: Path) -> None:
     (mine / "captions.csv").write_text("name,text\na.mp4,b\n")
     [line] = doctor.folder_lines(str(mine / "captions.csv"))
     assert line.state == "warn" and "no column of paths" in line.advice
+
+
+def test_pictures_in_another_order_than_their_names_are_a_warning(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,caption\nplain,a clip\nsecond,its second take\n")
+    trees.frames(tmp_path / "plain", 17, "{}.png")
+    trees.frames(tmp_path / "second", 17, "{}-v2.png")
+    order = next(each for each in doctor.folder_lines(str(table)) if each.name == "order")
+    assert (order.state, order.found) == ("warn", "1 folders")
+    assert f"{tmp_path / 'second'} plays 10-v2.png before 2-v2.png; if that is wrong" in order.advice
 
 
 def test_of_many_videos_the_others_are_opened(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,3 +159,27 @@ def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shut: Permission denied; make it readable"):
         files_below(tmp_path)
     (tmp_path / "shut").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (("0.00", "0.04", "0.96", "1.00"), ("1.00", "0.04")),
+        (("00-00-58", "00-00-59", "00-01-04"), ("00-01-04", "00-00-58")),
+        (("0-v2", "2-v2", "10-v2"), ("10-v2", "2-v2")),
+        (("take2_9", "take2_10"), None),
+        (("b_1", "a_2", "cover"), None),
+    ],
+)
+def test_pictures_whose_names_may_mean_another_order_are_named(
+    tmp_path: Path, names: tuple[str, ...], pair: tuple[str, str] | None
+) -> None:
+    for name in names:
+        touch(tmp_path / "in/a" / f"{name}.png")
+    touch(tmp_path / "in/b" / "0.png")
+    _, notes = from_frames(tmp_path / "in", tmp_path / "m.jsonl")
+    assert len(notes) == bool(pair)
+    if pair:
+        start = "1 folders play by the last number in their pictures' names"
+        assert notes[0].startswith(start)
+        assert f"{tmp_path / 'in/a'} plays {pair[0]}.png before {pair[1]}.png; if that is wrong" in notes[0]
