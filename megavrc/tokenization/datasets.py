@@ -3,13 +3,14 @@
 Facts and their sources, and which could not be verified: docs/datasets.md.
 """
 
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
 from megavrc.errors import UserError
 from megavrc.files import check_fields, named_path, read_json, read_lines
 from megavrc.video.listing import Listing, files_below, from_frames, list_folder, videos_below
-from megavrc.video.manifest import NAMES, Entry, fraction, from_list, path_from, present
+from megavrc.video.manifest import NAMES, Entry, fraction, from_list, path_from, present, spelled_otherwise
 
 PUBLISHED = {  # videos by split, for the printed comparison
     "ucf101 all": {"train": 13320},
@@ -62,7 +63,7 @@ def list_(table: Path, out: Path, folder: Path | None = None, val_fraction: floa
         val_fraction: share of the videos that become split `val`, chosen by their path; rows with a split keep it.
     """
     entries, missing = present(from_list(table, out, folder, val_fraction), out.parent)
-    notes = _missing(table, missing, entries)
+    notes = _missing(table, missing, entries, out.parent)
     if folder:
         named = {(out.parent / entry["path"]).resolve() for entry in entries}
         if unnamed := [path for path in videos_below(folder) if path.resolve() not in named]:
@@ -204,7 +205,7 @@ def msrvtt(
             chosen = own[int(fraction(f"{seed}/{name}") * len(own))] if own else None
             entries.append({"id": name, "caption": chosen, **shared, "captions": own})
     entries, missing = present(entries, out.parent)
-    notes = _missing(folder, missing, entries)
+    notes = _missing(folder, missing, entries, out.parent)
     if mute := [name for name in videos if name not in texts]:
         notes.append(f"{len(mute)} videos have no caption, the first is {mute[0]}")
     return Listing(entries, [*notes, *_counts("msrvtt", entries)])
@@ -225,17 +226,23 @@ def _counts(name: str, entries: list[Entry]) -> list[str]:
     ]
 
 
-def _missing(source: Path, missing: list[Entry], kept: list[Entry]) -> list[str]:
-    """A line about listed videos that do not exist; UserError if none does."""
+def _missing(source: Path, missing: list[Entry], kept: list[Entry], root: Path | None = None) -> list[str]:
+    """A line about listed videos that do not exist (below `root`, if it is known); UserError if none does."""
     if not missing:
         return []
     paths = sorted({entry["path"] for entry in missing})
-    first = f"the first is {paths[0]:.200}"
+    first, hint = f"the first is {paths[0]:.200}", ""
+    if root and (near := spelled_otherwise(root / path for path in paths)):
+        form = "NFC" if unicodedata.is_normalized("NFC", near.name) else "NFD"
+        hint = (
+            f"; the name of {near} on disk is spelled with other Unicode characters ({form}): copy it from there "
+            "into the table, or rename it"
+        )
     if not kept:
         raise UserError(
-            f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?"
+            f"{source}: none of the {len(paths)} listed videos exists, {first}{hint or '; is --folder right?'}"
         )
-    return [f"{len(paths)} listed videos are missing and left out, {first}"]
+    return [f"{len(paths)} listed videos are missing and left out, {first}{hint}"]
 
 
 def _long_enough(listing: Listing, min_frames: int) -> Listing:

@@ -6,11 +6,14 @@ the samples' JSON, but for those that a plan refuses. All of it is strict JSON: 
 whatever key. Everything that reads a manifest reads it here.
 """
 
+import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -300,6 +303,29 @@ def _exists(path: Path) -> bool:
         if error.errno != errno.ENAMETOOLONG:  # of a caption in the column of paths
             raise
         return False
+
+
+def spelled_otherwise(paths: Iterable[Path]) -> Path | None:
+    """The first name on disk, a file's or that of a folder above it, that differs from one in these paths in its
+    Unicode form only.
+
+    Archives of macOS hold NFD, where an accent is a character of its own; most tables hold NFC.
+    """
+
+    @functools.cache
+    def names(folder: Path) -> dict[str, str]:
+        with contextlib.suppress(OSError):
+            return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
+        return {}
+
+    for path in paths:
+        if str(path).isascii():  # has one form, and asks nothing of the disk
+            continue
+        real = Path(os.path.realpath(path))
+        missing = next((each for each in (*real.parents[::-1], real) if not os.path.lexists(each)), None)
+        if missing and (name := names(missing.parent).get(unicodedata.normalize("NFC", missing.name))):
+            return missing.parent / name
+    return None
 
 
 def split_of(key: str, val_fraction: float) -> str:

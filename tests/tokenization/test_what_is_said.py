@@ -1,14 +1,18 @@
-"""What a finished dataset says of its captions, and what a plan and a dataset say of folders and sizes."""
+"""What a finished dataset says of its captions, and what a plan and a dataset say of folders, sizes and names."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 from jobs import SMALL
+from trees import touch
 
 from megavrc.data.dataset import TokenDataset
 from megavrc.errors import UserError
 from megavrc.files import read_json, write_json
+from megavrc.tokenization.datasets import list_
 from megavrc.tokenization.inspect import inspect
 from megavrc.tokenization.job import plan, run
 from megavrc.tokenization.plan import load_plan, names_by_label
@@ -92,3 +96,22 @@ def test_the_tokenizer_says_the_size(
     plan(manifest, tmp_path / "old", tokenizer, **small)  # which does not say
     assert load_plan(tmp_path / "old").settings.size == 256
     plan(manifest, tmp_path / "old", tokenizer, **small, size=256)  # the same plan
+
+
+@pytest.mark.parametrize("folder", ["", "caf\u00e9/"])
+def test_names_in_another_unicode_form_are_told_from_missing_ones(tmp_path: Path, folder: str) -> None:
+    nfc = f"{folder}\u00fc.mp4"
+    touch(tmp_path / unicodedata.normalize("NFD", nfc))
+    touch(tmp_path / "a.mp4")
+    told = (
+        r"the first is .*; the name of .* on disk is spelled with other Unicode characters \(NFD\): copy it"
+    )
+    table = touch(tmp_path / "t.csv", f"path\n{nfc}\n")
+    with pytest.raises(UserError, match=f"t.csv: none of the 1 listed videos exists, {told}"):
+        list_(table, tmp_path / "new" / "m.jsonl")
+    table = touch(tmp_path / "t.csv", f"path\na.mp4\n{nfc}\ngone.mp4\n")
+    (note,) = list_(table, tmp_path / "m.jsonl").notes
+    assert re.match(f"2 listed videos are missing and left out, {told}", note)
+    table = touch(tmp_path / "t.csv", "path\n\u00f6.mp4\n")
+    with pytest.raises(UserError, match=r"is --folder right\?$"):
+        list_(table, tmp_path / "m.jsonl")
