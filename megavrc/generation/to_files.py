@@ -235,16 +235,22 @@ def _length(chunk_BTHWC: Tensor) -> int:
 
 
 def _add(out: Path, new: list[tuple[str, Record]], clips: NDArray[np.uint8]) -> None:
-    """Write clips, and their lines into the list as it is now: other processes may have added to it."""
+    """Write clips, and their lines into the list as it is now: other processes may have added to it.
+
+    The lines come first: a line without its file counts for nothing, and a process that is killed leaves no file that
+    the list does not name.
+    """
     with _alone(out):
         listed = _listed(out)
+        records = _named(out, listed, new)
+        _write_list(out, (listed | {record["id"]: record for record in records}).values())
         try:
-            for record, clip in zip(_named(out, listed, new), clips, strict=True):
+            for record, clip in zip(records, clips, strict=True):
                 write_gif(_file(out, record, "gif"), clip, record["fps"], record["scale"])
                 write_mp4(_file(out, record, "mp4"), clip, record["fps"], record["scale"])
-                listed[record["id"]] = record
-        finally:
-            _write_list(out, listed.values())
+        except BaseException:
+            _write_list(out, _listed(out).values())
+            raise
 
 
 @contextlib.contextmanager
