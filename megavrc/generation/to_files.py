@@ -161,7 +161,7 @@ def generate_files(
     if beginning is not None:
         origin["beginning"] = hashlib.sha256(beginning.numpy().tobytes()).hexdigest()
     listed, asked = _listed(out), [(clip.name, clip.record() | origin) for clip in wanted]
-    records = _named(out, listed, asked)
+    records = _named(folder, out, listed, asked)
     there = {record["id"] for record in listed.values() if _file(out, record, "gif").is_file()}
     missing = [i for i, record in enumerate(records) if record["id"] not in there]
     if missing:
@@ -169,7 +169,7 @@ def generate_files(
         out.mkdir(parents=True, exist_ok=True)
         _generate(folder, request, batch_size, out, [asked[i] for i in missing])
         listed = _listed(out)
-        records = _named(out, listed, asked)
+        records = _named(folder, out, listed, asked)
     mine = {record["id"]: record for record in records}
     shown = _write_sheet(out, [*records, *(listed[name] for name in [*listed][::-1] if name not in mine)])
     if shown < len(records):
@@ -220,7 +220,7 @@ def _generate(
                 seen = sum(map(_length, chunks))
                 yield 0
             clips = torch.cat(chunks, dim=1).numpy()
-            _add(out, new[part], clips)
+            _add(folder, out, new[part], clips)
             yield len(clips)
 
     def note() -> str:
@@ -234,7 +234,7 @@ def _length(chunk_BTHWC: Tensor) -> int:
     return chunk_BTHWC.shape[1]
 
 
-def _add(out: Path, new: list[tuple[str, Record]], clips: NDArray[np.uint8]) -> None:
+def _add(folder: Folder, out: Path, new: list[tuple[str, Record]], clips: NDArray[np.uint8]) -> None:
     """Write clips, and their lines into the list as it is now: other processes may have added to it.
 
     The lines come first: a line without its file counts for nothing, and a process that is killed leaves no file that
@@ -242,7 +242,7 @@ def _add(out: Path, new: list[tuple[str, Record]], clips: NDArray[np.uint8]) -> 
     """
     with _alone(out):
         listed = _listed(out)
-        records = _named(out, listed, new)
+        records = _named(folder, out, listed, new)
         _write_list(out, (listed | {record["id"]: record for record in records}).values())
         try:
             for record, clip in zip(records, clips, strict=True):
@@ -310,7 +310,9 @@ def _file(out: Path, record: Record, suffix: str) -> Path:
     return out / f"{record['id']}.{suffix}"
 
 
-def _named(out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]]) -> list[Record]:
+def _named(
+    folder: Folder, out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]]
+) -> list[Record]:
     """Records with their names: that of the same clip in the list, else their own, with a number if it is taken."""
     there: dict[str, list[Record]] = {}
     for record in listed.values():
@@ -318,7 +320,8 @@ def _named(out: Path, listed: dict[str, Record], wanted: list[tuple[str, Record]
     taken = {path.stem for path in out.glob("*.mp4")}
     named = []
     for name, record in wanted:
-        known = next((one for one in there.get(_asked(record), ()) if _content(one) == record), None)
+        content, alike = _content(folder, record), there.get(_asked(record), ())
+        known = next((one for one in alike if _content(folder, one) == content), None)
         if known is None:
             tries = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
             free = next(each for each in tries if each not in taken)
@@ -331,9 +334,26 @@ def _asked(record: Record) -> str:
     return str([record.get(key) for key in ("caption", "label", "seed")])
 
 
-def _content(record: Record) -> Record:
-    """What makes it this clip and no other."""
-    return {key: value for key, value in record.items() if key not in ("id", "path")}
+def _content(folder: Folder, record: Record) -> Record:
+    """What makes it this clip and no other, however it was asked for: with what is generated where nothing is said."""
+    later, patch = folder.model.config.frames, folder.video_tokenizer.config.temporal_patch
+    said = {key: value for key, value in record.items() if key not in ("id", "path") and value is not None}
+    content: Record = {"frames": 1 + later * patch, "overlap": 1 + later // 2 * patch} | said
+    if isinstance(sampling := content.get("sampling"), dict):
+        content["sampling"] = _as_drawn(sampling, later)
+    return content
+
+
+def _as_drawn(sampling: Record, later: int) -> Record:
+    """Sampling as so many later frames get it."""
+    passes, guidance = sampling["later_passes"], sampling["guidance"]
+    passes = passes if isinstance(passes, list) else [passes] * later
+    later_guidance = guidance if sampling["later_guidance"] is None else sampling["later_guidance"]
+    return sampling | {
+        "later_passes": [*passes, *[1] * (later - len(passes))],
+        "later_guidance": later_guidance,
+        "plausibility": sampling["plausibility"] if not guidance == later_guidance == 1 else 0,
+    }
 
 
 # --- the sheet ---------------------------------------------------------------------------------------------------
