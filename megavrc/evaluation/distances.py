@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from megavrc.evaluation.clip_source import ClipSource, Part, first, pairs, source_facts, video_of, wholes
-from megavrc.evaluation.features import ClipNetwork, Features, clip_features
+from megavrc.evaluation.features import ClipNetwork, Features, check_sizes, clip_features
 from megavrc.evaluation.frechet import NEIGHBOURS, Groups, covered, frechet_at_infinity, rank_warning
 from megavrc.evaluation.protocols import (
     FVDProtocol,
@@ -102,7 +102,7 @@ def measure_distances(
         store, batch: see `clip_features`.
 
     Raises:
-        UserError: clips that are missing, unreadable or too short; sources that do not go together.
+        UserError: clips that are missing, unreadable, too short or of several sizes; sources that do not go together.
     """
     sources = [clips] if against is None else [clips, against]
     order = [] if against is None else pairs(clips, against)
@@ -111,6 +111,10 @@ def measure_distances(
         windows[1] = [windows[1][index] for index in order]
     n = len(windows[0])
     chosen = real_windows(real, protocol, n if floor else 0, seed)
+    rest = chosen.rest if len(chosen.rest) >= n else []
+    if protocol.size is None:
+        parts = [(real, chosen.windows), (real, rest), *zip(sources, windows, strict=True)]
+        check_sizes([part for part in parts if part[1]])
 
     def features(source: ClipSource, wanted: list[Window]) -> Features:
         return clip_features(source, wanted, protocol.size, detector, store, batch)
@@ -121,7 +125,7 @@ def measure_distances(
     more = [real.clips[window.clip].key for window in chosen.rest]
     if len({*map(video_of, keys)}) > 1:  # not shots of one film
         keys, more = [video_of(key) for key in keys], [video_of(key) for key in more]
-    others = (features(real, chosen.rest) if len(chosen.rest) >= n else known[:0]) if floor else None
+    others = (features(real, rest) if rest else known[:0]) if floor else None
     sets = Sets(known, others, dict(zip(_names(sources), made, strict=True)), drawn, keys, more)
     dims = detector.dims or known.shape[1]
     report = compare_sets(kind, sets.columns(0, dims), detector.name, protocol.ddof, draws, seed)

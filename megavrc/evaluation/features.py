@@ -25,6 +25,7 @@ from megavrc.video.versions import decoder_versions
 
 FEATURES_FORMAT = 1  # of a stored file; part of its key
 I3D_FRAMES = 9  # at least; fewer leave its last pooling without a position
+RESIZES = "--change size=N resizes both sides"
 CHUNK = 64  # clips of one stored file: what a stopped run loses
 SELFCHECK = 151.256  # eight clips of zeros against eight of ones, by the README of common_metrics
 
@@ -131,13 +132,14 @@ def clip_features(
     Raises:
         UserError: a clip that cannot be read; clips of several sizes; features that are not finite.
     """
+    frame = frame_size(source, windows[0]) if size is None else (size, size)
     chunks = [windows[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
     found = []
     for chunk in progress(chunks, f"features of {source.name}"):
-        path = store / f"{_key(source, chunk, size, detector)}.npz" if store else None
+        path = store / f"{_key(source, chunk, size or frame, detector)}.npz" if store else None
         known = _stored(path, len(chunk)) if path else None
         if known is None:
-            known = _computed(source, chunk, size, detector, batch)
+            known = _computed(source, chunk, size, frame, detector, batch)
             if path:
                 buffer = io.BytesIO()
                 np.savez(buffer, features=known)
@@ -146,7 +148,28 @@ def clip_features(
     return np.concatenate(found)
 
 
-def _key(source: ClipSource, windows: list[Window], size: int | None, detector: ClipNetwork) -> str:
+def frame_size(source: ClipSource, window: Window) -> tuple[int, int]:
+    """Height and width of a clip as it is stored."""
+    _, height, width, _ = source.read(window.clip, window.wanted[:1]).shape
+    return height, width
+
+
+def check_sizes(sets: list[tuple[ClipSource, list[Window]]]) -> None:
+    """Refuse sets whose first clips have other sizes; clips of one set are compared by `clip_features`."""
+    (name, frame), *others = [(source.name, frame_size(source, windows[0])) for source, windows in sets]
+    for other, size in others:
+        if size != frame:
+            raise UserError(f"{other}: clips of {_side(size)}, those of {name} are {_side(frame)}; {RESIZES}")
+
+
+def _side(frame: tuple[int, int]) -> str:
+    return f"{frame[1]}x{frame[0]}"
+
+
+def _key(
+    source: ClipSource, windows: list[Window], size: int | tuple[int, int], detector: ClipNetwork
+) -> str:
+    """Of clips that are not resized their size is part of it, so that a stored chunk is of clips of this size."""
     clips = [
         [source.identity(window.clip), window.wanted.start, window.wanted.stop, window.wanted.step]
         for window in windows
@@ -166,18 +189,23 @@ def _stored(path: Path, count: int) -> Features | None:
 
 
 def _computed(
-    source: ClipSource, windows: list[Window], size: int | None, detector: ClipNetwork, batch: int
+    source: ClipSource,
+    windows: list[Window],
+    size: int | None,
+    frame: tuple[int, int],
+    detector: ClipNetwork,
+    batch: int,
 ) -> Features:
     found: list[Features] = []
     for start in range(0, len(windows), batch):
         part = windows[start : start + batch]
         clips = [source.read(window.clip, window.wanted, size) for window in part]
         keys = [source.clips[window.clip].key for window in part]
-        odd = [key for key, clip in zip(keys, clips, strict=True) if clip.shape != clips[0].shape]
-        if odd:
-            raise UserError(
-                f"{source.name}: {odd[0]} has another size than {keys[0]}; --change size=N resizes both sides"
-            )
+        for key, clip in zip(keys, clips, strict=True):
+            if (own := clip.shape[1:3]) != frame:
+                raise UserError(
+                    f"{source.name}: {key} is {_side(own)}, clips before it {_side(frame)}; {RESIZES}"
+                )
         features = detector(np.stack(clips))
         if not np.isfinite(features).all():
             bad = keys[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
