@@ -170,6 +170,8 @@ class FrameDecoder(Iterator[Any]):
         self._transfer = self.stream.codec_context.color_trc  # of the container, before decoding changes it
         self._frames = self._decoded(container)
         self._slots: deque[int] = deque()
+        self._key: int | None = None  # when the first key frame is shown; of HEVC alone, as what follows
+        self._due: set[int] = set()  # when pictures are shown that went in and have not come out
         self.slot: int | None = None  # of the newest frame, in the order of decoding; of the time base
 
     def _decoded(self, container: Any) -> Iterator[Any]:
@@ -183,15 +185,38 @@ class FrameDecoder(Iterator[Any]):
             try:
                 frames = self._codec.decode(packet)
             except av.InvalidDataError:
-                if self.position or packet.is_keyframe or self._codec.name != "hevc":
+                if packet.is_keyframe or self._codec.name != "hevc" or not self._is_early(packet):
                     raise
-                continue  # before the first key frame, pictures lack those that they refer to
+                continue  # it lacks those that it refers to
+            if self._codec.name == "hevc":
+                self._check_due(packet, frames)
             if not self.position and self._codec.name in BLIND:
                 while frames and frames[0].pict_type != PictureType.I:
                     frames.pop(0)
                     if self._slots:
                         self._slots.popleft()
             yield from frames
+        if self._due:
+            raise VideoError(self.path, "decode", f"frame {self.position}: its decoder dropped a picture")
+
+    def _is_early(self, packet: Any) -> bool:
+        """Whether a packet is decoded or shown before the first key frame: it may refer to some before that."""
+        if packet.pts is None:
+            return not self.position
+        return self._key is None or packet.pts < self._key
+
+    def _check_due(self, packet: Any, frames: list[Any]) -> None:
+        """VideoError where a picture comes and one to be shown before it never did: damage can make a unit of HEVC look
+        like another layer's, which its decoder leaves out without an error."""
+        if packet.is_keyframe and self._key is None:
+            self._key = packet.pts
+        if packet.pts is not None and not packet.is_discard and not self._is_early(packet):
+            self._due.add(packet.pts)
+        for frame in frames:
+            self._due.discard(frame.pts)
+            if self._due and frame.pts is not None and min(self._due) < frame.pts:
+                why = f"frame {self.position}: its decoder dropped a picture"
+                raise VideoError(self.path, "decode", why)
 
     def __next__(self) -> Any:
         try:

@@ -93,6 +93,31 @@ def test_a_unit_that_hevc_drops_is_damage(tmp_path: Path) -> None:
         count_frames(path)
 
 
+@pytest.mark.parametrize("number", [0, 3, 15, 35])
+def test_a_picture_that_hevc_takes_for_another_layers_is_damage(tmp_path: Path, number: int) -> None:
+    """Explode does not help: for its decoder nothing is wrong with such a unit."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=2:b-adapt=0:open-gop=0:info=0"}
+    path = write(tmp_path / "v.mp4", count=36, codec="libx265", options=options)
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0)][number]
+    content = bytearray(path.read_bytes())
+    content[place + 5] ^= 8  # a bit of nuh_layer_id, behind 4 bytes of length and one of the kind
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="decode: frame"):
+        count_frames(path)
+
+
+def test_an_hevc_recording_may_begin_inside_an_open_group(tmp_path: Path) -> None:
+    """Pictures shown before its first key frame lack those that they refer to, and are left out."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=3:b-adapt=0:open-gop=1:scenecut=0"}
+    whole = write(tmp_path / "v.mp4", count=36, codec="libx265", options=options)
+    with av.open(str(whole)) as container:
+        keys = [index for index, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
+    for first in (keys[1], keys[1] - 2):
+        found = read_frames(remux(whole, tmp_path / "cut.mkv", first=first), list(range(36 - 12)), size=None)
+        assert np.array_equal(found, read_clip(whole, 12, 24, size=None))
+
+
 @pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", "mp4"), ("msmpeg4", "avi"), ("wmv2", "asf")])
 def test_pictures_before_the_first_whole_one_are_left_out(tmp_path: Path, codec: str, suffix: str) -> None:
     """What is cut between key frames begins with pictures that nothing was there to predict from."""
