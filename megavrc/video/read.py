@@ -5,6 +5,7 @@ frames that a decoder conceals or drops are not passed on silently. Of a folder 
 """
 
 import io
+import math
 import os
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -171,7 +172,10 @@ class FrameDecoder(Iterator[Any]):
         self._frames = self._decoded(container)
         self._slots: deque[int] = deque()
         self._key: int | None = None  # when the first key frame is shown; of HEVC alone, as what follows
-        self._due: set[int] = set()  # when pictures are shown that went in and have not come out
+        self._due: set[int] | None = (
+            set()
+        )  # when pictures are shown that have not come out; None: cannot be told
+        self._shown = -math.inf  # when the newest picture was
         self.slot: int | None = None  # of the newest frame, in the order of decoding; of the time base
 
     def _decoded(self, container: Any) -> Iterator[Any]:
@@ -211,10 +215,16 @@ class FrameDecoder(Iterator[Any]):
         if packet.is_keyframe and self._key is None:
             self._key = packet.pts
         if packet.pts is not None and not packet.is_discard and not self._is_early(packet):
-            self._due.add(packet.pts)
+            if packet.pts < self._shown:  # a clock that starts again
+                self._due = None
+            if self._due is not None:
+                self._due.add(packet.pts)
         for frame in frames:
+            if frame.pts is None or self._due is None:
+                continue
+            self._shown = max(self._shown, frame.pts)
             self._due.discard(frame.pts)
-            if self._due and frame.pts is not None and min(self._due) < frame.pts:
+            if self._due and min(self._due) < frame.pts:
                 why = f"frame {self.position}: its decoder dropped a picture"
                 raise VideoError(self.path, "decode", why)
 

@@ -118,6 +118,19 @@ def test_an_hevc_recording_may_begin_inside_an_open_group(tmp_path: Path) -> Non
         assert np.array_equal(found, read_clip(whole, 12, 24, size=None))
 
 
+def test_a_clock_that_starts_again_loses_no_picture_of_hevc(tmp_path: Path) -> None:
+    """Two recordings in one transport stream, whose counters go on."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=3"}
+    remux(write(tmp_path / "v.mp4", count=36, codec="libx265", options=options), tmp_path / "v.ts")
+    content, counters = bytearray((tmp_path / "v.ts").read_bytes() * 2), dict[int, int]()
+    for at in range(0, len(content), 188):
+        pid = int.from_bytes(content[at + 1 : at + 3]) & 0x1FFF
+        counters[pid] = (counters.get(pid, -1) + bool(content[at + 3] & 0x10)) % 16
+        content[at + 3] = content[at + 3] & 0xF0 | counters[pid]
+    (tmp_path / "v.ts").write_bytes(content)
+    assert count_frames(tmp_path / "v.ts") == 72
+
+
 @pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", "mp4"), ("msmpeg4", "avi"), ("wmv2", "asf")])
 def test_pictures_before_the_first_whole_one_are_left_out(tmp_path: Path, codec: str, suffix: str) -> None:
     """What is cut between key frames begins with pictures that nothing was there to predict from."""
