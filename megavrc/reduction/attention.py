@@ -17,6 +17,7 @@ def fastervlm(tokens: Tokens, count: int) -> Reduction:
 
 @register(
     "VisPruner", "2412.01818", needs=("cls or attention",), kind="spatial", scope="frame",
+    follows="neither in the order in which the rest is halved: of place (code: of attention, then of similarity)",
 )  # fmt: skip
 def vispruner(tokens: Tokens, count: int, important: float = 0.5) -> Reduction:
     """Half of the budget by attention, the other half by dropping duplicates from the rest, eight at a time."""

@@ -235,6 +235,7 @@ class ReducedModel:
         if self.inside:
             return None
         given = dict(zip(inspect.signature(self.model.forward).parameters, args, strict=False)) | kwargs
+        self.turn = None
         if before := turn_of(cache_of(given)):
             return (), {**without_pixels(given), **before.following(given)}
         rest, self.turn = self.reduced(given)

@@ -217,7 +217,7 @@ class Inner:
     ) -> Reduction:
         """The tokens left of one picture from layer `stage` on."""
         plan, heard, needs = self.plan, self.heard, self.method.needs
-        assert plan is not None and heard is not None
+        assert plan is not None
         prompt = row // (len(hidden) // len(plan.pictures))
         words, here = plan.words[prompt], now.at(row, picture.columns)
         after = words[words > picture.columns[-1]]
@@ -227,17 +227,19 @@ class Inner:
         text = now.at(row, asked)
 
         def attention(queries: Tensor) -> Tensor:
+            assert heard is not None
             earlier = torch.arange(hidden.shape[1], device=queries.device) <= queries[:, None]
             return heard.weights(row, queries, earlier & now.present[row])[:, here]
 
         known: dict[str, Any] = {}
         for need in {"last_row", "own_row"}.intersection(needs):
-            last = plan.mask[prompt].nonzero()[-1]
-            known[need] = attention(now.at(row, last))[0]
+            last = now.at(row, plan.mask[prompt].nonzero()[:, 0])[-1:]
+            known[need] = attention(last)[0]
         if "rater_rows" in needs:
             looking = score.raters(self.embeddings[row, picture.columns], self.embeddings[row, asked])
             known["rater_rows"] = attention(text[looking])
         if "keys" in needs:
+            assert heard is not None
             keys = heard.key[row].transpose(0, 1).flatten(1)
             known |= {"keys": keys[here], "text": hidden[row, text], "text_keys": keys[text]}
         tokens = Tokens(hidden[row, here], size=now.sizes.get((row, number)), **known)

@@ -77,7 +77,9 @@ def cache_of(given: dict[str, Any]) -> Any:
 
 def cache_in(output: Any) -> Any:
     """The cache in what a model returned, by either name; None where there is none."""
-    return next((found for name in CACHES if (found := getattr(output, name, None)) is not None), None)
+    named = (getattr(output, name, None) for name in CACHES)
+    placed = (part for part in output if hasattr(part, "get_seq_length")) if isinstance(output, tuple) else ()
+    return next((found for found in (*named, *placed) if found is not None), None)
 
 
 def turn_of(cache: Any) -> Turn | None:

@@ -94,6 +94,31 @@ def test_decoding_by_hand_over_a_cache(family: str, method: str) -> None:
     torch.testing.assert_close(torch.stack(logits), torch.stack(expected.logits), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["fastv", "divprune"])
+def test_a_cache_in_a_tuple_and_a_pass_that_failed_leave_positions_right(method: str) -> None:
+    """A cache is also found where `return_dict=False`; a prompt whose pass failed is not taken for that of the next."""
+    model, other = tiny("llava"), prompt("llava", "image", [7])
+    two = prompt("llava", [5, 6], "image", [9], "image", [7])
+    new = {"input_ids": torch.tensor([[9]])}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    with torch.no_grad(), reduce(model, method, keep=0.5):
+        cache = model(**two, use_cache=True).past_key_values
+        expected = [model(**new, past_key_values=cache).logits for _ in range(2)]
+        cache = model(**two, use_cache=True, return_dict=False)[1]
+        found = [model(**new, past_key_values=cache).logits for _ in range(2)]
+        torch.testing.assert_close(found, expected)
+        cache = model(**two, use_cache=True).past_key_values
+        hook = model.lm_head.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            model(**other)
+        hook.remove()
+        found = [model(**new, past_key_values=cache).logits for _ in range(2)]
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("method", ["divprune", "cdpruner", "fastv"])
 def test_a_later_turn_may_have_a_picture_of_its_own_without_a_cache(method: str) -> None:
     """The selection of the first stays where it is frozen; that of the new one is made when it comes."""

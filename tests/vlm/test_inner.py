@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megavrc.errors import UserError
-from megavrc.reduction import METHODS
+from megavrc.reduction import METHODS, Reduction, Tokens, order, register
 from megavrc.vlm import reduce
 from megavrc.vlm.tiny import FAMILIES, IMAGE, TEXT, batch, prompt, tiny
 
@@ -240,3 +240,24 @@ def test_a_cut_before_any_layer(layer: int, monkeypatch: pytest.MonkeyPatch) -> 
                 answer(model, {**inputs, **second}),
             ]
     assert all(torch.equal(found, answers[0]) for found in answers)
+
+
+def test_a_prompt_may_end_with_its_picture() -> None:
+    """Its last token may be gone at a later layer; the last one that is left looks then."""
+    model, inputs = tiny("llava"), prompt("llava", [5, 6], "image")
+    with torch.no_grad(), reduce(model, "pyramiddrop", keep=0.5):
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_a_method_inside_the_llm_may_need_no_score() -> None:
+    def first(tokens: Tokens, count: int) -> Reduction:
+        return order.kept(tokens, torch.arange(count))
+
+    register("First", "baseline", place="llm", layers=(16,), kind="spatial")(first)
+    try:
+        model, inputs = tiny("llava"), prompt("llava", [5], "image", [6])
+        with torch.no_grad(), reduce(model, "first", keep=0.75) as seen:
+            model(**inputs)
+        assert seen.keep < 1
+    finally:
+        del METHODS["first"]
