@@ -239,9 +239,9 @@ def _missing(source: Path, missing: list[Entry], kept: list[Entry], root: Path |
             "into the table, or rename it"
         )
     if not kept:
-        raise UserError(
-            f"{source}: none of the {len(paths)} listed videos exists, {first}{hint or '; is --folder right?'}"
-        )
+        if hint:
+            raise UserError(f"{source}: none of the {len(paths)} listed videos exists, {first}{hint}")
+        raise UserError(f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?")
     return [f"{len(paths)} listed videos are missing and left out, {first}{hint}"]
 
 
