@@ -241,7 +241,9 @@ def _missing(source: Path, missing: list[Entry], kept: list[Entry], root: Path |
     if not kept:
         if hint:
             raise UserError(f"{source}: none of the {len(paths)} listed videos exists, {first}{hint}")
-        raise UserError(f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?")
+        raise UserError(
+            f"{source}: none of the {len(paths)} listed videos exists, {first}; is --folder right?"
+        )
     return [f"{len(paths)} listed videos are missing and left out, {first}{hint}"]
 
 

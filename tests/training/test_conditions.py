@@ -62,7 +62,9 @@ def test_cut_captions_are_said_and_refused_above_a_share(
     assert "9.09% are cut to 7 tokens" in caplog.text
     assert task.text is not None and f"the longest has {len(task.text.ids(LONG))}" in caplog.text
     state = {"config": {"stage": "image", "train": {"global_batch": 1}, "data": {"path": path}, "seed": 0}}
-    rows = training_rows({**state, "step": 1, "facts": task.facts, "identity": task.identity}, tmp_path)
+    rows = training_rows(
+        {**state, "step": 1, "facts": task.facts, "identity": {"data": task.identity["data"]["0"]}}, tmp_path
+    )
     assert "9.09% are cut to 7 tokens" in rows["incomplete samples"]
     caplog.clear()
     enough = VRCTask(run(tmp_path, [path], ConditionConfig(vocab=64, slots=64)))
