@@ -33,9 +33,8 @@ STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave the transparency of WebM out
 
-EXPLODE = {
-    "err_detect": "explode"
-}  # an error for each unit that HEVC's decoder drops with its picture, and only logs
+# HEVC's decoder only logs a unit that it drops with its picture; so it raises.
+EXPLODE = {"err_detect": "explode"}
 # Decoders that begin anywhere: pictures before the first whole one are predicted from an empty one, and called sound.
 BLIND = {"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "h263", "h263i", "h263p", "flv"}
 
@@ -171,11 +170,11 @@ class FrameDecoder(Iterator[Any]):
         self._transfer = self.stream.codec_context.color_trc  # of the container, before decoding changes it
         self._frames = self._decoded(container)
         self._slots: deque[int] = deque()
-        self._key: int | None = None  # when the first key frame is shown; of HEVC alone, as what follows
-        self._due: set[int] | None = (
-            set()
-        )  # when pictures are shown that have not come out; None: cannot be told
-        self._shown = -math.inf  # when the newest picture was
+        # Of HEVC alone: times of the first key frame and of the newest picture, and of those that have not come out yet
+        # (None: cannot be told).
+        self._key: int | None = None
+        self._shown = -math.inf
+        self._due: set[int] | None = set()
         self.slot: int | None = None  # of the newest frame, in the order of decoding; of the time base
 
     def _decoded(self, container: Any) -> Iterator[Any]:
